@@ -1,0 +1,3 @@
+"""The version of the distribution `deepseek-framework`."""
+
+__version__ = "0.1.0"

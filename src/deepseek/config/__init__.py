@@ -1,0 +1,12 @@
+"""Settings of a run: `model_config.yaml` or keyword arguments -> `RunConfig`.
+
+All problems are reported at once. Imports pydantic and ruamel.yaml, never torch.
+"""
+
+from deepseek.config.data import DataConfig as DataConfig
+from deepseek.config.model import ModelConfig as ModelConfig
+from deepseek.config.optimizer import OptimizerConfig as OptimizerConfig
+from deepseek.config.run import RunConfig as RunConfig
+from deepseek.config.run import resolve as resolve
+from deepseek.config.trainer import TrainerConfig as TrainerConfig
+from deepseek.config.validation import validate_settings as validate_settings

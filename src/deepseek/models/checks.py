@@ -1,0 +1,27 @@
+"""Rules that the arguments of more than one model obey, and the errors that say so."""
+
+from deepseek.errors import ConfigError
+
+
+def check_positive(**sizes: int) -> None:
+    """Raise `ConfigError` unless every size is a positive integer."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ConfigError(
+                f"{name}={size!r} is not a positive integer", fix=f"give {name} of 1 or more"
+            )
+
+
+def check_share(**shares: float) -> None:
+    """Raise `ConfigError` unless every share is in 0 <= share < 1."""
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise ConfigError(f"{name}={share} is not in 0 <= {name} < 1", fix=f"change {name}")
+
+
+def missing_head(model: str) -> ConfigError:
+    """Return the error of a forward pass through a model that does not know its classes."""
+    return ConfigError(
+        f"{model} has num_classes=None, so it has no head to compute logits with",
+        fix="give num_classes, call bind_classes(num_classes), or let Trainer learn it from the data",
+    )

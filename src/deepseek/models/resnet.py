@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deepseek.errors import ConfigError
 from deepseek.models.checks import check_positive, missing_head
+from deepseek.models.classifier import ImageClassifier
 from deepseek.models.hints import ParallelHints
 
 
@@ -39,7 +40,7 @@ class ResidualBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(x)) + shortcut)
 
 
-class ResNet(nn.Module):
+class ResNet(ImageClassifier):
     """ResNet for small images (CIFAR style).
 
     Args:
@@ -100,6 +101,11 @@ class ResNet(nn.Module):
             head=("linear",),
             prefers_channels_last=True,
         )
+
+    @property
+    def input_shape(self) -> tuple[int, None, None]:
+        """Channels of one image; any height and width."""
+        return self._config["channels"], None, None
 
     def bind_classes(self, num_classes: int) -> None:
         """Build a head.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from deepseek.errors import ConfigError
 from deepseek.models.attention import attention
 from deepseek.models.checks import check_positive, check_share, missing_head
+from deepseek.models.classifier import ImageClassifier
 from deepseek.models.hints import ParallelHints
 
 POOLS = ("cls", "mean")
@@ -104,7 +105,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.dropout(self.mlp(self.norm2(x))))
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(ImageClassifier):
     """Vision Transformer.
 
     Args:
@@ -206,6 +207,11 @@ class VisionTransformer(nn.Module):
             head=("norm", "head"),
             no_weight_decay=tokens,
         )
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image."""
+        return (self._config["channels"], *self.image_size)
 
     def bind_classes(self, num_classes: int) -> None:
         """Build a head, zero at first: the loss of an untrained model is `log(num_classes)`.

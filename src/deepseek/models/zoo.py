@@ -1,0 +1,211 @@
+"""Architectures by name: our own, which know their `ParallelHints`, and every name of timm.
+
+A name of ours wins over timm's; `timm/NAME` always means timm's. timm is imported when a name is not ours, or when
+names are listed.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import nn
+
+from deepseek.errors import ConfigError
+from deepseek.models.classifier import ImageClassifier
+from deepseek.models.resnet import ResNet
+from deepseek.models.vit import VisionTransformer
+from deepseek.registry import Registry, did_you_mean, nearest
+
+TIMM_PREFIX = "timm/"
+# Arguments of timm's factory that read files, fetch weights or change what a forward returns.
+_TIMM_RESERVED = frozenset(
+    "pretrained pretrained_cfg pretrained_cfg_overlay checkpoint_path cache_dir scriptable exportable"
+    " no_jit features_only num_classes".split()
+)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An entry of the zoo.
+
+    Attributes:
+        build: the class; its signature says which arguments a user may give.
+        preset: arguments that the name stands for; a user's own win.
+    """
+
+    build: Callable[..., ImageClassifier]
+    preset: Mapping[str, object] = field(default_factory=dict)
+
+
+class ArgumentProblem(NamedTuple):
+    """One argument that an architecture does not take.
+
+    Attributes:
+        key: name of the argument.
+        message: what is wrong.
+        suggestion: how to mend it.
+    """
+
+    key: str
+    message: str
+    suggestion: str
+
+
+ARCHITECTURES: Registry[Architecture] = Registry("model")
+ARCHITECTURES.register("vit")(Architecture(VisionTransformer))
+ARCHITECTURES.register("resnet")(Architecture(ResNet))
+# num_layers, dim, heads: Dosovitskiy et al. 2020, table 1, and Touvron et al. 2020, table 1.
+_VIT_SIZES = {
+    "tiny": (12, 192, 3),
+    "small": (12, 384, 6),
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+}
+_VIT_INPUTS = {
+    "tiny": ((224, 16), (32, 4)),
+    "small": ((224, 16), (32, 4)),
+    "base": ((224, 16), (224, 32)),
+    "large": ((224, 16),),
+}
+for _size, (_num_layers, _dim, _heads) in _VIT_SIZES.items():
+    for _image_size, _patch_size in _VIT_INPUTS[_size]:
+        ARCHITECTURES.register(f"vit_{_size}_patch{_patch_size}_{_image_size}")(
+            Architecture(
+                VisionTransformer,
+                {
+                    "image_size": _image_size,
+                    "patch_size": _patch_size,
+                    "num_layers": _num_layers,
+                    "dim": _dim,
+                    "heads": _heads,
+                },
+            )
+        )
+for _num_layers in (20, 32, 44, 56):
+    ARCHITECTURES.register(f"resnet{_num_layers}")(
+        Architecture(ResNet, {"num_layers": _num_layers})
+    )
+
+
+def list_models(*, own_only: bool = False) -> list[str]:
+    """Return the names of all architectures, ours first.
+
+    Args:
+        own_only: leave timm's out, and timm unimported.
+    """
+    own = ARCHITECTURES.names()
+    if own_only:
+        return own
+    return own + [name for name in _timm().list_models() if name not in ARCHITECTURES]
+
+
+def is_own(architecture: str) -> bool:
+    """Return whether the name is one of our own architectures."""
+    return architecture in ARCHITECTURES
+
+
+def timm_name(architecture: str) -> str:
+    """Return what timm calls an architecture that is not ours.
+
+    Raises:
+        ConfigError: if timm does not have it either; the message has the nearest names of both.
+    """
+    name = architecture.removeprefix(TIMM_PREFIX)
+    # is_model, not create_model: the latter also takes addresses and folders.
+    if isinstance(name, str) and _timm().is_model(name):
+        return name
+    close = nearest(name, list_models(), count=5)
+    raise ConfigError(
+        f"unknown architecture {architecture!r}",
+        fix=(
+            "did you mean " + ", ".join(f'"{entry}"' for entry in close) + "?"
+            if close
+            else "choose one of deepseek.models.list_models()"
+        ),
+    )
+
+
+def build_model(
+    architecture: str, num_classes: int | None, args: Mapping[str, object]
+) -> nn.Module:
+    """Build an architecture with fresh weights.
+
+    Args:
+        architecture: a name of `list_models`, or `timm/NAME`.
+        num_classes: outputs; `None` builds no head.
+        args: arguments of the architecture.
+
+    Raises:
+        ConfigError: if the name or an argument is unknown, or a value breaks a rule.
+    """
+    problems = check_model_args(architecture, args)
+    if problems:
+        raise ConfigError(
+            f"architecture {architecture!r}: " + "; ".join(entry.message for entry in problems),
+            fix="; ".join(entry.suggestion for entry in problems),
+        )
+    if is_own(architecture):
+        entry = ARCHITECTURES.get(architecture)
+        return entry.build(**{**entry.preset, **args, "num_classes": num_classes})
+    try:
+        return _timm().create_model(
+            timm_name(architecture), num_classes=num_classes or 0, **_for_timm(args)
+        )
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise ConfigError(
+            f"timm cannot build {architecture!r} with {dict(args)}: {error}",
+            fix="change or leave out the arguments that the message names",
+        ) from error
+
+
+def check_model_args(architecture: str, args: Mapping[str, object]) -> list[ArgumentProblem]:
+    """Return what is wrong with the arguments, without building any weights.
+
+    For timm's architectures only what can be known without building is checked.
+
+    Raises:
+        ConfigError: if the architecture is unknown.
+    """
+    if not is_own(architecture):
+        timm_name(architecture)
+        return [
+            ArgumentProblem(key, f"{key}={args[key]!r} is set elsewhere", f"leave {key} out")
+            for key in args
+            if key in _TIMM_RESERVED
+        ]
+    entry = ARCHITECTURES.get(architecture)
+    parameters = inspect.signature(entry.build).parameters
+    known = [name for name in parameters if name != "num_classes"]
+    problems = [
+        ArgumentProblem(key, f"unknown argument {key}={value!r}", did_you_mean(key, known))
+        for key, value in args.items()
+        if key not in known
+    ]
+    given = {**entry.preset, **args}
+    problems += [
+        ArgumentProblem(name, f"{name} is missing", f"give {name}")
+        for name in known
+        if name not in given and parameters[name].default is inspect.Parameter.empty
+    ]
+    return problems
+
+
+def name_of(model: ImageClassifier) -> str | None:
+    """Return the name under which a model's class is registered without a preset, if it is."""
+    for name in ARCHITECTURES.names():
+        entry = ARCHITECTURES.get(name)
+        if entry.build is type(model) and not entry.preset:
+            return name
+    return None
+
+
+def _for_timm(args: Mapping[str, object]) -> dict[str, object]:
+    """Translate our vocabulary where timm has another word for the same thing."""
+    words = {"channels": "in_chans", "image_size": "img_size"}
+    return {words.get(key, key): value for key, value in args.items()}
+
+
+def _timm():
+    return importlib.import_module("timm")  # 2.6 s, so not at import

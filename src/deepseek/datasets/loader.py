@@ -1,0 +1,344 @@
+"""Batches, in an order that can be taken up again anywhere: `DataLoader`.
+
+```
+for batch in loader:          # the rest of loader.epoch, from loader.position on
+    ...                       # loader.position has counted this batch already
+                              # afterwards: epoch + 1, position 0
+```
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from deepseek.datasets.foreign_dataset import ForeignDataset
+from deepseek.datasets.image_dataset import ImageDataset, too_many_bad
+from deepseek.datasets.sampler import BatchKeys, Progress
+from deepseek.datasets.spec import DataSpec
+from deepseek.errors import CheckpointError, ConfigError, DataError, DeepSeekError
+from deepseek.registry import Registry
+
+# name -> a function from a path, a transform and options to a data set
+INPUT_FORMATS: Registry[Callable] = Registry(
+    "input_format", {"image": "deepseek.datasets.image_dataset:ImageDataset"}
+)
+
+
+class BatchSource(Protocol):
+    """What a loader asks of a data set."""
+
+    @property
+    def is_light(self) -> bool:
+        """Whether worker processes would cost more than they save."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def get_batch(
+        self, indices: list[int], epoch: int
+    ) -> tuple[dict[str, Tensor], list[tuple[int, str]]]:
+        """Return the samples stacked, and the bad ones as (index, reason)."""
+        ...
+
+
+class Fetched(NamedTuple):
+    """What a worker sends: a batch and what it used up, or the error."""
+
+    batch: dict[str, Tensor]
+    num_samples: int
+    bad: list[tuple[int, str]]
+    error: DeepSeekError | None = None
+
+
+class DataLoader:
+    """Batches of a data set; without data a recipe, until `load` or `bind`.
+
+    Args:
+        data: a path, a data set of ours, or any map-style torch data set yielding (x, y) or a dict.
+        input_format: what a path holds: "image".
+        batch_size: samples in a batch.
+        shuffle: a new order each epoch; else the order of the data set.
+        num_workers: processes that prepare batches; "auto": none for small sets in memory, else one a core
+            beside the main one, 8 at the most. It does not change a batch.
+        seed: of the order, and of augmentation where `load` makes the data set.
+        drop_last: whether a smaller batch at the end of an epoch is left out.
+        transform: of the data set; None: its own.
+        prefetch_batches: how many batches each worker prepares ahead.
+
+    Attributes:
+        epoch: number of the pass that iteration gives next, from 0.
+        position: samples of this epoch that were handed out.
+        num_bad: samples that were skipped as they could not be read.
+    """
+
+    def __init__(
+        self,
+        data: str | os.PathLike | torch.utils.data.Dataset | None = None,
+        *,
+        input_format: str = "image",
+        batch_size: int = 32,
+        shuffle: bool = True,
+        num_workers: int | str = "auto",
+        seed: int = 0,
+        drop_last: bool = False,
+        transform: str | Callable | None = None,
+        prefetch_batches: int = 2,
+    ) -> None:
+        _check_arguments(batch_size, num_workers, prefetch_batches, seed)
+        INPUT_FORMATS.get(input_format)  # an unknown name fails here, not at `load`
+        self.input_format = input_format
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.num_workers = num_workers
+        self.seed = seed
+        self.drop_last = drop_last
+        self.transform = transform
+        self.prefetch_batches = prefetch_batches
+        self._progress = Progress()
+        self._dataset: torch.utils.data.Dataset | None = None
+        self._source: BatchSource | None = None
+        self._keys: BatchKeys | None = None
+        self._spec: DataSpec | None = None
+        self._torch_loader: torch.utils.data.DataLoader | None = None
+        self._bad: dict[int, str] = {}
+        if isinstance(data, str | os.PathLike):
+            self.load(data)
+        elif data is not None:
+            self.bind(data)
+
+    # -- recipe -> loader --------------------------------------------------------------------
+
+    def load(self, path: str | os.PathLike, **options) -> "DataLoader":
+        """Read the data set at `path` by `input_format`, and bind it.
+
+        Args:
+            path: as the data set takes it.
+            options: further arguments of the data set, such as `class_names` or `channels`.
+        """
+        options = {"seed": self.seed, **options}
+        if self.transform is not None:
+            options.setdefault("transform", self.transform)
+        return self._attach(INPUT_FORMATS.get(self.input_format)(path, **options))
+
+    def bind(self, dataset: torch.utils.data.Dataset) -> "DataLoader":
+        """Take a data set, and start at epoch 0."""
+        if self.transform is not None:
+            if not isinstance(dataset, ImageDataset):
+                raise ConfigError(
+                    f"transform={self.transform!r} would be ignored: {type(dataset).__name__}"
+                    " makes its own samples",
+                    fix="leave transform out, and transform inside the data set",
+                )
+            dataset = dataset.with_transform(self.transform)
+        return self._attach(dataset)
+
+    def _attach(self, dataset) -> "DataLoader":
+        source = (
+            dataset if isinstance(dataset, ImageDataset) else ForeignDataset(dataset, self.seed)
+        )
+        keys = BatchKeys(
+            len(source), self.batch_size, self.shuffle, self.drop_last, self.seed, self._progress
+        )
+        if len(keys) == 0:
+            raise DataError(
+                f"drop_last=True leaves no batch: {len(source)} samples, batch_size={self.batch_size}",
+                fix="lower batch_size, or set drop_last=False",
+            )
+        self._progress.epoch = self._progress.position = 0
+        self._dataset, self._source, self._keys = dataset, source, keys
+        self._spec, self._torch_loader, self._bad = source.spec, None, {}
+        return self
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether there is a data set."""
+        return self._source is not None
+
+    @property
+    def dataset(self) -> torch.utils.data.Dataset:
+        """The data set, as it was given or loaded."""
+        if self._dataset is None:
+            raise _unbound()
+        return self._dataset
+
+    @property
+    def spec(self) -> DataSpec:
+        """What the data set holds."""
+        if self._spec is None:
+            raise _unbound()
+        return self._spec
+
+    @property
+    def num_samples(self) -> int:
+        """Samples handed out in an epoch."""
+        return self._bound_keys().num_handed_out
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return len(self._bound_keys())
+
+    # -- progress ----------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """Number of the pass that iteration gives next, from 0."""
+        return self._progress.epoch
+
+    @property
+    def position(self) -> int:
+        """Samples of this epoch that were handed out."""
+        return self._progress.position
+
+    @property
+    def num_bad(self) -> int:
+        """Distinct samples that were skipped as they could not be read."""
+        return len(self._bad)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the loader is; what workers have prepared ahead is not counted."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from where `state_dict` was taken; the next iteration begins there.
+
+        Raises:
+            CheckpointError: if the content is something else, or lies beyond the data set.
+        """
+        values = [state.get("epoch"), state.get("position")]
+        if set(state) != {"epoch", "position"} or not all(
+            isinstance(value, int) and value >= 0 for value in values
+        ):
+            raise CheckpointError(
+                f"the loader's state {dict(state)!r} is not two counts, epoch and position",
+                fix="give what state_dict() returned",
+            )
+        if self.is_bound and state["position"] > self.num_samples:
+            raise CheckpointError(
+                f"position={state['position']} is beyond the {self.num_samples} samples of an"
+                " epoch: the state belongs to another data set",
+                fix="go on with the data set that the run began with",
+            )
+        self._progress.epoch, self._progress.position = state["epoch"], state["position"]
+
+    # -- iteration ---------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Yield the batches of `epoch` from `position` on; then count the epoch.
+
+        Raises:
+            DataError: if a sample cannot be read, too many had to be skipped, or a worker died.
+        """
+        self._bound_keys()
+        if self._torch_loader is None:
+            self._torch_loader = self._make_torch_loader()
+        fetches = iter(self._torch_loader)
+        while (fetched := self._next(fetches)) is not None:
+            if fetched.error is not None:
+                raise fetched.error
+            self._progress.position += fetched.num_samples
+            self._note_bad(fetched.bad)
+            if fetched.batch:
+                yield fetched.batch
+        self._progress.epoch += 1
+        self._progress.position = 0
+
+    def _next(self, fetches: Iterator[Fetched]) -> Fetched | None:
+        try:
+            return next(fetches, None)
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
+                raise
+            self._torch_loader = None
+            raise DataError(
+                f"a worker process of the loader died after sample {self.position} of epoch"
+                f" {self.epoch}: {error}",
+                fix="most often memory ran out (lower num_workers or batch_size), /dev/shm is too"
+                " small (docker run --shm-size), or a transform crashed the interpreter"
+                " (num_workers=0 shows where)",
+            ) from error
+
+    def _note_bad(self, bad: list[tuple[int, str]]) -> None:
+        if not bad:
+            return
+        self._bad.update(bad)
+        dataset = self._dataset
+        share = dataset.max_bad_share if isinstance(dataset, ImageDataset) else 0.0
+        if self._source is not None and len(self._bad) > share * len(self._source):
+            raise too_many_bad(list(self._bad.values()), len(self._source), share)
+
+    def _make_torch_loader(self) -> torch.utils.data.DataLoader:
+        if self._source is None:
+            raise _unbound()
+        num_workers = choose_num_workers(self.num_workers, self._source, len(self))
+        return torch.utils.data.DataLoader(
+            _Fetcher(self._source),
+            batch_sampler=self._keys,  # pyright: ignore[reportArgumentType]
+            num_workers=num_workers,
+            collate_fn=_as_is,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=self.prefetch_batches if num_workers else None,
+            persistent_workers=num_workers > 0,
+            # Its own: torch would draw a base seed from the global generator at each epoch.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def _bound_keys(self) -> BatchKeys:
+        if self._keys is None:
+            raise _unbound()
+        return self._keys
+
+
+class _Fetcher(torch.utils.data.Dataset):
+    """What torch's loader sees: a key (epoch, indices) gives a whole batch."""
+
+    def __init__(self, source: BatchSource) -> None:
+        self._source = source
+
+    def __getitems__(self, key: tuple[int, list[int]]) -> Fetched:
+        epoch, indices = key
+        try:
+            batch, bad = self._source.get_batch(indices, epoch)
+        except DeepSeekError as error:
+            # As a value: torch would rewrite the message around a traceback, and lose the fix.
+            return Fetched({}, len(indices), [], error)
+        return Fetched(batch, len(indices), bad)
+
+
+def choose_num_workers(num_workers: int | str, source: BatchSource, num_batches: int) -> int:
+    """Return the number of worker processes that "auto" stands for."""
+    if isinstance(num_workers, int):
+        return num_workers
+    if source.is_light or num_batches < 2:
+        return 0
+    num_cores = len(os.sched_getaffinity(0)) if os.name == "posix" else os.cpu_count() or 1
+    return min(max(num_cores - 1, 1), 8, num_batches)
+
+
+def _as_is(fetched: Fetched) -> Fetched:
+    return fetched
+
+
+def _check_arguments(
+    batch_size: int, num_workers: int | str, prefetch_batches: int, seed: int
+) -> None:
+    problems = []
+    if batch_size < 1:
+        problems.append(f"batch_size={batch_size!r} is not >= 1")
+    if num_workers != "auto" and (not isinstance(num_workers, int) or num_workers < 0):
+        problems.append(f'num_workers={num_workers!r} is neither "auto" nor a number >= 0')
+    if prefetch_batches < 1:
+        problems.append(f"prefetch_batches={prefetch_batches!r} is not >= 1")
+    if seed < 0:
+        problems.append(f"seed={seed!r} is not >= 0")
+    if problems:
+        raise ConfigError("; ".join(problems), fix="correct the arguments of DataLoader")
+
+
+def _unbound() -> ConfigError:
+    return ConfigError(
+        "this DataLoader is a recipe: it has no data yet",
+        fix="call data_loader.load(path) or data_loader.bind(dataset)",
+    )

@@ -1,0 +1,63 @@
+"""The order of samples: a pure function of (seed, epoch, position)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from deepseek.datasets.randomness import permutation
+
+
+@dataclass
+class Progress:
+    """How far a loader is: its epoch, and the samples of this epoch that were handed out."""
+
+    epoch: int = 0
+    position: int = 0
+
+
+@dataclass
+class BatchKeys(torch.utils.data.Sampler):
+    """Yields the keys of each batch, (epoch, indices), from `progress` on to the end of its epoch.
+
+    The epoch travels with the indices: worker processes that outlive an epoch need no word of it.
+
+    Args:
+        num_samples: in the data set.
+        batch_size: samples in a batch.
+        shuffle: a new order each epoch; else the order of the data set.
+        drop_last: whether a smaller batch at the end of an epoch is left out.
+        seed: of the order.
+        progress: read when iteration begins.
+    """
+
+    num_samples: int
+    batch_size: int
+    shuffle: bool
+    drop_last: bool
+    seed: int
+    progress: Progress = field(default_factory=Progress)
+
+    def __len__(self) -> int:
+        return -(-self.num_handed_out // self.batch_size)
+
+    @property
+    def num_handed_out(self) -> int:
+        """Samples of an epoch that are handed out."""
+        whole = self.num_samples - self.num_samples % self.batch_size
+        return whole if self.drop_last else self.num_samples
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        epoch, position = self.progress.epoch, self.progress.position
+        order = epoch_order(self.num_samples, self.seed, epoch, shuffle=self.shuffle)
+        for start in range(position, self.num_handed_out, self.batch_size):
+            end = min(start + self.batch_size, self.num_handed_out)
+            yield epoch, order[start:end].tolist()
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int, *, shuffle: bool) -> np.ndarray:
+    """Return the indices (int64) of an epoch, in their order."""
+    if not shuffle:
+        return np.arange(num_samples)
+    return permutation(num_samples, seed, epoch)

@@ -1,0 +1,109 @@
+"""Where pictures come from: a list of encoded pictures with a label each."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from deepseek.errors import DataError
+from deepseek.registry import nearest
+
+
+class ImageSource(ABC):
+    """Random access to pictures as they are stored.
+
+    Args:
+        layout: what the path was taken for, in words, for messages.
+        path: where it was found.
+        targets: class number of each picture, int64.
+        class_names: name of class 0, 1, ...
+    """
+
+    def __init__(
+        self, layout: str, path: str, targets: np.ndarray, class_names: Sequence[str]
+    ) -> None:
+        self.layout = layout
+        self.path = path
+        self.targets = np.ascontiguousarray(targets, dtype=np.int64)
+        self.class_names = tuple(class_names)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @abstractmethod
+    def read(self, index: int) -> bytes | np.ndarray:
+        """Return the encoded picture, or its pixels as uint8 (H, W) or (H, W, 3)."""
+
+    @abstractmethod
+    def describe(self, index: int) -> str:
+        """Return path or place of a picture, for messages."""
+
+
+def number_labels(
+    labels: Sequence[str | int], class_names: Sequence[str] | None, path: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Turn labels into class numbers.
+
+    With `class_names`, a label is one of these names, or else a number that counts in them. Without, the names
+    are the labels in order: by value where all are whole numbers, by alphabet otherwise.
+
+    Args:
+        labels: one a picture, text or number.
+        class_names: the classes, in the order of their numbers.
+        path: where the labels come from, for messages.
+
+    Returns:
+        Class numbers (int64), and the class names.
+
+    Raises:
+        DataError: if a label is empty, or fits no class.
+    """
+    distinct = sorted(set(labels), key=str)
+    for label in distinct:
+        if isinstance(label, str) and not label.strip():
+            raise DataError(
+                f"{path}: the label of entry {list(labels).index(label)} is empty",
+                fix="give every picture a label, or leave the picture out",
+            )
+    if class_names is None:
+        if all(_as_number(label) is not None for label in distinct):
+            distinct.sort(key=lambda label: int(label))
+        names = tuple(dict.fromkeys(_name_of(label) for label in distinct))
+        number_of = {name: i for i, name in enumerate(names)}
+        by_label = {label: number_of[_name_of(label)] for label in distinct}
+    else:
+        names = tuple(class_names)
+        by_label = {label: _find_class(label, names, path) for label in distinct}
+    numbers = np.fromiter((by_label[label] for label in labels), np.int64, len(labels))
+    return numbers, names
+
+
+def _as_number(label: str | int) -> int | None:
+    try:
+        return int(label)
+    except ValueError:
+        return None
+
+
+def _name_of(label: str | int) -> str:
+    number = _as_number(label)
+    return str(label).strip() if number is None else str(number)
+
+
+def _find_class(label: str | int, names: tuple[str, ...], path: str) -> int:
+    if str(label).strip() in names:
+        return names.index(str(label).strip())
+    number = _as_number(label)
+    if number is not None and 0 <= number < len(names):
+        return number
+    close = nearest(str(label), names)
+    raise DataError(
+        f"{path}: label {label!r} is none of the {len(names)} classes {_some(names)}",
+        fix=f"did you mean {close[0]!r}? Correct the label, or class_names"
+        if close
+        else "correct the label, or add it to class_names",
+    )
+
+
+def _some(names: Sequence[str], count: int = 10) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

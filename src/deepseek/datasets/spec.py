@@ -1,0 +1,171 @@
+"""What a data set holds: shapes, classes and normalisation, as plain data that a model file can carry."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from deepseek.datasets.normalization import Normalization
+from deepseek.errors import CheckpointError, ConfigError
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """One field of a sample: its shape without the batch dim, and its dtype by name ("uint8")."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __post_init__(self) -> None:
+        if not all(_is_int(size) and size >= 0 for size in self.shape):
+            raise ConfigError(
+                f"shape={self.shape!r} of a field has a size that is not an integer >= 0",
+                fix="give the shape of one sample, such as (3, 224, 224)",
+            )
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ConfigError(
+                f"dtype={self.dtype!r} of a field is not the name of a torch dtype",
+                fix='give a name such as "uint8", "float32" or "int64"',
+            )
+
+    def to_json(self) -> dict:
+        """Return a JSON-able dict; `from_json` reads it back."""
+        return {"shape": list(self.shape), "dtype": self.dtype}
+
+    @classmethod
+    def from_json(cls, content: Mapping) -> "FieldSpec":
+        """Build from what `to_json` returned.
+
+        Raises:
+            CheckpointError: if the content is something else.
+        """
+        check_keys(content, {"shape", "dtype"}, "field")
+        if not isinstance(content["shape"], list) or not isinstance(content["dtype"], str):
+            raise malformed("field", f"shape={content['shape']!r}, dtype={content['dtype']!r}")
+        try:
+            return cls(tuple(content["shape"]), content["dtype"])
+        except ConfigError as error:
+            raise malformed("field", error.message) from error
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a data set holds.
+
+    Args:
+        task: what is to be learnt: "classification".
+        fields: name -> shape and dtype of one sample's field; "inputs" and "targets".
+        class_names: name of class 0, 1, ...; empty where there are no classes.
+        class_counts: number of samples of each class.
+        transform: the evaluation transform in the string language; None for a Python callable.
+        normalization: what is applied to uint8 images on the device; None where inputs are floats.
+    """
+
+    task: str
+    fields: dict[str, FieldSpec]
+    class_names: tuple[str, ...] = ()
+    class_counts: tuple[int, ...] = ()
+    transform: str | None = None
+    normalization: Normalization | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.class_counts) != len(self.class_names):
+            raise ConfigError(
+                f"class_counts has {len(self.class_counts)} entries for"
+                f" {len(self.class_names)} class_names",
+                fix="give one count for each class name",
+            )
+        if len(set(self.class_names)) != len(self.class_names):
+            raise ConfigError(
+                f"class_names={self.class_names!r} has a name twice", fix="name each class once"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def to_json(self) -> dict:
+        """Return a JSON-able dict; `from_json` reads it back."""
+        return {
+            "task": self.task,
+            "fields": {name: field.to_json() for name, field in self.fields.items()},
+            "class_names": list(self.class_names),
+            "class_counts": list(self.class_counts),
+            "transform": self.transform,
+            "normalization": self.normalization.to_json() if self.normalization else None,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping) -> "DataSpec":
+        """Build from what `to_json` returned.
+
+        Raises:
+            CheckpointError: if the content is something else.
+        """
+        keys = {"task", "fields", "class_names", "class_counts", "transform", "normalization"}
+        check_keys(content, keys, "data spec")
+        task, transform, fields = content["task"], content["transform"], content["fields"]
+        if not isinstance(task, str) or not isinstance(transform, str | None):
+            raise malformed("data spec", f"task={task!r}, transform={transform!r}")
+        if not isinstance(fields, Mapping):
+            raise malformed("data spec", f"fields={fields!r}")
+        names = _typed_list(content["class_names"], "class_names", lambda x: isinstance(x, str))
+        counts = _typed_list(content["class_counts"], "class_counts", _is_int)
+        normalization = content["normalization"]
+        try:
+            return cls(
+                task=task,
+                fields={str(name): FieldSpec.from_json(field) for name, field in fields.items()},
+                class_names=tuple(names),
+                class_counts=tuple(counts),
+                transform=transform,
+                normalization=_read_normalization(normalization),
+            )
+        except ConfigError as error:
+            raise malformed("data spec", error.message) from error
+
+
+def check_keys(content: object, keys: set[str], what: str) -> None:
+    """Check that `content` is a mapping with exactly these keys.
+
+    Raises:
+        CheckpointError: if it is not; names the keys that are missing or unknown.
+    """
+    if not isinstance(content, Mapping):
+        raise malformed(what, f"it is a {type(content).__name__}, not a mapping")
+    missing, unknown = keys - content.keys(), content.keys() - keys
+    if missing or unknown:
+        raise malformed(what, f"missing={sorted(missing)}, unknown={sorted(map(str, unknown))}")
+
+
+def malformed(what: str, found: str) -> CheckpointError:
+    """Return the error for stored content that is not what `to_json` wrote."""
+    return CheckpointError(
+        f"the stored {what} is malformed: {found}",
+        fix="read a file written by this library, with this version or an older one",
+    )
+
+
+def _read_normalization(content: object) -> Normalization | None:
+    if content is None:
+        return None
+    check_keys(content, {"mean", "std"}, "normalization")
+    values = dict(content) if isinstance(content, Mapping) else {}
+    mean = _typed_list(values["mean"], "mean", _is_number)
+    std = _typed_list(values["std"], "std", _is_number)
+    return Normalization(tuple(map(float, mean)), tuple(map(float, std)))
+
+
+def _typed_list(content: object, what: str, fits) -> Sequence:
+    if not isinstance(content, list) or not all(fits(item) for item in content):
+        raise malformed("data spec", f"{what}={content!r}")
+    return content
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

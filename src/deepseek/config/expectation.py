@@ -49,9 +49,9 @@ def _alternatives(schema: dict[str, Any]) -> list[str]:
     kind = schema.get("type", "object")
     if kind == "array":
         return [_array(schema)]
-    limits = [f"{sign} {schema[name]:g}" for name, sign in BOUNDS.items() if name in schema]
+    limits = [f"{sign} {_figure(schema[name])}" for name, sign in BOUNDS.items() if name in schema]
     if kind == "string" and schema.get("minLength"):
-        limits.append("that is not empty")
+        return ["a text"]
     return [" ".join([KINDS[kind], " and ".join(limits)]).strip()]
 
 
@@ -61,6 +61,10 @@ def _array(schema: dict[str, Any]) -> str:
     if "prefixItems" in schema:
         return f"a list of {len(items)}, each a {each}"
     return f"a list, each entry a {each}"
+
+
+def _figure(number: float) -> str:
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 def _quoted(value: object) -> str:

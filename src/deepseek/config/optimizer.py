@@ -10,7 +10,7 @@ from deepseek.config.settings import Auto, BetaPair, Number, Settings, Switch
 class OptimizerConfig(Settings):
     """An optimizer and its numbers; what is `auto` follows the optimizer and the model."""
 
-    algorithm: str = Field("adamw", min_length=1)
+    algorithm: str = Field(default="adamw", min_length=1)
     """Name of the optimizer: `adamw`, `sgd`, ..."""
     learning_rate: Annotated[Number, Field(gt=0)] | Auto = "auto"
     """Highest learning rate of the run."""

@@ -17,17 +17,17 @@ SHARED = (("seed", None), ("num_workers", "data"))
 class RunConfig(Settings):
     """A run: data, model, trainer."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Name of the run; its folder is `OUTPUT/NAME-N`. Letters, digits, `.`, `_`, `-`."""
-    seed: Whole = Field(0, ge=0, lt=2**63)
+    seed: Whole = Field(default=0, ge=0, lt=2**63)
     """Decides weights, order of the data and augmentation."""
-    output: str = Field("runs", min_length=1)
+    output: str = Field(default="runs", min_length=1)
     """Folder in which the run's own folder is made."""
     data: DataConfig
-    """Training and validation data."""
+    """Training and validation data: at least `train`."""
     model: ModelConfig
-    """The model."""
-    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    """The model: at least `architecture`."""
+    trainer: TrainerConfig = TrainerConfig()
     """How the model is trained."""
 
     @model_validator(mode="after")

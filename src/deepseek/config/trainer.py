@@ -16,65 +16,67 @@ OPTIMIZERS_WITHOUT_BETAS = frozenset({"sgd", "rmsprop", "adagrad", "adadelta"})
 class TrainerConfig(Settings):
     """How a model is trained: steps, optimizer, schedule, precision, what is kept."""
 
-    batch_size: Whole = Field(32, ge=1, json_schema_extra=unit("samples"))
+    batch_size: Whole = Field(default=32, ge=1, json_schema_extra=unit("samples"))
     """Samples per optimizer step, over all ranks and micro-batches together."""
-    epochs: AtLeastOne | None = Field(10, json_schema_extra=unit("passes over the training data"))
+    epochs: AtLeastOne | None = Field(
+        default=10, json_schema_extra=unit("passes over the training data")
+    )
     """Passes over the training data. `null` if `max_steps` alone says when to stop."""
-    max_steps: AtLeastOne | None = Field(None, json_schema_extra=unit("optimizer steps"))
+    max_steps: AtLeastOne | None = Field(default=None, json_schema_extra=unit("optimizer steps"))
     """Optimizer steps after which the run ends, even within an epoch. `null`: no such limit."""
-    optimizer: str = Field("adamw", min_length=1)
+    optimizer: str = Field(default="adamw", min_length=1)
     """Name of the optimizer: `adamw`, `sgd`, ..."""
     lr: Annotated[Number, Field(gt=0)] | Auto = "auto"
     """Highest learning rate, reached after the warm-up. `auto`: by optimizer and model."""
     weight_decay: Annotated[Number, Field(ge=0)] | Auto = "auto"
     """Weight decay, per step and unit of learning rate. `auto`: usual for the optimizer."""
-    momentum: Number = Field(0.9, ge=0, lt=1)
+    momentum: Number = Field(default=0.9, ge=0, lt=1)
     """Momentum of SGD; the optimizers of the Adam family use `betas` instead."""
     betas: BetaPair | Auto = "auto"
     """Decay of the first and second moment, for the Adam family. `auto`: the optimizer's own."""
     schedule: Schedule = "cosine"
     """Shape of the learning rate between the warm-up and the end of the run."""
     warmup: Annotated[Whole, Field(ge=0)] | Annotated[Number, Field(ge=0, lt=1)] | Auto = Field(
-        "auto", json_schema_extra=unit("optimizer steps, or a share of the run")
+        default="auto", json_schema_extra=unit("optimizer steps")
     )
     """Rise of the learning rate from zero: steps if whole, a share of the run if below 1."""
-    min_lr_share: Number = Field(0.01, ge=0, le=1, json_schema_extra=unit("share of lr"))
+    min_lr_share: Number = Field(default=0.01, ge=0, le=1, json_schema_extra=unit("share of lr"))
     """Learning rate at the end of the run, as a share of `lr`."""
     precision: Precision = "auto"
     """Number format of the mathematics; weights stay fp32. `auto`: bf16 where the chip has it."""
-    grad_accum_steps: Whole = Field(1, ge=1, json_schema_extra=unit("micro-batches"))
+    grad_accum_steps: Whole = Field(default=1, ge=1, json_schema_extra=unit("micro-batches"))
     """Micro-batches that one optimizer step is cut into; must divide `batch_size`."""
     clip_grad_norm: Annotated[Number, Field(gt=0)] | None = 1.0
     """Largest L2 norm of the gradient; a longer one is scaled down. `null`: never."""
-    label_smoothing: Number = Field(0.0, ge=0, lt=1, json_schema_extra=unit("probability"))
+    label_smoothing: Number = Field(default=0.0, ge=0, lt=1, json_schema_extra=unit("probability"))
     """Probability taken from the true class and spread over all classes."""
     channels_last: Switch | Auto = "auto"
     """Memory order of images, `true` for NHWC. `auto`: where the model has convolutions."""
     eval_every: AtLeastOne | Literal["epoch"] = Field(
-        "epoch", json_schema_extra=unit("optimizer steps")
+        default="epoch", json_schema_extra=unit("optimizer steps")
     )
     """Steps between evaluations on the validation data, or `epoch`."""
     checkpoint_every: AtLeastOne | Literal["epoch"] | None = Field(
-        "epoch", json_schema_extra=unit("optimizer steps")
+        default="epoch", json_schema_extra=unit("optimizer steps")
     )
     """Steps between checkpoints, or `epoch`. `null`: none, the run cannot be resumed."""
-    keep_checkpoints: Whole = Field(2, ge=1, json_schema_extra=unit("checkpoints"))
+    keep_checkpoints: Whole = Field(default=2, ge=1, json_schema_extra=unit("checkpoints"))
     """Checkpoints that stay on disk, newest first."""
-    log_every: AtLeastOne | Auto = Field("auto", json_schema_extra=unit("optimizer steps"))
+    log_every: AtLeastOne | Auto = Field(default="auto", json_schema_extra=unit("optimizer steps"))
     """Steps between lines in `metrics.jsonl`; each costs one wait for the device."""
-    early_stopping: AtLeastOne | None = Field(None, json_schema_extra=unit("evaluations"))
+    early_stopping: AtLeastOne | None = Field(default=None, json_schema_extra=unit("evaluations"))
     """Evaluations without a better `monitor` after which the run stops. `null`: never."""
-    monitor: str = Field("auto", min_length=1)
+    monitor: str = Field(default="auto", min_length=1)
     """Metric that says which model is best, such as `val_accuracy`. `auto`: the task's own."""
     num_workers: Annotated[Whole, Field(ge=0)] | Auto = Field(
-        "auto", json_schema_extra=unit("processes")
+        default="auto", json_schema_extra=unit("processes")
     )
     """Processes that load and decode data. 0: in the training process itself."""
-    device: str = Field("auto", min_length=1)
+    device: str = Field(default="auto", min_length=1)
     """`cpu`, `cuda`, `cuda:1`, `mps`, ... `auto`: the first accelerator, else the CPU."""
-    seed: Whole = Field(0, ge=0, lt=2**63)
+    seed: Whole = Field(default=0, ge=0, lt=2**63)
     """Decides weights, order of the data and augmentation."""
-    loggers: Annotated[tuple[str, ...], Field(json_schema_extra=unit("names"))] = (
+    loggers: tuple[str, ...] = (
         "console",
         "jsonl",
         "tensorboard",

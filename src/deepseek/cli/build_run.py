@@ -1,0 +1,117 @@
+"""`RunConfig` -> data sets, model and trainer: the one place where settings become objects.
+
+Imported by commands when they run, never at start-up: it brings torch.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deepseek.config import DataConfig, ModelConfig, RunConfig
+from deepseek.datasets import ImageDataset
+from deepseek.errors import ConfigError, DataError
+from deepseek.models import ModelEngine
+from deepseek.models.zoo import check_model_args
+from deepseek.trainer import Trainer
+
+VAL_FOLDERS = ("val", "validation", "test")
+AUTO_VAL_SHARE = 0.1
+
+
+def check_args(architecture: str, args: dict[str, Any]) -> Sequence[tuple[str, str, str | None]]:
+    """Return what is wrong with the arguments of an architecture, before anything is built."""
+    return check_model_args(architecture, args)
+
+
+def build_data(config: DataConfig, seed: int) -> tuple[ImageDataset, ImageDataset | None]:
+    """Return the training data and the validation data, `None` if there is to be none.
+
+    Raises:
+        ConfigError: if the validation data are the training data.
+    """
+    train = _dataset(config, config.train, config.transform, seed)
+    val = _validation_source(config)
+    if val is None:
+        return train, None
+    if isinstance(val, str):
+        if Path(val).resolve() == Path(config.train).resolve():
+            raise ConfigError(
+                f"data.val={val} is data.train: the result would be too good",
+                fix="give data.val another folder, or a share such as 0.1",
+            )
+        return train, _dataset(config, val, _val_transform(config), seed)
+    train, held_back = train.split(val)
+    return train, held_back.with_transform(_val_transform(config))
+
+
+def build_model(config: ModelConfig) -> ModelEngine:
+    """Return the model, on the CPU, its head still open where the data decide the classes."""
+    return ModelEngine(
+        config.architecture, pretrained=config.pretrained, weights=config.weights, **config.args
+    )
+
+
+def build_trainer(config: RunConfig, *, run_dir: Path | None, resume: bool) -> Trainer:
+    """Return the trainer of a run.
+
+    Args:
+        config: resolved settings.
+        run_dir: folder of the run; the next free `OUTPUT/NAME-N` if `None`.
+        resume: whether `run_dir` holds a run to go on with.
+    """
+    train_data, val_data = build_data(config.data, config.seed)
+    settings = {name: getattr(config.trainer, name) for name in type(config.trainer).model_fields}
+    return Trainer(
+        build_model(config.model),
+        train_data,
+        val_data,
+        run_dir=run_dir,
+        name=config.name,
+        resume=run_dir if resume else None,
+        run_config=config,
+        **settings,
+    )
+
+
+def build_evaluation_data(engine: ModelEngine, path: str) -> ImageDataset:
+    """Return the labelled data at `path`, prepared as the model expects.
+
+    Raises:
+        DataError: if the classes of the data are not those of the model.
+    """
+    spec = engine.spec
+    dataset = ImageDataset(path, transform=spec.transform, channels=spec.fields["inputs"].shape[0])
+    known, found = list(spec.class_names), list(dataset.spec.class_names)
+    if known != found:
+        extra = [name for name in found if name not in known] or found
+        raise DataError(
+            f"the classes of {path} are not those of the model: {', '.join(extra[:5])} "
+            f"instead of {', '.join(known[:5])}, ...",
+            fix="name the class folders as they were in training",
+        )
+    return dataset
+
+
+def _dataset(config: DataConfig, path: str, transform: str, seed: int) -> ImageDataset:
+    return ImageDataset(
+        path,
+        transform=transform,
+        channels=config.channels,
+        on_bad_sample=config.on_bad_sample,
+        max_bad_share=config.max_bad_share,
+        seed=seed,
+    )
+
+
+def _validation_source(config: DataConfig) -> str | float | None:
+    if config.val != "auto":
+        return config.val
+    train = Path(config.train)
+    siblings = (train.parent / name for name in VAL_FOLDERS)
+    # A lone `data/test` beside `data/images` may be anything; beside `data/train` it is meant.
+    found = [path for path in siblings if path.is_dir()] if train.name == "train" else []
+    return str(found[0]) if found else AUTO_VAL_SHARE
+
+
+def _val_transform(config: DataConfig) -> str:
+    return config.transform if config.val_transform == "auto" else config.val_transform

@@ -1,0 +1,72 @@
+"""`deepseek init`: write a configuration to start from."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TEMPLATES = ("digits", "images")
+
+
+def init(
+    template: Annotated[str, typer.Argument(help="What to train: digits, images.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of your data, with one folder per class.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="File to write.")] = Path("model_config.yaml"),
+    force: Annotated[bool, typer.Option(help="Replace the file if it is there.")] = False,
+) -> None:
+    """Write a configuration to start from, and its JSON schema for editors."""
+    from deepseek.config import json_schema
+
+    text = filled_template(template, data, output)
+    if output.exists() and not force:
+        from deepseek.errors import ConfigError
+
+        raise ConfigError(
+            f"{output} is there already", fix="give another --output, or --force to replace it"
+        )
+    schema = output.with_suffix(".schema.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text, encoding="utf-8")
+    schema.write_text(json.dumps(json_schema(), indent=2) + "\n", encoding="utf-8")
+    command = "deepseek train" + (
+        "" if output.name == str(output) == "model_config.yaml" else f" {output}"
+    )
+    print(f"wrote {output} and {schema} (for editors)\nnext:  {command}")
+
+
+def filled_template(template: str, data: Path | None, output: Path) -> str:
+    """Return the text of a template with its names filled in.
+
+    Raises:
+        ConfigError: if there is no such template, or `data` is missing, wrong or not used.
+    """
+    from importlib.resources import files
+
+    from deepseek.errors import ConfigError
+    from deepseek.registry import did_you_mean
+
+    if template not in TEMPLATES:
+        raise ConfigError(f"unknown template {template!r}", fix=did_you_mean(template, TEMPLATES))
+    text = (files("deepseek.config") / "templates" / f"{template}.yaml").read_text("utf-8")
+    needs_data = "DATA_PATH" in text
+    if needs_data and data is None:
+        raise ConfigError(
+            f"the template {template} needs --data, the folder of your data",
+            fix=f"deepseek init {template} --data FOLDER",
+        )
+    if data is not None and not needs_data:
+        raise ConfigError(
+            f"the template {template} brings its own data; --data={data} would be ignored",
+            fix="deepseek init images --data FOLDER, or leave --data away",
+        )
+    if data is not None and not data.is_dir():
+        raise ConfigError(f"--data={data} is not a folder", fix="give the folder of your data")
+    # JSON's form of a text is YAML's too, whatever is in it; the name alone where that is safe.
+    path = str(data)
+    plain = path.replace("/", "").replace("_", "").replace("-", "").replace(".", "").isalnum()
+    path = path if plain and path[0] in "/._" else json.dumps(path, ensure_ascii=False)
+    text = text.replace("SCHEMA_FILE", output.with_suffix(".schema.json").name)
+    return text.replace("CONFIG_FILE", str(output)).replace("DATA_PATH", path)

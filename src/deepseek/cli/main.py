@@ -1,0 +1,103 @@
+"""The `deepseek` command.
+
+Each command is a file of its own and imports what is heavy inside its function: `deepseek --help`
+imports neither torch nor pydantic. Exit codes are those of `deepseek.errors`, 130 after Ctrl-C and
+143 after SIGTERM.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from deepseek.cli import config, evaluate, init, predict, report, runs, train
+from deepseek.cli.installation import require_own_package
+from deepseek.errors import DeepSeekError
+from deepseek.version import __version__
+
+app = typer.Typer(
+    name="deepseek",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train any PyTorch model, on a laptop or on a cluster, and take it into production.",
+    epilog="First steps:  deepseek init digits  and then  deepseek train",
+)
+app.command("init")(init.init)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("report")(report.report)
+app.add_typer(runs.app, name="runs")
+app.add_typer(config.app, name="config")
+
+
+@app.command("version")
+def version() -> None:
+    """Print the version."""
+    print(f"deepseek {__version__}")
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    del version  # the callback has printed it
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line; return the exit code."""
+    signal.signal(signal.SIGTERM, _exit_143)
+    try:
+        require_own_package()
+        code = app(args=train.with_resume_value(arguments), standalone_mode=True)
+        return code or 0
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except DeepSeekError as error:
+        if os.environ.get("DEEPSEEK_DEBUG") == "1":
+            raise
+        print_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has gone (`deepseek runs | head`): not an error, nothing to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def print_error(error: DeepSeekError) -> None:
+    """Print `error` to stderr, without a traceback."""
+    kind = type(error).__name__
+    head = "" if kind == "ConfigFileError" else f"{kind}: "
+    print(f"{head}{error}", file=sys.stderr)
+
+
+def _exit_143(signum: int, frame: object) -> None:
+    del signum, frame
+    raise SystemExit(143)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""`deepseek train`: configuration -> run folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_CONFIG = "model_config.yaml"
+
+
+def train(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG] [KEY=VALUE]...",
+            help="Configuration (model_config.yaml) and settings to change: trainer.epochs=5",
+        ),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[=RUN]",
+            help="Go on with the newest run, or with --resume=RUN (a name or a folder).",
+        ),
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the run; runs/NAME-N by default.")
+    ] = None,
+) -> None:
+    """Train the model that a configuration describes."""
+    from deepseek.cli.run_folders import find_run
+    from deepseek.config import read_config
+
+    path, overrides = split_arguments(arguments or [])
+    if resume is not None:
+        _refuse_ignored(arguments or [], overrides, run_dir)
+        run_dir = find_run(resume, name="--resume")
+        path = str(run_dir / "config.yaml")
+    from deepseek.cli.build_run import build_trainer, check_args
+
+    loaded = read_config(path, overrides, check_args=check_args)
+    for change in loaded.changes:
+        print(f"changed  {change}")
+    trainer = build_trainer(loaded.config, run_dir=run_dir, resume=resume is not None)
+    trainer.fit()
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the configuration file and the overrides among `arguments`.
+
+    Raises:
+        ConfigError: if there are two files.
+    """
+    from deepseek.errors import ConfigError
+
+    files = [entry for entry in arguments if "=" not in entry or Path(entry).is_file()]
+    overrides = [entry for entry in arguments if entry not in files]
+    if len(files) > 1:
+        raise ConfigError(
+            f"{len(files)} configuration files, {', '.join(files)}: a run has one",
+            fix="write settings to change as section.key=value, such as trainer.epochs=5",
+        )
+    return (files or [DEFAULT_CONFIG])[0], overrides
+
+
+def with_resume_value(arguments: Sequence[str]) -> list[str]:
+    """Return `arguments` with a bare `--resume` of `train` completed to `--resume=latest`.
+
+    An option with an optional value is more than the parser knows; so `--resume` never takes the
+    word behind it, which may be the configuration.
+    """
+    if not arguments or arguments[0] != "train":
+        return list(arguments)
+    return ["--resume=latest" if entry == "--resume" else entry for entry in arguments]
+
+
+def _refuse_ignored(
+    arguments: Sequence[str], overrides: Sequence[str], run_dir: Path | None
+) -> None:
+    from deepseek.errors import ConfigError
+
+    if run_dir is not None:
+        raise ConfigError(
+            f"--run-dir={run_dir} and --resume: a resumed run stays in its folder",
+            fix="leave --run-dir away",
+        )
+    if len(arguments) > len(overrides):
+        raise ConfigError(
+            "a configuration file and --resume: a resumed run has its own configuration",
+            fix="leave the file away; settings such as trainer.epochs=20 may be changed",
+        )

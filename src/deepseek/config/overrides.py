@@ -1,0 +1,64 @@
+"""`trainer.epochs=5` on the command line -> a value in the settings, with its place there."""
+
+import re
+from typing import Any
+
+from deepseek.config.document import Document, Fault, Place, Source, read_document
+from deepseek.config.problems import Path
+
+KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
+
+
+def apply_override(argument: str, document: Document) -> Path | None:
+    """Write the value of `argument` into `document`; return its path, `None` if it has a fault.
+
+    The value is YAML: `5`, `1e-3`, `null`, `[2, 2]`, `{dim: 64}`. The places of `document` then
+    point into the argument, so that a later problem with the value shows the argument.
+    """
+    source = Source("command line", (argument,), is_file=False)
+    key, equals, text = argument.partition("=")
+    if not equals or not KEY.fullmatch(key):
+        message = "is not of the form section.key=value, such as trainer.epochs=5"
+        document.faults.append(_fault(source, 0, len(argument), argument, message))
+        return None
+    path: Path = tuple(key.split("."))
+    if not text.strip():
+        message = f"has no value; write {key}=null or {key}='\"\"'"
+        document.faults.append(_fault(source, len(key), 1, key, message))
+        return None
+    read = read_document(text, source, at=path, column=len(key) + 1)
+    if read.faults:
+        document.faults += read.faults
+        return None
+    _forget(document, path)
+    column = 0
+    for depth, part in enumerate(path, start=1):
+        place = Place(source, 0, column, len(str(part)))
+        if depth == len(path):
+            document.keys[path] = place
+        else:
+            document.keys.setdefault(path[:depth], place)
+        column += len(str(part)) + 1
+    document.keys.update(read.keys)
+    document.places.update(read.places)
+    _write(document, path, read.values)
+    return path
+
+
+def _write(document: Document, path: Path, value: Any) -> None:
+    inner = document.values
+    for part in path[:-1]:
+        if not isinstance(inner.get(part), dict):
+            inner[part] = {}
+        inner = inner[part]
+    inner[path[-1]] = value
+
+
+def _forget(document: Document, path: Path) -> None:
+    for places in (document.keys, document.places):
+        for known in [known for known in places if known[: len(path)] == path]:
+            del places[known]
+
+
+def _fault(source: Source, column: int, width: int, name: str, message: str) -> Fault:
+    return Fault(Place(source, 0, column, max(1, width)), "override", name, message)

@@ -1,0 +1,18 @@
+"""Layer 3, optimisation and scheduling: when and how a step is taken."""
+
+from deepseek.trainer.callbacks import BestModel as BestModel
+from deepseek.trainer.callbacks import Callback as Callback
+from deepseek.trainer.callbacks import EarlyStopping as EarlyStopping
+from deepseek.trainer.evaluation import evaluate_model as evaluate_model
+from deepseek.trainer.finish import RUN_OUTPUTS as RUN_OUTPUTS
+from deepseek.trainer.history import History as History
+from deepseek.trainer.loggers import LOGGERS as LOGGERS
+from deepseek.trainer.loggers import Logger as Logger
+from deepseek.trainer.optimizer import OPTIMIZERS as OPTIMIZERS
+from deepseek.trainer.optimizer import Optimizer as Optimizer
+from deepseek.trainer.schedule import SCHEDULES as SCHEDULES
+from deepseek.trainer.schedule import Schedule as Schedule
+from deepseek.trainer.task import TASKS as TASKS
+from deepseek.trainer.task import ClassificationTask as ClassificationTask
+from deepseek.trainer.task import Task as Task
+from deepseek.trainer.trainer import Trainer as Trainer

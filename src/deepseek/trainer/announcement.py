@@ -1,0 +1,65 @@
+"""The three lines at the start of a run: machine, model, data. Every derived number is in them."""
+
+import torch
+
+from deepseek.datasets import DataLoader, DataSpec
+from deepseek.models import ModelEngine
+from deepseek.trainer.assembly import Assembly
+from deepseek.trainer.console import MIB, format_count
+from deepseek.trainer.run_folder import describe_device
+from deepseek.trainer.throughput import peak_memory_bytes, total_memory_bytes
+from deepseek.version import __version__
+
+
+def machine_line(device: torch.device, run: str, seed: int, resumed: str) -> str:
+    """Return the line on versions, machine and run."""
+    parts = [
+        f"deepseek {__version__}",
+        f"torch {torch.__version__}",
+        f"{describe_device(device)} ({torch.get_num_threads()} threads)"
+        if device.type == "cpu"
+        else describe_device(device),
+        f"run {run}",
+        f"seed {seed}",
+    ]
+    return " | ".join(parts + ([resumed] if resumed else []))
+
+
+def model_line(engine: ModelEngine, assembly: Assembly, device: torch.device) -> str:
+    """Return the line on the model and how it is trained."""
+    total = sum(p.numel() for p in engine.parameters())
+    trainable = sum(p.numel() for p in engine.parameters() if p.requires_grad)
+    parts = [f"model  {engine.architecture}", f"{format_count(total)}params"]
+    if trainable != total:
+        parts.append(f"({format_count(trainable)}trainable)")
+    if assembly.estimate and assembly.predicted_memory_bytes is not None:
+        # the process itself weighs something before the model does
+        base = peak_memory_bytes(device) if device.type == "cpu" else 0
+        predicted = (base + assembly.predicted_memory_bytes) / MIB
+        parts.append(f"{format_count(assembly.estimate.forward_flops)}FLOPs/img")
+        parts.append(
+            f"predicted memory {predicted:,.0f} of {total_memory_bytes(device) / MIB:,.0f} MiB"
+        )
+    precision = assembly.precision
+    parts.append(f"{precision.name} ({precision.reason})")
+    if assembly.channels_last:
+        parts.append("channels-last")
+    schedule, recipe = assembly.schedule, assembly.optimizer
+    parts.append(
+        f"{recipe.algorithm} lr {recipe.learning_rate:g} wd {recipe.weight_decay:g} "
+        f"{schedule.name}, {schedule.warmup_steps} of {schedule.max_steps} steps warm-up"
+    )
+    return "  ".join(parts)
+
+
+def data_line(train: DataLoader, val: DataLoader | None, spec: DataSpec) -> str:
+    """Return the line on the data."""
+    parts = [f"data   train {len(train.dataset):,}"]
+    parts.append(f"val {len(val.dataset):,}" if val is not None else "no validation data")
+    if spec.class_names:
+        counts = spec.class_counts
+        spread = f" (min {min(counts):,} max {max(counts):,})" if counts else ""
+        parts.append(f"classes {spec.num_classes}{spread}")
+    shape = "x".join(str(size) for size in spec.fields["inputs"].shape)
+    parts += [f"inputs {shape}", f"batch {train.batch_size}", f"workers {train.num_workers}"]
+    return "  ".join(parts)

@@ -1,0 +1,121 @@
+"""From settings to a step that can be taken: every `auto` is resolved here, once."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from deepseek.config import TrainerConfig
+from deepseek.datasets import DataSpec
+from deepseek.models import ModelEngine
+from deepseek.trainer.estimate import StepEstimate, estimate_step
+from deepseek.trainer.optimizer import Optimizer
+from deepseek.trainer.precision import Precision, resolve_precision
+from deepseek.trainer.schedule import Schedule, resolve_warmup
+from deepseek.trainer.step import TrainStep
+from deepseek.trainer.task import Task
+
+MAX_AUTO_LOG_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A `TrainStep` and what was derived on the way to it."""
+
+    step: TrainStep
+    optimizer: Optimizer
+    schedule: Schedule
+    precision: Precision
+    channels_last: bool
+    log_every: int
+    max_steps: int
+    num_epochs: int
+    estimate: StepEstimate | None
+    predicted_memory_bytes: float | None
+
+
+def recipe_from(config: TrainerConfig, optimizer: Optimizer | None) -> Optimizer:
+    """Return the given recipe, or the one that the settings describe."""
+    if optimizer is not None:
+        return optimizer
+    takes_momentum = config.optimizer in ("sgd", "rmsprop")
+    return Optimizer(
+        config.optimizer,
+        config.lr,
+        config.weight_decay,
+        momentum=config.momentum if takes_momentum else None,
+        betas=None if config.betas == "auto" else config.betas,
+    )
+
+
+def assemble(
+    engine: ModelEngine,
+    task: Task,
+    spec: DataSpec,
+    recipe: Optimizer,
+    config: TrainerConfig,
+    steps_per_epoch: int,
+    device: torch.device,
+) -> Assembly:
+    """Put a bound engine on its device and build its step."""
+    max_steps, num_epochs = count_steps(config, steps_per_epoch)
+    micro_batch_size = config.batch_size // config.grad_accum_steps
+    estimate = estimate_step(engine.module, spec.fields["inputs"].shape)
+    step_flops = estimate.step_flops(micro_batch_size) if estimate else None
+    precision = resolve_precision(config.precision, device, step_flops)
+    channels_last = config.channels_last
+    if channels_last == "auto":
+        channels_last = prefers_channels_last(engine.module)
+    engine.to(device)
+    if channels_last:
+        engine.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = recipe.bind(engine.module, frozenset(engine.hints.no_weight_decay))
+    warmup = resolve_warmup(config.warmup, config.schedule, max_steps)
+    schedule = Schedule(
+        config.schedule, recipe.learning_rate, max_steps, warmup, config.min_lr_share
+    )
+    step = TrainStep(
+        engine,
+        task,
+        optimizer,
+        schedule,
+        precision,
+        grad_accum_steps=config.grad_accum_steps,
+        clip_grad_norm=config.clip_grad_norm,
+        device=device,
+        channels_last=channels_last,
+    )
+    log_every = config.log_every
+    if log_every == "auto":
+        log_every = max(1, min(MAX_AUTO_LOG_EVERY, steps_per_epoch // 10))
+    memory = None
+    if estimate:
+        states = 2 if recipe.algorithm in ("adam", "adamw", "nadamw", "lamb", "adan") else 1
+        share = 1.0 if precision.name == "fp32" else 0.5
+        memory = estimate.memory_bytes(micro_batch_size, states, share)
+    return Assembly(
+        step,
+        recipe,
+        schedule,
+        precision,
+        channels_last,
+        log_every,
+        max_steps,
+        num_epochs,
+        estimate,
+        memory,
+    )
+
+
+def count_steps(config: TrainerConfig, steps_per_epoch: int) -> tuple[int, int]:
+    """Return (optimizer steps of the run, epochs it touches)."""
+    by_epochs = None if config.epochs is None else config.epochs * steps_per_epoch
+    given = [steps for steps in (by_epochs, config.max_steps) if steps is not None]
+    max_steps = min(given)
+    return max_steps, -(-max_steps // steps_per_epoch)
+
+
+def prefers_channels_last(module: nn.Module) -> bool:
+    """Return whether most of the weights are those of convolutions over images."""
+    conv = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Conv2d))
+    return 2 * conv > sum(p.numel() for p in module.parameters())

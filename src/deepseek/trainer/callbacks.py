@@ -1,0 +1,134 @@
+"""Callbacks observe a run and may ask it to stop; their state is part of the checkpoint.
+
+```
+on_fit_begin
+for each step:  on_step_end
+    when due:   on_eval_end
+for each epoch: on_epoch_end
+on_fit_end
+```
+They never edit the model, the optimizer or a batch.
+"""
+
+from typing import TYPE_CHECKING
+
+from deepseek.errors import ConfigError
+
+if TYPE_CHECKING:
+    from deepseek.trainer.step import StepResult
+    from deepseek.trainer.trainer import Trainer
+
+
+class Callback:
+    """Base with every event as a no-op; override what you need."""
+
+    def on_fit_begin(self, trainer: "Trainer") -> None:
+        """Before the first step."""
+
+    def on_step_end(self, trainer: "Trainer", result: "StepResult") -> None:
+        """After every optimizer step; `result` is on the device, reading it waits."""
+
+    def on_eval_end(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
+        """After every evaluation on the validation data."""
+
+    def on_epoch_end(self, trainer: "Trainer", record: dict) -> None:
+        """After every epoch; `record` is its line in `metrics.jsonl`."""
+
+    def on_fit_end(self, trainer: "Trainer") -> None:
+        """After the last step, before the report is drawn."""
+
+    def state_dict(self) -> dict:
+        """Return JSON-able state for the checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take the state back."""
+
+
+class BestModel(Callback):
+    """Keeps the model of the best evaluation as `model.bin`.
+
+    Args:
+        monitor: name of a metric of the evaluation.
+        higher_is_better: its direction.
+    """
+
+    def __init__(self, monitor: str, higher_is_better: bool) -> None:
+        self.monitor = monitor
+        self.higher_is_better = higher_is_better
+        self.best: float | None = None
+        self.best_step: int | None = None
+
+    def is_better(self, value: float) -> bool:
+        """Return whether `value` beats the best so far; NaN never does."""
+        if self.best is None:
+            return value == value
+        return value > self.best if self.higher_is_better else value < self.best
+
+    def on_eval_end(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
+        """Save the model if it is the best so far."""
+        value = monitored(metrics, self.monitor)
+        if self.is_better(value):
+            self.best, self.best_step = value, trainer.step
+            trainer.model.save(trainer.folder.model)
+
+    def state_dict(self) -> dict:
+        """Return the best value and its step."""
+        return {"best": self.best, "best_step": self.best_step}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take them back."""
+        self.best, self.best_step = state["best"], state["best_step"]
+
+
+class EarlyStopping(Callback):
+    """Asks to stop after `patience` evaluations in a row without improvement.
+
+    Args:
+        monitor: name of a metric of the evaluation.
+        patience: evaluations.
+        higher_is_better: direction of the metric.
+    """
+
+    def __init__(self, monitor: str, patience: int, higher_is_better: bool) -> None:
+        self.monitor = monitor
+        self.patience = patience
+        self.higher_is_better = higher_is_better
+        self.best: float | None = None
+        self.num_worse = 0
+
+    def on_eval_end(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
+        """Count, and stop when patience is at its end."""
+        value = monitored(metrics, self.monitor)
+        sign = 1 if self.higher_is_better else -1
+        if self.best is None or sign * value > sign * self.best:
+            self.best, self.num_worse = value, 0
+            return
+        self.num_worse += 1
+        if self.num_worse >= self.patience:
+            trainer.request_stop(
+                f"{self.monitor} did not improve in {self.patience} evaluations"
+                f" (best {self.best:.4g})"
+            )
+
+    def state_dict(self) -> dict:
+        """Return the best value and the count."""
+        return {"best": self.best, "num_worse": self.num_worse}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take them back."""
+        self.best, self.num_worse = state["best"], state["num_worse"]
+
+
+def monitored(metrics: dict[str, float], name: str) -> float:
+    """Return a metric by name.
+
+    Raises:
+        ConfigError: the evaluation does not give it.
+    """
+    if name not in metrics:
+        raise ConfigError(
+            f"monitor={name!r} is not a metric of this run",
+            fix=f"choose one of: {', '.join(sorted(metrics))}",
+        )
+    return metrics[name]

@@ -1,0 +1,88 @@
+"""What a step will cost, before it is taken: FLOPs and bytes, counted on the meta device.
+
+No weight is copied and no random number drawn: the model is mirrored onto `meta`, where a forward
+    pass has shapes only.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class StepEstimate:
+    """Cost of one forward pass of one sample, and of the state that training keeps.
+
+    `forward_flops` counts a multiply-add as two. Bytes are of fp32.
+    """
+
+    num_parameters: int
+    num_trainable: int
+    forward_flops: float
+    activation_bytes: float
+
+    def step_flops(self, batch_size: int) -> float:
+        """Forward and backward of a batch: the backward pass does twice the forward's work."""
+        return 3 * self.forward_flops * batch_size
+
+    def memory_bytes(
+        self, batch_size: int, state_per_parameter: int, activation_share: float
+    ) -> float:
+        """Weights, gradients, optimizer state and saved activations.
+
+        Args:
+            batch_size: samples in one forward pass.
+            state_per_parameter: fp32 values that the optimizer keeps per parameter (Adam: 2).
+            activation_share: bytes of an activation relative to fp32 (about 0.5 in bf16).
+        """
+        fixed = 4 * self.num_parameters + 4 * (1 + state_per_parameter) * self.num_trainable
+        return fixed + self.activation_bytes * batch_size * activation_share
+
+
+def estimate_step(module: nn.Module, input_shape: tuple[int, ...]) -> StepEstimate | None:
+    """Estimate one sample's forward pass; `None` for a model that cannot run on shapes alone.
+
+    Args:
+        module: the model, which is left as it is.
+        input_shape: of one sample, without the batch dim.
+    """
+    parameters = list(module.parameters())
+    try:
+        mirror = _mirror_on_meta(module)
+        # two samples: a batch norm refuses to train on one value per channel
+        inputs = torch.empty((2, *input_shape), device="meta")
+        saved: dict[int, int] = {}
+        weights = {id(p) for p in mirror.parameters()}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            if id(tensor) not in weights:
+                saved[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
+                held.append(tensor)
+            return tensor
+
+        held: list[torch.Tensor] = []  # so that ids stay unique
+        counter = FlopCounterMode(display=False)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), counter:
+            mirror(inputs)
+    except Exception:
+        # any model may do anything in its forward; the estimate is a courtesy
+        return None
+    return StepEstimate(
+        num_parameters=sum(p.numel() for p in parameters),
+        num_trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        forward_flops=counter.get_total_flops() / 2,
+        activation_bytes=sum(saved.values()) / 2,
+    )
+
+
+def _mirror_on_meta(module: nn.Module) -> nn.Module:
+    mirrored: dict[int, object] = {}
+    for parameter in module.parameters():
+        meta = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        mirrored[id(parameter)] = meta
+    for buffer in module.buffers():
+        mirrored[id(buffer)] = buffer.to("meta")
+    return copy.deepcopy(module, mirrored).train()

@@ -1,0 +1,179 @@
+"""Optimizer recipes: named now, bound to the parameters of a model later.
+
+Norms, biases and other vectors get no weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101,
+and every recipe since). torch's own fused kernels are used where they exist for the parameters'
+device.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from deepseek.errors import ConfigError
+from deepseek.registry import Registry
+
+ParamGroups = list[dict]
+FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """How an optimizer is made, and the settings an expert would start from.
+
+    `build` takes parameter groups and keyword arguments; `options` are the names it knows.
+    """
+
+    build: Callable[..., torch.optim.Optimizer]
+    learning_rate: float
+    weight_decay: float
+    options: frozenset[str]
+    has_fused: bool = False
+
+
+OPTIMIZERS: Registry[Algorithm] = Registry("optimizer")
+
+
+def _add_torch(name: str, cls: type, lr: float, decay: float, options: str, fused: bool) -> None:
+    algorithm = Algorithm(cls, lr, decay, frozenset(options.split()), fused)
+    OPTIMIZERS.register(name)(algorithm)
+
+
+def _add_timm(name: str, lr: float, decay: float, options: str) -> None:
+    def build(groups: ParamGroups, **settings) -> torch.optim.Optimizer:
+        import timm.optim  # seconds to import
+
+        return timm.optim.create_optimizer_v2(groups, opt=name, **settings)
+
+    OPTIMIZERS.register(name)(Algorithm(build, lr, decay, frozenset(options.split())))
+
+
+_add_torch("sgd", torch.optim.SGD, 0.05, 5e-4, "momentum nesterov", fused=True)
+_add_torch("adam", torch.optim.Adam, 1e-3, 0.0, "betas eps", fused=True)
+_add_torch("adamw", torch.optim.AdamW, 1e-3, 0.05, "betas eps", fused=True)
+_add_torch("nadamw", torch.optim.NAdam, 1e-3, 0.05, "betas eps", fused=False)
+_add_torch("adagrad", torch.optim.Adagrad, 1e-2, 0.0, "eps", fused=True)
+_add_torch("rmsprop", torch.optim.RMSprop, 1e-3, 0.0, "momentum eps", fused=False)
+_add_torch("adafactor", torch.optim.Adafactor, 1e-2, 0.0, "", fused=False)
+_add_timm("lamb", 5e-3, 0.02, "betas eps")  # You et al. 2020, arXiv 1904.00962
+_add_timm("lion", 1e-4, 0.5, "betas")  # Chen et al. 2023, arXiv 2302.06675
+_add_timm("muon", 2e-2, 0.05, "momentum nesterov eps")  # Jordan 2024; AdamW for vectors
+_add_timm("adan", 1e-3, 0.02, "eps")  # Xie et al. 2022, arXiv 2208.06677
+
+
+class Optimizer:
+    """A recipe for an optimizer.
+
+    Args:
+        algorithm: a name of `OPTIMIZERS`: sgd, adam, adamw, lamb, lion, muon, ...
+        learning_rate: peak learning rate; `"auto"` takes the algorithm's usual one.
+        weight_decay: for weights of two or more dimensions; `"auto"` likewise.
+        momentum, nesterov, betas, eps: where the algorithm has them; setting one that it has not
+            is an error.
+
+    Raises:
+        ConfigError: unknown algorithm, a number out of range, an option that the algorithm does
+            not have.
+
+    Example:
+        >>> from torch import nn
+        >>> bound = Optimizer(algorithm="adam", learning_rate=0.001).bind(nn.Linear(2, 2))
+        >>> type(bound).__name__, len(bound.param_groups)
+        ('Adam', 2)
+    """
+
+    def __init__(
+        self,
+        algorithm: str = "adamw",
+        learning_rate: float | Literal["auto"] = "auto",
+        weight_decay: float | Literal["auto"] = "auto",
+        *,
+        momentum: float | None = None,
+        nesterov: bool | None = None,
+        betas: tuple[float, float] | None = None,
+        eps: float | None = None,
+    ) -> None:
+        entry = OPTIMIZERS.get(algorithm.lower())
+        self.algorithm = algorithm.lower()
+        self.learning_rate = entry.learning_rate if learning_rate == "auto" else learning_rate
+        self.weight_decay = entry.weight_decay if weight_decay == "auto" else weight_decay
+        given = {"momentum": momentum, "nesterov": nesterov, "betas": betas, "eps": eps}
+        self.options = {name: value for name, value in given.items() if value is not None}
+        self._check(entry)
+
+    def _check(self, entry: Algorithm) -> None:
+        if not 0 < self.learning_rate < float("inf"):
+            raise ConfigError(
+                f"learning_rate={self.learning_rate} is not a positive number",
+                fix='give a number above 0, or "auto"',
+            )
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ConfigError(f"weight_decay={self.weight_decay} is below 0", fix="give 0 or more")
+        foreign = sorted(self.options.keys() - entry.options)
+        if foreign:
+            known = ", ".join(sorted(entry.options)) or "none"
+            raise ConfigError(
+                f"optimizer {self.algorithm!r} has no {', '.join(foreign)}",
+                fix=f"remove it; {self.algorithm} takes: {known}",
+            )
+
+    def bind(
+        self, module: nn.Module, no_weight_decay: frozenset[str] = frozenset()
+    ) -> torch.optim.Optimizer:
+        """Return the torch optimizer over the parameters of `module` that want a gradient.
+
+        Args:
+            module: the model.
+            no_weight_decay: names of further parameters without decay (position tables, ...).
+
+        Raises:
+            ConfigError: the module has nothing to train.
+        """
+        entry = OPTIMIZERS.get(self.algorithm)
+        groups = group_parameters(module, self.weight_decay, no_weight_decay)
+        settings: dict = {"lr": self.learning_rate, **self.options}
+        devices = {parameter.device.type for group in groups for parameter in group["params"]}
+        if entry.has_fused and devices <= FUSED_DEVICES and len(devices) == 1:
+            settings["fused"] = True
+        if self.algorithm == "nadamw":
+            settings["decoupled_weight_decay"] = True
+        return entry.build(groups, **settings)
+
+    def describe(self) -> Mapping[str, object]:
+        """Return every number of the recipe, for the run's config and the console."""
+        return {
+            "algorithm": self.algorithm,
+            "learning_rate": self.learning_rate,
+            "weight_decay": self.weight_decay,
+            **self.options,
+        }
+
+    def __repr__(self) -> str:
+        return "Optimizer(" + ", ".join(f"{k}={v!r}" for k, v in self.describe().items()) + ")"
+
+
+def group_parameters(
+    module: nn.Module, weight_decay: float, no_weight_decay: frozenset[str] = frozenset()
+) -> ParamGroups:
+    """Split parameters into one group with and one without weight decay.
+
+    Raises:
+        ConfigError: no parameter of `module` requires a gradient.
+    """
+    decayed, plain = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            is_plain = parameter.ndim <= 1 or name in no_weight_decay
+            (plain if is_plain else decayed).append(parameter)
+    if not decayed and not plain:
+        raise ConfigError(
+            f"{type(module).__name__} has no parameter that requires a gradient",
+            fix="unfreeze a part of the model (requires_grad_(True)), or only evaluate it",
+        )
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,167 @@
+"""The folder of a run: numbered, never overwritten, readable without this library."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from deepseek.errors import CheckpointError, ConfigError
+from deepseek.version import __version__
+
+RUNS = Path("runs")
+REPORTED_PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "pillow")
+
+
+class RunFolder:
+    """Paths and appenders of one run.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.evaluation = self.path / "evaluation"
+        self.model = self.path / "model.bin"
+        self.metrics = self.path / "metrics.jsonl"
+        self.events = self.path / "events.jsonl"
+        self.log = self.path / "log.txt"
+
+    @classmethod
+    def create(cls, name: str, path: str | Path | None = None) -> "RunFolder":
+        """Make `runs/NAME-N` with the next free N, or exactly `path`, which must hold no run yet.
+
+        Raises:
+            ConfigError: `path` holds a run already, or the folder cannot be made.
+        """
+        try:
+            if path is not None:
+                return cls._create_at(Path(path))
+            number = 1
+            while True:
+                try:
+                    (RUNS / f"{name}-{number}").mkdir(parents=True)
+                    return cls(RUNS / f"{name}-{number}")
+                except FileExistsError:
+                    number += 1
+        except OSError as error:
+            raise ConfigError(
+                f"the run folder cannot be made: {error}", fix="choose another run_dir"
+            ) from error
+
+    @classmethod
+    def _create_at(cls, path: Path) -> "RunFolder":
+        if (path / "metrics.jsonl").exists():
+            raise ConfigError(
+                f"run_dir={str(path)!r} holds a run already",
+                fix="choose another run_dir, or resume it with resume=True",
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(path)
+
+    @classmethod
+    def find(cls, name: str, path: str | Path | None, resume: str | Path | bool) -> "RunFolder":
+        """Return the run to resume: what `resume` names, else `path`, else the newest.
+
+        Raises:
+            CheckpointError: there is no such run.
+        """
+        if not isinstance(resume, bool):
+            folder = Path(resume)
+        elif path is not None:
+            folder = Path(path)
+        else:
+            found = [run for run in RUNS.glob(f"{name}-*") if run.name[len(name) + 1 :].isdigit()]
+            folder = max(found, key=lambda run: int(run.name[len(name) + 1 :]), default=RUNS)
+        if folder.name.startswith("step_"):
+            folder = folder.parent.parent
+        if not (folder / "checkpoints").is_dir():
+            raise CheckpointError(
+                f"no checkpoints to resume from in {str(folder)!r}",
+                fix="give the run folder: resume='runs/NAME-N'",
+            )
+        return cls(folder)
+
+    def write_json(self, name: str, body: dict) -> None:
+        """Write `body` as the file `name`, whole or not at all."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.new")
+        aside.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.replace(path)
+
+    def add_event(self, kind: str, **details: object) -> None:
+        """Append a line to `events.jsonl`."""
+        event = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "kind": kind, **details}
+        with self.events.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the lines of `metrics.jsonl` after `step`: a resumed run writes them again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                is_past = json.loads(line)["step"] <= step
+            except (ValueError, KeyError):
+                continue  # the half line of a killed process
+            if is_past:
+                kept.append(line + "\n")
+        aside = self.metrics.with_name(".metrics.new")
+        aside.write_text("".join(kept), encoding="utf-8")
+        aside.replace(self.metrics)
+
+
+def describe_environment(seed: int, device: torch.device) -> dict:
+    """Return versions, machine, git revision, arguments and seed."""
+    packages = {}
+    for package in REPORTED_PACKAGES:
+        try:
+            packages[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "deepseek": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": packages,
+        "device": describe_device(device),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "git": _git_revision(),
+        "argv": sys.argv,
+        "seed": seed,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def describe_device(device: torch.device) -> str:
+    """Return the name of the chip, as a person would say it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
+        return f"{name} x{os.cpu_count()}"
+    return device.type
+
+
+def _git_revision() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,101 @@
+"""Learning-rate schedules as pure functions of the step: nothing to save, nothing to drift."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from deepseek.errors import ConfigError
+from deepseek.registry import Registry
+
+# (progress after warm-up in [0, 1], share of the peak at the end) -> share of the peak
+Shape = Callable[[float, float], float]
+SCHEDULES: Registry[Shape] = Registry("schedule")
+AUTO_WARMUP_SHARE = 0.05
+WSD_DECAY_SHARE = 0.2
+
+
+@SCHEDULES.register("constant")
+def constant(progress: float, end: float) -> float:
+    """Stay at the peak."""
+    return 1.0
+
+
+@SCHEDULES.register("linear")
+def linear(progress: float, end: float) -> float:
+    """Fall in a straight line."""
+    return 1 - (1 - end) * progress
+
+
+@SCHEDULES.register("cosine")
+def cosine(progress: float, end: float) -> float:
+    """Fall along half a cosine (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5, one cycle)."""
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@SCHEDULES.register("polynomial")
+def polynomial(progress: float, end: float) -> float:
+    """Fall as a square, fast first."""
+    return end + (1 - end) * (1 - progress) ** 2
+
+
+@SCHEDULES.register("wsd")
+def wsd(progress: float, end: float) -> float:
+    """Stay, then fall over the last fifth as 1 - sqrt (Hägele et al. 2024, arXiv 2405.18392)."""
+    begin = 1 - WSD_DECAY_SHARE
+    if progress <= begin:
+        return 1.0
+    return end + (1 - end) * (1 - math.sqrt((progress - begin) / WSD_DECAY_SHARE))
+
+
+SCHEDULES.register("one_cycle")(cosine)  # its rise is the warm-up: `one_cycle` warms up over 30 %
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of every step of a run.
+
+    Args:
+        name: a name of `SCHEDULES`.
+        peak_lr: learning rate after the warm-up.
+        max_steps: optimizer steps of the run.
+        warmup_steps: steps of linear rise from near zero.
+        min_lr_share: share of the peak at the end.
+    """
+
+    name: str
+    peak_lr: float
+    max_steps: int
+    warmup_steps: int
+    min_lr_share: float
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of the update number `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return self.peak_lr * (step + 1) / self.warmup_steps
+        length = max(1, self.max_steps - self.warmup_steps)
+        progress = min(1.0, (step - self.warmup_steps) / length)
+        return self.peak_lr * SCHEDULES.get(self.name)(progress, self.min_lr_share)
+
+
+def resolve_warmup(warmup: int | float | Literal["auto"], schedule: str, max_steps: int) -> int:
+    """Return the number of warm-up steps.
+
+    Args:
+        warmup: steps (int), a share of the run (float below 1), or `"auto"`: 30 % for `one_cycle`,
+            else 5 %.
+        schedule: name of the schedule.
+        max_steps: steps of the run.
+
+    Raises:
+        ConfigError: the warm-up is longer than the run.
+    """
+    if warmup == "auto":
+        warmup = 0.3 if schedule == "one_cycle" else AUTO_WARMUP_SHARE
+    steps = round(warmup * max_steps) if isinstance(warmup, float) else warmup
+    if steps > max_steps:
+        raise ConfigError(
+            f"warmup={steps} steps is longer than the run of {max_steps} steps",
+            fix="shorten the warm-up, or give it as a share such as 0.05",
+        )
+    return steps

@@ -1,0 +1,119 @@
+"""What a batch means: loss as (sum, count), metrics and predictions.
+
+Shapes: B batch, C classes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deepseek.datasets import DataSpec
+from deepseek.errors import ConfigError
+from deepseek.registry import Registry
+from deepseek.trainer.metrics import Mean, count_correct
+
+Batch = Mapping[str, Tensor]
+
+
+class Task(ABC):
+    """What a batch means for training and evaluation. Subclass it for a new kind of target."""
+
+    monitor: str
+    """The metric that says which model is best."""
+    higher_is_better: bool
+
+    def count_items(self, batch: Batch) -> int:
+        """Return how many items the loss of this batch is a mean over. No device wait."""
+        return len(batch["targets"])
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the loss *summed* over the items of the batch, as a scalar on the device."""
+
+    @abstractmethod
+    def new_metrics(self) -> dict[str, Mean]:
+        """Return empty accumulators by name, without the `val_` prefix."""
+
+    @abstractmethod
+    def update_metrics(self, metrics: dict[str, Mean], outputs: Tensor, batch: Batch) -> None:
+        """Add a batch to the accumulators."""
+
+    @abstractmethod
+    def predictions(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return what evaluation keeps per sample; first dim B each."""
+
+
+class ClassificationTask(Task):
+    """One class per sample: cross-entropy on logits (B, C) with labels (B,).
+
+    Args:
+        num_classes: C.
+        label_smoothing: probability spread over all classes (Szegedy et al. 2015, arXiv
+            1512.00567, section 7); in training only, `val_loss` is plain cross-entropy.
+    """
+
+    monitor = "val_accuracy"
+    higher_is_better = True
+
+    def __init__(self, num_classes: int, label_smoothing: float = 0.0) -> None:
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the summed cross-entropy, in float32 whatever the logits are."""
+        return F.cross_entropy(
+            outputs.float(),
+            batch["targets"],
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
+        )
+
+    def new_metrics(self) -> dict[str, Mean]:
+        """Loss and accuracy; top-5 accuracy from ten classes up."""
+        names = ["loss", "accuracy"] + (["top5_accuracy"] if self.num_classes >= 10 else [])
+        return {name: Mean() for name in names}
+
+    def update_metrics(self, metrics: dict[str, Mean], outputs: Tensor, batch: Batch) -> None:
+        """Add a batch."""
+        labels, count = batch["targets"], len(batch["targets"])
+        logits = outputs.float()
+        metrics["loss"].update(F.cross_entropy(logits, labels, reduction="sum"), count)
+        metrics["accuracy"].update(count_correct(logits, labels), count)
+        if "top5_accuracy" in metrics:
+            metrics["top5_accuracy"].update(count_correct(logits, labels, top=5), count)
+
+    def predictions(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return `probs` (B, C) float32, `targets` (B,), `loss` (B,)."""
+        logits = outputs.float()
+        return {
+            "probs": torch.softmax(logits, -1),
+            "targets": batch["targets"],
+            "loss": F.cross_entropy(logits, batch["targets"], reduction="none"),
+        }
+
+
+def _classification(spec: DataSpec, label_smoothing: float) -> Task:
+    return ClassificationTask(spec.num_classes, label_smoothing)
+
+
+TASKS: Registry = Registry("task", {"classification": "deepseek.trainer.task:_classification"})
+
+
+def resolve_task(task: str | Task, spec: DataSpec, label_smoothing: float) -> Task:
+    """Return the task that was given, named, or follows from what the data hold.
+
+    Raises:
+        ConfigError: `"auto"` cannot tell what the data are for.
+    """
+    if isinstance(task, Task):
+        return task
+    name = spec.task if task == "auto" else task
+    if name not in TASKS:
+        raise ConfigError(
+            f"no task is known for data of kind {name!r}",
+            fix=f"pass task= (one of {', '.join(TASKS.names())}, or your own Task)",
+        )
+    return TASKS.get(name)(spec, label_smoothing)

@@ -1,0 +1,44 @@
+import pickle
+
+import pytest
+
+from deepseek.errors import ConfigError, DataError, MissingExtraError
+from deepseek.registry import Registry, did_you_mean, import_extra
+
+
+def test_builtin_entry_is_imported_on_first_use():
+    registry = Registry("thing", {"path": "pathlib:Path"})
+    import pathlib
+
+    assert registry.get("path") is pathlib.Path
+
+
+def test_unknown_name_is_answered_with_the_nearest():
+    registry = Registry("optimizer", {"adamw": "x:y", "sgd": "x:y"})
+    with pytest.raises(ConfigError, match="unknown optimizer 'adamv'") as caught:
+        registry.get("adamv")
+    assert '"adamw"' in str(caught.value)
+
+
+def test_second_registration_raises():
+    registry = Registry("thing")
+    registry.register("a")(1)
+    with pytest.raises(ConfigError, match="registered already"):
+        registry.register("a")(2)
+    assert registry.get("a") == 1
+
+
+def test_missing_extra_is_named():
+    with pytest.raises(MissingExtraError, match=r"deepseek-framework\[medical\]"):
+        import_extra("no_such_module_here", "medical")
+
+
+def test_did_you_mean_lists_names_where_none_is_near():
+    assert did_you_mean("zzzzzz", ["adam", "sgd"]) == "choose one of: adam, sgd"
+
+
+def test_errors_survive_the_way_from_a_worker_process():
+    error = DataError("photo.jpg is truncated", fix="delete it")
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error)
+    assert copy.exit_code == 3

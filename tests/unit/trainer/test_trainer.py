@@ -1,0 +1,264 @@
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from deepseek.datasets import ImageDataset
+from deepseek.errors import ConfigError, DivergedError, PreemptedError
+from deepseek.models import ModelEngine, VisionTransformer
+from deepseek.trainer import Callback, ClassificationTask, Optimizer, Trainer
+from deepseek.trainer.precision import Precision
+from deepseek.trainer.schedule import Schedule
+from deepseek.trainer.step import TrainStep
+
+QUIET = {"loggers": ("jsonl",), "num_workers": 0}
+
+
+def make_vit(**changes):
+    torch.manual_seed(3)
+    sizes = {"image_size": 8, "patch_size": 4, "num_layers": 1, "dim": 16, "heads": 2}
+    return VisionTransformer(**{**sizes, "channels": 1, "dropout": 0.1, **changes})
+
+
+def make_digits(count=96):
+    data = ImageDataset("digits", transform="resize_8+random_crop_8_pad_1", channels=1)
+    train, val = data.split(0.5, seed=0)
+    return torch.utils.data.Subset(train, range(count)), torch.utils.data.Subset(val, range(40))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Dropout(0.2), nn.ReLU(), nn.Linear(16, 3)
+        )
+
+    def forward(self, inputs):
+        return self.layers(inputs)
+
+
+def make_table(count=50):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(count, 6, generator=generator)
+    return TensorDataset(inputs, inputs[:, :3].argmax(1))
+
+
+def make_net():
+    torch.manual_seed(5)
+    return Net()
+
+
+def test_fit_learns_and_leaves_the_run_folder(tmp_path):
+    data = ImageDataset("digits", transform="resize_8", channels=1)
+    train, val = data.split(0.2, seed=0)
+    trainer = Trainer(
+        make_vit(dim=32, dropout=0.0),
+        train,
+        val,
+        epochs=6,
+        lr=3e-3,
+        run_dir=tmp_path / "r",
+        **QUIET,
+    )
+    history = trainer.fit()
+    assert len(history) == 6
+    assert history[-1]["val_accuracy"] > 0.85
+    names = {path.name for path in (tmp_path / "r").iterdir()}
+    assert names >= {
+        "config.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "log.txt",
+        "summary.json", "model.bin", "report.html", "checkpoints", "evaluation",
+    }  # fmt: skip
+    records = [json.loads(line) for line in (tmp_path / "r/metrics.jsonl").open()]
+    assert [r["epoch"] for r in records if r["kind"] == "epoch"] == [1, 2, 3, 4, 5, 6]
+    assert "<svg" in history.plot()
+    assert "best epoch" in repr(history)
+    loaded = ModelEngine.load(tmp_path / "r/model.bin")
+    prediction = loaded.predict(val.image(0))
+    assert prediction.label in data.class_names
+    evaluated = json.loads((tmp_path / "r/evaluation/metrics.json").read_text())
+    assert evaluated["val_accuracy"] == pytest.approx(history.best["val_accuracy"])
+
+
+def run_with(tmp_path, name, **settings):
+    return Trainer(
+        make_net(),
+        make_table(),
+        make_table(20),
+        batch_size=8,
+        run_dir=tmp_path / name,
+        **{"epochs": 3, "lr": 0.01, **QUIET, **settings},
+    )
+
+
+class StopAt(Callback):
+    def __init__(self, step):
+        self.at = step
+
+    def on_step_end(self, trainer, result):
+        if trainer.step == self.at:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def assert_same_run(first, second):
+    for name, tensor in first.model.module.state_dict().items():
+        assert torch.equal(tensor, second.model.module.state_dict()[name]), name
+    for a, b in zip(first.records, second.records, strict=True):
+        for key in ("epoch", "step", "loss", "val_loss", "val_accuracy", "lr", "grad_norm"):
+            assert a.get(key) == b.get(key), key
+
+
+@pytest.mark.parametrize("stop", [1, 3, 7, 8, 14, 20])
+@pytest.mark.parametrize("algorithm", ["adamw", "sgd"])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop, algorithm):
+    whole = run_with(tmp_path, "whole", optimizer=algorithm)
+    whole.fit()
+    cut = run_with(tmp_path, "cut", optimizer=algorithm, callbacks=[StopAt(stop)])
+    with pytest.raises(PreemptedError) as caught:
+        cut.fit()
+    assert caught.value.exit_code == 75
+    torch.manual_seed(999)  # a new process knows nothing of the old one
+    np.random.seed(999)
+    resumed = run_with(tmp_path, "cut", optimizer=algorithm, resume=True)
+    resumed.fit()
+    assert_same_run(whole, resumed)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "cut/metrics.jsonl").open()]
+    assert steps == sorted(steps)
+
+
+def test_resume_is_exact_with_augmented_pictures(tmp_path):
+    def start(name, **settings):
+        train, val = make_digits()
+        return Trainer(
+            make_vit(),
+            train,
+            val,
+            batch_size=16,
+            epochs=2,
+            run_dir=tmp_path / name,
+            **QUIET,
+            **settings,
+        )
+
+    whole = start("whole")
+    whole.fit()
+    cut = start("cut", callbacks=[StopAt(4)])
+    with pytest.raises(PreemptedError):
+        cut.fit()
+    resumed = start("cut", resume=tmp_path / "cut")
+    resumed.fit()
+    assert_same_run(whole, resumed)
+
+
+def test_sigterm_leaves_with_143_and_sigint_with_keyboard_interrupt(tmp_path):
+    class Kill(Callback):
+        def __init__(self, number):
+            self.number = number
+
+        def on_step_end(self, trainer, result):
+            os.kill(os.getpid(), self.number)
+
+    with pytest.raises(PreemptedError) as caught:
+        run_with(tmp_path, "a", callbacks=[Kill(signal.SIGTERM)]).fit()
+    assert caught.value.exit_code == 143
+    with pytest.raises(KeyboardInterrupt, match="step 1 is saved"):
+        run_with(tmp_path, "b", callbacks=[Kill(signal.SIGINT)]).fit()
+    assert (tmp_path / "b/checkpoints/step_1/manifest.json").exists()
+
+
+def test_accumulated_gradients_equal_the_large_batch_also_when_uneven():
+    batch = {"inputs": torch.randn(10, 6), "targets": torch.randint(0, 3, (10,))}
+    updated = []
+    for accum in (1, 2, 4):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+        step = TrainStep(
+            ModelEngine.wrap(net),
+            ClassificationTask(3),
+            Optimizer("sgd", 0.1).bind(net),
+            Schedule("constant", 0.1, 10, 0, 0.0),
+            Precision("fp32", "cpu", "test"),
+            grad_accum_steps=accum,
+            clip_grad_norm=0.5,
+            device=torch.device("cpu"),
+            channels_last=False,
+        )
+        result = step(batch, 0)
+        updated.append((result, [p.detach().clone() for p in net.parameters()]))
+    (first, weights), *others = updated
+    for result, others_weights in others:
+        assert float(result.loss_sum) == pytest.approx(float(first.loss_sum), rel=1e-5)
+        for a, b in zip(weights, others_weights, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_code_5(tmp_path):
+    inputs = torch.randn(20, 6)
+    inputs[13] = float("nan")
+    data = TensorDataset(inputs, torch.randint(0, 3, (20,)))
+    trainer = Trainer(make_net(), data, batch_size=4, epochs=2, run_dir=tmp_path / "r", **QUIET)
+    with pytest.raises(DivergedError, match="loss=nan at step") as caught:
+        trainer.fit()
+    assert caught.value.exit_code == 5
+    assert "DivergedError" in json.loads((tmp_path / "r/summary.json").read_text())["status"]
+
+
+def test_early_stopping_ends_the_run(tmp_path):
+    trainer = run_with(tmp_path, "r", epochs=50, lr=1e-9, early_stopping=2, monitor="val_loss")
+    history = trainer.fit()
+    assert len(history) < 50 or history.status == "finished"
+
+
+def test_a_finished_run_can_be_extended(tmp_path):
+    run_with(tmp_path, "r", epochs=1).fit()
+    history = run_with(tmp_path, "r", epochs=3, resume=True).fit()
+    assert [record["epoch"] for record in history] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": -1}, "epochs"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"optimizer": "adamv"}, "adamw"),
+        ({"precision": "fp16"}, "fp16"),
+        ({"device": "cuda:77"}, "cuda:77"),
+        ({"loggers": ("jsnol",)}, "jsnol"),
+        ({"monitor": "val_acuracy"}, "val_acuracy"),
+        ({"early_stopping": 3, "val_data": None}, "early_stopping"),
+    ],
+)
+def test_wrong_settings_are_refused(tmp_path, settings, message):
+    arguments = {"val_data": make_table(20), "run_dir": tmp_path / "r", **QUIET, **settings}
+    with pytest.raises(ConfigError, match=message):
+        Trainer(make_net(), make_table(), **arguments).fit()
+
+
+def test_a_used_run_dir_is_not_overwritten(tmp_path):
+    run_with(tmp_path, "r", epochs=1).fit()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        run_with(tmp_path, "r", epochs=1).fit()
+
+
+def test_training_runs_without_validation_data(tmp_path):
+    trainer = Trainer(make_net(), make_table(), epochs=1, run_dir=tmp_path / "r", **QUIET)
+    history = trainer.fit()
+    assert "val_loss" not in history[0]
+    assert (tmp_path / "r/model.bin").exists()
+
+
+def test_signature_defaults_are_those_of_the_config():
+    import inspect
+
+    from deepseek.config import TrainerConfig
+
+    settings = TrainerConfig()
+    for name, parameter in inspect.signature(Trainer).parameters.items():
+        if name in TrainerConfig.model_fields and name not in ("batch_size", "epochs"):
+            assert parameter.default == getattr(settings, name), name
+    missing = TrainerConfig.model_fields.keys() - inspect.signature(Trainer).parameters.keys()
+    assert not missing

@@ -146,7 +146,7 @@ def _translated(cls: type[Settings], tree: dict[str, Any], entry: dict[str, Any]
     field = field_at(cls, path)
     if field is None:
         return [Problem("type", path, entry["msg"], value=entry["input"])]
-    if kind == "missing":
+    if kind == "missing" and location == path:
         about = (field.description or "").split("\n")[0].rstrip(".")
         return [Problem("missing", path, about)]
     return [_wrong_value(cls, path, _value_at(tree, path), kind)]

@@ -1,0 +1,35 @@
+"""The public names. A change here is a change of the interface: say so in the changelog."""
+
+import importlib
+from types import ModuleType
+
+import pytest
+
+PUBLIC = {
+    "deepseek": ["DataLoader", "ModelEngine", "Optimizer", "Trainer", "__version__"],
+    "deepseek.config": [
+        "ConfigFileError",
+        "DataConfig",
+        "ModelConfig",
+        "OptimizerConfig",
+        "RunConfig",
+        "TrainerConfig",
+        "dump_config",
+        "json_schema",
+        "load_config",
+        "read_config",
+        "resolve",
+        "validate_settings",
+    ],
+}
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_a_package_has_its_public_names_and_no_others(package):
+    module = importlib.import_module(package)
+    names = getattr(module, "__all__", None) or [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    ]
+    assert sorted(names) == sorted(PUBLIC[package])

@@ -1,6 +1,7 @@
 """Chart axes: where the ticks are and where a value falls.
 
-Paper: Heckbert, "Nice Numbers for Graph Labels", Graphics Gems, 1990: ticks at 1, 2 or 5 times a power of ten.
+Paper: Heckbert, "Nice Numbers for Graph Labels", Graphics Gems, 1990: ticks at 1, 2 or 5 times a
+power of ten.
 """
 
 import math
@@ -11,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Axis:
-    """Values from `low` to `high`, in a straight or a logarithmic scale, with the `ticks` inside."""
+    """Values from `low` to `high`, on a straight or a logarithmic scale, and `ticks`."""
 
     low: float
     high: float
@@ -48,7 +49,7 @@ def linear_axis(low: float, high: float, count: int = 5, is_rounded: bool = True
 
 
 def log_axis(low: float, high: float) -> Axis:
-    """Return a logarithmic axis over `low..high`, both above 0, with ticks at powers of ten, or 1, 2, 5 of them."""
+    """Return a logarithmic axis over `low..high`, both above 0."""
     if high <= low:
         low, high = low / 2, high * 2
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))

@@ -1,8 +1,8 @@
 """Calibration: does a prediction made with probability p come true in a share p of the cases?
 
-Paper: Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, arXiv:1706.04599,
-equations 2 to 5: M bins ((m-1)/M, m/M] of the top probability; ECE = sum |B_m|/n |acc(B_m) - conf(B_m)|,
-MCE = the largest of those gaps.
+Paper: Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017,
+arXiv:1706.04599, equations 2 to 5: M bins ((m-1)/M, m/M] of the top probability; ECE = sum |B_m|/n
+|acc(B_m) - conf(B_m)|, MCE = the largest of those gaps.
 
 Shapes: N samples, M bins.
 """

@@ -1,7 +1,8 @@
-"""Line charts as inline SVG: several series, straight or logarithmic scale, gridlines, legend, values under the pointer.
+"""Line charts as inline SVG: several series, linear or log scale, values under the pointer.
 
-A long series is drawn as the mean per pixel column with a band from its least to its greatest value (`downsample`).
-Colours are classes (`s0`, `s1`, ...), so that the style sheet decides them, for light and for dark.
+A long series is drawn as the mean per pixel column with a band from its least to its greatest
+value (`downsample`). Colours are classes (`s0`, `s1`, ...), so that the style sheet decides them,
+for light and for dark.
 """
 
 import json
@@ -89,7 +90,7 @@ def line_chart(
 
 
 def should_be_log(*values: np.ndarray) -> bool:
-    """Return whether positive values, each array (P,), spread so far that a straight scale would hide the small."""
+    """Return whether values, each (P,), spread so far that a linear scale would hide the small."""
     present = [entry for entry in values if len(entry)]
     if not present or min(entry.min() for entry in present) <= 0:
         return False
@@ -195,7 +196,7 @@ def _describe(name: str, line: Downsampled, unit: Unit, x_name: str) -> str:
     """The chart in words, for those who do not see it and for print."""
     show = Unit(unit.symbol).show
     low, high = float(line.low.min()), float(line.high.max())
-    last = f"{show(float(line.mean[-1]))} at {x_name} {line.x[-1]:,.0f}"
+    last = f"{show(float(line.last[1]))} at {x_name} {line.last[0]:,.0f}"
     return f"{name}: {show(low)} to {show(high)}, last {last}" if high > low else f"{name}: {last}"
 
 

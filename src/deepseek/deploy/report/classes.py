@@ -71,7 +71,7 @@ def _confusion(run: RunFolder, predictions: Predictions) -> str:
 
 
 def _heat_map(run: RunFolder, counts: np.ndarray) -> str:
-    """Counts with the share of their row; hits and mistakes in two hues, stronger where the share is greater."""
+    """Counts with the share of their row; hits and mistakes in two hues, stronger for more."""
     num_classes = len(counts)
     size = (
         "large"
@@ -83,7 +83,7 @@ def _heat_map(run: RunFolder, counts: np.ndarray) -> str:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = [run.class_name(label) for label in range(num_classes)]
     head = "".join(
-        f'<th scope="col" title="{text(name)}"><span>{text(shorten(name, 18))}</span></th>'
+        f'<th scope="col" title="{text(name)}"><span>{text(shorten(name, 13))}</span></th>'
         for name in names
     )
     rows = []
@@ -95,15 +95,18 @@ def _heat_map(run: RunFolder, counts: np.ndarray) -> str:
             for guess in range(num_classes)
         ]
         rows.append(
-            f'<tr><th scope="row" title="{text(name)}">{text(shorten(name, 18))}</th>{"".join(cells)}</tr>'
+            f'<tr><th scope="row" title="{text(name)}">{text(shorten(name, 18))}'
+            f"</th>{''.join(cells)}</tr>"
         )
     key = (
         '<p class="note">Rows are targets, columns predictions; colour is the share of the row:'
         ' <i class="swatch hit"></i> right, <i class="swatch miss"></i> wrong.</p>'
     )
     return (
-        '<div class="card"><div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix">'
-        f'<table class="heat {size}"><caption>Confusion matrix: rows are targets, columns predictions</caption>'
+        '<div class="card"><div class="scroll" tabindex="0" role="region"'
+        ' aria-label="Confusion matrix">'
+        f'<table class="heat {size}"><caption>Confusion matrix: rows are targets, columns'
+        " predictions</caption>"
         f'<thead><tr><td class="corner">target \\ predicted</td>{head}</tr></thead>\n'
         f"<tbody>{chr(10).join(rows)}</tbody></table></div>{key}</div>"
     )
@@ -134,7 +137,10 @@ def _per_class(run: RunFolder, predictions: Predictions) -> str:
     note = ""
     if len(order) > MAX_TABLE_CLASSES:
         order = np.argsort(scores.f1, kind="stable")[:MAX_TABLE_CLASSES]
-        note = f'<p class="note">The {MAX_TABLE_CLASSES:,} classes with the lowest F1 of {predictions.num_classes:,}.</p>'
+        note = (
+            f'<p class="note">The {MAX_TABLE_CLASSES:,} classes with the lowest F1'
+            f" of {predictions.num_classes:,}.</p>"
+        )
     rows = [_score_row(run, scores, int(label)) for label in order]
     total = f"{len(predictions):,}"
     foot = [
@@ -149,8 +155,8 @@ def _per_class(run: RunFolder, predictions: Predictions) -> str:
         '<div class="card">'
         + table(head, rows, caption="Scores per class; a column name sorts by it",
                 numeric=(1, 2, 3, 4, 5), is_sortable=True, foot=foot)
-        + f'</div>{note}<p class="note">Support: samples of the class; Predicted: samples taken for it.'
-        " Press a column name to sort.</p>"
+        + f'</div>{note}<p class="note">Support: samples of the class; Predicted: samples taken'
+        " for it. Press a column name to sort.</p>"
     )  # fmt: skip
 
 
@@ -181,12 +187,17 @@ def _calibration(run: RunFolder, predictions: Predictions) -> str:
     head = ("Confidence", "Samples", "Mean confidence", "Accuracy")
     return (
         '<div class="split"><div class="card"><h3>Reliability diagram</h3><ul class="legend">'
-        '<li><i class="swatch s0"></i>accuracy</li><li><i class="swatch gap"></i>gap to confidence</li>'
+        '<li><i class="swatch s0"></i>accuracy</li><li><i class="swatch gap"></i>gap to'
+        " confidence</li>"
         f"</ul>{reliability_diagram(result)}</div>"
-        f'<div><p class="verdict"><b>ECE {percent(result.ece, 2)}</b> <span>largest gap {percent(result.mce)}</span></p>'
-        f"<p>Mean confidence {percent(confidence)}, accuracy {percent(accuracy)}: on the whole {lean}."
-        " Bars on the diagonal mean that a prediction made with 80&#8239;% confidence is right in 80&#8239;% of cases.</p>"
+        f'<div><p class="verdict"><b>ECE {percent(result.ece, 2)}</b> <span>largest gap'
+        f" {percent(result.mce)}</span></p>"
+        f"<p>Mean confidence {percent(confidence)}, accuracy {percent(accuracy)}: on the"
+        f" whole {lean}."
+        " Bars on the diagonal mean that a prediction made with 80&#8239;% confidence is"
+        " right in 80&#8239;% of cases.</p>"
         f"{table(head, rows, caption='Reliability diagram in numbers', numeric=(1, 2, 3))}"
-        f'<p class="note">{len(result.count)} bins of the top probability. Guo, Pleiss, Sun, Weinberger,'
+        f'<p class="note">{len(result.count)} bins of the top probability. Guo, Pleiss,'
+        " Sun, Weinberger,"
         " On Calibration of Modern Neural Networks, ICML 2017, arXiv:1706.04599.</p></div></div>"
     )

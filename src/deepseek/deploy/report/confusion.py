@@ -1,7 +1,7 @@
 """Confusion: which classes are taken for which, and the scores per class that follow from it.
 
-precision = TP / predicted, recall = TP / support, F1 = 2 TP / (predicted + support); a score whose denominator is 0 is 0,
-as in scikit-learn with `zero_division=0`.
+precision = TP / predicted, recall = TP / support, F1 = 2 TP / (predicted + support); a score whose
+denominator is 0 is 0, as in scikit-learn with `zero_division=0`.
 
 Shapes: N samples, C classes.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Scores of each class: `precision`, `recall`, `f1` float64 (C,); `support`, `predicted` int64 (C,)."""
+    """`precision`, `recall`, `f1` float64 (C,) and `support`, `predicted` int64 (C,) by class."""
 
     precision: np.ndarray
     recall: np.ndarray
@@ -33,7 +33,7 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """`count` samples of class `target` were predicted as `predicted`, which is `share` of that class."""
+    """`count` samples of class `target`, `share` of them, were taken for `predicted`."""
 
     target: int
     predicted: int

@@ -1,4 +1,4 @@
-"""The curves of a run: losses, metrics, learning rate, gradient norm, throughput, whatever else was logged."""
+"""The curves of a run: losses, metrics, schedule, speed, whatever else was logged."""
 
 import re
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ def _base_names(run: RunFolder) -> list[str]:
 
 
 def _chart(name: str, run: RunFolder, marks: Marks) -> str:
-    """One chart of everything that was logged under `name` and `val_` + `name`, against steps where all have them."""
+    """One chart of everything that was logged under `name` and `val_` + `name`."""
     found: list[tuple[str, Records, str]] = []
     for kind, records in run.records.items():
         for column in (name, f"val_{name}"):

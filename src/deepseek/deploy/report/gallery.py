@@ -1,7 +1,8 @@
 """The worst and best samples as pictures inside the page.
 
-A sample's file name and its bytes are input from outside: only files below evaluation/ are opened, their size in
-pixels is read before they are decoded, and what is embedded is our own encoding of the pixels.
+A sample's file name and its bytes are input from outside: only files below evaluation/ are opened,
+their size in pixels is read before they are decoded, and what is embedded is our own encoding of
+the pixels.
 """
 
 import base64
@@ -80,7 +81,8 @@ def _picture(folder: Path, row: dict, alt: str) -> str:
         source, side = embed_picture(path)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         # SyntaxError is how Pillow reports a broken PNG chunk.
-        return f'<div class="no-picture" role="img" aria-label="{text(alt)}, no picture">no picture</div>'
+        label = f"{text(alt)}, no picture"
+        return f'<div class="no-picture" role="img" aria-label="{label}">no picture</div>'
     kind = ' class="pixels"' if side <= PIXEL_ART_SIDE else ""
     return f'<img{kind} src="{source}" alt="{text(alt)}">'
 

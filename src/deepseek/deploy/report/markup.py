@@ -1,6 +1,7 @@
 """HTML in strings: escaping, and the few shapes that every section of the report uses.
 
-Everything that comes from a run folder (class names, file names, settings) is hostile until it went through `text`.
+Everything that comes from a run folder (class names, file names, settings) is hostile until it
+went through `text`.
 """
 
 from collections.abc import Iterable, Sequence

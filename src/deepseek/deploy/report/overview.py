@@ -1,9 +1,10 @@
-"""What a reader wants first and last: status, best metric and figures on top; events, settings, machine at the end."""
+"""What a reader wants first and last: status and figures; events, settings, machine."""
 
 import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from deepseek.deploy.report.markup import Section, fold, shorten, table, text
 from deepseek.deploy.report.quantity import (
@@ -52,7 +53,8 @@ def header(run: RunFolder) -> str:
     line = " · ".join(fact for fact in facts if fact)
     return (
         f'<header><p class="kicker">deepseek run report</p><h1>{text(run.path.resolve().name)}</h1>'
-        f'<p class="lead"><span class="status {kind}">{sign} {text(shorten(status))}</span> {text(line)}</p></header>'
+        f'<p class="lead"><span class="status {kind}">{sign} {text(shorten(status))}'
+        f"</span> {text(line)}</p></header>"
     )
 
 
@@ -139,8 +141,9 @@ def best_metric(run: RunFolder) -> BestMetric | None:
 def wall_time_s(run: RunFolder) -> float | None:
     """Return how long the run took, seconds."""
     for name in ("time_s", "wall_time_s", "wall_s", "duration_s"):
-        if _is_number(run.summary.get(name)):
-            return float(run.summary[name])
+        seconds = run.summary.get(name)
+        if _is_number(seconds):
+            return float(seconds)
     last = [value for entry in run.records.values() if (value := entry.last("time_s")) is not None]
     return max(last, default=None)
 
@@ -209,7 +212,7 @@ def _show(name: str, value: float) -> str:
     return unit_of(name, abs(value)).show(value)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -1,7 +1,7 @@
 """The report page: every section of a run in one HTML file without network references.
 
-The page forbids itself everything but its own style, its own script (by hash) and embedded pictures, so that even text that
-escaped our escaping could neither run nor call home.
+The page forbids itself everything but its own style, its own script (by hash) and embedded
+pictures, so that even text that escaped our escaping could neither run nor call home.
 """
 
 import base64
@@ -30,7 +30,8 @@ FILE_NAME = "report.html"
 def write_report(run_dir: Path) -> Path:
     """Draw the run in `run_dir` and write `run_dir/report.html`.
 
-    A section whose data is missing says so in one line. The file is replaced in one move: a reader never sees half of it.
+    A section whose data is missing says so in one line. The file is replaced in one move: a reader
+    never sees half of it.
 
     Args:
         run_dir: a run folder, of a finished run or not.
@@ -72,7 +73,8 @@ def render_page(run: RunFolder) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{text(run.path.resolve().name)} · run report</title>\n<style>{style}</style></head>\n"
+        f"<title>{text(run.path.resolve().name)} · run report</title>\n<style>{style}"
+        "</style></head>\n"
         f"<body>{header(run)}{_navigation(sections)}<main>{body}</main>"
         f"<footer>Written by deepseek {text(__version__)} from the run folder alone.</footer>"
         f"<script>{script}</script></body></html>\n"

@@ -22,6 +22,8 @@ class Unit:
 
     def show(self, value: float) -> str:
         """Return `value` (unscaled) with its unit."""
+        if self.symbol == "%":
+            return f"{value * self.factor:.3g}\u202f%"
         space = "\u202f" if self.symbol and self.symbol != "/s" else ""
         return f"{number(value * self.factor)}{space}{self.symbol}"
 
@@ -41,7 +43,7 @@ def unit_of(name: str, largest: float) -> Unit:
 
 
 def is_higher_better(name: str) -> bool:
-    """Return whether the metric `name` is one to maximise; a loss, an error and the unknown are not."""
+    """Return whether the metric `name` is one to maximise; a loss or the unknown is not."""
     return _SHARES.search(name) is not None
 
 

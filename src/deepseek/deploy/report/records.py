@@ -1,8 +1,8 @@
 """Metric records: the lines of `metrics.jsonl` as columns of numbers.
 
-A run may write a million lines, die in the middle of one, and repeat steps after a resume. Lines are parsed
-in blocks (one parser call a block), kept as `array('d')` columns (8 bytes a value), and what cannot be read
-is counted, never raised.
+A run may write a million lines, die in the middle of one, and repeat steps after a resume. Lines
+are parsed in blocks (one parser call a block), kept as `array('d')` columns (8 bytes a value), and
+what cannot be read is counted, never raised.
 
 Shapes: R records of one kind.
 """

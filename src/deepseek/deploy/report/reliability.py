@@ -1,4 +1,4 @@
-"""The reliability diagram: accuracy against confidence, with the gap to the diagonal and how many samples stand behind it."""
+"""The reliability diagram: accuracy against confidence, and the samples behind each bar."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ PLOT, GAP, HISTOGRAM = 236, 22, 62
 
 
 def reliability_diagram(result: Calibration) -> str:
-    """Return the diagram as an `<svg>`: bars of accuracy per bin, gaps, the diagonal, and counts below."""
+    """Return the diagram as an `<svg>`: accuracy per bin, gaps, the diagonal, counts below."""
     inner = WIDTH - LEFT - RIGHT
     bottom = TOP + PLOT
     floor = bottom + GAP + HISTOGRAM
@@ -23,14 +23,16 @@ def reliability_diagram(result: Calibration) -> str:
         accuracy, confidence = float(result.accuracy[at]), float(result.confidence[at])
         count = int(result.count[at])
         what = (
-            f"confidence {percent(result.edges[at], 0)} to {percent(result.edges[at + 1], 0)}: {count:,} samples,"
+            f"confidence {percent(result.edges[at], 0)} to"
+            f" {percent(result.edges[at + 1], 0)}: {count:,} samples,"
             f" mean confidence {percent(confidence)}, accuracy {percent(accuracy)}"
         )
         low, high = sorted((accuracy, confidence))
         tall = HISTOGRAM * count / largest
         out.append(
             f"<g><title>{what}</title>"
-            f'<rect class="fill s0" x="{left:.1f}" width="{width:.1f}" y="{bottom - PLOT * accuracy:.1f}"'
+            f'<rect class="fill s0" x="{left:.1f}" width="{width:.1f}"'
+            f' y="{bottom - PLOT * accuracy:.1f}"'
             f' height="{PLOT * accuracy:.1f}"/>'
             f'<rect class="gap" x="{left:.1f}" width="{width:.1f}" y="{bottom - PLOT * high:.1f}"'
             f' height="{PLOT * (high - low):.1f}"/>'

@@ -1,7 +1,7 @@
 """The run folder as the report reads it: whatever is there, and the reason for what is not.
 
-A run may be going on, killed, or from a later version. Only a folder in which nothing of a run is found is an error.
-The layout is that of docs/design/0001-four-layers.md.
+A run may be going on, killed, or from a later version. Only a folder in which nothing of a run is
+found is an error. The layout is that of docs/design/0001-four-layers.md.
 """
 
 import json
@@ -72,7 +72,7 @@ def read_run_folder(path: Path) -> RunFolder:
     predictions, reason = read_predictions(evaluation / "predictions.safetensors")
     if reason:
         missing["predictions"] = reason
-    run = RunFolder(
+    return RunFolder(
         path=path,
         config=_read_text(path / "config.yaml", missing),
         environment=_read_object(path / "environment.json", missing),
@@ -90,7 +90,6 @@ def read_run_folder(path: Path) -> RunFolder:
         missing=missing,
         warnings=tuple(warnings),
     )
-    return run
 
 
 def _read_text(path: Path, missing: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""A run folder as the trainer writes it, small enough to make in a few milliseconds, with hostile names."""
+"""A run folder as the trainer writes it, with hostile names."""
 
 import json
 from pathlib import Path
@@ -22,19 +22,34 @@ def metric_rows(num_epochs: int = 12, steps_per_epoch: int = 100) -> list[dict]:
     for epoch in range(1, num_epochs + 1):
         for step in range((epoch - 1) * steps_per_epoch + 1, epoch * steps_per_epoch + 1):
             share = step / (num_epochs * steps_per_epoch)
-            rows.append({
-                "kind": "train", "step": step, "epoch": step / steps_per_epoch,
-                "loss": 2.3 * float(np.exp(-3.5 * share)) + 0.08 + 0.08 * abs(rng.normal()),
-                "lr": 1e-3 * min(1, step / 100) * (0.5 + 0.5 * float(np.cos(np.pi * share))),
-                "grad_norm": float(np.exp(rng.normal(0, 0.4))) + (40 if step == 700 else 0),
-                "images_per_s": 2400 + 90 * rng.normal(), "data_wait_share": abs(0.04 + 0.01 * rng.normal()),
-                "memory_bytes": 3 * 2**30 + step * 1000, "time_s": step * 0.3,
-            })  # fmt: skip
-        rows.append({
-            "kind": "epoch", "epoch": epoch, "step": epoch * steps_per_epoch, "loss": 2.2 / epoch + 0.1,
-            "val_loss": 2.1 / epoch + 0.25, "val_accuracy": 0.95 - 0.6 / epoch, "val_f1": 0.93 - 0.6 / epoch,
-            "time_s": epoch * steps_per_epoch * 0.3, "epoch_s": 30.0, "eta_s": 0.0,
-        })  # fmt: skip
+            rows.append(
+                {
+                    "kind": "train",
+                    "step": step,
+                    "epoch": step / steps_per_epoch,
+                    "loss": 2.3 * float(np.exp(-3.5 * share)) + 0.08 + 0.08 * abs(rng.normal()),
+                    "lr": 1e-3 * min(1, step / 100) * (0.5 + 0.5 * float(np.cos(np.pi * share))),
+                    "grad_norm": float(np.exp(rng.normal(0, 0.4))) + (40 if step == 700 else 0),
+                    "images_per_s": 2400 + 90 * rng.normal(),
+                    "data_wait_share": abs(0.04 + 0.01 * rng.normal()),
+                    "memory_bytes": 3 * 2**30 + step * 1000,
+                    "time_s": step * 0.3,
+                }
+            )
+        rows.append(
+            {
+                "kind": "epoch",
+                "epoch": epoch,
+                "step": epoch * steps_per_epoch,
+                "loss": 2.2 / epoch + 0.1,
+                "val_loss": 2.1 / epoch + 0.25,
+                "val_accuracy": 0.95 - 0.6 / epoch,
+                "val_f1": 0.93 - 0.6 / epoch,
+                "time_s": epoch * steps_per_epoch * 0.3,
+                "epoch_s": 30.0,
+                "eta_s": 0.0,
+            }
+        )
     return rows
 
 
@@ -50,10 +65,14 @@ def write_evaluation(run: Path, class_names: list[str], num_samples: int = NUM_S
     probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     loss = -np.log(probs[np.arange(num_samples), targets])
     save_file(
-        {"index": np.arange(num_samples), "targets": targets, "probs": probs.astype(np.float32),
-         "loss": loss.astype(np.float32)},
+        {
+            "index": np.arange(num_samples),
+            "targets": targets,
+            "probs": probs.astype(np.float32),
+            "loss": loss.astype(np.float32),
+        },
         folder / "predictions.safetensors",
-    )  # fmt: skip
+    )
     (folder / "metrics.json").write_text(json.dumps({"step": 1200, "val_loss": 0.4}))
     samples = {}
     for name, order in (("worst", np.argsort(-loss)), ("best", np.argsort(loss))):
@@ -63,14 +82,19 @@ def write_evaluation(run: Path, class_names: list[str], num_samples: int = NUM_S
                 rng.normal(128, 30, (32, 32, 3))
                 + 80 * np.sin(np.arange(32) / (2 + index % 7))[:, None, None]
             )
-            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(
-                folder / f"samples/{name}-{index}.png"
-            )
+            pixels = picture.clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"samples/{name}-{index}.png")
             guess = int(probs[index].argmax())
-            samples[name].append({
-                "file": f"samples/{name}-{index}.png", "index": index, "target": class_names[targets[index]],
-                "predicted": class_names[guess], "prob": float(probs[index, guess]), "loss": float(loss[index]),
-            })  # fmt: skip
+            samples[name].append(
+                {
+                    "file": f"samples/{name}-{index}.png",
+                    "index": index,
+                    "target": class_names[targets[index]],
+                    "predicted": class_names[guess],
+                    "prob": float(probs[index, guess]),
+                    "loss": float(loss[index]),
+                }
+            )
     (folder / "samples.json").write_text(json.dumps(samples))
     spec = {"spec": {"task": "classification", "class_names": class_names}}
     save_file({"w": np.zeros(1)}, run / "model.bin", metadata={"deepseek": json.dumps(spec)})
@@ -96,16 +120,24 @@ def write_run(run: Path, class_names: list[str] | None = None) -> Path:
         + "'\n"
     )
     (run / "config.yaml").write_text(config)
-    environment = {"versions": {"python": "3.12.4", "torch": "2.11.0"}, "machine": {"device": "NVIDIA H100", "num_cpus": 16},
-                   "git": {"commit": "0123abc", "is_dirty": False}, "argv": ["deepseek", "train", "c.yaml"], "seed": 0}  # fmt: skip
+    environment = {
+        "versions": {"python": "3.12.4", "torch": "2.11.0"},
+        "machine": {"device": "NVIDIA H100", "num_cpus": 16},
+        "git": {"commit": "0123abc", "is_dirty": False},
+        "argv": ["deepseek", "train", "c.yaml"],
+        "seed": 0,
+    }
     (run / "environment.json").write_text(json.dumps(environment))
     best = {"metric": "val_accuracy", "value": 0.9, "epoch": 12, "step": 1200}
     (run / "summary.json").write_text(
         json.dumps({"status": "finished", "best": best, "time_s": 360.0})
     )
     write_lines(run / "metrics.jsonl", metric_rows())
-    events = [{"event": "save", "step": 600, "time_s": 180.0, "path": "checkpoints/step_600"},
-              {"event": "resume", "step": 600, "time_s": 180.0}, {"event": "warning", "step": 700, "message": HOSTILE}]  # fmt: skip
+    events = [
+        {"event": "save", "step": 600, "time_s": 180.0, "path": "checkpoints/step_600"},
+        {"event": "resume", "step": 600, "time_s": 180.0},
+        {"event": "warning", "step": 700, "message": HOSTILE},
+    ]
     write_lines(run / "events.jsonl", events)
     write_evaluation(run, class_names or names)
     return run

@@ -7,6 +7,7 @@ References: RandAugment, Cubuk et al. 2019 (arXiv:1909.13719); TrivialAugment, M
 import math
 
 from PIL import Image, ImageEnhance
+from typing_extensions import override
 
 from deepseek.datasets.randomness import (
     Draws,
@@ -24,6 +25,7 @@ class ColorJitter(Step):
     def __init__(self, strength: float = 0.4) -> None:
         self._strength = strength
 
+    @override
     def apply(self, image: Image.Image, draws: Draws) -> Image.Image:
         enhancers = [ImageEnhance.Brightness, ImageEnhance.Contrast]
         if image.mode == "RGB":
@@ -48,9 +50,11 @@ def _turn_hue(image: Image.Image, turn: float) -> Image.Image:
 class Grayscale(Step):
     """`grayscale`: colours removed; the number of channels stays."""
 
+    @override
     def apply(self, image: Image.Image, draws: Draws) -> Image.Image:
         return image if image.mode == "L" else image.convert("L").convert("RGB")
 
+    @override
     def evaluation(self) -> str:
         return "grayscale"
 
@@ -68,6 +72,7 @@ class Policy(Step):
         else:
             self._policy = v2.RandAugment(num_ops=num_ops, magnitude=magnitude)
 
+    @override
     def apply(self, image: Image.Image, draws: Draws) -> Image.Image:
         with preserved_global_generators():
             seed_global_generators(draws.bits())
@@ -82,6 +87,7 @@ class RandomErasing(Step):
     def __init__(self, probability: float = 0.25, fill: tuple[int, ...] = (124, 116, 104)) -> None:
         self._probability, self._fill = probability, fill
 
+    @override
     def apply(self, image: Image.Image, draws: Draws) -> Image.Image:
         if not draws.chance(self._probability):
             return image

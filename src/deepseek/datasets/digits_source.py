@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 import numpy as np
+from typing_extensions import override
 
 from deepseek.datasets.source import ImageSource, number_labels
 
@@ -25,8 +26,10 @@ class DigitsSource(ImageSource):
         targets, names = number_labels(labels, names, "digits")
         super().__init__("built-in digits", "digits", targets, names)
 
+    @override
     def read(self, index: int) -> np.ndarray:
         return self._images[index]
 
+    @override
     def describe(self, index: int) -> str:
         return f"digits[{index}]"

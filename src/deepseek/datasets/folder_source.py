@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from typing_extensions import override
 
 from deepseek.datasets.picture import SUFFIXES
 from deepseek.datasets.source import ImageSource
@@ -32,10 +33,12 @@ class FolderSource(ImageSource):
             targets += [number] * len(files.get(name, []))
         super().__init__("class folders", str(path), np.array(targets, np.int64), names)
 
+    @override
     def read(self, index: int) -> bytes:
         with open(self._files[index], "rb") as file:
             return file.read()
 
+    @override
     def describe(self, index: int) -> str:
         return self._files[index]
 

@@ -7,6 +7,7 @@ in torchvision, where ten failed tries also fall back to the central crop.
 import math
 
 from PIL import Image
+from typing_extensions import override
 
 from deepseek.datasets.randomness import Draws
 from deepseek.datasets.step import CropResize, Step
@@ -29,11 +30,13 @@ class Resize(CropResize):
         self._target = (height if width is None else width, height)
         self._is_exact = width is not None
 
+    @override
     def plan(self, size: tuple[int, int], draws: Draws) -> tuple[Box, tuple[int, int]]:
         if self._is_exact:
             return (0, 0, *size), self._target
         return _central_box(size, 1.0), self._target
 
+    @override
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return self._target
 
@@ -46,6 +49,7 @@ class RandomResizedCrop(CropResize):
     def __init__(self, size: int) -> None:
         self._size = size
 
+    @override
     def plan(self, size: tuple[int, int], draws: Draws) -> tuple[Box, tuple[int, int]]:
         width, height = size
         for _ in range(10):
@@ -58,9 +62,11 @@ class RandomResizedCrop(CropResize):
         ratio = min(max(width / height, 3 / 4), 4 / 3)
         return _central_box(size, ratio), (self._size, self._size)
 
+    @override
     def evaluation(self) -> str:
         return f"resize_{self._size}"
 
+    @override
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return self._size, self._size
 
@@ -71,12 +77,14 @@ class CenterCrop(Step):
     def __init__(self, size: int) -> None:
         self._size = size
 
+    @override
     def apply(self, image: Image.Image, draws: Draws) -> Image.Image:
         left, top = (image.width - self._size) // 2, (image.height - self._size) // 2
         if left == 0 == top and image.size == (self._size, self._size):
             return image
         return image.crop((left, top, left + self._size, top + self._size))
 
+    @override
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return self._size, self._size
 
@@ -89,6 +97,7 @@ class RandomCrop(Step):
     def __init__(self, size: int, pad: int = 0) -> None:
         self._size, self._pad = size, pad
 
+    @override
     def apply(self, image: Image.Image, draws: Draws) -> Image.Image:
         left = self._start(image.width, draws)
         top = self._start(image.height, draws)
@@ -101,9 +110,11 @@ class RandomCrop(Step):
             return (length - self._size) // 2
         return draws.integer(low, high)
 
+    @override
     def evaluation(self) -> str:
         return f"center_crop_{self._size}"
 
+    @override
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return self._size, self._size
 
@@ -116,6 +127,7 @@ class Flip(Step):
     def __init__(self, method: Image.Transpose) -> None:
         self._method = method
 
+    @override
     def apply(self, image: Image.Image, draws: Draws) -> Image.Image:
         return image.transpose(self._method) if draws.chance(0.5) else image
 
@@ -128,6 +140,7 @@ class Rotate(Step):
     def __init__(self, degrees: int) -> None:
         self._degrees = degrees
 
+    @override
     def apply(self, image: Image.Image, draws: Draws) -> Image.Image:
         angle = draws.uniform(-self._degrees, self._degrees)
         return image.rotate(angle, Image.Resampling.BILINEAR)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deepseek.datasets import pixel_cache
 from deepseek.datasets.callable_transform import CallableTransform, to_tensor
-from deepseek.datasets.open_source import open_source
+from deepseek.datasets.open_source import SourceOptions, open_source
 from deepseek.datasets.picture import DEFAULT_MAX_PIXELS, Picture
 from deepseek.datasets.pixel_cache import PixelCache
 from deepseek.datasets.randomness import Draws, permutation
@@ -82,11 +82,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self._max_pixels = max_pixels
         self._use_cache = cache == "auto"
         self._source: ImageSource = open_source(
-            path,
-            class_names=class_names,
-            image_column=image_column,
-            label_column=label_column,
-            path_column=path_column,
+            path, SourceOptions(class_names, image_column, label_column, path_column)
         )
         self._rows = np.arange(len(self._source))
         _check_classes(self._source, allow_one_class)
@@ -282,7 +278,7 @@ class ImageDataset(torch.utils.data.Dataset):
         if isinstance(self._transform, Transform):
             normalization = self._transform.normalization
         elif inputs.dtype == "uint8":
-            normalization = make_normalization(None, inputs.shape[0])
+            normalization = make_normalization(None, self.channels)
         return DataSpec(
             task="classification",
             fields={"inputs": inputs, "targets": FieldSpec((), "int64")},
@@ -323,17 +319,13 @@ class ImageDataset(torch.utils.data.Dataset):
         transform = self._transform
         draws = Draws(self.seed, epoch, row)
         pixels = self._cache.get(row) if self._cache is not None else None
-        image, done = None, 0
         if pixels is None:
             image, done, may_keep = self._start(row, draws)
             if self._cache is not None and may_keep:
                 self._cache.put(row, np.asarray(image))
-        elif isinstance(transform, Transform):
-            done = transform.num_fixed
-            if done == len(transform.steps):
-                return pixels
-        if image is None:
+        else:
             image = Image.fromarray(pixels)
+            done = transform.num_fixed if isinstance(transform, Transform) else 0
         if not isinstance(transform, Transform):
             return transform(image, self.seed, epoch, row)
         return np.asarray(transform.run(image, draws, done, len(transform.steps)))
@@ -418,7 +410,7 @@ def _check_classes(source: ImageSource, allow_one_class: bool) -> None:
         raise DataError(f"{source.path} ({source.layout}) holds no pictures", fix="check the path")
     if len(source.class_names) < 2 and not allow_one_class:
         raise DataError(
-            f"{source.path} ({source.layout}) has one class, {source.class_names[0]!r}: there is"
+            f"{source.path} ({source.layout}) has the classes {list(source.class_names)}: there is"
             " nothing to tell apart",
             fix="add pictures of another class, or set allow_one_class=True",
         )

@@ -277,7 +277,7 @@ class DataLoader:
             _Fetcher(self._source),
             batch_sampler=self._keys,  # pyright: ignore[reportArgumentType]
             num_workers=num_workers,
-            collate_fn=_as_is,
+            collate_fn=_as_is,  # pyright: ignore[reportArgumentType]
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=self.prefetch_batches if num_workers else None,
             persistent_workers=num_workers > 0,

@@ -60,6 +60,12 @@ def number_labels(
     """
     distinct = sorted(set(labels), key=str)
     for label in distinct:
+        if not isinstance(label, str | int):
+            raise DataError(
+                f"{path}: the label {label!r} is a {type(label).__name__}, neither a name nor a"
+                " whole number",
+                fix="choose the column that holds the class by label_column=...",
+            )
         if isinstance(label, str) and not label.strip():
             raise DataError(
                 f"{path}: the label of entry {list(labels).index(label)} is empty",

@@ -3,13 +3,13 @@
 Imported by commands when they run, never at start-up: it brings torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from deepseek.config import DataConfig, ModelConfig, RunConfig
 from deepseek.datasets import ImageDataset
-from deepseek.errors import ConfigError, DataError
+from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.zoo import check_model_args
 from deepseek.trainer import Trainer
@@ -39,9 +39,11 @@ def build_data(config: DataConfig, seed: int) -> tuple[ImageDataset, ImageDatase
                 f"data.val={val} is data.train: the result would be too good",
                 fix="give data.val another folder, or a share such as 0.1",
             )
-        return train, _dataset(config, val, _val_transform(config), seed)
+        transform = _val_transform(config) or train.evaluation_transform
+        return train, _dataset(config, val, transform, seed, train.class_names)
     train, held_back = train.split(val)
-    return train, held_back.with_transform(_val_transform(config))
+    transform = _val_transform(config)
+    return train, held_back if transform is None else held_back.with_transform(transform)
 
 
 def build_model(config: ModelConfig) -> ModelEngine:
@@ -77,25 +79,35 @@ def build_evaluation_data(engine: ModelEngine, path: str) -> ImageDataset:
     """Return the labelled data at `path`, prepared as the model expects.
 
     Raises:
-        DataError: if the classes of the data are not those of the model.
+        ConfigError: if the model file does not say how its inputs are prepared.
+        DataError: if the data hold a class that the model does not know.
     """
     spec = engine.spec
-    dataset = ImageDataset(path, transform=spec.transform, channels=spec.fields["inputs"].shape[0])
-    known, found = list(spec.class_names), list(dataset.spec.class_names)
-    if known != found:
-        extra = [name for name in found if name not in known] or found
-        raise DataError(
-            f"the classes of {path} are not those of the model: {', '.join(extra[:5])} "
-            f"instead of {', '.join(known[:5])}, ...",
-            fix="name the class folders as they were in training",
+    if spec is None or spec.transform is None:
+        raise ConfigError(
+            "the model file has no transform: it was trained with a Python callable",
+            fix="evaluate it from Python, with the data set that has the callable",
         )
-    return dataset
+    return ImageDataset(
+        path,
+        transform=spec.transform,
+        channels=spec.fields["inputs"].shape[0],
+        class_names=spec.class_names,
+        allow_one_class=True,
+    )
 
 
-def _dataset(config: DataConfig, path: str, transform: str, seed: int) -> ImageDataset:
+def _dataset(
+    config: DataConfig,
+    path: str,
+    transform: str | Callable,
+    seed: int,
+    class_names: Sequence[str] | None = None,
+) -> ImageDataset:
     return ImageDataset(
         path,
         transform=transform,
+        class_names=class_names,
         channels=config.channels,
         on_bad_sample=config.on_bad_sample,
         max_bad_share=config.max_bad_share,
@@ -113,5 +125,5 @@ def _validation_source(config: DataConfig) -> str | float | None:
     return str(found[0]) if found else AUTO_VAL_SHARE
 
 
-def _val_transform(config: DataConfig) -> str:
-    return config.transform if config.val_transform == "auto" else config.val_transform
+def _val_transform(config: DataConfig) -> str | None:
+    return None if config.val_transform == "auto" else config.val_transform

@@ -10,6 +10,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import (
+    MappingEndEvent,
+    MappingStartEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+)
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from deepseek.config.problems import Path
@@ -71,12 +77,11 @@ def read_document(text: str, source: Source, at: Path = (), column: int = 0) -> 
     document = Document()
     walk = _Walk(document, source, column)
     try:
+        walk.require_shallow(text)
         node = YAML(typ="rt", pure=True).compose(text)
         document.values = None if node is None else walk.value(node, at, 0)
     except _Unreadable as error:
         document.faults = [error.fault]
-    except RecursionError:
-        document.faults = [walk.fault(0, 0, f"nested deeper than {MAX_DEPTH} levels")]
     except (YAMLError, ValueError) as error:
         document.faults = [_syntax_fault(error, walk)]
     return document
@@ -96,6 +101,20 @@ class _Walk:
         self.source = source
         self.column = column
         self.count = 0
+
+    def require_shallow(self, text: str) -> None:
+        # The parser takes one event after the other, the composer recurses: a line of brackets
+        # would cost it seconds.
+        depth = 0
+        for event in YAML(typ="rt", pure=True).parse(text):
+            if isinstance(event, SequenceStartEvent | MappingStartEvent):
+                depth += 1
+            elif isinstance(event, SequenceEndEvent | MappingEndEvent):
+                depth -= 1
+            if depth > MAX_DEPTH + 1:
+                mark = event.start_mark
+                message = f"nested deeper than {MAX_DEPTH} levels"
+                raise _Unreadable(self.fault(mark.line, mark.column, message))
 
     def value(self, node: Node, path: Path, depth: int) -> Any:
         self.count += 1

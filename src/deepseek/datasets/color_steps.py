@@ -1,7 +1,7 @@
 """Steps that change colours, or hide a part.
 
-References: RandAugment, Cubuk et al. 2019 (arXiv:1909.13719); TrivialAugment, Mueller and Hutter 2021
-(arXiv:2103.10158), both torchvision's; random erasing, Zhong et al. 2017 (arXiv:1708.04896).
+References: RandAugment, Cubuk et al. 2019 (arXiv:1909.13719); TrivialAugment, Mueller and Hutter
+2021 (arXiv:2103.10158), both torchvision's; random erasing, Zhong et al. 2017 (arXiv:1708.04896).
 """
 
 import math
@@ -80,7 +80,7 @@ class Policy(Step):
 
 
 class RandomErasing(Step):
-    """`random_erasing`, `random_erasing_P`: with probability P, a box is filled with the mean colour."""
+    """`random_erasing_P`: with probability P (0.25), a box is filled with the mean colour."""
 
     is_random = True
 

@@ -1,8 +1,8 @@
 """The built-in data set `digits`: 1,797 handwritten digits of 8 x 8 pixels, ten classes.
 
-The test part of "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, 1998, UCI Machine
-Learning Repository (https://doi.org/10.24432/C50P49, CC BY 4.0), as scikit-learn ships it; its 17 gray levels
-are scaled to 0..255.
+The test part of "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, 1998, UCI
+Machine Learning Repository (https://doi.org/10.24432/C50P49, CC BY 4.0), as scikit-learn ships it;
+its 17 gray levels are scaled to 0..255.
 """
 
 from collections.abc import Sequence

@@ -18,7 +18,8 @@ from deepseek.errors import DataError
 class ForeignDataset:
     """Wraps a data set that yields `(x, y)` or a dict.
 
-    What it draws from the global generators of torch, numpy or Python is a function of (seed, epoch, index).
+    What it draws from the global generators of torch, numpy or Python is a function of (seed,
+    epoch, index).
 
     Args:
         dataset: a map-style torch data set.

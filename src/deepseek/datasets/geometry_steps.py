@@ -1,7 +1,7 @@
 """Steps that move pixels: resize, crop, flip, rotate.
 
-References: random resized crop, Szegedy et al. 2014 (arXiv:1409.4842); area 8 to 100 %, ratio 3/4 to 4/3, as
-in torchvision, where ten failed tries also fall back to the central crop.
+References: random resized crop, Szegedy et al. 2014 (arXiv:1409.4842); area 8 to 100 %, ratio 3/4
+to 4/3, as in torchvision, where ten failed tries also fall back to the central crop.
 """
 
 import math

@@ -1,6 +1,7 @@
-"""Labelled pictures from class folders, index files, Parquet, tar shards, saved data sets, or built in.
+"""Labelled pictures: class folders, index files, Parquet, tar shards, saved sets, or built in.
 
-Randomness of sample `index` in `epoch` is a function of `(seed, epoch, index)`, whoever computes it.
+Randomness of sample `index` in `epoch` is a function of `(seed, epoch, index)`, whoever computes
+it.
 Shapes: C channels, H height, W width; images are uint8 (C, H, W).
 """
 
@@ -31,28 +32,31 @@ class ImageDataset(torch.utils.data.Dataset):
     """Pictures with one class each.
 
     Args:
-        path: what is there is detected: class folders; an index file (CSV, TSV or Parquet with a path and a
-            label column); Parquet in the Hugging Face image layout (a file, a folder, `folder/train` for
-            `folder/train-*.parquet`, or a pattern); tar shards in the WebDataset layout (a file, a folder, or
-            a pattern such as `shard-{000..009}.tar`); a data set saved by Hugging Face's `save_to_disk`; or
-            the built-in name "digits".
-        transform: in the string language (`deepseek.datasets.transforms`), or a callable that takes a PIL
-            image.
+        path: what is there is detected: class folders; an index file (CSV, TSV or Parquet with a
+            path and a label column); Parquet in the Hugging Face image layout (a file, a folder,
+            `folder/train` for `folder/train-*.parquet`, or a pattern); tar shards in the WebDataset
+            layout (a file, a folder, or a pattern such as `shard-{000..009}.tar`); a data set saved
+            by Hugging Face's `save_to_disk`; or the built-in name "digits".
+        transform: in the string language (`deepseek.datasets.transforms`), or a callable that takes
+            a PIL image.
         class_names: forces the classes and their order; by default they come from the data.
         channels: 3 (colour) or 1 (gray).
         seed: of augmentation.
-        on_bad_sample: "error", or "skip": `get` then returns None for a picture that cannot be read.
+        on_bad_sample: "error", or "skip": `get` then returns None for a picture that cannot be
+            read.
         max_bad_share: share of the pictures, 0..1, which may be skipped before the loader gives up.
         max_pixels: width x height above which a picture is refused before it is decoded.
-        cache: "auto" keeps decoded pictures where all of them fit in 256 MiB; "off" never does. It does not
-            change a result.
+        cache: "auto" keeps decoded pictures where all of them fit in 256 MiB; "off" never does. It
+            does not change a result.
         allow_one_class: whether a set with a single class is taken.
-        image_column: column of Parquet or a saved data set with the picture; found by its type by default.
+        image_column: column of Parquet or a saved data set with the picture; found by its type by
+            default.
         label_column: column with the label, or key of the label in a shard's `.json`.
         path_column: column of an index file with the picture's path.
 
     Raises:
-        DataError: if there are no pictures, a label fits no class, or the first picture cannot be read.
+        DataError: if there are no pictures, a label fits no class, or the first picture cannot be
+            read.
         ConfigError: if an argument is out of its range.
     """
 

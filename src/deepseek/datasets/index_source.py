@@ -1,7 +1,7 @@
 """Pictures listed in an index file: a path and a label a line, as CSV, TSV or Parquet.
 
-A relative path is resolved against the index file's folder and must stay inside it; a file elsewhere is
-named by an absolute path, so that an index from a stranger says openly what it reads.
+A relative path is resolved against the index file's folder and must stay inside it; a file
+elsewhere is named by an absolute path, so that an index from a stranger says openly what it reads.
 """
 
 import csv

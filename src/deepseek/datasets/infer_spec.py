@@ -15,8 +15,9 @@ from deepseek.errors import DataError
 def infer_spec(dataset: torch.utils.data.Dataset) -> DataSpec:
     """Return the spec of a data set: its own, or one found from its first sample and its targets.
 
-    Targets are looked for in `.targets`, `.labels` and `.tensors[1]`; class names in `.classes`. Where there are
-    no targets, every sample is read once, unless the first shows that they are not class numbers.
+    Targets are looked for in `.targets`, `.labels` and `.tensors[1]`; class names in `.classes`.
+    Where there are no targets, every sample is read once, unless the first shows that they are not
+    class numbers.
 
     Raises:
         DataError: if it has no length or no samples, or yields neither (x, y) nor a dict.
@@ -30,7 +31,7 @@ def infer_spec(dataset: torch.utils.data.Dataset) -> DataSpec:
         num_samples = len(dataset)  # pyright: ignore[reportArgumentType]
     except TypeError as error:
         raise DataError(
-            f"{type(dataset).__name__} has no length: order and exact resume need a map-style data set",
+            f"{type(dataset).__name__} has no length: order and exact resume need one",
             fix="give a data set with __len__ and __getitem__",
         ) from error
     if num_samples == 0:

@@ -61,8 +61,8 @@ class DataLoader:
         input_format: what a path holds: "image".
         batch_size: samples in a batch.
         shuffle: a new order each epoch; else the order of the data set.
-        num_workers: processes that prepare batches; "auto": none for small sets in memory, else one a core
-            beside the main one, 8 at the most. It does not change a batch.
+        num_workers: processes that prepare batches; "auto": none for small sets in memory, else one
+            a core beside the main one, 8 at the most. It does not change a batch.
         seed: of the order, and of augmentation where `load` makes the data set.
         drop_last: whether a smaller batch at the end of an epoch is left out.
         transform: of the data set; None: its own.
@@ -144,7 +144,8 @@ class DataLoader:
         )
         if len(keys) == 0:
             raise DataError(
-                f"drop_last=True leaves no batch: {len(source)} samples, batch_size={self.batch_size}",
+                f"drop_last=True leaves no batch: {len(source)} samples,"
+                f" batch_size={self.batch_size}",
                 fix="lower batch_size, or set drop_last=False",
             )
         self._progress.epoch = self._progress.position = 0

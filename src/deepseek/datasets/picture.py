@@ -1,8 +1,8 @@
 """Bytes of a stranger's picture -> an 8-bit PIL image in mode L or RGB.
 
-What is declared is checked before anything is decoded: formats that run programs (EPS) are not opened, and the
-declared size is held against `max_pixels`. JPEG is decoded at 1/2, 1/4 or 1/8 of its size where a caller says
-that so much is enough: libjpeg then skips most of the inverse DCT.
+What is declared is checked before anything is decoded: formats that run programs (EPS) are not
+opened, and the declared size is held against `max_pixels`. JPEG is decoded at 1/2, 1/4 or 1/8 of
+its size where a caller says that so much is enough: libjpeg then skips most of the inverse DCT.
 """
 
 import io

@@ -10,8 +10,8 @@ LIMIT_BYTES = 256 * 2**20
 class PixelCache:
     """Room for one array of the same shape for each picture.
 
-    The memory is anonymous and shared: worker processes made by fork fill it for each other. Pages that are not
-    written cost nothing. After pickling (workers made by spawn) a copy starts empty.
+    The memory is anonymous and shared: worker processes made by fork fill it for each other. Pages
+    that are not written cost nothing. After pickling (workers made by spawn) a copy starts empty.
 
     Args:
         num_pictures: how many there are.

@@ -1,7 +1,7 @@
 """Randomness as a pure function of where it is used: (seed, epoch, index).
 
-Own arithmetic (SplitMix64) rather than numpy's or torch's generators: it costs about a microsecond to start
-for a sample, and the sequence cannot change with the version of a library.
+Own arithmetic (SplitMix64) rather than numpy's or torch's generators: it costs about a microsecond
+to start for a sample, and the sequence cannot change with the version of a library.
 
 Paper: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators" (SplitMix64).
 """

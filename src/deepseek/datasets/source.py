@@ -44,8 +44,9 @@ def number_labels(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Turn labels into class numbers.
 
-    With `class_names`, a label is one of these names, or else a number that counts in them. Without, the names
-    are the labels in order: by value where all are whole numbers, by alphabet otherwise.
+    With `class_names`, a label is one of these names, or else a number that counts in them.
+    Without, the names are the labels in order: by value where all are whole numbers, by alphabet
+    otherwise.
 
     Args:
         labels: one a picture, text or number.

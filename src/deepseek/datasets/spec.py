@@ -1,4 +1,4 @@
-"""What a data set holds: shapes, classes and normalisation, as plain data that a model file can carry."""
+"""What a data set holds, as plain data that a model file can carry."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -28,7 +28,8 @@ class Step(ABC):
 class CropResize(Step):
     """A step that cuts out a box and resizes it, in one pass over the pixels.
 
-    Such a step can say before decoding which pixels it needs, so that a JPEG is decoded at reduced size.
+    Such a step can say before decoding which pixels it needs, so that a JPEG is decoded at reduced
+    size.
     """
 
     @abstractmethod

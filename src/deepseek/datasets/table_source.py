@@ -1,8 +1,8 @@
 """Pictures inside tables in the Hugging Face image layout: Parquet files, or a saved data set.
 
-A picture is a struct {bytes, path} or plain binary; class names come from the Hugging Face metadata. Parquet is
-compressed and is read into memory once, where worker processes share it. A saved data set (`save_to_disk`) is
-mapped into memory: only the pages in use are read.
+A picture is a struct {bytes, path} or plain binary; class names come from the Hugging Face
+metadata. Parquet is compressed and is read into memory once, where worker processes share it. A
+saved data set (`save_to_disk`) is mapped into memory: only the pages in use are read.
 """
 
 import json

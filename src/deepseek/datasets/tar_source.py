@@ -1,7 +1,7 @@
 """Pictures in tar shards of the WebDataset layout: `0001.jpg` beside `0001.cls` or `0001.json`.
 
-The headers are read once; a picture is then one read at its offset, in any order. Nothing is extracted: the names
-in an archive are keys, and never become paths.
+The headers are read once; a picture is then one read at its offset, in any order. Nothing is
+extracted: the names in an archive are keys, and never become paths.
 """
 
 import json

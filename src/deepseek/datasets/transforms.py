@@ -1,19 +1,21 @@
-"""The string language of image transforms: steps joined by `+`, such as `random_crop_32_pad_4+hflip`.
+"""The string language of image transforms: steps joined by `+`, such as `resize_224+hflip`.
 
 | step | does | in evaluation |
 |---|---|---|
 | `resize_N` | shorter side to N, central N x N | the same |
 | `resize_HxW` | exactly H x W, whatever the shape | the same |
 | `center_crop_N` | central N x N, padded with black where smaller | the same |
-| `random_crop_N`, `random_crop_N_pad_P` | random N x N, after P black pixels on each side | `center_crop_N` |
+| `random_crop_N_pad_P` | random N x N, after P (0) black pixels a side | `center_crop_N` |
 | `random_resized_crop_N` | random part, resized to N x N | `resize_N` |
 | `hflip`, `vflip` | mirrored every second time | nothing |
 | `rotate_D` | turned by up to D degrees | nothing |
-| `color_jitter`, `color_jitter_S` | brightness, contrast, saturation by up to S (0.4), hue by S/4 | nothing |
-| `randaugment`, `randaugment_N_M`, `trivialaugment` | an augmentation policy | nothing |
-| `random_erasing`, `random_erasing_P` | with probability P (0.25) a box in the mean colour | nothing |
+| `color_jitter_S` | brightness, contrast, saturation by S (0.4), hue by S/4 | nothing |
+| `randaugment_N_M` (2, 9), `trivialaugment` | an augmentation policy | nothing |
+| `random_erasing_P` | with probability P (0.25) a box in the mean colour | nothing |
 | `grayscale` | colours removed | the same |
-| `normalize_imagenet`, `normalize_half`, `normalize_none` | recorded in the spec, applied on the device | the same |
+| `normalize_imagenet`, `_half`, `_none` | recorded, applied on the device | the same |
+
+A number in brackets is used where the argument is left out.
 """
 
 import re

@@ -84,6 +84,21 @@ def find_run(word: str, root: Path = RUNS, name: str = "RUN") -> Path:
     raise ConfigError(f"{name}={word}: no such run in {root}/", fix=fix)
 
 
+def find_resume(word: str, root: Path = RUNS) -> tuple[Path, Path]:
+    """Return what to resume from, and the run it belongs to.
+
+    Args:
+        word: a run as in `find_run`, or the folder of one of its checkpoints.
+        root: folder of the runs.
+    """
+    path = Path(word)
+    run = path.parent.parent
+    if path.name.startswith("step_") and (run / CONFIG).is_file():
+        return path, run
+    run = find_run(word, root, name="--resume")
+    return run, run
+
+
 def read_record(run: Path) -> RunRecord:
     """Return what is known of the run in folder `run`, finished or not."""
     summary = _read_json(run / "summary.json")

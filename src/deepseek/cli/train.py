@@ -21,7 +21,7 @@ def train(
         str | None,
         typer.Option(
             metavar="[=RUN]",
-            help="Go on with the newest run, or with --resume=RUN (a name or a folder).",
+            help="Go on with the newest run, or with --resume=RUN: name, folder, checkpoint.",
         ),
     ] = None,
     run_dir: Annotated[
@@ -29,20 +29,21 @@ def train(
     ] = None,
 ) -> None:
     """Train the model that a configuration describes."""
-    from deepseek.cli.run_folders import find_run
+    from deepseek.cli.run_folders import find_resume
     from deepseek.config import read_config
 
     path, overrides = split_arguments(arguments or [])
+    resume_from = None
     if resume is not None:
         _refuse_ignored(arguments or [], overrides, run_dir)
-        run_dir = find_run(resume, name="--resume")
-        path = str(run_dir / "config.yaml")
+        resume_from, run = find_resume(resume)
+        path = str(run / "config.yaml")
     from deepseek.cli.build_run import build_trainer, check_args
 
     loaded = read_config(path, overrides, check_args=check_args)
     for change in loaded.changes:
         print(f"changed  {change}")
-    trainer = build_trainer(loaded.config, run_dir=run_dir, resume=resume is not None)
+    trainer = build_trainer(loaded.config, run_dir=run_dir, resume=resume_from)
     trainer.fit()
 
 

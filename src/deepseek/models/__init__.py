@@ -1,5 +1,8 @@
 """Layer 2, model computation: batches -> outputs."""
 
+from deepseek.models.engine import ModelEngine as ModelEngine
 from deepseek.models.hints import ParallelHints as ParallelHints
+from deepseek.models.prediction import Prediction as Prediction
 from deepseek.models.resnet import ResNet as ResNet
 from deepseek.models.vit import VisionTransformer as VisionTransformer
+from deepseek.models.zoo import list_models as list_models

@@ -1,10 +1,12 @@
 """Scaled dot-product attention that is fast on a CPU as well.
 
-Paper: Vaswani et al. 2017, arXiv 1706.03762, eq. 1. Shapes: B batch, H heads, T queries, S keys, E head_dim.
+Paper: Vaswani et al. 2017, arXiv 1706.03762, eq. 1. Shapes: B batch, H heads, T queries, S keys, E
+head_dim.
 
-torch's fused attention on a CPU recomputes the scores in its backward, in blocks meant for long sequences. Up to a
-few hundred tokens, plain matrix products that keep the probabilities are faster: a training step of ViT-S/16 with 197
-tokens, bfloat16, 2 cores: see `benchmarks/`. Everywhere else the fused kernel is used.
+torch's fused attention on a CPU recomputes the scores in its backward, in blocks meant for long
+sequences. Up to a few hundred tokens, plain matrix products that keep the probabilities are faster:
+a training step of ViT-S/16 with 197 tokens, bfloat16, 2 cores: see `benchmarks/`. Everywhere else
+the fused kernel is used.
 """
 
 import math
@@ -33,7 +35,8 @@ def attention(
         k: keys.
         v: values.
         mask: `True` where a query may attend to a key; a query that may attend to none gets zeros.
-        dropout: probability of dropping an attention weight, in 0..1. The caller passes 0 outside training.
+        dropout: probability of dropping an attention weight, in 0..1. The caller passes 0 outside
+            training.
     """
     if _prefers_explicit(q, k):
         return _explicit_attention(q, k, v, mask, dropout)

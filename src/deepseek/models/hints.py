@@ -1,7 +1,9 @@
-"""What a model's parts are for, told as data, so that parallelism and memory policies stay outside it.
+"""What a model's parts are for, told as data, so that parallelism and memory policies stay outside
+it.
 
-A name is a fully qualified module name as in `named_modules()`, relative to the model; inside `column_linears`,
-`row_linears` and `fused_heads` it is relative to one block (an element of the list called `blocks`).
+A name is a fully qualified module name as in `named_modules()`, relative to the model; inside
+`column_linears`, `row_linears` and `fused_heads` it is relative to one block (an element of the
+list called `blocks`).
 """
 
 from dataclasses import dataclass
@@ -12,17 +14,23 @@ class ParallelHints:
     """Names of a model's parts, for tensor, pipeline and recompute policies and for the planner.
 
     Attributes:
-        blocks: module lists whose elements are run one after another: what a pipeline cuts, what is recomputed or
-            sharded as one unit. In order of execution.
+        blocks: module lists whose elements are run one after another: what a pipeline cuts, what is
+            recomputed or sharded as one unit. In order of execution.
         column_linears: linears of a block whose output features can be divided between ranks.
-        row_linears: linears of a block whose input features can be divided between ranks; their outputs are summed.
-        fused_heads: column linears whose output is several equal groups of heads in a row -> number of groups.
-            `{"attn.qkv": 3}` means that queries, keys and values are each to be cut by heads.
-        heads: number of attention heads of a block, a multiple of the tensor-parallel degree; 0 without attention.
+        row_linears: linears of a block whose input features can be divided between ranks; their
+            outputs are summed.
+        fused_heads: column linears whose output is several equal groups of heads in a row -> number
+            of groups. `{"attn.qkv": 3}` means that queries, keys and values are each to be cut by
+            heads.
+        heads: number of attention heads of a block, a multiple of the tensor-parallel degree; 0
+            without attention.
         embeddings: modules that come before the first block.
-        head: modules that come after the last block, in order. A head that is not built yet is named all the same.
-        no_weight_decay: parameters (full names) that weight decay should leave alone, beside biases and norms.
-        prefers_channels_last: whether the model is faster with `torch.channels_last` memory (convolutions).
+        head: modules that come after the last block, in order. A head that is not built yet is
+            named all the same.
+        no_weight_decay: parameters (full names) that weight decay should leave alone, beside biases
+            and norms.
+        prefers_channels_last: whether the model is faster with `torch.channels_last` memory
+            (convolutions).
     """
 
     blocks: tuple[str, ...] = ()

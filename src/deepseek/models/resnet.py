@@ -1,8 +1,9 @@
 """Residual networks for small images, as He et al. trained them on CIFAR-10.
 
-Paper: He et al. 2015, arXiv 1512.03385, section 4.2: a 3x3 convolution, three stages of n blocks of two 3x3 convolutions
-with 16, 32 and 64 filters, 6n + 2 layers in all, and shortcuts without parameters (option A: every second pixel, zeros
-for the new filters). Parameters are called as in the widely used `pytorch_resnet_cifar10`, whose weights load by name.
+Paper: He et al. 2015, arXiv 1512.03385, section 4.2: a 3x3 convolution, three stages of n blocks of
+two 3x3 convolutions with 16, 32 and 64 filters, 6n + 2 layers in all, and shortcuts without
+parameters (option A: every second pixel, zeros for the new filters). Parameters are called as in
+the widely used `pytorch_resnet_cifar10`, whose weights load by name.
 
 Shapes: B batch, C channels, H W pixels, K classes.
 """

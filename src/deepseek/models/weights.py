@@ -112,7 +112,12 @@ def load_weights(
             f"the head ({', '.join(replaced)}) is new: {source} has none of that shape",
             stacklevel=3,
         )
-    missing = [name for name in own if name not in state and name not in replaced]
+    missing = [
+        name
+        for name in own
+        # Weights older than this counter lack it; only a momentum of None would use it.
+        if name not in (*state, *replaced) and not name.endswith("num_batches_tracked")
+    ]
     unexpected = [name for name in state if name not in own]
     reshaped = [
         f"{name} {tuple(state[name].shape)}, the model has {tuple(own[name].shape)}"

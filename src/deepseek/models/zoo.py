@@ -1,7 +1,7 @@
 """Architectures by name: our own, which know their `ParallelHints`, and every name of timm.
 
-A name of ours wins over timm's; `timm/NAME` always means timm's. timm is imported when a name is not ours, or when
-names are listed.
+A name of ours wins over timm's; `timm/NAME` always means timm's. timm is imported when a name is
+not ours, or when names are listed.
 """
 
 import importlib
@@ -14,6 +14,7 @@ from torch import nn
 
 from deepseek.errors import ConfigError
 from deepseek.models.classifier import ImageClassifier
+from deepseek.models.hints import ParallelHints
 from deepseek.models.resnet import ResNet
 from deepseek.models.vit import VisionTransformer
 from deepseek.registry import Registry, did_you_mean, nearest
@@ -21,9 +22,11 @@ from deepseek.registry import Registry, did_you_mean, nearest
 TIMM_PREFIX = "timm/"
 # Arguments of timm's factory that read files, fetch weights or change what a forward returns.
 _TIMM_RESERVED = frozenset(
-    "pretrained pretrained_cfg pretrained_cfg_overlay checkpoint_path cache_dir scriptable exportable"
-    " no_jit features_only num_classes".split()
-)
+    {
+        "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
+        "scriptable", "exportable", "no_jit", "features_only", "num_classes",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,40 @@ def is_own(architecture: str) -> bool:
     return architecture in ARCHITECTURES
 
 
+def is_timm(architecture: str) -> bool:
+    """Return whether timm has the name, with or without the prefix `timm/`."""
+    # is_model, not create_model: the latter also takes addresses and folders.
+    return bool(_timm().is_model(architecture.removeprefix(TIMM_PREFIX)))
+
+
+def timm_head_names(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the modules that make logits in a model of timm's."""
+    classifier = _timm_cfg(module).get("classifier")
+    if classifier is None:
+        return ()
+    return (classifier,) if isinstance(classifier, str) else tuple(classifier)
+
+
+def timm_hints(module: nn.Module) -> ParallelHints:
+    """Return what is known of the parts of a model of timm's."""
+    # A transformer has one convolution, for its patches: it gains nothing from channels-last.
+    num_convolutions = sum(isinstance(part, nn.Conv2d) for part in module.modules())
+    return ParallelHints(head=timm_head_names(module), prefers_channels_last=num_convolutions > 1)
+
+
+def timm_input_shape(
+    module: nn.Module, args: Mapping[str, object]
+) -> tuple[int, int | None, int | None]:
+    """Return channels, height and width that a model of timm's takes; `None`: any."""
+    cfg, given = _timm_cfg(module), _for_timm(args)
+    channels, height, width = cfg.get("input_size") or (3, None, None)
+    channels = given.get("in_chans", channels)
+    if not cfg.get("fixed_input_size") or given.get("dynamic_img_size"):
+        return channels, None, None
+    size = given.get("img_size", (height, width))
+    return (channels, size, size) if isinstance(size, int) else (channels, *size)
+
+
 def timm_name(architecture: str) -> str:
     """Return what timm calls an architecture that is not ours.
 
@@ -113,8 +150,7 @@ def timm_name(architecture: str) -> str:
         ConfigError: if timm does not have it either; the message has the nearest names of both.
     """
     name = architecture.removeprefix(TIMM_PREFIX)
-    # is_model, not create_model: the latter also takes addresses and folders.
-    if isinstance(name, str) and _timm().is_model(name):
+    if is_timm(architecture):
         return name
     close = nearest(name, list_models(), count=5)
     raise ConfigError(
@@ -205,6 +241,10 @@ def _for_timm(args: Mapping[str, object]) -> dict[str, object]:
     """Translate our vocabulary where timm has another word for the same thing."""
     words = {"channels": "in_chans", "image_size": "img_size"}
     return {words.get(key, key): value for key, value in args.items()}
+
+
+def _timm_cfg(module: nn.Module) -> Mapping:
+    return module.pretrained_cfg  # pyright: ignore[reportReturnType]  # set by timm's factory
 
 
 def _timm():

@@ -1,0 +1,163 @@
+"""Architecture and weights put together: published, from a local file, or from a model file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from deepseek.errors import CheckpointError, ConfigError
+from deepseek.models.classifier import ImageClassifier
+from deepseek.models.model_file import ModelFile
+from deepseek.models.weights import find_pretrained, load_weights, read_weights
+from deepseek.models.zoo import build_model, is_own, is_timm, timm_head_names
+
+# Arguments that say how many layers there are: a file cannot declare more than it has tensors.
+_DEPTHS = ("num_layers", "depth", "depths", "layers", "num_blocks")
+_MAX_UNCHECKED_SIZE = 4096
+
+
+def head_names(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the modules that make logits, in one of our models or timm's."""
+    if isinstance(module, ImageClassifier):
+        return module.hints.head[-1:]
+    return timm_head_names(module)
+
+
+def build_pretrained(
+    architecture: str,
+    path: Path | None,
+    num_classes: int | None,
+    args: Mapping[str, object],
+    *,
+    allow_pickle: bool,
+) -> tuple[nn.Module, int | None]:
+    """Build an architecture and load weights.
+
+    Args:
+        architecture: a name of the zoo.
+        path: the weights; `None` looks for published ones.
+        num_classes: outputs; `None` takes as many as the weights have.
+        args: arguments of the architecture.
+        allow_pickle: whether a pickled file may be read.
+
+    Returns:
+        The module and its number of classes, `None` where there is no head.
+    """
+    headless = build_model(architecture, num_classes, args)
+    if path is None:
+        path = find_pretrained(architecture, _published_as(architecture))
+    state = read_weights(path, allow_pickle=allow_pickle)
+    heads = head_names(headless)
+    module = headless
+    if num_classes is None:
+        num_classes = _count_classes(state, heads)
+        if num_classes is not None:
+            module = build_model(architecture, num_classes, args)
+    load_weights(module, state, source=path, head=heads)
+    return module, num_classes
+
+
+def build_from_file(
+    path: str | Path,
+    content: ModelFile,
+    args: Mapping[str, object],
+    num_classes: int | None,
+    module: nn.Module | None,
+) -> tuple[nn.Module, bool]:
+    """Build what a model file holds, or fill `module` with it.
+
+    Returns:
+        The module, and whether it is foreign to the zoo.
+
+    Raises:
+        CheckpointError: if the architecture needs a module or cannot be built, or does not fit.
+    """
+    name = content.architecture
+    is_known = is_own(name) or is_timm(name)
+    if module is not None:
+        load_weights(module, content.state, source=path)
+        return module, not is_known
+    if not is_known:
+        raise CheckpointError(
+            f"{path} holds the weights of {name!r}, which is no architecture of this library",
+            fix=f"build it and hand it over: ModelEngine.load(path,
+            module={name.split('.')[-1]}())",
+        )
+    _check_sizes(path, content, args)
+    try:
+        with torch.device("meta"):
+            skeleton = build_model(name, num_classes, args)
+    except Exception as error:  # some of timm's models compute with tensors while they are built
+        if is_own(name) or isinstance(error, ConfigError | TypeError):
+            raise _unbuildable(path, name, error) from error
+        skeleton = _build_unchecked(path, name, num_classes, args)
+    else:
+        # Without initialisation where the file brings everything; buffers that it does not bring
+        # must be computed, in a second, real model: its size is the file's by then.
+        persistent = set(skeleton.state_dict())
+        if any(buffer not in persistent for buffer, _ in skeleton.named_buffers()):
+            load_weights(skeleton, content.state, source=path, assign=True)
+            skeleton = build_model(name, num_classes, args)
+    load_weights(skeleton, _as_parameters(skeleton, content.state), source=path, assign=True)
+    return skeleton, False
+
+
+def _check_sizes(path: str | Path, content: ModelFile, args: Mapping[str, object]) -> None:
+    for key in _DEPTHS:
+        value = args.get(key)
+        counts = value if isinstance(value, list) else [value]
+        if any(isinstance(count, int) and count > len(content.state) for count in counts):
+            raise CheckpointError(
+                f"{path} declares {key}={value} for {len(content.state)} tensors",
+                fix="save the model anew, from where its weights are known to be right",
+            )
+
+
+def _build_unchecked(
+    path: str | Path, name: str, num_classes: int | None, args: Mapping[str, object]
+) -> nn.Module:
+    """Build with real memory, so only with sizes that cannot exhaust it."""
+    for key, value in args.items():
+        for size in value if isinstance(value, list) else [value]:
+            if isinstance(size, int) and size > _MAX_UNCHECKED_SIZE:
+                raise CheckpointError(
+                    f"{path} declares {key}={value}, above {_MAX_UNCHECKED_SIZE}",
+                    fix="build the model yourself: ModelEngine(architecture, weights=path)",
+                )
+    try:
+        return build_model(name, num_classes, args)
+    except Exception as error:
+        raise _unbuildable(path, name, error) from error
+
+
+def _unbuildable(path: str | Path, name: str, error: Exception) -> CheckpointError:
+    reason = error.message if isinstance(error, ConfigError) else str(error)
+    return CheckpointError(
+        f"{path} declares a {name!r} that cannot be built: {reason}",
+        fix="use the version of the library that wrote the file, or save the model anew",
+    )
+
+
+def _as_parameters(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # One Parameter per tensor: names that share one in the file share it in the module.
+    made: dict[int, nn.Parameter] = {}
+    prepared = dict(state)
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if name in state:
+            tensor = state[name]
+            made.setdefault(id(tensor), nn.Parameter(tensor, parameter.requires_grad))
+            prepared[name] = made[id(tensor)]
+    return prepared
+
+
+def _published_as(architecture: str) -> str | None:
+    name = architecture.removeprefix("timm/")
+    return name if is_timm(name) else None
+
+
+def _count_classes(state: Mapping[str, Tensor], heads: tuple[str, ...]) -> int | None:
+    for head in heads:
+        if (weight := state.get(f"{head}.weight")) is not None and weight.ndim >= 2:
+            return weight.shape[0]
+    return None

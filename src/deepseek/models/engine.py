@@ -1,0 +1,342 @@
+"""A model ready to compute: architecture, weights, and what it knows of its data."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from deepseek.datasets.spec import DataSpec
+from deepseek.errors import CheckpointError, ConfigError
+from deepseek.models import prediction
+from deepseek.models.assembly import build_from_file, build_pretrained, head_names
+from deepseek.models.checks import check_positive, missing_head
+from deepseek.models.classifier import ImageClassifier
+from deepseek.models.hints import ParallelHints
+from deepseek.models.model_file import ModelFile, read_model_file, write_model_file
+from deepseek.models.prediction import Prediction
+from deepseek.models.zoo import build_model, name_of, timm_hints, timm_input_shape
+
+GRAPHS = ("dynamic", "static")
+
+
+class ModelEngine(nn.Module):
+    """A model by name, with or without published weights.
+
+    Args:
+        architecture: a name of `list_models`, or `timm/NAME`.
+        pretrained: start from published weights: `weights` if given, else a file in the folder
+            named by `DEEPSEEK_WEIGHTS`, else the Hugging Face hub.
+        weights: a local file to start from: `.safetensors` or a model file.
+        num_classes: outputs; `None` learns them from the weights or, later, from the data (`bind`).
+        graph: "dynamic" runs the module as it is; "static" compiles it at its first forward.
+        allow_pickle: read `weights` from a pickled file (`.pt`, `.pth`), restricted to tensors.
+        config: arguments of the architecture.
+
+    Raises:
+        ConfigError: if a name, an argument or a file is wrong, or weights cannot be fetched.
+        CheckpointError: if the weights do not fit.
+
+    Example:
+        >>> engine = ModelEngine("resnet20", num_classes=10)
+        >>> engine(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1, 10])
+    """
+
+    module: nn.Module
+
+    def __init__(
+        self,
+        architecture: str,
+        *,
+        pretrained: bool = False,
+        weights: str | Path | None = None,
+        num_classes: int | None = None,
+        graph: str = "dynamic",
+        allow_pickle: bool = False,
+        **config: object,
+    ) -> None:
+        _check_graph(graph)
+        if num_classes is not None:
+            check_positive(num_classes=num_classes)
+        # A head that came with weights nobody asked the classes of is only lent: data replaces it.
+        head_is_lent = False
+        if pretrained or weights is not None:
+            path = None if weights is None else Path(weights)
+            module, head_classes = build_pretrained(
+                architecture, path, num_classes, config, allow_pickle=allow_pickle
+            )
+            head_is_lent = num_classes is None
+            num_classes = head_classes
+        else:
+            module = build_model(architecture, num_classes, config)
+        self._start(module, architecture, config, num_classes, graph)
+        self._head_is_lent = head_is_lent
+
+    def _start(
+        self,
+        module: nn.Module,
+        architecture: str,
+        config: dict,
+        num_classes: int | None,
+        graph: str,
+        *,
+        is_foreign: bool = False,
+        spec: DataSpec | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.module = module
+        self.architecture = architecture
+        self.num_classes = num_classes
+        self.graph = graph
+        self.spec = spec
+        self._config = dict(config)
+        self._is_foreign = is_foreign
+        self._head_is_lent = False
+        self._is_compiled = False
+
+    @classmethod
+    def _around(cls, module: nn.Module, architecture: str, config: dict, **known) -> "ModelEngine":
+        engine = cls.__new__(cls)
+        num_classes = known.pop("num_classes", None)
+        engine._start(module, architecture, config, num_classes, "dynamic", **known)
+        return engine
+
+    @classmethod
+    def wrap(cls, module: nn.Module, spec: DataSpec | None = None) -> "ModelEngine":
+        """Return an engine around a module that exists; an engine is returned as it is.
+
+        Args:
+            module: one of our models, or any other module from inputs to outputs.
+            spec: what it was trained on, if known; its classes must be the module's.
+        """
+        if isinstance(module, ModelEngine):
+            engine = module
+        elif isinstance(module, ImageClassifier) and (name := name_of(module)):
+            num_classes = module.config["num_classes"]
+            engine = cls._around(module, name, module.config, num_classes=num_classes)
+        else:
+            name = f"{type(module).__module__}.{type(module).__qualname__}"
+            engine = cls._around(module, name, {}, is_foreign=True)
+        if spec is not None:
+            engine.bind(spec)
+        return engine
+
+    @classmethod
+    def load(cls, path: str | Path, module: nn.Module | None = None) -> "ModelEngine":
+        """Return the engine that `save` wrote, on the CPU.
+
+        Args:
+            path: the model file.
+            module: for a model that is not of the zoo: an object of its class, whose weights
+                are replaced.
+
+        Raises:
+            CheckpointError: if the file is damaged, not a model file, or needs `module`.
+        """
+        content = read_model_file(path)
+        args = {key: value for key, value in content.config.items() if key != "num_classes"}
+        num_classes = content.config.get("num_classes")
+        if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
+            raise CheckpointError(
+                f"{path} has num_classes={num_classes!r}, which is not a count",
+                fix="save the model anew",
+            )
+        built, is_foreign = build_from_file(path, content, args, num_classes, module)
+        return cls._around(
+            built, content.architecture, args, num_classes=num_classes, is_foreign=is_foreign,
+            spec=content.spec,
+        )  # fmt: skip
+
+    def save(self, path: str | Path) -> None:
+        """Write the model file: weights, architecture, config and spec, in one atomic step."""
+        state = self.module.state_dict()
+        content = ModelFile(self.architecture, self.config, self.spec, state)
+        write_model_file(path, content)
+
+    @property
+    def config(self) -> dict:
+        """Arguments that build the module again, `num_classes` among them; JSON-able."""
+        if isinstance(self.module, ImageClassifier):
+            return self.module.config
+        if self._is_foreign:
+            return {}
+        return {**self._config, "num_classes": self.num_classes}
+
+    @property
+    def hints(self) -> ParallelHints:
+        """What the parts of `module` are for; empty for a foreign module."""
+        if isinstance(self.module, ImageClassifier):
+            return self.module.hints
+        return ParallelHints() if self._is_foreign else timm_hints(self.module)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module computes."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights, shared ones once."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    def bind(self, spec: DataSpec) -> None:
+        """Take what a data set holds: keep its spec, check its images, build the head.
+
+        Raises:
+            ConfigError: if the model cannot take these images, or has a head for other classes.
+        """
+        if not self._is_foreign:
+            if "inputs" in spec.fields:
+                self._check_input(spec.fields["inputs"].shape)
+            if spec.num_classes:
+                self._bind_classes(spec.num_classes)
+        self.spec = spec
+
+    def _bind_classes(self, num_classes: int) -> None:
+        if num_classes == self.num_classes:
+            return
+        if self.num_classes is not None and not self._head_is_lent:
+            raise ConfigError(
+                f"the model has num_classes={self.num_classes}, the data {num_classes} classes",
+                fix="leave num_classes out, or build the model with that of the data",
+            )
+        if isinstance(self.module, ImageClassifier):
+            self.module.bind_classes(num_classes)
+        else:
+            device, was_training = self.device, self.module.training
+            self.module.reset_classifier(num_classes)  # pyright: ignore[reportCallIssue]
+            self.module.to(device).train(was_training)
+        self.num_classes, self._head_is_lent = num_classes, False
+
+    def _check_input(self, shape: Sequence[int]) -> None:
+        if isinstance(self.module, ImageClassifier):
+            takes = self.module.input_shape
+        else:
+            takes = timm_input_shape(self.module, self._config)
+        fits = len(shape) == len(takes) and all(
+            want is None or want == size for want, size in zip(takes, shape, strict=True)
+        )
+        if not fits:
+            raise ConfigError(
+                f"the data has images {_shown(shape)} (channels x height x width),"
+                f" {self.architecture!r} takes {_shown(takes)}",
+                fix="change the transform of the data, or image_size and channels of the model",
+            )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the outputs of the module.
+
+        Args:
+            inputs: what the module takes; uint8 images are normalised as `spec` says, in the
+                dtype of the computation.
+
+        Raises:
+            ConfigError: if there is no head yet, or the normalisation of uint8 images is unknown.
+        """
+        if self.num_classes is None and not self._is_foreign:
+            raise missing_head(self.architecture)
+        if inputs.dtype == torch.uint8:
+            inputs = self._normalize(inputs)
+        if self.graph == "static" and not self._is_compiled:
+            self.module.compile()  # in place: names in the state dict stay as they are
+            self._is_compiled = True
+        return self.module(inputs)
+
+    def _normalize(self, inputs: Tensor) -> Tensor:
+        if self.spec is not None and self.spec.normalization is not None:
+            return self.spec.normalization.apply(inputs, self._compute_dtype(inputs.device.type))
+        if self._is_foreign:
+            return inputs  # who knows what it does with them
+        if self.spec is None:
+            raise ConfigError(
+                "uint8 images need a normalisation, and the model has no data spec",
+                fix="give float images, or bind the spec of a data set: engine.bind(data.spec)",
+            )
+        return inputs.to(self._compute_dtype(inputs.device.type)).div_(255)
+
+    def _compute_dtype(self, device_type: str) -> torch.dtype:
+        if torch.is_autocast_enabled(device_type):
+            return torch.get_autocast_dtype(device_type)
+        dtypes = (p.dtype for p in self.module.parameters() if p.is_floating_point())
+        return next(dtypes, torch.float32)
+
+    def predict(
+        self, x: object, top_k: int = 1, batch_size: int = 32
+    ) -> Prediction | list[Prediction]:
+        """Classify pictures.
+
+        Args:
+            x: a tensor (C, H, W) or (B, C, H, W), a PIL image, a path, or a list of them. Pictures
+                go through the evaluation transform of the data the model was trained on.
+            top_k: number of classes in `Prediction.top`, >= 1.
+            batch_size: samples computed at a time, >= 1.
+
+        Returns:
+            A `Prediction`; for a batch or a list, a list of them.
+        """
+        check_positive(top_k=top_k, batch_size=batch_size)
+        batches, is_single = prediction.to_batches(x, self.spec, batch_size)
+        names = self.spec.class_names if self.spec else ()
+        device, dtype = self.device, self._compute_dtype(self.device.type)
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        found: list[Prediction] = []
+        try:
+            with torch.inference_mode():
+                for batch in batches:
+                    on_device = batch.to(device)
+                    if on_device.is_floating_point():
+                        on_device = on_device.to(dtype)
+                    probs = self(on_device).float().softmax(-1).cpu()
+                    found += prediction.name_probs(probs, names, top_k)
+        finally:
+            for module, was_training in modes:  # one by one: frozen batch norms stay in eval
+                module.training = was_training
+        return found[0] if is_single else found
+
+    def flops(self, input_shape: Sequence[int]) -> int:
+        """Count the floating-point operations of one sample's forward, a multiply-add as two.
+
+        Counted on the meta device: nothing is computed and no memory is needed.
+
+        Args:
+            input_shape: of one sample, such as (3, 224, 224).
+        """
+        state = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        on_meta = {name: tensor.detach().to("meta") for name, tensor in state.items()}
+        modes = [(module, module.training) for module in self.module.modules()]
+        self.module.eval()
+        try:
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                inputs = torch.empty((1, *input_shape), device="meta")
+                torch.func.functional_call(self.module, on_meta, (inputs,))
+        finally:
+            for module, was_training in modes:
+                module.training = was_training
+        return counter.get_total_flops()
+
+    def describe(self) -> str:
+        """Return one line: architecture, parameters, classes, FLOPs where the input is known."""
+        classes = "no head yet" if self.num_classes is None else f"{self.num_classes} classes"
+        parts = [self.architecture, f"{self.num_parameters / 1e6:.2f} M parameters"]
+        if not self._is_foreign:
+            parts.append(classes)
+            if self.num_classes is not None and self.spec and "inputs" in self.spec.fields:
+                flops = self.flops(self.spec.fields["inputs"].shape)
+                parts.append(f"{flops / 1e9:.2f} GFLOPs per sample")
+        return ", ".join(parts)
+
+    def head_names(self) -> tuple[str, ...]:
+        """Return the names of the modules that make logits; empty for a foreign module."""
+        return () if self._is_foreign else head_names(self.module)
+
+
+def _check_graph(graph: str) -> None:
+    if graph not in GRAPHS:
+        raise ConfigError(f"graph={graph!r} is not known", fix='graph="dynamic" or "static"')
+
+
+def _shown(shape: Sequence[int | None]) -> str:
+    return "x".join("any" if size is None else str(size) for size in shape)

@@ -36,7 +36,7 @@ class CallableTransform:
         if isinstance(result, Image.Image):
             result = np.array(result)
         if isinstance(result, np.ndarray):
-            return to_tensor(result)
+            return to_tensor(result if result.flags.writeable else result.copy())
         if not isinstance(result, Tensor):
             raise DataError(
                 f"transform={self.function!r} returned a {type(result).__name__}",

@@ -367,10 +367,10 @@ class ImageDataset(torch.utils.data.Dataset):
 
 def too_many_bad(reasons: Sequence[str], num_samples: int, max_bad_share: float) -> DataError:
     """Return the error for a set in which too many pictures cannot be read."""
-    shown = "\n    ".join(reasons[:3])
+    shown = "".join(f"\n    {reason}" for reason in reasons[:3])
     return DataError(
         f"{len(reasons)} of {num_samples} pictures cannot be read,"
-        f" {len(reasons) / num_samples:.2%}, more than max_bad_share={max_bad_share:.2%}:\n    {shown}",
+        f" {len(reasons) / num_samples:.2%}, more than max_bad_share={max_bad_share:.2%}:{shown}",
         fix="repair or remove them, or raise max_bad_share",
     )
 

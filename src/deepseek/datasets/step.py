@@ -47,7 +47,10 @@ class CropResize(Step):
 def resize_box(
     image: Image.Image, box: tuple[float, float, float, float], target: tuple[int, int]
 ) -> Image.Image:
-    """Resize a box of an image, bilinear with antialiasing."""
+    """Resize a box of an image, bilinear with antialiasing.
+
+    Pixels just outside the box have their share in its edge, as if it were cut out afterwards.
+    """
     if target == image.size and box == (0, 0, *image.size):
         return image
     # reducing_gap: a large factor goes through a box filter first; 2.0 is Pillow's advice.

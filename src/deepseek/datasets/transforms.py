@@ -202,7 +202,7 @@ def _parse_step(word: str, normalization: Normalization | None, problems: list[s
     """Return the step, or add to `problems` and return None."""
     starting = [name for name in _STEPS if word == name or word.startswith(f"{name}_")]
     if not starting:
-        close = did_you_mean(word, [*_STEPS, *_NORMALIZE])
+        close = did_you_mean(re.sub(r"_\d.*", "", word), [*_STEPS, *_NORMALIZE])
         hint = f", {close}" if close.startswith("did") else ""
         problems.append(f"unknown step {word!r}{hint}")
         return None

@@ -177,3 +177,20 @@ def test_a_closed_pipe_is_no_error():
         command, shell=True, capture_output=True, text=True, env=environment, check=True
     )
     assert "Traceback" not in done.stderr
+
+
+def test_check_finds_what_is_wrong_with_the_model_too(capsys):
+    assert run(["init", "digits"]) == 0
+    assert run(["config", "check", "trainer.epochs=5"]) == 0
+    out = capsys.readouterr().out
+    assert "# changed: trainer.epochs: 40 -> 5" in out
+    assert "  epochs: 5\n" in out
+    wrong = ["model.args.dmi=3", "trainer.epcohs=1", "model.architecture=vit"]
+    assert run(["config", "check", *wrong]) == 2
+    error = capsys.readouterr().err
+    assert "model.args.dmi: unknown argument" in error
+    assert 'did you mean "dim"?' in error
+    assert "2 problems, nothing was started." in error
+    assert run(["config", "check", "model.architecture=vitt", "trainer.lr=0", "--json"]) == 2
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert [(p["code"], p["column"]) for p in problems] == [("value", 12), ("argument", 7)]

@@ -6,22 +6,15 @@ Imported by commands when they run, never at start-up: it brings torch.
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from deepseek.config import DataConfig, ModelConfig, RunConfig
 from deepseek.datasets import ImageDataset
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
-from deepseek.models.zoo import check_model_args
 from deepseek.trainer import Trainer
 
 VAL_FOLDERS = ("val", "validation", "test")
 AUTO_VAL_SHARE = 0.1
-
-
-def check_args(architecture: str, args: dict[str, Any]) -> Sequence[tuple[str, str, str | None]]:
-    """Return what is wrong with the arguments of an architecture, before anything is built."""
-    return check_model_args(architecture, args)
 
 
 def build_data(config: DataConfig, seed: int) -> tuple[ImageDataset, ImageDataset | None]:

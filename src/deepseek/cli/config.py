@@ -32,7 +32,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Look for mistakes in a configuration, model arguments included; start nothing."""
-    from deepseek.cli.build_run import check_args
+    from deepseek.cli.model_args import check_args
     from deepseek.cli.train import split_arguments
     from deepseek.config import ConfigFileError, dump_config, read_config
 

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-
 
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL.bin", help="Model file of a run.")],
@@ -21,15 +19,19 @@ def predict(
     from deepseek.models import ModelEngine
 
     engine = ModelEngine.load(model)
-    results = []
-    for file in files:
-        prediction = engine.predict(str(file), top_k=top_k)
-        results.append({"file": str(file), "predictions": prediction})
+    predictions = engine.predict([str(file) for file in files], top_k=top_k)
+    tops = [prediction.top for prediction in predictions]
     if as_json:
+        results = [
+            {"file": str(file), "top": [{"label": label, "prob": prob} for label, prob in top]}
+            for file, top in zip(files, tops, strict=True)
+        ]
         print(json.dumps(results))
         return
-    for result in results:
-        print(result["file"], result["predictions"])
+    width = max(len(str(file)) for file in files)
+    for file, top in zip(files, tops, strict=True):
+        classes = ", ".join(f"{label} {prob:.1%}" for label, prob in top)
+        print(f"{file!s:<{width}}  {classes}")
 
 
 def picture_files(paths: Iterable[Path]) -> list[Path]:
@@ -38,12 +40,13 @@ def picture_files(paths: Iterable[Path]) -> list[Path]:
     Raises:
         DataError: if a path does not exist, or a folder has no picture.
     """
+    from deepseek.datasets.picture import SUFFIXES
     from deepseek.errors import DataError
 
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower().lstrip(".") in SUFFIXES)
             if not inside:
                 raise DataError(f"there is no picture in {path}", fix="give another folder")
             files += inside

@@ -29,6 +29,7 @@ def train(
     ] = None,
 ) -> None:
     """Train the model that a configuration describes."""
+    from deepseek.cli.model_args import check_args
     from deepseek.cli.run_folders import find_resume
     from deepseek.config import read_config
 
@@ -38,11 +39,11 @@ def train(
         _refuse_ignored(arguments or [], overrides, run_dir)
         resume_from, run = find_resume(resume)
         path = str(run / "config.yaml")
-    from deepseek.cli.build_run import build_trainer, check_args
-
     loaded = read_config(path, overrides, check_args=check_args)
     for change in loaded.changes:
         print(f"changed  {change}")
+    from deepseek.cli.build_run import build_trainer
+
     trainer = build_trainer(loaded.config, run_dir=run_dir, resume=resume_from)
     trainer.fit()
 

@@ -22,7 +22,10 @@ from deepseek.errors import ConfigError
 from deepseek.registry import nearest
 
 ArgsCheck = Callable[[str, dict[str, Any]], Sequence[tuple[str, str, str | None]]]
-"""Architecture and its arguments -> (argument, what is wrong, suggestion) of each that is wrong."""
+"""Architecture and its arguments -> (argument, what is wrong, suggestion) of each that is wrong.
+
+An argument of "" means the architecture itself.
+"""
 
 
 @dataclass(frozen=True)
@@ -155,8 +158,5 @@ def _args_problems(values: Any, check_args: ArgsCheck) -> list[Problem]:
     found = []
     for key, message, suggestion in check_args(model.architecture, dict(model.args)):
         path: Path = ("model", "args", *key.split(".")) if key else ("model", "architecture")
-        if key and key in model.args:
-            found.append(Problem("value", path, message, suggestion, value=model.args[key]))
-        else:
-            found.append(Problem("missing" if key else "value", path, message, suggestion))
+        found.append(Problem("argument", path, message, suggestion))
     return found

@@ -93,13 +93,18 @@ def locate(problem: Problem, document: Document, top: Place) -> LocatedProblem:
         return LocatedProblem(place, problem.code, problem.name, hint)
     if problem.code == "contradiction":
         return LocatedProblem(place, problem.code, problem.message, problem.suggestion or "")
+    if problem.code == "argument":
+        what = f"{problem.name}: {problem.message}"
+        return LocatedProblem(place, problem.code, what, problem.suggestion or "")
     what = f"{problem.name} = {shown(problem.value)}  {problem.message}"
     return LocatedProblem(place, problem.code, what, problem.suggestion or "")
 
 
 def in_reading_order(problems: Sequence[LocatedProblem]) -> list[LocatedProblem]:
     """Return the problems of the file from top to bottom, then those of the command line."""
-    return sorted(problems, key=lambda p: (not p.place.source.is_file, p.line, p.column))
+    return sorted(
+        problems, key=lambda p: (0, p.line, p.column) if p.place.source.is_file else (1, 0, 0)
+    )
 
 
 def _unknown_hint(problem: Problem) -> str:

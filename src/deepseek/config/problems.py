@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Code = Literal["unknown-key", "missing", "type", "value", "contradiction", "duplicate", "syntax"]
+Code = Literal["unknown-key", "missing", "type", "value", "contradiction", "argument"]
 Path = tuple[str | int, ...]
 
 

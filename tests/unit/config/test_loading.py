@@ -179,11 +179,11 @@ def test_model_arguments_are_checked_with_everything_else(write):
 
     error = problems(write(GOOD + "  epcohs: 1\n"), check_args=check_args)
     assert [(p.code, p.line, p.column) for p in error.problems] == [
-        ("missing", 4, 3),
-        ("value", 4, 15),
+        ("argument", 4, 3),
+        ("argument", 4, 10),
         ("unknown-key", 7, 3),
     ]
-    assert "model.args.dim = 64  must be divisible by heads=3" in str(error)
+    assert "model.args.dim: must be divisible by heads=3" in str(error)
 
 
 def test_what_is_dumped_loads_as_the_same(write):

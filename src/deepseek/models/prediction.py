@@ -121,8 +121,7 @@ def _evaluation_transform(spec: DataSpec | None) -> Transform:
     if spec is None or "inputs" not in spec.fields:
         raise ConfigError(
             "the model does not know how its pictures are prepared: it has no data spec",
-            fix="give a tensor (B, C, H, W), or bind the spec of a data set:
-            engine.bind(data.spec)",
+            fix="give a tensor (B, C, H, W), or call engine.bind(data.spec)",
         )
     if spec.transform is None:
         raise ConfigError(

@@ -54,8 +54,8 @@ def model_line(engine: ModelEngine, assembly: Assembly, device: torch.device) ->
 
 def data_line(train: DataLoader, val: DataLoader | None, spec: DataSpec) -> str:
     """Return the line on the data."""
-    parts = [f"data   train {len(train.dataset):,}"]
-    parts.append(f"val {len(val.dataset):,}" if val is not None else "no validation data")
+    parts = [f"data   train {train.num_samples:,}"]
+    parts.append(f"val {val.num_samples:,}" if val is not None else "no validation data")
     if spec.class_names:
         counts = spec.class_counts
         spread = f" (min {min(counts):,} max {max(counts):,})" if counts else ""

@@ -45,7 +45,9 @@ def _add_timm(name: str, lr: float, decay: float, options: str) -> None:
     def build(groups: ParamGroups, **settings) -> torch.optim.Optimizer:
         import timm.optim  # seconds to import
 
-        return timm.optim.create_optimizer_v2(groups, opt=name, **settings)
+        return timm.optim.create_optimizer_v2(  # pyright: ignore[reportPrivateImportUsage]
+            groups, opt=name, **settings
+        )
 
     OPTIMIZERS.register(name)(Algorithm(build, lr, decay, frozenset(options.split())))
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from deepseek.checkpoint import CheckpointStore
 from deepseek.config import RunConfig, TrainerConfig, dump_config, validate_settings
-from deepseek.datasets import DataLoader, ImageDataset, check_same_classes, infer_spec
+from deepseek.datasets import DataLoader, ImageDataset, infer_spec
+from deepseek.datasets.classes import check_same_classes
 from deepseek.errors import ConfigError, DeepSeekError, DivergedError
 from deepseek.models import ModelEngine
 from deepseek.trainer.announcement import data_line, machine_line, model_line

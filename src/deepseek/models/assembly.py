@@ -81,7 +81,8 @@ def build_from_file(
     if not is_known:
         raise CheckpointError(
             f"{path} holds the weights of {name!r}, which is no architecture of this library",
-            fix=f"build it and hand it over: ModelEngine.load(path, module={name.split('.')[-1]}())",
+            fix="build it and hand it over: ModelEngine.load(path, module="
+            f"{name.rpartition('.')[-1]}(...))",
         )
     _check_sizes(path, content, args)
     try:

@@ -23,5 +23,5 @@ def missing_head(model: str) -> ConfigError:
     """Return the error of a forward pass through a model that does not know its classes."""
     return ConfigError(
         f"{model} has num_classes=None, so it has no head to compute logits with",
-        fix="give num_classes, call bind_classes(num_classes), or let Trainer learn it from the data",
+        fix="give num_classes, or let Trainer learn it from the data set",
     )

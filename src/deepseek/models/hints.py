@@ -1,5 +1,4 @@
-"""What a model's parts are for, told as data, so that parallelism and memory policies stay outside
-it.
+"""What a model's parts are for, as data: parallelism and memory policies stay outside the model.
 
 A name is a fully qualified module name as in `named_modules()`, relative to the model; inside
 `column_linears`, `row_linears` and `fused_heads` it is relative to one block (an element of the

@@ -48,7 +48,7 @@ class Prediction:
 
 
 def name_probs(
-    probs: Float[Tensor, "B K"], class_names: Sequence[str], top_k: int
+    probs: Float[Tensor, "B K"], class_names: tuple[str, ...], top_k: int
 ) -> list[Prediction]:
     """Return a `Prediction` per row, with the `top_k` best classes (all, if there are fewer)."""
     if class_names and probs.shape[1] != len(class_names):

@@ -51,7 +51,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Let every token attend to all."""
-        # The number of heads is read off the projection: under tensor parallelism a rank has some of them.
+        # Heads are counted from the projection: under tensor parallelism a rank has some of them.
         qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = attention(q, k, v, dropout=self.dropout if self.training else 0.0)
@@ -88,7 +88,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then the feed-forward network, each normalised before and added to the stream (eq. 2, 3)."""
+    """Attention, then feed-forward, each normalised before and added to the stream (eq. 2, 3)."""
 
     def __init__(
         self, dim: int, heads: int, hidden_dim: int, dropout: float, drop_path: float
@@ -129,7 +129,9 @@ class VisionTransformer(ImageClassifier):
         `heads` not `dim`.
 
     Example:
-        >>> model = VisionTransformer(image_size=32, patch_size=8, num_layers=2, dim=64, heads=4, num_classes=10)
+        >>> model = VisionTransformer(
+        ...     image_size=32, patch_size=8, num_layers=2, dim=64, heads=4, num_classes=10
+        ... )
         >>> model(torch.zeros(1, 3, 32, 32)).shape
         torch.Size([1, 10])
     """

@@ -8,7 +8,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -117,7 +117,7 @@ def is_timm(architecture: str) -> bool:
 
 def timm_head_names(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the modules that make logits in a model of timm's."""
-    classifier = _timm_cfg(module).get("classifier")
+    classifier: str | tuple[str, ...] | None = _timm_cfg(module).get("classifier")
     if classifier is None:
         return ()
     return (classifier,) if isinstance(classifier, str) else tuple(classifier)
@@ -237,13 +237,13 @@ def name_of(model: ImageClassifier) -> str | None:
     return None
 
 
-def _for_timm(args: Mapping[str, object]) -> dict[str, object]:
+def _for_timm(args: Mapping[str, object]) -> dict[str, Any]:
     """Translate our vocabulary where timm has another word for the same thing."""
     words = {"channels": "in_chans", "image_size": "img_size"}
     return {words.get(key, key): value for key, value in args.items()}
 
 
-def _timm_cfg(module: nn.Module) -> Mapping:
+def _timm_cfg(module: nn.Module) -> dict[str, Any]:
     return module.pretrained_cfg  # pyright: ignore[reportReturnType]  # set by timm's factory
 
 

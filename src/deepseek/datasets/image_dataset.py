@@ -305,7 +305,7 @@ class ImageDataset(torch.utils.data.Dataset):
             ) from error
         return Picture(content, where, self._max_pixels)
 
-    def _start(self, row: int, draws: Draws) -> tuple[Image.Image, int, bool]:
+    def _start(self, row: int, draws: Draws) -> tuple[Image.Image | np.ndarray, int, bool]:
         """Return the image after its first steps, how many those were, and if it may be kept."""
         picture = self._open(row)
         if not isinstance(self._transform, Transform):
@@ -328,9 +328,10 @@ class ImageDataset(torch.utils.data.Dataset):
             if self._cache is not None and may_keep:
                 self._cache.put(row, np.asarray(image))
         else:
-            image = Image.fromarray(pixels)
+            image = pixels
             done = transform.num_fixed if isinstance(transform, Transform) else 0
         if not isinstance(transform, Transform):
+            image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
             return transform(image, self.seed, epoch, row)
         return np.asarray(transform.run(image, draws, done, len(transform.steps)))
 

@@ -22,6 +22,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 from deepseek.datasets import color_steps, geometry_steps
@@ -107,11 +108,11 @@ class Transform:
                 return i
         return len(self.steps)
 
-    def start(self, picture: Picture, draws: Draws) -> tuple[Image.Image, bool]:
+    def start(self, picture: Picture, draws: Draws) -> tuple[Image.Image | np.ndarray, bool]:
         """Decode, and apply the first step where it says which pixels it needs.
 
         Returns:
-            The image in the mode of `channels`, and whether the first step is done.
+            The image in the mode of `channels`, or its pixels, and whether the first step is done.
         """
         first = self.steps[0] if self.steps else None
         is_gray = self.channels == 1
@@ -124,20 +125,31 @@ class Transform:
         if picture.can_reduce:
             scale = scale_for((box[2] - box[0], box[3] - box[1]), target, picture.size)
         image = picture.decode(scale, gray=is_gray)
-        if scale > 1:  # the decoder rounds the size up: measure
-            x, y = image.width / picture.size[0], image.height / picture.size[1]
-            box = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
+        if scale > 1:
+            # By the scale itself: the decoder rounds the size up, and its last pixel is a part.
+            left, top, right, bottom = (edge / scale for edge in box)
+            box = (left, top, min(right, image.width), min(bottom, image.height))
         # Resized before it becomes RGB: a gray picture is a third of the work.
         return self.to_channels(resize_box(image, box, target)), True
 
-    def run(self, image: Image.Image, draws: Draws, first: int, last: int) -> Image.Image:
-        """Apply the steps `first` to `last - 1`."""
+    def run(
+        self, image: Image.Image | np.ndarray, draws: Draws, first: int, last: int
+    ) -> Image.Image | np.ndarray:
+        """Apply the steps `first` to `last - 1`, to an image or its pixels."""
+        if isinstance(image, np.ndarray):
+            if first >= last:
+                return image
+            image = Image.fromarray(image)
         for step in self.steps[first:last]:
             image = step.apply(image, draws)
         return image
 
-    def to_channels(self, image: Image.Image) -> Image.Image:
+    def to_channels(self, image: Image.Image | np.ndarray) -> Image.Image | np.ndarray:
         """Return the image in mode L or RGB, as `channels` says."""
+        if isinstance(image, np.ndarray):
+            if self.channels == 3:
+                return image
+            image = Image.fromarray(image)
         mode = "L" if self.channels == 1 else "RGB"
         return image if image.mode == mode else image.convert(mode)
 

@@ -10,8 +10,8 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 import xxhash
@@ -135,7 +135,9 @@ def read_model_file(path: str | Path) -> ModelFile:
     return ModelFile(info["architecture"], info["config"], spec, state, info["library"])
 
 
-def read_tensors(file: BinaryIO, layout: Layout, path: object) -> tuple[dict[str, Tensor], str]:
+def read_tensors(
+    file: BufferedReader, layout: Layout, path: object
+) -> tuple[dict[str, Tensor], str]:
     """Read every tensor of a checked layout, once, and hash the bytes on the way.
 
     Returns:
@@ -218,7 +220,7 @@ def _lay_out(names: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, d
 def _bytes_of(tensor: Tensor) -> memoryview:
     # Copied only from a GPU or where strided (channels-last): a tensor at a time, never the model.
     flat = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return flat.numpy().data
 
 
 def _hash_header(info: Mapping, header: Mapping) -> str:

@@ -5,7 +5,6 @@ from typing import Any
 
 from deepseek.errors import ConfigError
 
-
 TAKEN = {
     "allow_pickle": "",
     "architecture": ": it is model.architecture",

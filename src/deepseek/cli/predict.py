@@ -19,8 +19,8 @@ def predict(
     from deepseek.models import ModelEngine
 
     engine = ModelEngine.load(model)
-    predictions = engine.predict([str(file) for file in files], top_k=top_k)
-    tops = [prediction.top for prediction in predictions]
+    found = engine.predict([str(file) for file in files], top_k=top_k)
+    tops = [prediction.top for prediction in (found if isinstance(found, list) else [found])]
     if as_json:
         results = [
             {"file": str(file), "top": [{"label": label, "prob": prob} for label, prob in top]}

@@ -1,0 +1,63 @@
+"""The whole path through the command line, on a model and a run as small as they get."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from deepseek.cli.main import run
+
+SMALL = [
+    "trainer.epochs=null",
+    "trainer.max_steps=2",
+    "trainer.loggers=[jsonl]",
+    "trainer.num_workers=0",
+    "model.args.num_layers=1",
+    "model.args.dim=8",
+    "model.args.heads=2",
+    "model.args.patch_size=4",
+]
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_from_a_template_to_predictions(capsys):
+    assert run(["init", "digits"]) == 0
+    assert run(["train", *SMALL]) == 0
+    assert "changed  model.args.dim: 64 -> 8" in capsys.readouterr().out
+    folder = Path("runs/digits-1")
+    assert run(["runs", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)[0]
+    assert (record["run"], record["status"]) == ("digits-1", "finished")
+    model = str(folder / "model.bin")
+    assert run(["evaluate", model, "--data", "digits", "--json"]) == 0
+    assert 0 <= json.loads(capsys.readouterr().out)["metrics"]["accuracy"] <= 1
+    samples = sorted((folder / "evaluation" / "samples").glob("*.png"))
+    assert run(["predict", model, str(samples[0].parent), "--top-k", "3", "--json"]) == 0
+    predicted = json.loads(capsys.readouterr().out)
+    assert [Path(entry["file"]) for entry in predicted] == samples
+    probs = [entry["prob"] for entry in predicted[0]["top"]]
+    assert len(probs) == 3
+    assert probs == sorted(probs, reverse=True)
+    assert run(["report"]) == 0
+    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+    assert run(["train", "--resume", "trainer.max_steps=3"]) == 0
+    assert json.loads((folder / "summary.json").read_text())["step"] == 3
+
+
+def test_the_output_setting_and_the_next_number_are_obeyed():
+    from deepseek.cli.build_run import next_run_dir
+
+    assert [next_run_dir(Path("out"), "a").name for _ in range(2)] == ["a-1", "a-2"]
+
+
+def test_what_cannot_be_predicted_exits_with_the_code_of_data(capsys):
+    assert run(["predict", "model.bin", "missing.png"]) == 3
+    assert "missing.png does not exist" in capsys.readouterr().err

@@ -13,7 +13,7 @@ def test_every_schedule_rises_to_the_peak_and_never_above(name):
     rates = [schedule.lr(step) for step in range(101)]
     assert rates[0] == pytest.approx(0.01)
     assert max(rates) == pytest.approx(0.1)
-    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(rates))
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(rates[10:]))
     if name != "constant":
         assert rates[100] == pytest.approx(0.001)
 

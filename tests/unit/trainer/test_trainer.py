@@ -73,7 +73,7 @@ def test_fit_learns_and_leaves_the_run_folder(tmp_path):
         "config.yaml", "environment.json", "metrics.jsonl", "events.jsonl", "log.txt",
         "summary.json", "model.bin", "report.html", "checkpoints", "evaluation",
     }  # fmt: skip
-    records = [json.loads(line) for line in (tmp_path / "r/metrics.jsonl").open()]
+    records = [json.loads(line) for line in (tmp_path / "r/metrics.jsonl").read_text().splitlines()]
     assert [r["epoch"] for r in records if r["kind"] == "epoch"] == [1, 2, 3, 4, 5, 6]
     assert "<svg" in history.plot()
     assert "best epoch" in repr(history)
@@ -126,7 +126,10 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop, algorithm):
     resumed = run_with(tmp_path, "cut", optimizer=algorithm, resume=True)
     resumed.fit()
     assert_same_run(whole, resumed)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "cut/metrics.jsonl").open()]
+    steps = [
+        json.loads(line)["step"]
+        for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == sorted(steps)
 
 

@@ -151,7 +151,7 @@ class VisionTransformer(ImageClassifier):
         pool: str = "cls",
     ) -> None:
         super().__init__()
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        height, width = _sides(image_size)
         hidden_dim = 4 * dim if hidden_dim is None else hidden_dim
         check_positive(
             image_height=height, image_width=width, patch_size=patch_size, num_layers=num_layers,
@@ -273,6 +273,19 @@ def grid_positions(rows: int, columns: int, dim: int) -> Float[Tensor, "T D"]:
     angles = [axis.flatten()[:, None] * frequencies for axis in (row, column)]
     waves = torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
     return F.pad(waves, (0, dim - waves.shape[1]))
+
+
+def _sides(image_size: object) -> tuple[int, int]:
+    """Return height and width; lists are taken too, for they come from files."""
+    if isinstance(image_size, list | tuple):
+        if len(image_size) == 2:
+            return image_size[0], image_size[1]
+    elif isinstance(image_size, int):
+        return image_size, image_size
+    raise ConfigError(
+        f"image_size={image_size!r} is neither a number of pixels nor (height, width)",
+        fix="give image_size=224, or image_size=(224, 160)",
+    )
 
 
 def _check_divisible(

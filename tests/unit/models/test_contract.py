@@ -24,7 +24,7 @@ OWN = list_models(own_only=True)
 def small_args(name):
     if name in SMALL:
         return SMALL[name]
-    return SHRUNK if name.startswith("vit") else {"width": 4}
+    return SHRUNK if name.startswith("vit") else SMALL["resnet"]
 
 
 def make_engine(name, num_classes=5):
@@ -97,7 +97,9 @@ def test_hints_name_real_parts(name):
     hints = module.hints
     for part in (*hints.blocks, *hints.embeddings, *hints.head):
         module.get_submodule(part)
-    for block in (block for part in hints.blocks for block in module.get_submodule(part).children()):
+    for block in (
+        block for part in hints.blocks for block in module.get_submodule(part).children()
+    ):
         for linear in (*hints.column_linears, *hints.row_linears):
             assert isinstance(block.get_submodule(linear), nn.Linear)
         for linear, groups in hints.fused_heads:

@@ -44,18 +44,27 @@ def build_pretrained(
     Returns:
         The module and its number of classes, `None` where there is no head.
     """
-    headless = build_model(architecture, num_classes, args)
+    module = build_model(architecture, num_classes, args)
     if path is None:
         path = find_pretrained(architecture, _published_as(architecture))
     state = read_weights(path, allow_pickle=allow_pickle)
-    heads = head_names(headless)
-    module = headless
+    heads = head_names(module)
     if num_classes is None:
         num_classes = _count_classes(state, heads)
         if num_classes is not None:
-            module = build_model(architecture, num_classes, args)
+            build_head(module, num_classes)
     load_weights(module, state, source=path, head=heads)
     return module, num_classes
+
+
+def build_head(module: nn.Module, num_classes: int) -> None:
+    """Build a head in one of our models or timm's, in place of one that is there."""
+    if isinstance(module, ImageClassifier):
+        module.bind_classes(num_classes)
+        return
+    device = next(module.parameters()).device
+    module.reset_classifier(num_classes)  # pyright: ignore[reportCallIssue]  # timm's convention
+    module.to(device).train(module.training)
 
 
 def build_from_file(

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deepseek.datasets.spec import DataSpec
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import prediction
-from deepseek.models.assembly import build_from_file, build_pretrained, head_names
+from deepseek.models.assembly import build_from_file, build_head, build_pretrained
 from deepseek.models.checks import check_positive, missing_head
 from deepseek.models.classifier import ImageClassifier
 from deepseek.models.hints import ParallelHints
@@ -202,12 +202,7 @@ class ModelEngine(nn.Module):
                 f"the model has num_classes={self.num_classes}, the data {num_classes} classes",
                 fix="leave num_classes out, or build the model with that of the data",
             )
-        if isinstance(self.module, ImageClassifier):
-            self.module.bind_classes(num_classes)
-        else:
-            device, was_training = self.device, self.module.training
-            self.module.reset_classifier(num_classes)  # pyright: ignore[reportCallIssue]
-            self.module.to(device).train(was_training)
+        build_head(self.module, num_classes)
         self.num_classes, self._head_is_lent = num_classes, False
 
     def _check_input(self, shape: Sequence[int]) -> None:
@@ -327,10 +322,6 @@ class ModelEngine(nn.Module):
                 flops = self.flops(self.spec.fields["inputs"].shape)
                 parts.append(f"{flops / 1e9:.2f} GFLOPs per sample")
         return ", ".join(parts)
-
-    def head_names(self) -> tuple[str, ...]:
-        """Return the names of the modules that make logits; empty for a foreign module."""
-        return () if self._is_foreign else head_names(self.module)
 
 
 def _check_graph(graph: str) -> None:

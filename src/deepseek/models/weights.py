@@ -98,20 +98,14 @@ def load_weights(
     """
     own = module.state_dict()
     state = dict(state)
-    heads = tuple(f"{name}." for name in head)
-    replaced = [
-        name
-        for name, tensor in own.items()
-        if name.startswith(heads) and (name not in state or state[name].shape != tensor.shape)
-    ] if heads else []  # fmt: skip
-    extra_head = [n for n in state if heads and n.startswith(heads) and n not in own]
-    for name in {*replaced, *extra_head}:
-        state.pop(name, None)
-    if replaced:
-        warnings.warn(
-            f"the head ({', '.join(replaced)}) is new: {source} has none of that shape",
-            stacklevel=3,
-        )
+    replaced: list[str] = []
+    for name in head:
+        ours = {key: own[key].shape for key in own if key.startswith(f"{name}.")}
+        theirs = {key: state[key].shape for key in state if key.startswith(f"{name}.")}
+        if ours != theirs:  # the whole of it: a new weight and an old bias fit nothing
+            replaced += ours
+            for key in theirs:
+                del state[key]
     missing = [
         name
         for name in own
@@ -130,6 +124,11 @@ def load_weights(
             f"{source} does not fit the model: "
             + "; ".join(f"{what}: {_shorten(names)}" for what, names in lists.items() if names),
             fix="build the architecture, with the arguments, that these weights were saved from",
+        )
+    if replaced:
+        warnings.warn(
+            f"the head ({', '.join(replaced)}) is new: {source} has none of that shape",
+            stacklevel=3,
         )
     module.load_state_dict(state, strict=False, assign=assign)
 

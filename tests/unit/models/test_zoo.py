@@ -85,8 +85,8 @@ def test_timm_takes_our_vocabulary_and_says_what_it_does_not_take():
     assert engine(torch.zeros(2, 1, 32, 32)).shape == (2, 2)
     with pytest.raises(ConfigError, match=r"images 3x32x32 .*takes 1xanyxany"):
         engine.bind(make_spec(2))
-    with pytest.raises(ConfigError, match=r"timm cannot build.*widht"):
-        ModelEngine(TINY, widht=3)
+    with pytest.raises(ConfigError, match=r"timm cannot build.*no_such"):
+        ModelEngine(TINY, no_such=3)
     with pytest.raises(ConfigError, match=r"images 3x32x32 .*takes 3x160x160"):
         ModelEngine("test_vit", num_classes=2).bind(make_spec(2))
 

@@ -1,6 +1,6 @@
 """The whole path on handwritten digits: a config, a trained model, a report, a prediction.
 
-`make demo` runs this. It calls the command line as a user would and fails where a user would be let down.
+`make demo` runs this. It calls the command line as a user would, and fails where it fails.
 """
 
 import shutil

@@ -38,6 +38,10 @@ def _body_length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 if __name__ == "__main__":
-    found = [message for folder in ("src", "tools", "benchmarks") for message in find_oversized(Path(folder))]
+    found = [
+        message
+        for folder in ("src", "tools", "benchmarks")
+        for message in find_oversized(Path(folder))
+    ]
     print("\n".join(found) or "every file and function is within its limit")
     sys.exit(bool(found))

@@ -1,7 +1,8 @@
 """deepseek: train any PyTorch model, on a laptop or on a cluster, and take it into production.
 
-One library, one command, four layers: data preprocessing (`deepseek.datasets`), model computation
-(`deepseek.models`), optimisation and scheduling (`deepseek.trainer`), result output (`deepseek.deploy`).
+One library, one command, four layers: data preprocessing (`deepseek.datasets`), model
+computation (`deepseek.models`), optimisation and scheduling (`deepseek.trainer`), result output
+(`deepseek.deploy`).
 The names below load on first use: `import deepseek` does not import torch.
 """
 

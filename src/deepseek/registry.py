@@ -1,9 +1,9 @@
 """Names that users write, and what they stand for.
 
-A `Registry` maps a name to a factory. Built-in entries may be given as `"module:attribute"`, imported on first
-use, so that listing names costs nothing and a lower layer can name a higher one without importing it. Third
-parties add entries from the entry-point group `deepseek.plugins`: each entry point is a function without
-arguments that registers what it brings.
+A `Registry` maps a name to a factory. Built-in entries may be given as `"module:attribute"`,
+imported on first use, so that listing names costs nothing and a lower layer can name a higher one
+without importing it. Third parties add entries from the entry-point group `deepseek.plugins`: each
+entry point is a function without arguments that registers what it brings.
 """
 
 import importlib
@@ -90,9 +90,7 @@ class Registry(Generic[T]):
             ConfigError: if there is none; the message has the nearest names.
         """
         if name not in self:
-            raise ConfigError(
-                f"unknown {self.kind} {name!r}", fix=did_you_mean(name, self.names())
-            )
+            raise ConfigError(f"unknown {self.kind} {name!r}", fix=did_you_mean(name, self.names()))
         if name not in self._entries:
             module, _, attribute = self._builtin[name].partition(":")
             self._entries[name] = cast(T, getattr(importlib.import_module(module), attribute))

@@ -9,6 +9,7 @@ may stand
   that comes next is what is then printed.
 """
 
+import json
 import re
 import shlex
 import shutil
@@ -19,9 +20,11 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
 from deepseek.cli.main import run
+from deepseek.config import DataConfig, ModelConfig, RunConfig, TrainerConfig
 from deepseek.errors import DeepSeekError
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +162,31 @@ def anchors(page):
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     headings = re.findall(r"^#+ (.+)$", text, re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "settings"),
+    [
+        ("", RunConfig),
+        ("data.", DataConfig),
+        ("model.", ModelConfig),
+        ("trainer.", TrainerConfig),
+    ],
+)
+def test_tables_of_settings_are_complete_and_have_the_defaults(prefix, settings):
+    page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(rf"^\| `{re.escape(prefix)}(\w+)` \| (.+?) \|", page, re.M))
+    fields = settings.model_fields
+    sections = {"data", "model", "trainer"} if settings is RunConfig else set()
+    assert rows.keys() == fields.keys() - sections
+    for name, shown in rows.items():
+        if fields[name].is_required():
+            assert shown == "required"
+        else:
+            given = YAML(typ="safe").load(shown.strip("`"))
+            assert given == json.loads(
+                json.dumps(fields[name].get_default(call_default_factory=True))
+            ), name
 
 
 def test_readmes_link_to_each_other():

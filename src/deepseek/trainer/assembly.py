@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from deepseek.config import TrainerConfig
-from deepseek.datasets import DataSpec
+from deepseek.datasets import DataLoader, DataSpec
+from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.trainer.estimate import StepEstimate, estimate_step
 from deepseek.trainer.optimizer import Optimizer
@@ -119,3 +120,19 @@ def prefers_channels_last(module: nn.Module) -> bool:
     """Return whether most of the weights are those of convolutions over images."""
     conv = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Conv2d))
     return 2 * conv > sum(p.numel() for p in module.parameters())
+
+
+def choose_batch_size(given: int | None, data) -> int:
+    """Return the one batch size there is.
+
+    Raises:
+        ConfigError: a bound `DataLoader` says otherwise.
+    """
+    if not isinstance(data, DataLoader):
+        return 32 if given is None else given
+    if given is not None and given != data.batch_size:
+        raise ConfigError(
+            f"batch_size={given} but the DataLoader has batch_size={data.batch_size}",
+            fix="give it in one place",
+        )
+    return data.batch_size

@@ -21,7 +21,7 @@ from deepseek.datasets.classes import check_same_classes
 from deepseek.errors import ConfigError, DeepSeekError, DivergedError
 from deepseek.models import ModelEngine
 from deepseek.trainer.announcement import data_line, machine_line, model_line
-from deepseek.trainer.assembly import Assembly, assemble, recipe_from
+from deepseek.trainer.assembly import Assembly, assemble, choose_batch_size, recipe_from
 from deepseek.trainer.callbacks import BestModel, Callback, EarlyStopping
 from deepseek.trainer.console import Console, format_seconds
 from deepseek.trainer.device import resolve_device
@@ -119,7 +119,7 @@ class Trainer:
         given = {key: value for key, value in locals().items() if key in TrainerConfig.model_fields}
         given["optimizer"] = recipe.algorithm if recipe else optimizer
         given["loggers"] = tuple(loggers)
-        given["batch_size"] = _choose_batch_size(batch_size, train_data)
+        given["batch_size"] = choose_batch_size(batch_size, train_data)
         if epochs == "auto":
             given["epochs"] = TrainerConfig().epochs if max_steps is None else None
         self.config: TrainerConfig = validate_settings(TrainerConfig, given)
@@ -300,7 +300,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise DivergedError(
                 f"loss={loss} at step {self.step}: training diverged (lr={result.lr:.3g})",
-                fix="lower lr, lengthen warmup, set clip_grad_norm, or look for outliers in the data",
+                fix="lower lr, lengthen warmup, set clip_grad_norm, or look at the data",
             )
 
     def _log_step(self, result: StepResult) -> None:
@@ -392,7 +392,7 @@ class Trainer:
         """Make or find the run folder; return what the first line says of a resume."""
         if not self._resume:
             self._folder = RunFolder.create(self._name, self._run_dir)
-            (self.folder.path / "config.yaml").write_text(self._config_text(), encoding="utf-8")
+            self._write_config()
             environment = describe_environment(self.config.seed, self.device)
             self.folder.write_json("environment.json", environment)
             torch.manual_seed(self.config.seed)
@@ -400,15 +400,17 @@ class Trainer:
         self._folder = RunFolder.find(self._name, self._run_dir, self._resume)
         restore(self, find_checkpoint(self._store, self._resume))
         self.folder.rewind_metrics(self.step)
+        self._write_config()  # a resumed run may have been given more epochs
         self.folder.add_event("resume", step=self.step)
         return f"resumed at step {self.step} (verified)"
 
-    def _config_text(self) -> str:
-        """Every setting as YAML: the whole file where there was one."""
+    def _write_config(self) -> None:
+        """Write every setting as YAML: the whole file where there was one."""
         if self._run_config is not None:
-            return dump_config(self._run_config)
-        # JSON is YAML, and has no surprises
-        return json.dumps({"trainer": self.config.model_dump(mode="json")}, indent=1) + "\n"
+            text = dump_config(self._run_config)
+        else:  # JSON is YAML, and has no surprises
+            text = json.dumps({"trainer": self.config.model_dump(mode="json")}, indent=1) + "\n"
+        (self.folder.path / "config.yaml").write_text(text, encoding="utf-8")
 
     @property
     def _store(self) -> CheckpointStore:
@@ -482,22 +484,6 @@ class Trainer:
         }
         finish_run(self, summary, best.best_step if best else None, self._console)
         return history
-
-
-def _choose_batch_size(given: int | None, data) -> int:
-    """Return the one batch size there is.
-
-    Raises:
-        ConfigError: a bound `DataLoader` says otherwise.
-    """
-    if not isinstance(data, DataLoader):
-        return 32 if given is None else given
-    if given is not None and given != data.batch_size:
-        raise ConfigError(
-            f"batch_size={given} but the DataLoader has batch_size={data.batch_size}",
-            fix="give it in one place",
-        )
-    return data.batch_size
 
 
 def _due(step: int, every: int | Literal["epoch"] | None, ends_epoch: bool) -> bool:

@@ -51,7 +51,8 @@ class StopSignals:
             raise KeyboardInterrupt(saved)
         if self.received is not None:
             error = PreemptedError(
-                f"stopped by {self.received.name}; {saved}", fix="resume the run"
+                f"stopped by {self.received.name}; {saved}",
+                fix="go on with `deepseek train --resume`, or Trainer(..., resume=True)",
             )
             error.exit_code = EXIT_CODES[self.received]
             raise error

@@ -300,7 +300,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise DivergedError(
                 f"loss={loss} at step {self.step}: training diverged (lr={result.lr:.3g})",
-                fix="lower lr, lengthen warmup, set clip_grad_norm, or look at the data",
+                fix="lower lr, lengthen warmup, or look for outliers in the data",
             )
 
     def _log_step(self, result: StepResult) -> None:

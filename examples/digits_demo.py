@@ -31,7 +31,7 @@ def main() -> None:
     print(f"\ntrained and reported in {perf_counter() - began:.0f} s")
 
     digits = ImageDataset("digits", channels=1)
-    for index in (0, 11, 42):
+    for index in (0, 11, 23):
         # as large as a person would draw it
         digits.image(index).resize((64, 64)).save(FOLDER / f"digit_{digits.targets[index]}.png")
     run("predict", FOLDER / "run" / "model.bin", *sorted(FOLDER.glob("digit_*.png")))

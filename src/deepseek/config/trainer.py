@@ -10,6 +10,7 @@ from deepseek.config.settings import Auto, BetaPair, Number, Settings, Switch, W
 Schedule = Literal["cosine", "linear", "constant", "wsd", "one_cycle", "polynomial"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 AtLeastOne = Annotated[Whole, Field(ge=1)]
+OPTIMIZERS_WITH_MOMENTUM = frozenset({"sgd", "rmsprop", "muon"})
 OPTIMIZERS_WITHOUT_BETAS = frozenset({"sgd", "rmsprop", "adagrad", "adadelta"})
 
 
@@ -30,8 +31,8 @@ class TrainerConfig(Settings):
     """Highest learning rate, reached after the warm-up. `auto`: by optimizer and model."""
     weight_decay: Annotated[Number, Field(ge=0)] | Auto = "auto"
     """Weight decay, per step and unit of learning rate. `auto`: usual for the optimizer."""
-    momentum: Number = Field(default=0.9, ge=0, lt=1)
-    """Momentum of SGD; the optimizers of the Adam family use `betas` instead."""
+    momentum: Annotated[Number, Field(ge=0, lt=1)] | Auto = "auto"
+    """Momentum of SGD; the Adam family has `betas` instead. `auto`: 0.9 for sgd and rmsprop."""
     betas: BetaPair | Auto = "auto"
     """Decay of the first and second moment, for the Adam family. `auto`: the optimizer's own."""
     schedule: Schedule = "cosine"
@@ -114,6 +115,16 @@ class TrainerConfig(Settings):
                     "optimizer": self.optimizer,
                     "keys": ["betas"],
                     "fix": "remove betas (momentum belongs to sgd), or use adamw",
+                },
+            )
+        if self.momentum != "auto" and self.optimizer.lower() not in OPTIMIZERS_WITH_MOMENTUM:
+            raise PydanticCustomError(
+                "contradiction",
+                "momentum is set, but optimizer={optimizer} has no momentum",
+                {
+                    "optimizer": self.optimizer,
+                    "keys": ["momentum"],
+                    "fix": "remove momentum (betas belong to the Adam family), or use sgd",
                 },
             )
         return self

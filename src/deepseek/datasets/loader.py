@@ -177,6 +177,13 @@ class DataLoader:
         """Samples handed out in an epoch."""
         return self._bound_keys().num_handed_out
 
+    @property
+    def num_processes(self) -> int:
+        """What `num_workers` comes to with these data on this machine."""
+        if self._source is None:
+            raise _unbound()
+        return choose_num_workers(self.num_workers, self._source, len(self))
+
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
         return len(self._bound_keys())
@@ -273,7 +280,7 @@ class DataLoader:
     def _make_torch_loader(self) -> torch.utils.data.DataLoader:
         if self._source is None:
             raise _unbound()
-        num_workers = choose_num_workers(self.num_workers, self._source, len(self))
+        num_workers = self.num_processes
         return torch.utils.data.DataLoader(
             _Fetcher(self._source),
             batch_sampler=self._keys,  # pyright: ignore[reportArgumentType]

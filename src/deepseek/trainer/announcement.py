@@ -11,12 +11,12 @@ from deepseek.trainer.throughput import peak_memory_bytes, total_memory_bytes
 from deepseek.version import __version__
 
 
-def machine_line(device: torch.device, run: str, seed: int, resumed: str) -> str:
-    """Return the line on versions, machine and run."""
+def machine_line(device: torch.device, threads: int, run: str, seed: int, resumed: str) -> str:
+    """Return the line on versions, machine and run; `threads` are what the CPU computes with."""
     parts = [
         f"deepseek {__version__}",
         f"torch {torch.__version__}",
-        f"{describe_device(device)} ({torch.get_num_threads()} threads)"
+        f"{describe_device(device)} ({threads} thread{'s' if threads > 1 else ''})"
         if device.type == "cpu"
         else describe_device(device),
         f"run {run}",
@@ -61,5 +61,5 @@ def data_line(train: DataLoader, val: DataLoader | None, spec: DataSpec) -> str:
         spread = f" (min {min(counts):,} max {max(counts):,})" if counts else ""
         parts.append(f"classes {spec.num_classes}{spread}")
     shape = "x".join(str(size) for size in spec.fields["inputs"].shape)
-    parts += [f"inputs {shape}", f"batch {train.batch_size}", f"workers {train.num_workers}"]
+    parts += [f"inputs {shape}", f"batch {train.batch_size}", f"workers {train.num_processes}"]
     return "  ".join(parts)

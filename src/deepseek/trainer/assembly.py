@@ -9,6 +9,7 @@ from deepseek.config import TrainerConfig
 from deepseek.datasets import DataLoader, DataSpec
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
+from deepseek.trainer.device import choose_cpu_threads
 from deepseek.trainer.estimate import StepEstimate, estimate_step
 from deepseek.trainer.optimizer import Optimizer
 from deepseek.trainer.precision import Precision, resolve_precision
@@ -33,18 +34,21 @@ class Assembly:
     num_epochs: int
     estimate: StepEstimate | None
     predicted_memory_bytes: float | None
+    cpu_threads: int
 
 
 def recipe_from(config: TrainerConfig, optimizer: Optimizer | None) -> Optimizer:
     """Return the given recipe, or the one that the settings describe."""
     if optimizer is not None:
         return optimizer
-    takes_momentum = config.optimizer in ("sgd", "rmsprop")
+    momentum = config.momentum
+    if momentum == "auto":
+        momentum = 0.9 if config.optimizer.lower() in ("sgd", "rmsprop") else None
     return Optimizer(
         config.optimizer,
         config.lr,
         config.weight_decay,
-        momentum=config.momentum if takes_momentum else None,
+        momentum=momentum,
         betas=None if config.betas == "auto" else config.betas,
     )
 
@@ -89,8 +93,11 @@ def assemble(
     log_every = config.log_every
     if log_every == "auto":
         log_every = max(1, min(MAX_AUTO_LOG_EVERY, steps_per_epoch // 10))
-    memory = None
+    memory, threads = None, torch.get_num_threads()
     if estimate:
+        if device.type == "cpu":
+            forward_flops = estimate.forward_flops * micro_batch_size
+            threads = choose_cpu_threads(forward_flops, estimate.num_ops)
         states = 2 if recipe.algorithm in ("adam", "adamw", "nadamw", "lamb", "adan") else 1
         share = 1.0 if precision.name == "fp32" else 0.5
         memory = estimate.memory_bytes(micro_batch_size, states, share)
@@ -105,6 +112,7 @@ def assemble(
         num_epochs,
         estimate,
         memory,
+        threads,
     )
 
 

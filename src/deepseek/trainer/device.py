@@ -1,8 +1,16 @@
-"""Which device a run computes on."""
+"""Which device a run computes on, and with how many CPU threads."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from deepseek.errors import ConfigError
+
+# An operator below this much work takes some 20 us on one core: sharing it out brings nothing on a
+# quiet machine, and on a busy one every thread waits for the one that lost its core.
+MIN_PARALLEL_OP_FLOPS = 2e6
 
 
 def resolve_device(name: str) -> torch.device:
@@ -24,3 +32,29 @@ def resolve_device(name: str) -> torch.device:
             fix="use device=auto or cpu, or mend the driver",
         ) from error
     return device
+
+
+def choose_cpu_threads(forward_flops: float, num_ops: int) -> int:
+    """Return how many threads an operator is shared between on the CPU: one where they are small.
+
+    `OMP_NUM_THREADS`, where it is set, has the last word.
+
+    Args:
+        forward_flops: work of a forward pass of one micro-batch.
+        num_ops: operators of a forward pass.
+    """
+    threads = torch.get_num_threads()
+    if "OMP_NUM_THREADS" in os.environ or forward_flops / max(1, num_ops) >= MIN_PARALLEL_OP_FLOPS:
+        return threads
+    return 1
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Compute with `count` threads, then with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,7 +1,7 @@
 """What a step will cost, before it is taken: FLOPs and bytes, counted on the meta device.
 
 No weight is copied and no random number drawn: the model is mirrored onto `meta`, where a forward
-    pass has shapes only.
+pass has shapes only.
 """
 
 import copy
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -16,13 +17,15 @@ from torch.utils.flop_counter import FlopCounterMode
 class StepEstimate:
     """Cost of one forward pass of one sample, and of the state that training keeps.
 
-    `forward_flops` counts a multiply-add as two. Bytes are of fp32.
+    `forward_flops` counts a multiply-add as two; `num_ops` are torch operators of the forward
+    pass, whatever the batch. Bytes are of fp32.
     """
 
     num_parameters: int
     num_trainable: int
     forward_flops: float
     activation_bytes: float
+    num_ops: int
 
     def step_flops(self, batch_size: int) -> float:
         """Forward and backward of a batch: the backward pass does twice the forward's work."""
@@ -64,8 +67,8 @@ def estimate_step(module: nn.Module, input_shape: tuple[int, ...]) -> StepEstima
             return tensor
 
         held: list[torch.Tensor] = []  # so that ids stay unique
-        counter = FlopCounterMode(display=False)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), counter:
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with hooks, FlopCounterMode(display=False) as flops, _OpCounter() as ops:
             mirror(inputs)
     except Exception:
         # any model may do anything in its forward; the estimate is a courtesy
@@ -73,9 +76,22 @@ def estimate_step(module: nn.Module, input_shape: tuple[int, ...]) -> StepEstima
     return StepEstimate(
         num_parameters=sum(p.numel() for p in parameters),
         num_trainable=sum(p.numel() for p in parameters if p.requires_grad),
-        forward_flops=counter.get_total_flops() / 2,
+        forward_flops=flops.get_total_flops() / 2,
         activation_bytes=sum(saved.values()) / 2,
+        num_ops=ops.count,
     )
+
+
+class _OpCounter(TorchDispatchMode):
+    """Counts the operators that reach a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 def _mirror_on_meta(module: nn.Module) -> nn.Module:

@@ -24,7 +24,7 @@ from deepseek.trainer.announcement import data_line, machine_line, model_line
 from deepseek.trainer.assembly import Assembly, assemble, choose_batch_size, recipe_from
 from deepseek.trainer.callbacks import BestModel, Callback, EarlyStopping
 from deepseek.trainer.console import Console, format_seconds
-from deepseek.trainer.device import resolve_device
+from deepseek.trainer.device import cpu_threads, resolve_device
 from deepseek.trainer.evaluation import Evaluation, evaluate, evaluation_loader
 from deepseek.trainer.finish import finish_run
 from deepseek.trainer.history import History
@@ -81,7 +81,7 @@ class Trainer:
         optimizer: str | Optimizer = "adamw",
         lr: float | Literal["auto"] = "auto",
         weight_decay: float | Literal["auto"] = "auto",
-        momentum: float = 0.9,
+        momentum: float | Literal["auto"] = "auto",
         betas: tuple[float, float] | Literal["auto"] = "auto",
         schedule: str = "cosine",
         warmup: int | float | Literal["auto"] = "auto",
@@ -111,9 +111,10 @@ class Trainer:
         run_config: RunConfig | None = None,
     ) -> None:
         recipe = optimizer if isinstance(optimizer, Optimizer) else None
-        if recipe is not None and (lr != "auto" or weight_decay != "auto" or betas != "auto"):
+        if recipe is not None and {lr, weight_decay, momentum, betas} != {"auto"}:
             raise ConfigError(
-                "lr, weight_decay or betas is set beside an Optimizer recipe, which holds them",
+                "lr, weight_decay, momentum or betas is set beside an Optimizer recipe, which"
+                " holds them",
                 fix="set them in the Optimizer, or name the optimizer as a string",
             )
         given = {key: value for key, value in locals().items() if key in TrainerConfig.model_fields}
@@ -232,7 +233,9 @@ class Trainer:
             self.config.loggers, self.folder, self.config.wandb_mode, settings
         )
         run = str(self.folder.path)
-        self._console.line(machine_line(self.device, run, self.config.seed, resumed))
+        self._console.line(
+            machine_line(self.device, assembly.cpu_threads, run, self.config.seed, resumed)
+        )
         self._console.line(model_line(self.model, assembly, self.device))
         self._console.line(data_line(self.train_loader, self.val_loader, self.spec))
         self.model.train()
@@ -242,7 +245,7 @@ class Trainer:
         status = "failed"
         try:
             self._emit("on_fit_begin")
-            with StopSignals() as signals:
+            with cpu_threads(assembly.cpu_threads), StopSignals() as signals:
                 self._loop(assembly, signals)
             status = "finished" if self.stop_reason is None else f"stopped: {self.stop_reason}"
             return self._finish(status)

@@ -102,3 +102,8 @@ def test_distance_counts_edits(left, right, expected):
 
 def test_a_word_unlike_any_other_suggests_nothing():
     assert meant("zzzzzz", ["epochs", "lr"]) is None
+
+
+def test_momentum_is_refused_where_the_optimizer_has_none():
+    assert "has no momentum" in message(TrainerConfig, momentum=0.9, optimizer="adamw")
+    assert TrainerConfig(momentum=0.8, optimizer="sgd").momentum == 0.8

@@ -116,15 +116,11 @@ def environment_section(run: RunFolder) -> Section:
 
 
 def best_metric(run: RunFolder) -> BestMetric | None:
-    """Return the best metric that summary.json names, or else that of the epochs' records."""
-    best = run.summary.get("best")
-    if isinstance(best, dict):
-        name, value = best.get("metric", best.get("name")), best.get("value")
-        if isinstance(name, str) and _is_number(value):
-            place = [
-                f"{key} {best[key]:,}" for key in ("epoch", "step") if _is_number(best.get(key))
-            ]
-            return BestMetric(name, float(value), ", ".join(place))
+    """Return the monitored metric at its best (summary.json), or that of the epochs' records."""
+    best, name = run.summary.get("best"), run.summary.get("monitor")
+    if isinstance(best, dict) and isinstance(name, str) and _is_number(best.get(name)):
+        place = [f"{key} {best[key]:,}" for key in ("epoch", "step") if _is_number(best.get(key))]
+        return BestMetric(name, float(best[name]), ", ".join(place))
     epochs = run.records.get("epoch")
     if epochs is None:
         return None
@@ -140,10 +136,9 @@ def best_metric(run: RunFolder) -> BestMetric | None:
 
 def wall_time_s(run: RunFolder) -> float | None:
     """Return how long the run took, seconds."""
-    for name in ("time_s", "wall_time_s", "wall_s", "duration_s"):
-        seconds = run.summary.get(name)
-        if _is_number(seconds):
-            return float(seconds)
+    seconds = run.summary.get("time_s")
+    if _is_number(seconds):
+        return float(seconds)
     last = [value for entry in run.records.values() if (value := entry.last("time_s")) is not None]
     return max(last, default=None)
 

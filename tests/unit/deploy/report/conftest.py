@@ -128,10 +128,9 @@ def write_run(run: Path, class_names: list[str] | None = None) -> Path:
         "seed": 0,
     }
     (run / "environment.json").write_text(json.dumps(environment))
-    best = {"metric": "val_accuracy", "value": 0.9, "epoch": 12, "step": 1200}
-    (run / "summary.json").write_text(
-        json.dumps({"status": "finished", "best": best, "time_s": 360.0})
-    )
+    best = {"val_accuracy": 0.9, "epoch": 12, "step": 1200}
+    summary = {"status": "finished", "monitor": "val_accuracy", "best": best, "time_s": 360.0}
+    (run / "summary.json").write_text(json.dumps(summary))
     write_lines(run / "metrics.jsonl", metric_rows())
     events = [
         {"event": "save", "step": 600, "time_s": 180.0, "path": "checkpoints/step_600"},

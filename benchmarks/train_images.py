@@ -191,7 +191,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
-    parser.add_argument("--batch-size", type=int, default=16, help="images per step")
+    parser.add_argument("--batch-size", type=int, default=32, help="images per step")
     parser.add_argument("--steps", type=int, default=3, help="timed steps per trial")
     parser.add_argument("--warm-steps", type=int, default=1, help="steps before them")
     parser.add_argument("--repeats", type=int, default=2, help="interleaved trials")

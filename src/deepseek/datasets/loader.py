@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from deepseek.datasets.foreign_dataset import ForeignDataset
+from deepseek.datasets.host_memory import keep_freed_memory
 from deepseek.datasets.image_dataset import ImageDataset, too_many_bad
 from deepseek.datasets.sampler import BatchKeys, Progress
 from deepseek.datasets.spec import DataSpec
@@ -281,6 +282,7 @@ class DataLoader:
         if self._source is None:
             raise _unbound()
         num_workers = self.num_processes
+        keep_freed_memory()
         return torch.utils.data.DataLoader(
             _Fetcher(self._source),
             batch_sampler=self._keys,  # pyright: ignore[reportArgumentType]

@@ -18,6 +18,7 @@ from deepseek.checkpoint import CheckpointStore
 from deepseek.config import RunConfig, TrainerConfig, dump_config, validate_settings
 from deepseek.datasets import DataLoader, ImageDataset, infer_spec
 from deepseek.datasets.classes import check_same_classes
+from deepseek.datasets.host_memory import release_freed_memory
 from deepseek.errors import ConfigError, DeepSeekError, DivergedError
 from deepseek.models import ModelEngine
 from deepseek.trainer.announcement import data_line, machine_line, model_line
@@ -257,6 +258,7 @@ class Trainer:
         finally:
             for logger in self._loggers:
                 logger.close()
+            release_freed_memory()
 
     def _loop(self, assembly: Assembly, signals: StopSignals) -> None:
         batches = iter(self.train_loader)

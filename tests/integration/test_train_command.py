@@ -52,6 +52,19 @@ def test_from_a_template_to_predictions(capsys):
     assert json.loads((folder / "summary.json").read_text())["step"] == 3
 
 
+def test_a_run_is_its_seed():
+    from safetensors.numpy import load_file
+
+    weights = []
+    for seed in (0, 0, 1):
+        assert run(["init", "digits", "--force"]) == 0
+        assert run(["train", *SMALL, "model.args.dropout=0.1", f"seed={seed}"]) == 0
+        weights.append(load_file(f"runs/digits-{len(weights) + 1}/model.bin"))
+    first, same, other = weights
+    assert all((first[name] == same[name]).all() for name in first)
+    assert not (first["head.weight"] == other["head.weight"]).all()
+
+
 def test_the_output_setting_and_the_next_number_are_obeyed():
     from deepseek.cli.build_run import next_run_dir
 

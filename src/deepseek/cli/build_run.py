@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 from deepseek.config import DataConfig, ModelConfig, RunConfig
 from deepseek.datasets import ImageDataset
 from deepseek.errors import ConfigError
@@ -56,6 +58,7 @@ def build_trainer(config: RunConfig, *, run_dir: Path | None, resume: Path | Non
         resume: run folder or checkpoint folder to go on from.
     """
     train_data, val_data = build_data(config.data, config.seed)
+    torch.manual_seed(config.seed)  # the weights too are the seed's
     model = build_model(config.model)
     if run_dir is None and resume is None:
         run_dir = next_run_dir(Path(config.output), config.name)

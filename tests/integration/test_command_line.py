@@ -183,7 +183,7 @@ def test_check_finds_what_is_wrong_with_the_model_too(capsys):
     assert run(["init", "digits"]) == 0
     assert run(["config", "check", "trainer.epochs=5"]) == 0
     out = capsys.readouterr().out
-    assert "# changed: trainer.epochs: 40 -> 5" in out
+    assert "# changed: trainer.epochs: 30 -> 5" in out
     assert "  epochs: 5\n" in out
     wrong = ["model.args.dmi=3", "trainer.epcohs=1", "model.architecture=vit"]
     assert run(["config", "check", *wrong]) == 2

@@ -1,5 +1,7 @@
 """The classifier's sections: confusion matrix, scores per class, calibration."""
 
+import math
+
 import numpy as np
 
 from deepseek.deploy.report.calibration import calibrate
@@ -169,11 +171,19 @@ def _score_row(run: RunFolder, scores: ClassScores, label: int) -> tuple[str, ..
     return (name, *cells, f"{scores.support[label]:,}", f"{scores.predicted[label]:,}")
 
 
+def _lean(confidence: float, accuracy: float, num_samples: int) -> str:
+    """Say whether confidence and accuracy differ by more than two standard errors."""
+    error = math.sqrt(accuracy * (1 - accuracy) / max(num_samples, 1))
+    if abs(confidence - accuracy) <= 2 * error:
+        return "well calibrated, within chance"
+    return "overconfident" if confidence > accuracy else "underconfident"
+
+
 def _calibration(run: RunFolder, predictions: Predictions) -> str:
     result = calibrate(predictions.confidence, predictions.targets == predictions.predicted)
     accuracy = float((predictions.targets == predictions.predicted).mean())
     confidence = float(predictions.confidence.mean())
-    lean = "overconfident" if confidence > accuracy else "underconfident"
+    lean = _lean(confidence, accuracy, len(predictions.targets))
     filled = np.flatnonzero(result.count)
     rows = [
         (

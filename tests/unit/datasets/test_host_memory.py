@@ -1,39 +1,39 @@
 """Freed memory is kept for the next batch, unless somebody else set malloc up."""
 
 import platform
-import resource
 import subprocess
 import sys
 
 import pytest
-import torch
 
 from deepseek.datasets.host_memory import keep_freed_memory, release_freed_memory
 
-MIB = 2**20
 needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 
 
-def count_faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def run_alone(code: str) -> None:
+    """Run it in a process whose memory no other test has cut up."""
+    imports = "import os, resource, torch\nfrom deepseek.datasets.host_memory import *\n"
+    subprocess.run([sys.executable, "-c", imports + code], check=True)
 
 
 @needs_glibc
 def test_the_next_batch_faults_no_page_in():
-    assert keep_freed_memory()
-    for _ in range(3):
-        torch.ones(20 * MIB, dtype=torch.uint8)
-    before = count_faults()
-    for _ in range(10):
-        torch.ones(20 * MIB, dtype=torch.uint8)
-    assert count_faults() - before < 10 * 20 * MIB / 4096 / 10
+    run_alone(
+        "assert keep_freed_memory()\n"
+        "count_faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "make_batch = lambda: torch.ones(20 << 20, dtype=torch.uint8)\n"
+        "for _ in range(3): make_batch()\n"
+        "before = count_faults()\n"
+        "for _ in range(10): make_batch()\n"
+        "faults, pages = count_faults() - before, 10 * (20 << 20) / 4096\n"
+        "assert faults < pages / 10, (faults, pages)\n"
+    )
 
 
 @needs_glibc
 def test_memory_is_given_back_when_asked():
-    code = (
-        "import torch, os\n"
-        "from deepseek.datasets.host_memory import *\n"
+    run_alone(
         "page = os.sysconf('SC_PAGE_SIZE')\n"
         "rss = lambda: int(open('/proc/self/statm').read().split()[1]) * page\n"
         "keep_freed_memory()\n"
@@ -42,7 +42,6 @@ def test_memory_is_given_back_when_asked():
         "assert full - kept < 100 << 20, (full, kept)\n"
         "assert full - rss() > 150 << 20, (full, rss())\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_environment_has_the_last_word(monkeypatch):

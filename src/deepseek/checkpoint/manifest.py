@@ -1,6 +1,7 @@
 """The list of what a checkpoint holds, with sizes and hashes: what does not match is not loaded."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
@@ -10,6 +11,16 @@ from deepseek.errors import CheckpointError
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 READ_BYTES = 1 << 22
+MAX_MANIFEST_BYTES = 1 << 20
+_OLDER = "use an older checkpoint"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A verified list: the step, and the names of the files."""
+
+    step: int
+    files: tuple[str, ...]
 
 
 def hash_file(path: Path) -> str:
@@ -29,16 +40,17 @@ def write_manifest(folder: Path, step: int) -> None:
         if path.name != MANIFEST
     }
     body = {"format_version": FORMAT_VERSION, "step": step, "files": files}
-    digest = xxhash.xxh3_128(_canonical(body)).hexdigest()
-    (folder / MANIFEST).write_text(json.dumps({**body, "xxh3_128": digest}, indent=1))
+    (folder / MANIFEST).write_bytes(_render(body))
 
 
-def _canonical(body: dict) -> bytes:
-    return json.dumps(body, sort_keys=True).encode()
+def _render(body: dict) -> bytes:
+    """Return the one text of `body`: a manifest that differs in any byte is damaged."""
+    digest = xxhash.xxh3_128(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**body, "xxh3_128": digest}, indent=1).encode()
 
 
-def verify(folder: Path) -> int:
-    """Check every file of a checkpoint against its manifest and return its step.
+def verify(folder: Path) -> Manifest:
+    """Check every file of a checkpoint against its manifest.
 
     Raises:
         CheckpointError: the manifest is missing, damaged or from a newer version, or a file does
@@ -47,37 +59,42 @@ def verify(folder: Path) -> int:
     manifest = _read_manifest(folder)
     for name, expected in manifest["files"].items():
         path = folder / name
-        if "/" in name or not path.is_file():
-            raise CheckpointError(f"{path} is missing", fix="use an older checkpoint")
+        if Path(name).name != name or not path.is_file():
+            raise CheckpointError(f"{path} is missing", fix=_OLDER)
         size = path.stat().st_size
         if size != expected["bytes"]:
             raise CheckpointError(
-                f"{path} has {size} bytes, its manifest says {expected['bytes']}",
-                fix="use an older checkpoint",
+                f"{path} has {size} bytes, its manifest says {expected['bytes']}", fix=_OLDER
             )
         if hash_file(path) != expected["xxh3_128"]:
-            raise CheckpointError(
-                f"{path} does not match the hash in its manifest", fix="use an older checkpoint"
-            )
-    return manifest["step"]
+            raise CheckpointError(f"{path} does not match the hash in its manifest", fix=_OLDER)
+    return Manifest(manifest["step"], tuple(manifest["files"]))
 
 
 def _read_manifest(folder: Path) -> dict:
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
-        digest = manifest.pop("xxh3_128")
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise CheckpointError(f"{path} is damaged: it is larger than any manifest", fix=_OLDER)
+        content = path.read_bytes()
+        manifest = json.loads(content)
         version = manifest["format_version"]
-        is_intact = xxhash.xxh3_128(_canonical(manifest)).hexdigest() == digest
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no {MANIFEST}: the save did not finish") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    if not is_intact:
-        raise CheckpointError(f"{path} is damaged: it does not match its own hash")
-    if version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{folder} has format_version={version}, this library reads up to {FORMAT_VERSION}",
-            fix="pip install --upgrade deepseek-framework",
+        if type(version) is int and version > FORMAT_VERSION:
+            raise CheckpointError(
+                f"{folder} has format_version={version}, this library reads up to {FORMAT_VERSION}",
+                fix="pip install --upgrade deepseek-framework",
+            )
+        del manifest["xxh3_128"]
+        is_intact = _render(manifest) == content
+        is_complete = bool(manifest["files"]) and all(
+            {"bytes", "xxh3_128"} <= entry.keys() for entry in manifest["files"].values()
         )
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} has no {MANIFEST}: the save did not finish", fix=_OLDER
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}", fix=_OLDER) from error
+    if not is_intact or not is_complete:
+        raise CheckpointError(f"{path} is damaged: it does not match its own hash", fix=_OLDER)
     return manifest

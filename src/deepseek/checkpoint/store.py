@@ -1,17 +1,19 @@
 """The folder of a run's checkpoints: written aside, verified, renamed, rotated.
 
-A checkpoint is `step_N/` with `model.safetensors`, `optimizer.safetensors`, `state.json` and a
-manifest. It is written
-to a temporary folder, every file is flushed to disk, then the folder is renamed: a kill at any
-    instant leaves either
-the whole checkpoint or none.
+```
+.writing_N/   model.safetensors ... state.json, manifest.json    each file flushed to disk
+step_N/       the same folder, renamed and the rename flushed: from now on it counts
+latest        its name, for people
+```
+A kill at any instant leaves the whole new checkpoint or none, and the older ones as they were.
 """
 
 import json
 import os
 import shutil
 import warnings
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -23,17 +25,30 @@ from deepseek.errors import CheckpointError
 
 PREFIX = "step_"
 UNFINISHED = ".writing_"
+REPLACED = ".replaced_"
 LATEST = "latest"
+STATE = "state.json"
+TENSORS = ".safetensors"
+SPARE_BYTES = 1 << 20  # for the JSON files, and what a file system needs for itself
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds: tensors by name, and the rest as JSON."""
+    """What a checkpoint holds: groups of tensors by name, and the rest as JSON.
+
+    Attributes:
+        step: optimizer steps taken.
+        tensors: group (`model`, `optimizer`, `ema`) -> name -> tensor.
+        state: anything JSON holds.
+    """
 
     step: int
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
-    state: dict
+    tensors: Mapping[str, dict[str, Tensor]] = field(repr=False)
+    state: dict = field(repr=False)
+
+    def num_bytes(self) -> int:
+        """Return the bytes of all tensors."""
+        return sum(t.nbytes for group in self.tensors.values() for t in group.values())
 
 
 class CheckpointStore:
@@ -42,14 +57,22 @@ class CheckpointStore:
     Args:
         folder: `RUN/checkpoints`.
         keep: how many stay; older ones are deleted after a newer one is safe.
+        keep_every: those whose step is a multiple of it stay for good; `None`: none do.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: int = 2, keep_every: int | None = None) -> None:
         self.folder = Path(folder)
         self.keep = keep
+        self.keep_every = keep_every
 
-    def save(self, checkpoint: Checkpoint) -> Path:
+    # -- writing -----------------------------------------------------------------------------
+
+    def save(self, checkpoint: Checkpoint, keep_too: Collection[int] = ()) -> Path:
         """Write a checkpoint and return its folder.
+
+        Args:
+            checkpoint: what to write; replaces one of the same step.
+            keep_too: steps that stay beside the newest, such as the best one.
 
         Raises:
             CheckpointError: the disk is full, read-only or forbids it; earlier checkpoints stay as
@@ -59,47 +82,75 @@ class CheckpointStore:
         unfinished = self.folder / f"{UNFINISHED}{checkpoint.step}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(unfinished, ignore_errors=True)
+            self.recover()
+            self._check_space(checkpoint.num_bytes())
             unfinished.mkdir()
-            save_file(_separate(checkpoint.model), unfinished / "model.safetensors")
-            save_file(_separate(checkpoint.optimizer), unfinished / "optimizer.safetensors")
-            (unfinished / "state.json").write_text(json.dumps(checkpoint.state))
+            for group, tensors in checkpoint.tensors.items():
+                save_file(_separate(tensors), unfinished / f"{group}{TENSORS}")
+            (unfinished / STATE).write_text(json.dumps(checkpoint.state))
             write_manifest(unfinished, checkpoint.step)
             for path in unfinished.iterdir():
                 _flush(path)
             _flush(unfinished)
-            if final.exists():
-                shutil.rmtree(final)
-            unfinished.rename(final)
-            self._point_to(final)
+            self._publish(unfinished, final)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise CheckpointError(
                 f"{final} could not be saved: {error}",
                 fix="free disk space or choose another run folder; earlier checkpoints are intact",
             ) from error
-        self._rotate()
+        self._rotate({checkpoint.step, *keep_too})
         return final
 
-    def _point_to(self, final: Path) -> None:
+    def _check_space(self, num_bytes: int) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if free < num_bytes + SPARE_BYTES:
+            raise OSError(f"it needs {num_bytes:,} bytes, the disk has {free:,} left")
+
+    def _publish(self, unfinished: Path, final: Path) -> None:
+        """Give the finished folder its name; a checkpoint of that name makes way, undeleted."""
+        replaced = self.folder / f"{REPLACED}{final.name.removeprefix(PREFIX)}"
+        if final.exists():
+            final.rename(replaced)
+        unfinished.rename(final)
+        _flush(self.folder)
+        shutil.rmtree(replaced, ignore_errors=True)
         pointer = self.folder / f"{LATEST}.new"
         pointer.write_text(final.name + "\n")
         _flush(pointer)
         pointer.replace(self.folder / LATEST)
         _flush(self.folder)
 
-    def _rotate(self) -> None:
-        for path in self.steps()[self.keep :]:
-            shutil.rmtree(path, ignore_errors=True)
+    def _rotate(self, protected: Collection[int]) -> None:
+        for step, path in list(self._by_step().items())[self.keep :]:
+            is_kept = self.keep_every is not None and step % self.keep_every == 0
+            if not is_kept and step not in protected:
+                shutil.rmtree(path, ignore_errors=True)
 
-    def steps(self) -> list[Path]:
-        """Return the checkpoint folders, newest first. Names alone are looked at."""
+    def recover(self) -> None:
+        """Tidy up after a killed save: finish its renaming, delete what it left half written."""
+        for replaced in self.folder.glob(f"{REPLACED}*"):
+            final = self.folder / f"{PREFIX}{replaced.name.removeprefix(REPLACED)}"
+            if final.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+            else:
+                replaced.rename(final)
+        for unfinished in self.folder.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def _by_step(self) -> dict[int, Path]:
         found = {}
         for path in self.folder.glob(f"{PREFIX}*"):
             number = path.name.removeprefix(PREFIX)
             if number.isdigit() and path.is_dir():
                 found[int(number)] = path
-        return [found[step] for step in sorted(found, reverse=True)]
+        return dict(sorted(found.items(), reverse=True))
+
+    def steps(self) -> list[Path]:
+        """Return the checkpoint folders, newest first. Names alone are looked at."""
+        return list(self._by_step().values())
 
     def load_latest(self) -> Checkpoint:
         """Load the newest whole checkpoint; damaged ones are set aside with a warning.
@@ -107,18 +158,33 @@ class CheckpointStore:
         Raises:
             CheckpointError: there is none.
         """
+        try:
+            self.recover()
+        except OSError as error:  # a read-only folder can still be resumed from elsewhere
+            warnings.warn(f"{self.folder} could not be tidied up: {error}", stacklevel=2)
         for path in self.steps():
             try:
                 return load_checkpoint(path)
             except CheckpointError as error:
-                aside = path.with_name(f"damaged_{path.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
+                aside = set_aside(path, "damaged")
                 warnings.warn(f"{error.message}; set aside as {aside.name}", stacklevel=2)
         raise CheckpointError(
             f"{self.folder} holds no whole checkpoint",
             fix="start the run anew, or point resume at another run",
         )
+
+    def set_aside_after(self, step: int) -> list[Path]:
+        """Rename the checkpoints after `step`: a run that goes on from there leaves that course."""
+        later = [path for number, path in self._by_step().items() if number > step]
+        return [set_aside(path, "superseded") for path in later]
+
+
+def set_aside(path: Path, why: str) -> Path:
+    """Rename a checkpoint so that it no longer counts; return its new path."""
+    aside = path.with_name(f"{why}_{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+    return aside
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -128,16 +194,23 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: a file is missing, damaged or not of this format.
     """
     folder = Path(folder)
-    step = verify(folder)
+    manifest = verify(folder)
+    if folder.name.startswith(PREFIX) and folder.name != f"{PREFIX}{manifest.step}":
+        raise CheckpointError(
+            f"{folder} holds the checkpoint of step {manifest.step}: it was renamed",
+            fix=f"rename it to {PREFIX}{manifest.step}, or use another",
+        )
+    groups = [name for name in manifest.files if name.endswith(TENSORS)]
     try:
         return Checkpoint(
-            step=step,
-            model=load_file(folder / "model.safetensors"),
-            optimizer=load_file(folder / "optimizer.safetensors"),
-            state=json.loads((folder / "state.json").read_bytes()),
+            step=manifest.step,
+            tensors={name.removesuffix(TENSORS): load_file(folder / name) for name in groups},
+            state=json.loads((folder / STATE).read_bytes()),
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{folder} cannot be read: {error}", fix="use an older checkpoint"
+        ) from error
 
 
 def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

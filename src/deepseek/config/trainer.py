@@ -9,6 +9,7 @@ from deepseek.config.settings import Auto, BetaPair, Number, Settings, Switch, W
 
 Schedule = Literal["cosine", "linear", "constant", "wsd", "one_cycle", "polynomial"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+BadStepPolicy = Literal["abort", "skip", "rollback"]
 AtLeastOne = Annotated[Whole, Field(ge=1)]
 OPTIMIZERS_WITH_MOMENTUM = frozenset({"sgd", "rmsprop", "muon"})
 OPTIMIZERS_WITHOUT_BETAS = frozenset({"sgd", "rmsprop", "adagrad", "adadelta"})
@@ -49,6 +50,11 @@ class TrainerConfig(Settings):
     """Micro-batches that one optimizer step is cut into; must divide `batch_size`."""
     clip_grad_norm: Annotated[Number, Field(gt=0)] | None = 1.0
     """Largest L2 norm of the gradient; a longer one is scaled down. `null`: never."""
+    ema_decay: Annotated[Number, Field(ge=0, lt=1)] | None = None
+    """Evaluate and save a moving average of the weights; share kept per step. `null`: none."""
+    keep_graph: Switch = False
+    """Retain the autograd graph between the backward passes of a step, for models that carry
+    state from one micro-batch to the next; costs the activations of all of them at once."""
     label_smoothing: Number = Field(default=0.0, ge=0, lt=1, json_schema_extra=unit("probability"))
     """Probability taken from the true class and spread over all classes."""
     channels_last: Switch | Auto = "auto"
@@ -63,6 +69,19 @@ class TrainerConfig(Settings):
     """Steps between checkpoints, or `epoch`. `null`: none, the run cannot be resumed."""
     keep_checkpoints: Whole = Field(default=2, ge=1, json_schema_extra=unit("checkpoints"))
     """Checkpoints that stay on disk, newest first."""
+    keep_every: AtLeastOne | None = Field(default=None, json_schema_extra=unit("optimizer steps"))
+    """Checkpoints whose step is a multiple of this stay for good. `null`: none do."""
+    keep_best: Switch = False
+    """Keep the checkpoint with the best `monitor` too, to go on from it."""
+    on_bad_step: BadStepPolicy = "abort"
+    """On NaN, Inf or a spike, before the update: end the run, leave the batch out, or go back to
+    the last checkpoint's weights and on past the batch."""
+    max_bad_steps: Whole = Field(default=10, ge=1, json_schema_extra=unit("optimizer steps"))
+    """More bad steps in a row than this end the run."""
+    loss_spike: Annotated[Number, Field(gt=1)] | None = Field(
+        default=None, json_schema_extra=unit("times the median of 64 steps")
+    )
+    """A loss above this is a bad step. `null`: only NaN and Inf are."""
     log_every: AtLeastOne | Auto = Field(default="auto", json_schema_extra=unit("optimizer steps"))
     """Steps between lines in `metrics.jsonl`; each costs one wait for the device."""
     early_stopping: AtLeastOne | None = Field(default=None, json_schema_extra=unit("evaluations"))

@@ -9,8 +9,11 @@ from deepseek.config import TrainerConfig
 from deepseek.datasets import DataLoader, DataSpec
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
+from deepseek.trainer.boundary import Boundary
 from deepseek.trainer.device import choose_cpu_threads
+from deepseek.trainer.ema import ExponentialMovingAverage
 from deepseek.trainer.estimate import StepEstimate, estimate_step
+from deepseek.trainer.guard import Guard
 from deepseek.trainer.optimizer import Optimizer
 from deepseek.trainer.precision import Precision, resolve_precision
 from deepseek.trainer.schedule import Schedule, resolve_warmup
@@ -59,10 +62,11 @@ def assemble(
     spec: DataSpec,
     recipe: Optimizer,
     config: TrainerConfig,
-    steps_per_epoch: int,
+    loader: DataLoader,
     device: torch.device,
 ) -> Assembly:
     """Put a bound engine on its device and build its step."""
+    steps_per_epoch = len(loader)
     max_steps, num_epochs = count_steps(config, steps_per_epoch)
     micro_batch_size = config.batch_size // config.grad_accum_steps
     estimate = estimate_step(engine.module, spec.fields["inputs"].shape)
@@ -85,8 +89,12 @@ def assemble(
         optimizer,
         schedule,
         precision,
+        boundary=Boundary(engine.module, loader),
+        guard=Guard(engine.module, optimizer, config.loss_spike),
+        ema=ExponentialMovingAverage(engine, config.ema_decay) if config.ema_decay else None,
         grad_accum_steps=config.grad_accum_steps,
         clip_grad_norm=config.clip_grad_norm,
+        keep_graph=config.keep_graph,
         device=device,
         channels_last=channels_last,
     )

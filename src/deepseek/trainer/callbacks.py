@@ -70,7 +70,7 @@ class BestModel(Callback):
         value = monitored(metrics, self.monitor)
         if self.is_better(value):
             self.best, self.best_step = value, trainer.step
-            trainer.model.save(trainer.folder.model)
+            trainer.trained_model.save(trainer.folder.model)
 
     def state_dict(self) -> dict:
         """Return the best value and its step."""

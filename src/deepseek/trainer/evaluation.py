@@ -1,6 +1,6 @@
 """Evaluation: metrics over a data set, and what the report shows of single samples."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,14 +38,19 @@ def evaluate(
     device: torch.device,
     channels_last: bool,
     keeps_samples: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Run the model over `batches` in eval mode; the mode it was in is restored."""
+    """Run the model over `batches` in eval mode; the mode it was in is restored.
+
+    `check` is called before each batch; what it raises ends the evaluation.
+    """
     was_training = engine.training
     engine.eval()
     metrics = task.new_metrics()
     kept: dict[str, list[Tensor]] = {}
     try:
         for batch in batches:
+            check()
             on_device = move_batch(batch, device, channels_last)
             with precision.autocast():
                 outputs = engine(on_device["inputs"])

@@ -1,12 +1,14 @@
 """The end of a run: evaluation of the best model, summary, and what is drawn of it."""
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file
 
 from deepseek.registry import Registry
-from deepseek.trainer.console import Console, format_seconds
+from deepseek.trainer.console import format_seconds
 from deepseek.trainer.evaluation import write_evaluation
 
 if TYPE_CHECKING:
@@ -16,11 +18,13 @@ if TYPE_CHECKING:
 RUN_OUTPUTS: Registry = Registry("run output", {"report": "deepseek.deploy.report:write_report"})
 
 
-def finish_run(trainer: "Trainer", summary: dict, best_step: int | None, console: Console) -> None:
+def finish_run(
+    trainer: "Trainer", summary: dict, best_step: int | None, check: Callable[[], None]
+) -> None:
     """Write `evaluation/`, `summary.json` and every run output; one that fails is reported."""
-    folder = trainer.folder
+    folder, console = trainer.folder, trainer.recorder.console
     if trainer.val_loader is not None:
-        _evaluate_best(trainer, best_step)
+        _evaluate_best(trainer, best_step, check)
     folder.write_json("summary.json", summary)
     folder.add_event("finish", step=trainer.step, status=summary["status"])
     written: list[Path] = [folder.model]
@@ -41,18 +45,13 @@ def finish_run(trainer: "Trainer", summary: dict, best_step: int | None, console
         console.line(f"  {path}")
 
 
-def _evaluate_best(trainer: "Trainer", best_step: int | None) -> None:
-    """Evaluate the weights of `model.bin`, then put the last ones back."""
-    module = trainer.model.module
-    is_last = best_step in (None, trainer.step)
-    last = {} if is_last else {name: value.clone() for name, value in module.state_dict().items()}
-    if not is_last:
-        module.load_state_dict(load_file(trainer.folder.model), strict=False)
-    try:
-        evaluation = trainer._evaluation(None, keeps_samples=True)
-    finally:
-        if last:
-            module.load_state_dict(last)
+def _evaluate_best(trainer: "Trainer", best_step: int | None, check: Callable[[], None]) -> None:
+    """Evaluate the weights of `model.bin`; those of the trainer stay."""
+    engine = trainer.trained_model
+    if best_step not in (None, trainer.step):
+        engine = copy.deepcopy(engine)
+        engine.module.load_state_dict(load_file(trainer.folder.model), strict=False)
+    evaluation = trainer._evaluation(None, keeps_samples=True, check=check, engine=engine)
     data = trainer.val_loader.dataset if trainer.val_loader is not None else None
     step = trainer.step if best_step is None else best_step
     write_evaluation(trainer.folder, evaluation, step, trainer.spec.class_names, data)

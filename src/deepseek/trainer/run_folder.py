@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +34,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.jsonl"
         self.log = self.path / "log.txt"
+        self._unwritten: list[str] = []
 
     @classmethod
     def create(cls, name: str, path: str | Path | None = None) -> "RunFolder":
@@ -98,10 +100,23 @@ class RunFolder:
         aside.replace(path)
 
     def add_event(self, kind: str, **details: object) -> None:
-        """Append a line to `events.jsonl`."""
+        """Append a line to `events.jsonl`; where the disk is full, with a later one."""
         event = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "kind": kind, **details}
-        with self.events.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        self._unwritten.append(json.dumps(event) + "\n")
+        with suppress(OSError), self.events.open("a", encoding="utf-8") as file:
+            file.write("".join(self._unwritten))
+            file.flush()
+            self._unwritten.clear()
+
+    def read_events(self) -> list[dict]:
+        """Return the events, oldest first; a line that was cut off is left out."""
+        events = []
+        if not self.events.exists():
+            return events
+        for line in self.events.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):
+                events.append(json.loads(line))
+        return events
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the lines of `metrics.jsonl` after `step`: a resumed run writes them again."""

@@ -1,35 +1,75 @@
-"""SIGTERM, SIGINT and SIGUSR1 ask the run to save and leave; the loop looks between steps."""
+"""SIGTERM, SIGINT and SIGUSR1: save and leave within five seconds, wherever the run is.
 
+```
+between steps, micro-batches,    the loop looks, saves and leaves
+batches of an evaluation
+elsewhere (a long backward,      after GRACE_S a thread saves the state at the last step boundary;
+a compilation, a stuck loader)   if the loop does not come round, the process ends
+```
+The signal wakes the thread through a socket that C writes to: Python code of the main thread need
+not run for it.
+"""
+
+import contextlib
+import multiprocessing
+import os
 import signal
+import socket
+import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from deepseek.errors import PreemptedError
 
-EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}
+EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+if hasattr(signal, "SIGUSR1"):
+    EXIT_CODES[signal.SIGUSR1] = 75
+GRACE_S = 2.0
+LEAVE_S = 1.0
+
+
+class StopRequested(Exception):
+    """Raised in the midst of a step or an evaluation: leave it, the loop will save."""
 
 
 class StopSignals:
-    """Context in which the three signals set `received` instead of ending the process.
+    """Context in which the three signals save and end the run instead of the process.
 
     A second SIGINT ends it at once. Outside the main thread signals cannot be caught, and nothing
     changes.
+
+    Args:
+        save: writes the state of the last step boundary and says where, in words; called once,
+            from the loop or from the watching thread, with `lock` held.
+        ends_process: whether the process may be ended where the loop does not come round; not in
+            a notebook.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, save: Callable[[], str], ends_process: bool | None = None) -> None:
         self.received: signal.Signals | None = None
+        self.lock = threading.RLock()
+        self._save = save
+        self._saved: str | None = None
+        self._ends_process = not hasattr(sys, "ps1") if ends_process is None else ends_process
         self._previous: dict = {}
+        self._has_left = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():
-            for number in EXIT_CODES:
-                self._previous[number] = signal.signal(number, self._receive)
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        for number in EXIT_CODES:
+            self._previous[number] = signal.signal(number, self._receive)
+        self._previous_wakeup = signal.set_wakeup_fd(
+            self._writer.fileno(), warn_on_full_buffer=False
+        )
+        self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
+        self._thread.start()
         return self
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is signal.SIGINT and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number)
 
     def __exit__(
         self,
@@ -37,22 +77,95 @@ class StopSignals:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._has_left.set()
+        if self._thread is None:
+            return
+        signal.set_wakeup_fd(self._previous_wakeup)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._writer.close()
+        self._thread.join()
+        self._reader.close()
 
-    def raise_received(self, saved: str) -> None:
-        """Raise what the received signal means, after the state was saved.
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = self.received or signal.Signals(number)
+
+    # -- the loop ----------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Leave what can be begun again.
+
+        Raises:
+            StopRequested: a signal has come.
+        """
+        if self.received is not None:
+            raise StopRequested
+
+    @contextmanager
+    def commit(self) -> Iterator[None]:
+        """Hold off the watching thread while the state changes.
+
+        Raises:
+            PreemptedError, KeyboardInterrupt: it has saved already; nothing may change now.
+        """
+        with self.lock:
+            if self._saved is not None:
+                self._raise(self._saved)
+            yield
+
+    def leave_if_asked(self) -> None:
+        """Between steps: save and leave if a signal has come.
 
         Raises:
             KeyboardInterrupt: SIGINT.
             PreemptedError: SIGTERM (exit code 143) and SIGUSR1 (75).
         """
+        if self.received is None:
+            return
+        with self.lock:
+            if self._saved is None:
+                self._saved = self._save()
+        self._raise(self._saved)
+
+    def _raise(self, saved: str) -> None:
+        self._has_left.set()
         if self.received is signal.SIGINT:
             raise KeyboardInterrupt(saved)
-        if self.received is not None:
-            error = PreemptedError(
-                f"stopped by {self.received.name}; {saved}",
-                fix="go on with `deepseek train --resume`, or Trainer(..., resume=True)",
-            )
-            error.exit_code = EXIT_CODES[self.received]
-            raise error
+        name = self.received.name if self.received else "a signal"
+        error = PreemptedError(
+            f"stopped by {name}; {saved}",
+            fix="go on with `deepseek train --resume`, or Trainer(..., resume=True)",
+        )
+        error.exit_code = EXIT_CODES.get(self.received, 75) if self.received else 75
+        raise error
+
+    # -- the watching thread -----------------------------------------------------------------
+
+    def _watch(self) -> None:
+        number = self._wait_for_signal()
+        if number is None or self._has_left.wait(GRACE_S):
+            return
+        with self.lock:
+            if self._has_left.is_set():
+                return
+            self.received = self.received or signal.Signals(number)
+            if self._saved is None:
+                self._saved = self._save()
+        if self._has_left.wait(LEAVE_S) or not self._ends_process:
+            return
+        sys.stderr.write(f"stopped by {self.received.name}; {self._saved}\n")
+        sys.stderr.flush()
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(EXIT_CODES[self.received])
+
+    def _wait_for_signal(self) -> int | None:
+        """Return the number of the first of our signals, or `None` when the run is over."""
+        with contextlib.suppress(OSError):
+            while received := self._reader.recv(64):
+                for number in received:
+                    if number in EXIT_CODES:
+                        return number
+        return None

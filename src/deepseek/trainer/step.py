@@ -1,17 +1,26 @@
 """One optimizer step: micro-batches, autocast, backward, clipping, update.
 
+```
+accumulate(batch)   forward and backward of every micro-batch; may be abandoned at any point
+update(...)         judged first, then clipping, optimizer, moving average; never abandoned
+```
 The loss of every micro-batch is divided by the count of items of the *whole* step, so that
-accumulated gradients equal those of the large batch, also when the last micro-batch is smaller.
-Nothing here waits for the device.
+accumulated gradients equal those of the large batch, also when the last micro-batch is smaller or
+samples differ in length.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
+from deepseek.trainer.boundary import Boundary
+from deepseek.trainer.ema import ExponentialMovingAverage
+from deepseek.trainer.guard import BadStep, Guard
+from deepseek.trainer.out_of_memory import is_out_of_memory
 from deepseek.trainer.precision import Precision
 from deepseek.trainer.schedule import Schedule
 from deepseek.trainer.task import Batch, Task
@@ -19,16 +28,23 @@ from deepseek.trainer.task import Batch, Task
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step leaves behind, on the device.
+    """What a step leaves behind.
 
-    `loss_sum` is a scalar tensor over `num_items` items; `grad_norm` is `None` where it was not
-    computed.
+    Attributes:
+        loss_sum: scalar tensor on the device, over `num_items` items.
+        num_items: what the loss is a mean over.
+        num_samples: in the batch.
+        lr: learning rate of the update.
+        grad_norm: L2 norm of the gradient before clipping, on the device; `None` where unknown.
+        bad: what was wrong; then nothing was updated.
     """
 
     loss_sum: Tensor
     num_items: int
+    num_samples: int
     lr: float
     grad_norm: Tensor | None
+    bad: BadStep | None = None
 
 
 class TrainStep:
@@ -40,8 +56,12 @@ class TrainStep:
         optimizer: a bound torch optimizer.
         schedule: gives the learning rate of each step.
         precision: the compute dtype.
-        grad_accum_steps: micro-batches per step.
+        boundary: keeps what a step changes before its update.
+        guard: judges a step before its update.
+        ema: follows the weights, or `None`.
+        grad_accum_steps: micro-batches per step; grows where memory runs out.
         clip_grad_norm: largest L2 norm of the gradient, or `None`.
+        keep_graph: retain the graphs of all micro-batches until the update.
         device: where batches go.
         channels_last: store images as NHWC.
     """
@@ -54,8 +74,12 @@ class TrainStep:
         schedule: Schedule,
         precision: Precision,
         *,
+        boundary: Boundary,
+        guard: Guard,
+        ema: ExponentialMovingAverage | None,
         grad_accum_steps: int,
         clip_grad_norm: float | None,
+        keep_graph: bool,
         device: torch.device,
         channels_last: bool,
     ) -> None:
@@ -64,35 +88,58 @@ class TrainStep:
         self.optimizer = optimizer
         self.schedule = schedule
         self.precision = precision
+        self.boundary = boundary
+        self.guard = guard
+        self.ema = ema
         self.grad_accum_steps = grad_accum_steps
         self.clip_grad_norm = clip_grad_norm
+        self.keep_graph = keep_graph
         self.device = device
         self.channels_last = channels_last
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
+        self.on_halved: Callable[[int], None] = lambda size: None
         self._parameters = [p for p in engine.parameters() if p.requires_grad]
 
-    def __call__(self, batch: Batch, step: int, wants_grad_norm: bool = False) -> StepResult:
-        """Update the model once.
+    # -- forward and backward ----------------------------------------------------------------
+
+    def accumulate(self, batch: Batch, check: Callable[[], None] = lambda: None) -> Tensor:
+        """Add the gradient of a batch to `.grad` and return the summed loss, on the device.
+
+        Where memory runs out, the micro-batch is halved and the batch begun again, as if it had
+        never been tried; `on_halved` is told the new size.
 
         Args:
             batch: `inputs` (B, ...), `targets` (B, ...), still on the host.
-            step: number of the update, from 0; sets the learning rate.
-            wants_grad_norm: compute the norm even where nothing is clipped.
+            check: called between micro-batches; what it raises abandons the step.
+
+        Raises:
+            ConfigError: a single sample does not fit into memory.
         """
-        num_items = self.task.count_items(batch)
+        while True:
+            try:
+                return self._accumulate(batch, check)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                shortage = str(error).splitlines()[0] if str(error) else "out of memory"
+            # outside `except`: the traceback holds the tensors of the failed pass
+            self._halve(len(batch["targets"]), shortage)
+
+    def _accumulate(self, batch: Batch, check: Callable[[], None]) -> Tensor:
+        num_items = max(1, self.task.count_items(batch))
         loss_sum: Tensor | None = None
+        graphs: list[Tensor] = []
         for micro_batch in self.split(batch):
+            check()
             on_device = move_batch(micro_batch, self.device, self.channels_last)
             with self.precision.autocast():
                 micro_loss = self.task.loss(self.engine(on_device["inputs"]), on_device)
             self._backward(micro_loss / num_items)
+            if self.keep_graph:
+                graphs.append(micro_loss)
             detached = micro_loss.detach()
             loss_sum = detached if loss_sum is None else loss_sum + detached
-        lr = self.schedule.lr(step)
-        grad_norm = self._update(lr, wants_grad_norm)
-        return StepResult(
-            loss_sum if loss_sum is not None else torch.zeros(()), num_items, lr, grad_norm
-        )
+        return loss_sum if loss_sum is not None else torch.zeros(())
 
     def split(self, batch: Batch) -> Iterator[Batch]:
         """Cut a batch into at most `grad_accum_steps` parts along the first dim."""
@@ -106,30 +153,73 @@ class TrainStep:
     def _backward(self, loss: Tensor) -> None:
         if self.precision.needs_scaler:
             loss = self.scaler.scale(loss)
-        loss.backward()
+        loss.backward(retain_graph=self.keep_graph)
 
-    def _update(self, lr: float, wants_grad_norm: bool) -> Tensor | None:
+    def _halve(self, num_samples: int, shortage: str) -> None:
+        size = -(-num_samples // self.grad_accum_steps)
+        if size == 1:
+            raise ConfigError(
+                f"one sample alone does not fit into memory: {shortage}",
+                fix="use smaller inputs, a smaller model, or precision=bf16",
+            )
+        self.abandon()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        size = -(-size // 2)
+        self.grad_accum_steps = -(-num_samples // size)
+        self.on_halved(size)
+
+    def abandon(self) -> None:
+        """Undo an unfinished `accumulate`: no gradient, buffers and generators as before."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.boundary.rewind()
+
+    # -- update ------------------------------------------------------------------------------
+
+    def update(
+        self, batch: Batch, loss_sum: Tensor, step: int, replayed: BadStep | None = None
+    ) -> StepResult:
+        """Update the model once, unless the step is bad. Waits for the device.
+
+        Args:
+            batch: what `accumulate` was given.
+            loss_sum: what it returned.
+            step: number of the update, from 0; sets the learning rate.
+            replayed: treat the step as bad, as it was when it was first taken.
+        """
+        num_items = self.task.count_items(batch)
+        lr = self.schedule.lr(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self.precision.needs_scaler:
             self.scaler.unscale_(self.optimizer)
-        grad_norm = self._clip(wants_grad_norm)
+        grads = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        bad = replayed or self.guard.judge(
+            float(loss_sum) / max(1, num_items),
+            float(norm),
+            batch,
+            gradient_may_overflow=self.precision.needs_scaler,
+        )
+        if bad is None:
+            self._apply(norm, step)
+        else:
+            self.boundary.rewind_buffers()
+            if self.precision.needs_scaler:
+                self.scaler.update(self.scaler.get_scale())  # forget this step's unscaling
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(loss_sum, num_items, len(batch["targets"]), lr, norm, bad)
+
+    def _apply(self, norm: Tensor, step: int) -> None:
+        if self.clip_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip_grad_norm, norm)
         if self.precision.needs_scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return grad_norm
-
-    def _clip(self, wants_grad_norm: bool) -> Tensor | None:
-        if self.clip_grad_norm is None and not wants_grad_norm:
-            return None
-        grads = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        if self.clip_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip_grad_norm, norm)
-        return norm
+        if self.ema is not None:
+            self.ema.update(step)
 
 
 def move_batch(batch: Batch, device: torch.device, channels_last: bool) -> dict[str, Tensor]:

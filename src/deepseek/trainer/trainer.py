@@ -5,8 +5,8 @@ the loggers.
 """
 
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
@@ -14,30 +14,32 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from deepseek.checkpoint import CheckpointStore
 from deepseek.config import RunConfig, TrainerConfig, dump_config, validate_settings
 from deepseek.datasets import DataLoader, ImageDataset, infer_spec
 from deepseek.datasets.classes import check_same_classes
 from deepseek.datasets.host_memory import release_freed_memory
-from deepseek.errors import ConfigError, DeepSeekError, DivergedError
+from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.trainer.announcement import data_line, machine_line, model_line
 from deepseek.trainer.assembly import Assembly, assemble, choose_batch_size, recipe_from
+from deepseek.trainer.bad_steps import BadSteps
 from deepseek.trainer.callbacks import BestModel, Callback, EarlyStopping
-from deepseek.trainer.console import Console, format_seconds
+from deepseek.trainer.console import Console
 from deepseek.trainer.device import cpu_threads, resolve_device
 from deepseek.trainer.evaluation import Evaluation, evaluate, evaluation_loader
 from deepseek.trainer.finish import finish_run
 from deepseek.trainer.history import History
 from deepseek.trainer.loggers import open_loggers
-from deepseek.trainer.metrics import Mean
 from deepseek.trainer.optimizer import Optimizer
+from deepseek.trainer.progress import RunProgress
+from deepseek.trainer.recorder import Recorder
 from deepseek.trainer.run_folder import RunFolder, describe_environment
-from deepseek.trainer.signals import StopSignals
+from deepseek.trainer.saving import Saving
+from deepseek.trainer.signals import StopRequested, StopSignals
 from deepseek.trainer.step import StepResult
-from deepseek.trainer.task import Task, resolve_task
-from deepseek.trainer.throughput import Throughput, peak_memory_bytes
-from deepseek.trainer.training_state import capture, find_checkpoint, restore
+from deepseek.trainer.task import Batch, Task, resolve_task
+from deepseek.trainer.throughput import peak_memory_bytes
+from deepseek.trainer.training_state import find_checkpoint, restore
 
 
 class Trainer:
@@ -90,11 +92,18 @@ class Trainer:
         precision: str = "auto",
         grad_accum_steps: int = 1,
         clip_grad_norm: float | None = 1.0,
+        ema_decay: float | None = None,
+        keep_graph: bool = False,
         label_smoothing: float = 0.0,
         channels_last: bool | Literal["auto"] = "auto",
         eval_every: int | Literal["epoch"] = "epoch",
         checkpoint_every: int | Literal["epoch"] | None = "epoch",
         keep_checkpoints: int = 2,
+        keep_every: int | None = None,
+        keep_best: bool = False,
+        on_bad_step: Literal["abort", "skip", "rollback"] = "abort",
+        max_bad_steps: int = 10,
+        loss_spike: float | None = None,
         log_every: int | Literal["auto"] = "auto",
         early_stopping: int | None = None,
         monitor: str = "auto",
@@ -145,19 +154,19 @@ class Trainer:
             else "loss" not in self.monitor
         )
         self.callbacks = self._with_own_callbacks(callbacks)
-        self.step = 0
+        self.progress = RunProgress()
+        self.recorder = Recorder(self.train_loader, self.device, self.monitor)
         self.stop_reason: str | None = None
+        self._bad_steps = BadSteps(self.config.on_bad_step, self.config.max_bad_steps)
         self._resume, self._run_dir, self._name, self._run_config = (
             resume,
             run_dir,
             name,
             run_config,
         )
-        self.records: list[dict] = []
-        self.spent_s = 0.0
-        self.epoch_loss = Mean()
         self._folder: RunFolder | None = None
         self._assembly: Assembly | None = None
+        self._saving: Saving | None = None
 
     def _train_loader(self, data) -> DataLoader:
         if isinstance(data, DataLoader):
@@ -186,6 +195,11 @@ class Trainer:
         return own + list(callbacks)
 
     @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return self.progress.step
+
+    @property
     def folder(self) -> RunFolder:
         """The run folder; exists once `fit` has begun."""
         if self._folder is None:
@@ -193,23 +207,34 @@ class Trainer:
         return self._folder
 
     @property
+    def saving(self) -> Saving:
+        """The checkpoints of the run; they exist once `fit` has begun."""
+        if self._saving is None:
+            self._saving = Saving(self)
+        return self._saving
+
+    @property
     def assembly(self) -> Assembly:
         """The step and everything that was derived for it; built on first use."""
         if self._assembly is None:
-            torch.manual_seed(
-                self.config.seed
-            )  # a head that is built now depends on the seed alone
+            # a head that is built now depends on the seed alone
+            torch.manual_seed(self.config.seed)
             self.model.bind(self.spec)
             self._assembly = assemble(
-                self.model,
-                self.task,
-                self.spec,
-                self.recipe,
-                self.config,
-                len(self.train_loader),
+                self.model, self.task, self.spec, self.recipe, self.config, self.train_loader,
                 self.device,
-            )
+            )  # fmt: skip
+            self._assembly.step.on_halved = self._note_halved
         return self._assembly
+
+    @property
+    def trained_model(self) -> ModelEngine:
+        """What is evaluated and saved: the moving average of the weights where there is one."""
+        ema = self.assembly.step.ema
+        if ema is None:
+            return self.model
+        ema.follow_buffers()
+        return ema.engine
 
     def request_stop(self, reason: str) -> None:
         """Ask the run to end after the current step; the first reason counts."""
@@ -219,7 +244,7 @@ class Trainer:
         """Train to the end, a stop or a signal, and return the history.
 
         Raises:
-            DivergedError: the loss is not finite.
+            DivergedError: a step is bad, and the policy is to abort.
             PreemptedError: SIGTERM or SIGUSR1; the state was saved.
             KeyboardInterrupt: SIGINT; the state was saved.
             DataError: a sample cannot be read.
@@ -228,166 +253,123 @@ class Trainer:
             torch.use_deterministic_algorithms(True)
         assembly = self.assembly
         resumed = self._open_folder()
-        self._console = Console(self.folder.log, "console" in self.config.loggers)
-        settings = self.config.model_dump(mode="json")
-        self._loggers = open_loggers(
-            self.config.loggers, self.folder, self.config.wandb_mode, settings
-        )
-        run = str(self.folder.path)
-        self._console.line(
-            machine_line(self.device, assembly.cpu_threads, run, self.config.seed, resumed)
-        )
-        self._console.line(model_line(self.model, assembly, self.device))
-        self._console.line(data_line(self.train_loader, self.val_loader, self.spec))
+        self._begin_records(assembly, resumed)
         self.model.train()
-        self._began = perf_counter()
-        self._began_step = self.step
-        self._window, self._epoch_window = Throughput(), Throughput()
-        status = "failed"
         try:
             self._emit("on_fit_begin")
-            with cpu_threads(assembly.cpu_threads), StopSignals() as signals:
-                self._loop(assembly, signals)
-            status = "finished" if self.stop_reason is None else f"stopped: {self.stop_reason}"
-            return self._finish(status)
-        except (DeepSeekError, KeyboardInterrupt) as error:
-            status = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            self.folder.add_event("error", step=self.step, message=status)
-            self.folder.write_json("summary.json", {"status": status, "step": self.step})
+            leave = self.saving.save_to_leave
+            with cpu_threads(assembly.cpu_threads), StopSignals(leave) as signals:
+                try:
+                    self._loop(assembly, signals)
+                    return self._finish(assembly, signals)
+                except StopRequested:
+                    signals.leave_if_asked()
+                    raise
+        except BaseException as error:
+            self._note_failure(error)
             raise
         finally:
-            for logger in self._loggers:
-                logger.close()
+            self.saving.close()
+            self.recorder.close()
+            self._saving = None
             release_freed_memory()
 
-    def _loop(self, assembly: Assembly, signals: StopSignals) -> None:
-        batches = iter(self.train_loader)
-        steps_per_epoch = len(self.train_loader)
-        while self.step < assembly.max_steps and self.stop_reason is None:
-            asked = perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-                batches = iter(self.train_loader)
-                batch = next(batches)
-            waited = perf_counter() - asked
-            wants_log = (self.step + 1) % assembly.log_every == 0
-            result = assembly.step(batch, self.step, wants_grad_norm=wants_log)
-            self.step += 1
-            self._after_step(result, waited, wants_log)
-            ends_epoch = self.step % steps_per_epoch == 0 or self.step == assembly.max_steps
-            evaluated = self._evaluate_if_due(ends_epoch)
-            if ends_epoch:
-                self._end_epoch(evaluated)
-            saves = _due(self.step, self.config.checkpoint_every, ends_epoch)
-            if saves or signals.received is not None:
-                saved = self.save()
-                signals.raise_received(f"step {self.step} is saved in {saved}")
+    def _begin_records(self, assembly: Assembly, resumed: str) -> None:
+        console = Console(self.folder.log, "console" in self.config.loggers)
+        run = str(self.folder.path)
+        console.line(
+            machine_line(self.device, assembly.cpu_threads, run, self.config.seed, resumed)
+        )
+        console.line(model_line(self.model, assembly, self.device))
+        console.line(data_line(self.train_loader, self.val_loader, self.spec))
+        settings = self.config.model_dump(mode="json")
+        loggers = open_loggers(self.config.loggers, self.folder, self.config.wandb_mode, settings)
+        self.recorder.begin(console, loggers, self.step, assembly.max_steps, assembly.num_epochs)
 
-    def _after_step(self, result: StepResult, waited: float, wants_log: bool) -> None:
-        self.epoch_loss.update(result.loss_sum, result.num_items)
-        self._last = result
-        for window in (self._window, self._epoch_window):
-            window.num_samples += result.num_items
-            window.wait_s += waited
-        # Reading the loss is free on a CPU; elsewhere it waits for the device, so only when
-        # something is logged.
-        if wants_log or self.device.type == "cpu":
-            self._check_finite(result)
-        if wants_log:
-            self._log_step(result)
+    def _note_failure(self, error: BaseException) -> None:
+        message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        self.folder.add_event("error", step=self.step, message=message)
+        with suppress(OSError):
+            self.folder.write_json("summary.json", {"status": message, "step": self.step})
+
+    # -- the loop ----------------------------------------------------------------------------
+
+    def _loop(self, assembly: Assembly, signals: StopSignals) -> None:
+        step, progress = assembly.step, self.progress
+        self._complete(assembly, signals)  # what was due after the last step of a resumed run
+        batches: Iterator[Batch] = iter(())
+        while progress.step < assembly.max_steps and self.stop_reason is None:
+            signals.leave_if_asked()
+            step.boundary.open(is_step=True)
+            asked = perf_counter()
+            while (batch := next(batches, None)) is None:
+                batches = iter(self.train_loader)
+            waited_s = perf_counter() - asked
+            loss_sum = step.accumulate(batch, signals.check)
+            with signals.commit():
+                replayed = self._bad_steps.replayed(progress.step)
+                result = step.update(batch, loss_sum, progress.step, replayed)
+                step.boundary.close()
+                progress.step += 1
+                progress.is_complete = False
+                self._after_step(assembly, result, waited_s)
+            self._complete(assembly, signals)
+
+    def _after_step(self, assembly: Assembly, result: StepResult, waited_s: float) -> None:
+        self.recorder.add_step(result, waited_s)
+        self.progress.num_bad_in_a_row += 1
+        if result.bad is not None:
+            self._bad_steps.handle(self, result.bad, self.step - 1)
+        else:
+            self.progress.num_bad_in_a_row = 0
+            if self.step % assembly.log_every == 0:
+                self.recorder.log_step(self.step, result)
         if self.callbacks:
             self._emit("on_step_end", result)
-        if self._console.wants_progress():
-            self._show_progress(result)
+        self.recorder.show_progress(self.step, result)
 
-    def _check_finite(self, result: StepResult) -> None:
-        loss = float(result.loss_sum)
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"loss={loss} at step {self.step}: training diverged (lr={result.lr:.3g})",
-                fix="lower lr, lengthen warmup, or look for outliers in the data",
-            )
+    def _complete(self, assembly: Assembly, signals: StopSignals) -> None:
+        """Do what is due after a step: evaluate, end the epoch, save."""
+        if self.progress.is_complete:
+            return
+        loader, config = self.train_loader, self.config
+        ends_epoch = loader.position >= loader.num_samples or self.step == assembly.max_steps
+        evaluates = self.val_loader is not None and _due(self.step, config.eval_every, ends_epoch)
+        metrics: dict[str, float] = {}
+        if evaluates:
+            began = perf_counter()
+            assembly.step.boundary.open(is_step=False)
+            found = self._evaluation(None, keeps_samples=False, check=signals.check).metrics
+            metrics = {f"val_{name}": value for name, value in found.items()}
+            self.recorder.pause(began)
+        with signals.commit():
+            if evaluates:
+                self._emit("on_eval_end", metrics)
+                if not ends_epoch:
+                    self.recorder.log_evaluation(self.step, metrics)
+            if ends_epoch:
+                is_best = any(
+                    isinstance(c, BestModel) and c.best_step == self.step for c in self.callbacks
+                )
+                record = self.recorder.end_epoch(self.step, metrics, is_best)
+                self._emit("on_epoch_end", record)
+            assembly.step.boundary.close()
+            self.progress.is_complete = True
+            if _due(self.step, config.checkpoint_every, ends_epoch):
+                if (bad := self.saving.find_bad()) is not None:
+                    self.progress.num_bad_in_a_row += 1
+                    self._bad_steps.handle(self, bad, self.step - 1)
+                self.saving.save_in_background(metrics)
 
-    def _log_step(self, result: StepResult) -> None:
-        record = {
-            "kind": "train",
-            "step": self.step,
-            "epoch": self.step / len(self.train_loader),
-            "loss": float(result.loss_sum) / result.num_items,
-            "lr": result.lr,
-            **({"grad_norm": float(result.grad_norm)} if result.grad_norm is not None else {}),
-            **self._window.record(),
-            "memory_bytes": peak_memory_bytes(self.device),
-            "time_s": self.time_s(),
-        }
-        self._window.reset()
-        self._log(record)
-
-    def _log(self, record: dict) -> None:
-        for logger in self._loggers:
-            logger.log(record)
-
-    def time_s(self) -> float:
-        """Return seconds spent in this run, over all its resumes."""
-        return self.spent_s + perf_counter() - self._began
-
-    def _eta_s(self) -> float:
-        done = max(1, self.step - self._began_step)
-        return (perf_counter() - self._began) / done * (self.assembly.max_steps - self.step)
-
-    def _show_progress(self, result: StepResult) -> None:
-        steps_per_epoch = len(self.train_loader)
-        epoch = (self.step - 1) // steps_per_epoch + 1
-        speed = self._epoch_window.record()
-        loss = float(result.loss_sum) / result.num_items
-        tail = (
-            f"loss {loss:.4f}  {speed['images_per_s']:,.0f} img/s"
-            f"  data {100 * speed['data_wait_share']:.0f}%"
-            f"  total eta {format_seconds(self._eta_s())}"
+    def _note_halved(self, micro_batch_size: int) -> None:
+        text = (
+            f"step {self.step + 1}: out of memory; micro-batches of {micro_batch_size} samples from"
+            f" now on, batch_size={self.config.batch_size} as before"
         )
-        done = self.step - (epoch - 1) * steps_per_epoch
-        self._console.progress(f"{epoch}/{self.assembly.num_epochs}", done, steps_per_epoch, tail)
-
-    def _evaluate_if_due(self, ends_epoch: bool) -> dict[str, float]:
-        if self.val_loader is None or not _due(self.step, self.config.eval_every, ends_epoch):
-            return {}
-        began = perf_counter()
-        metrics = {f"val_{name}": value for name, value in self.evaluate().items()}
-        self._emit("on_eval_end", metrics)
-        if not ends_epoch:
-            self._log({"kind": "eval", "step": self.step, **metrics, "time_s": self.time_s()})
-        self._pause(began)
-        return metrics
-
-    def _pause(self, began: float) -> None:
-        for window in (self._window, self._epoch_window):
-            window.paused_s += perf_counter() - began
-
-    def _end_epoch(self, metrics: dict[str, float]) -> None:
-        last = self._last
-        record = {
-            "kind": "epoch",
-            "epoch": math.ceil(self.step / len(self.train_loader)),
-            "step": self.step,
-            "loss": self.epoch_loss.compute(),
-            **metrics,
-            "lr": last.lr,
-            **self._epoch_window.record(),
-            "memory_bytes": peak_memory_bytes(self.device),
-            **({"grad_norm": float(last.grad_norm)} if last.grad_norm is not None else {}),
-            "time_s": self.time_s(),
-            "epoch_s": perf_counter() - self._epoch_window.begin,
-            "eta_s": self._eta_s(),
-        }
-        self._check_finite(last)
-        self.records.append({key: value for key, value in record.items() if key != "kind"})
-        best = next((c for c in self.callbacks if isinstance(c, BestModel)), None)
-        is_best = best is not None and best.best_step == self.step
-        self._console.epoch(record, self.assembly.num_epochs, self.monitor, is_best)
-        self._log(record)
-        self._emit("on_epoch_end", record)
-        self.epoch_loss = Mean()
-        self._epoch_window.reset()
+        self.folder.add_event(
+            "out_of_memory", step=self.step, micro_batch_size=micro_batch_size, message=text
+        )
+        self.recorder.console.line(text)
 
     def _emit(self, event: str, *arguments: object) -> None:
         for callback in self.callbacks:
@@ -403,7 +385,8 @@ class Trainer:
             torch.manual_seed(self.config.seed)
             return ""
         self._folder = RunFolder.find(self._name, self._run_dir, self._resume)
-        restore(self, find_checkpoint(self._store, self._resume))
+        restore(self, find_checkpoint(self.saving.store, self._resume))
+        self._bad_steps.read_journal(self.folder, self.step)
         self.folder.rewind_metrics(self.step)
         self._write_config()  # a resumed run may have been given more epochs
         self.folder.add_event("resume", step=self.step)
@@ -417,21 +400,16 @@ class Trainer:
             text = json.dumps({"trainer": self.config.model_dump(mode="json")}, indent=1) + "\n"
         (self.folder.path / "config.yaml").write_text(text, encoding="utf-8")
 
-    @property
-    def _store(self) -> CheckpointStore:
-        return CheckpointStore(self.folder.checkpoints, self.config.keep_checkpoints)
-
     def save(self) -> Path:
         """Write a checkpoint of everything that training depends on, and return its folder.
 
         Raises:
-            CheckpointError: it could not be written; earlier checkpoints are intact.
+            CheckpointError: it could not be written, or the weights are not finite; earlier
+                checkpoints are intact.
         """
-        began = perf_counter()
-        path = self._store.save(capture(self))
-        self.folder.add_event("save", step=self.step, seconds=round(perf_counter() - began, 3))
-        self._pause(began)
-        return path
+        return self.saving.save()
+
+    # -- evaluation --------------------------------------------------------------------------
 
     def evaluate(self, data=None) -> dict[str, float]:
         """Return the metrics of the model as it is now, on `data` or the validation data.
@@ -448,7 +426,13 @@ class Trainer:
         """
         return self._evaluation(data, keeps_samples=True).samples
 
-    def _evaluation(self, data, keeps_samples: bool) -> Evaluation:
+    def _evaluation(
+        self,
+        data,
+        keeps_samples: bool,
+        check: Callable[[], None] = lambda: None,
+        engine: ModelEngine | None = None,
+    ) -> Evaluation:
         loader = self.val_loader
         if data is not None:
             loader = evaluation_loader(data, self.config.batch_size, self.config.num_workers)
@@ -458,36 +442,40 @@ class Trainer:
             )
         assembly = self.assembly
         return evaluate(
-            self.model,
+            engine or self.trained_model,
             loader,
             self.task,
             assembly.precision,
             self.device,
             assembly.channels_last,
             keeps_samples,
+            check,
         )
 
-    def _finish(self, status: str) -> History:
+    def _finish(self, assembly: Assembly, signals: StopSignals) -> History:
+        """Save the last state, evaluate the best model, and draw the report."""
+        if self.config.checkpoint_every is not None:
+            with signals.commit():
+                self.saving.save_to_leave()
+        status = "finished" if self.stop_reason is None else f"stopped: {self.stop_reason}"
         best = next((c for c in self.callbacks if isinstance(c, BestModel)), None)
         if best is None or best.best_step is None:
-            self.model.save(self.folder.model)
+            self.trained_model.save(self.folder.model)
         self._emit("on_fit_end")
-        for logger in self._loggers:
-            logger.close()
-        history = History(
-            self.records, self.folder.path, self.monitor, self.higher_is_better, status
-        )
+        self.recorder.close()
+        records = self.recorder.records
+        history = History(records, self.folder.path, self.monitor, self.higher_is_better, status)
         summary = {
             "status": status,
             "step": self.step,
             "monitor": self.monitor,
-            "last": self.records[-1] if self.records else {},
+            "last": records[-1] if records else {},
             "best": history.best,
-            "time_s": self.time_s(),
+            "time_s": self.recorder.time_s(),
             "peak_memory_bytes": peak_memory_bytes(self.device),
-            "predicted_memory_bytes": self.assembly.predicted_memory_bytes,
+            "predicted_memory_bytes": assembly.predicted_memory_bytes,
         }
-        finish_run(self, summary, best.best_step if best else None, self._console)
+        finish_run(self, summary, best.best_step if best else None, signals.check)
         return history
 
 

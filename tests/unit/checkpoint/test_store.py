@@ -12,8 +12,10 @@ def make_checkpoint(step):
     shared = torch.randn(4)
     return Checkpoint(
         step,
-        {"a": torch.randn(3, 5).bfloat16(), "tied": shared, "also_tied": shared},
-        {"0/exp_avg": torch.randn(3, 5), "0/step": torch.tensor(7.0)},
+        {
+            "model": {"a": torch.randn(3, 5).bfloat16(), "tied": shared, "also_tied": shared},
+            "optimizer": {"0/exp_avg": torch.randn(3, 5), "0/step": torch.tensor(7.0)},
+        },
         {"text": "é", "number": 0.1 + 0.2},
     )
 
@@ -24,10 +26,12 @@ def test_what_was_saved_is_loaded_bit_for_bit(tmp_path):
     loaded = CheckpointStore(tmp_path).load_latest()
     assert loaded.step == 3
     assert loaded.state == saved.state
-    for name, tensor in {**saved.model, **saved.optimizer}.items():
-        other = loaded.model.get(name, loaded.optimizer.get(name))
-        assert torch.equal(other, tensor)
-        assert other.dtype == tensor.dtype
+    assert loaded.tensors.keys() == saved.tensors.keys()
+    for group, tensors in saved.tensors.items():
+        for name, tensor in tensors.items():
+            other = loaded.tensors[group][name]
+            assert torch.equal(other, tensor)
+            assert other.dtype == tensor.dtype
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -49,19 +53,10 @@ def test_every_flipped_bit_is_noticed(tmp_path):
             broken = bytearray(content)
             broken[at] ^= 1 << int(torch.randint(8, (1,), generator=generator))
             path.write_bytes(broken)
-            if path.name == "manifest.json" and _same_json(broken, content):
-                continue  # white space: the content is the same
             with pytest.raises(CheckpointError):
                 load_checkpoint(folder)
         path.write_bytes(content)
     assert load_checkpoint(folder).step == 1
-
-
-def _same_json(a, b):
-    try:
-        return json.loads(bytes(a)) == json.loads(b)
-    except ValueError:
-        return False
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_used(tmp_path):
@@ -82,19 +77,12 @@ def test_an_unfinished_save_is_not_a_checkpoint(tmp_path):
 
 
 def test_a_newer_format_is_refused_with_the_way_out(tmp_path):
-    from deepseek.checkpoint import manifest
-
     CheckpointStore(tmp_path).save(make_checkpoint(1))
     path = tmp_path / "step_1" / "manifest.json"
     body = json.loads(path.read_text())
-    del body["xxh3_128"]
-    body["format_version"] = 99
-    import xxhash
-
-    body["xxh3_128"] = xxhash.xxh3_128(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    path.write_text(json.dumps(body))
+    path.write_text(json.dumps({**body, "format_version": 99}))
     with pytest.raises(CheckpointError, match="format_version=99"):
-        manifest.verify(tmp_path / "step_1")
+        load_checkpoint(tmp_path / "step_1")
 
 
 def test_no_checkpoint_at_all_is_an_error_that_says_so(tmp_path):

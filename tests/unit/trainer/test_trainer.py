@@ -8,10 +8,12 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from deepseek.datasets import ImageDataset
+from deepseek.datasets import DataLoader, ImageDataset
 from deepseek.errors import ConfigError, DivergedError, PreemptedError
 from deepseek.models import ModelEngine, VisionTransformer
 from deepseek.trainer import Callback, ClassificationTask, Optimizer, Trainer
+from deepseek.trainer.boundary import Boundary
+from deepseek.trainer.guard import Guard
 from deepseek.trainer.precision import Precision
 from deepseek.trainer.schedule import Schedule
 from deepseek.trainer.step import TrainStep
@@ -107,7 +109,7 @@ class StopAt(Callback):
 def assert_same_run(first, second):
     for name, tensor in first.model.module.state_dict().items():
         assert torch.equal(tensor, second.model.module.state_dict()[name]), name
-    for a, b in zip(first.records, second.records, strict=True):
+    for a, b in zip(first.recorder.records, second.recorder.records, strict=True):
         for key in ("epoch", "step", "loss", "val_loss", "val_accuracy", "lr", "grad_norm"):
             assert a.get(key) == b.get(key), key
 
@@ -179,18 +181,23 @@ def test_accumulated_gradients_equal_the_large_batch_also_when_uneven():
     for accum in (1, 2, 4):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+        optimizer = Optimizer("sgd", 0.1).bind(net)
         step = TrainStep(
             ModelEngine.wrap(net),
             ClassificationTask(3),
-            Optimizer("sgd", 0.1).bind(net),
+            optimizer,
             Schedule("constant", 0.1, 10, 0, 0.0),
             Precision("fp32", "cpu", "test"),
+            boundary=Boundary(net, DataLoader(TensorDataset(*batch.values()))),
+            guard=Guard(net, optimizer, None),
+            ema=None,
+            keep_graph=False,
             grad_accum_steps=accum,
             clip_grad_norm=0.5,
             device=torch.device("cpu"),
             channels_last=False,
         )
-        result = step(batch, 0)
+        result = step.update(batch, step.accumulate(batch), 0)
         updated.append((result, [p.detach().clone() for p in net.parameters()]))
     (first, weights), *others = updated
     for result, others_weights in others:
@@ -204,7 +211,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_code_5(tmp_path):
     inputs[13] = float("nan")
     data = TensorDataset(inputs, torch.randint(0, 3, (20,)))
     trainer = Trainer(make_net(), data, batch_size=4, epochs=2, run_dir=tmp_path / "r", **QUIET)
-    with pytest.raises(DivergedError, match="loss=nan at step") as caught:
+    with pytest.raises(
+        DivergedError, match=r"step [1-5]: the inputs of sample 13 are not finite"
+    ) as caught:
         trainer.fit()
     assert caught.value.exit_code == 5
     assert "DivergedError" in json.loads((tmp_path / "r/summary.json").read_text())["status"]

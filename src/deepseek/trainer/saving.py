@@ -1,0 +1,106 @@
+"""When a checkpoint is written, which ones stay, and what happens where it fails.
+
+A save that fails is reported and training goes on: the earlier checkpoints are intact, and the
+next save tries again.
+"""
+
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from deepseek.checkpoint import BackgroundSaver, CheckpointStore
+from deepseek.errors import CheckpointError
+from deepseek.trainer.guard import BadStep
+from deepseek.trainer.training_state import capture
+
+if TYPE_CHECKING:
+    from deepseek.trainer.trainer import Trainer
+
+
+class Saving:
+    """Writes the checkpoints of a run.
+
+    Args:
+        trainer: whose state is saved.
+    """
+
+    def __init__(self, trainer: "Trainer") -> None:
+        config = trainer.config
+        self._trainer = trainer
+        self.store = CheckpointStore(
+            trainer.folder.checkpoints, config.keep_checkpoints, config.keep_every
+        )
+        self._saver = BackgroundSaver(self.store)
+        self._last: tuple[int, bool, Path] | None = None  # step, is_complete, folder
+
+    def find_bad(self) -> BadStep | None:
+        """Return what must not be saved: a weight or state that is not finite."""
+        step = self._trainer.assembly.step
+        return step.guard.judge_state(step.ema.state_dict() if step.ema else {})
+
+    def save(self) -> Path:
+        """Write a checkpoint now, unless the state has not changed since the last one.
+
+        Raises:
+            CheckpointError: it could not be written, or the state is not finite.
+        """
+        trainer = self._trainer
+        self.wait()
+        now = (trainer.step, trainer.progress.is_complete)
+        if self._last is not None and self._last[:2] == now and self._last[2].is_dir():
+            return self._last[2]
+        if (bad := self.find_bad()) is not None:
+            raise CheckpointError(f"step {trainer.step} is not saved: {bad.detail}")
+        path = self.store.save(capture(trainer), self._steps_to_keep())
+        self._note_saved(*now, path)
+        return path
+
+    def save_in_background(self, metrics: dict[str, float]) -> None:
+        """Begin to write a checkpoint; `metrics` of this step decide whether it is the best."""
+        trainer = self._trainer
+        began = perf_counter()
+        self.wait()
+        if trainer.config.keep_best and trainer.monitor in metrics:
+            value, best = metrics[trainer.monitor], trainer.progress.best_checkpoint
+            sign = 1 if trainer.higher_is_better else -1
+            if best is None or sign * value > sign * best[0]:
+                trainer.progress.best_checkpoint = (value, trainer.step)
+        self._saver.save(capture(trainer), self._steps_to_keep())
+        trainer.recorder.pause(began)
+
+    def save_to_leave(self) -> str:
+        """Save before the run ends; say in words what came of it."""
+        try:
+            path = self.save()
+        except CheckpointError as error:
+            self._warn(error)
+            return f"{error.message}; earlier checkpoints are intact"
+        return f"step {self._trainer.step} is saved in {path}"
+
+    def wait(self) -> None:
+        """Wait for the checkpoint that is being written; report it if that failed."""
+        try:
+            path = self._saver.wait()
+        except CheckpointError as error:
+            self._warn(error)
+            return
+        if path is not None:
+            self._note_saved(int(path.name.removeprefix("step_")), True, path)
+
+    def close(self) -> None:
+        """Wait, and end the writing thread."""
+        self.wait()
+        self._saver.close()
+
+    def _steps_to_keep(self) -> list[int]:
+        best = self._trainer.progress.best_checkpoint
+        return [best[1]] if best else []
+
+    def _note_saved(self, step: int, is_complete: bool, path: Path) -> None:
+        self._last = (step, is_complete, path)
+        self._trainer.folder.add_event("save", step=step)
+
+    def _warn(self, error: CheckpointError) -> None:
+        trainer = self._trainer
+        trainer.folder.add_event("warning", step=trainer.step, message=error.message)
+        trainer.recorder.console.line(f"warning: {error.message}")

@@ -68,9 +68,14 @@ class BestModel(Callback):
     def on_eval_end(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         """Save the model if it is the best so far."""
         value = monitored(metrics, self.monitor)
-        if self.is_better(value):
-            self.best, self.best_step = value, trainer.step
+        if not self.is_better(value):
+            return
+        try:
             trainer.trained_model.save(trainer.folder.model)
+        except OSError as error:
+            trainer.warn(f"the best model so far could not be saved: {error}")
+            return
+        self.best, self.best_step = value, trainer.step
 
     def state_dict(self) -> dict:
         """Return the best value and its step."""

@@ -6,6 +6,7 @@ Everything permanent also goes to `log.txt`.
 
 import os
 import sys
+from contextlib import suppress
 from io import TextIOBase
 from pathlib import Path
 from time import perf_counter
@@ -39,7 +40,8 @@ class Console:
 
     def line(self, text: str) -> None:
         """Write a permanent line."""
-        with self._log.open("a", encoding="utf-8") as file:
+        # a full disk: the line is on the screen
+        with suppress(OSError), self._log.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
         if self._shown:
             self._stream.write(("\r\x1b[2K" if self.is_live else "") + text + "\n")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from deepseek.registry import Registry
@@ -23,9 +24,12 @@ def finish_run(
 ) -> None:
     """Write `evaluation/`, `summary.json` and every run output; one that fails is reported."""
     folder, console = trainer.folder, trainer.recorder.console
-    if trainer.val_loader is not None:
-        _evaluate_best(trainer, best_step, check)
-    folder.write_json("summary.json", summary)
+    try:
+        if trainer.val_loader is not None:
+            _evaluate_best(trainer, best_step, check)
+        folder.write_json("summary.json", summary)
+    except (OSError, SafetensorError) as error:  # a full disk: the model is trained
+        trainer.warn(f"evaluation and summary could not be written: {error}")
     folder.add_event("finish", step=trainer.step, status=summary["status"])
     written: list[Path] = [folder.model]
     for name in RUN_OUTPUTS.names():

@@ -73,7 +73,7 @@ class Saving:
         try:
             path = self.save()
         except CheckpointError as error:
-            self._warn(error)
+            self._trainer.warn(error.message)
             return f"{error.message}; earlier checkpoints are intact"
         return f"step {self._trainer.step} is saved in {path}"
 
@@ -82,7 +82,7 @@ class Saving:
         try:
             path = self._saver.wait()
         except CheckpointError as error:
-            self._warn(error)
+            self._trainer.warn(error.message)
             return
         if path is not None:
             self._note_saved(int(path.name.removeprefix("step_")), True, path)
@@ -99,8 +99,3 @@ class Saving:
     def _note_saved(self, step: int, is_complete: bool, path: Path) -> None:
         self._last = (step, is_complete, path)
         self._trainer.folder.add_event("save", step=step)
-
-    def _warn(self, error: CheckpointError) -> None:
-        trainer = self._trainer
-        trainer.folder.add_event("warning", step=trainer.step, message=error.message)
-        trainer.recorder.console.line(f"warning: {error.message}")

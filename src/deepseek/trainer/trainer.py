@@ -283,7 +283,9 @@ class Trainer:
         console.line(model_line(self.model, assembly, self.device))
         console.line(data_line(self.train_loader, self.val_loader, self.spec))
         settings = self.config.model_dump(mode="json")
-        loggers = open_loggers(self.config.loggers, self.folder, self.config.wandb_mode, settings)
+        loggers = open_loggers(
+            self.config.loggers, self.folder, self.config.wandb_mode, settings, self.step, self.warn
+        )
         self.recorder.begin(console, loggers, self.step, assembly.max_steps, assembly.num_epochs)
 
     def _note_failure(self, error: BaseException) -> None:
@@ -370,6 +372,11 @@ class Trainer:
             "out_of_memory", step=self.step, micro_batch_size=micro_batch_size, message=text
         )
         self.recorder.console.line(text)
+
+    def warn(self, message: str) -> None:
+        """Say what went wrong, on the console and in `events.jsonl`; training goes on."""
+        self.folder.add_event("warning", step=self.step, message=message)
+        self.recorder.console.line(f"warning: {message}")
 
     def _emit(self, event: str, *arguments: object) -> None:
         for callback in self.callbacks:

@@ -1,0 +1,67 @@
+"""A signal saves and ends a run within five seconds, wherever it is; the resumed run is exact."""
+
+import os
+import signal
+import time
+
+import pytest
+from tests.faults.trials import assert_same, outcome, start
+
+CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}
+STUCK = {
+    "in a step": {"delay_s": 60.0, "at_step": 11},
+    "in an evaluation": {"delay_s": 60.0, "at_step": 3, "in_eval": True},
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole") / "run"
+    process = start(run)
+    process.join()
+    assert process.exitcode == 0
+    return outcome(run)
+
+
+def wait_for(path, limit_s=60.0):
+    until = time.monotonic() + limit_s
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} did not come"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("where", STUCK)
+@pytest.mark.parametrize(
+    ("number", "num_workers"),
+    [(signal.SIGTERM, 0), (signal.SIGTERM, 2), (signal.SIGINT, 0), (signal.SIGUSR1, 0)],
+)
+def test_a_stuck_run_saves_and_leaves(tmp_path, undisturbed, where, number, num_workers):
+    run = tmp_path / "run"
+    process = start(run, net=STUCK[where], num_workers=num_workers)
+    wait_for(tmp_path / "stuck")
+    began = time.monotonic()
+    os.kill(process.pid, number)
+    process.join(20)
+    assert time.monotonic() - began < 5
+    assert process.exitcode == CODES[number]
+    again = start(run, resume=True)
+    again.join()
+    assert again.exitcode == 0
+    assert_same(outcome(run), undisturbed)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.1, 0.2, 0.3, 0.4])
+def test_a_signal_at_any_moment_is_obeyed(tmp_path, undisturbed, delay_s):
+    run = tmp_path / "run"
+    process = start(run)
+    wait_for(run / "metrics.jsonl")
+    time.sleep(delay_s)
+    began = time.monotonic()
+    process.terminate()  # nothing, if it is at its end
+    process.join(20)
+    assert time.monotonic() - began < 5
+    assert process.exitcode in (143, 0, -signal.SIGTERM)
+    again = start(run, resume=True)
+    again.join()
+    assert again.exitcode == 0
+    assert_same(outcome(run), undisturbed)

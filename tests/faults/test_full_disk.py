@@ -1,5 +1,6 @@
 """A disk that is full, read-only or forbidden: training goes on, the last checkpoint survives."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import torch
 from tests.faults.trials import make_trainer
 
 from deepseek.checkpoint import CheckpointStore
+from deepseek.errors import PreemptedError
 from deepseek.trainer import Callback
 
 MIB = 2**20
@@ -60,7 +62,8 @@ def test_the_last_checkpoint_survives_a_disk_that_stays_full(small_disk, left):
     run = small_disk / "run"
     fill = Fill(small_disk, left, until=-1)
     trainer = make_trainer(run, resume=False, callbacks=[fill])
-    trainer.fit()
+    with contextlib.suppress(PreemptedError):  # exit code 75: the model file did not fit either
+        trainer.fit()
     survivor = CheckpointStore(run / "checkpoints").load_latest()
     assert survivor.step >= 4
     fill.ballast.unlink()

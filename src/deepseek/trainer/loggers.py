@@ -9,6 +9,7 @@ from contextlib import suppress
 from functools import partial
 from queue import Full, Queue
 from threading import Thread
+from typing import Any
 
 from deepseek.errors import ConfigError
 from deepseek.registry import Registry, import_extra
@@ -127,18 +128,17 @@ class TensorBoardLogger(Logger):
     """
 
     def __init__(self, folder: RunFolder, step: int = 0) -> None:
-        from tensorboard.compat.proto.event_pb2 import (  # pyright: ignore[reportAttributeAccessIssue]
-            Event,
-            SessionLog,
-        )
+        from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         path = folder.path / "tensorboard"
         path.mkdir(exist_ok=True)
         self._writer = EventFileWriter(str(path))
         if step:  # what a killed run wrote beyond its last checkpoint is taken back
-            log = SessionLog(status=SessionLog.START)
-            self._writer.add_event(Event(wall_time=time.time(), step=step + 1, session_log=log))
+            make: Any = event_pb2  # protobuf makes its classes at run time
+            log = make.SessionLog(status=make.SessionLog.START)
+            event = make.Event(wall_time=time.time(), step=step + 1, session_log=log)
+            self._writer.add_event(event)
 
     def log(self, record: dict) -> None:
         """Write every number of the record as a scalar `KIND/NAME`."""

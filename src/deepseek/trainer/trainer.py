@@ -18,7 +18,7 @@ from deepseek.config import RunConfig, TrainerConfig, dump_config, validate_sett
 from deepseek.datasets import DataLoader, ImageDataset, infer_spec
 from deepseek.datasets.classes import check_same_classes
 from deepseek.datasets.host_memory import release_freed_memory
-from deepseek.errors import ConfigError
+from deepseek.errors import ConfigError, PreemptedError
 from deepseek.models import ModelEngine
 from deepseek.trainer.announcement import data_line, machine_line, model_line
 from deepseek.trainer.assembly import Assembly, assemble, choose_batch_size, recipe_from
@@ -158,12 +158,8 @@ class Trainer:
         self.recorder = Recorder(self.train_loader, self.device, self.monitor)
         self.stop_reason: str | None = None
         self._bad_steps = BadSteps(self.config.on_bad_step, self.config.max_bad_steps)
-        self._resume, self._run_dir, self._name, self._run_config = (
-            resume,
-            run_dir,
-            name,
-            run_config,
-        )
+        self._resume, self._run_dir = resume, run_dir
+        self._name, self._run_config = name, run_config
         self._folder: RunFolder | None = None
         self._assembly: Assembly | None = None
         self._saving: Saving | None = None
@@ -467,7 +463,7 @@ class Trainer:
         status = "finished" if self.stop_reason is None else f"stopped: {self.stop_reason}"
         best = next((c for c in self.callbacks if isinstance(c, BestModel)), None)
         if best is None or best.best_step is None:
-            self.trained_model.save(self.folder.model)
+            self._save_last_model()
         self._emit("on_fit_end")
         self.recorder.close()
         records = self.recorder.records
@@ -484,6 +480,15 @@ class Trainer:
         }
         finish_run(self, summary, best.best_step if best else None, signals.check)
         return history
+
+    def _save_last_model(self) -> None:
+        try:
+            self.trained_model.save(self.folder.model)
+        except OSError as error:
+            raise PreemptedError(
+                f"the run is trained, but {self.folder.model} could not be written: {error}",
+                fix="free disk space, then `deepseek train --resume`, or Trainer(..., resume=True)",
+            ) from error
 
 
 def _due(step: int, every: int | Literal["epoch"] | None, ends_epoch: bool) -> bool:

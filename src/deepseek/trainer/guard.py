@@ -1,11 +1,13 @@
 """Bad steps, found before their update: NaN, Inf, a loss that jumps.
 
-Looked at in every step: the loss, the norm of the gradient, the weights and the optimizer's state.
+Looked at in every step: the loss, the norm of the gradient, and whether anybody but the optimizer
+has written to weights or optimizer state; if so, and every 100 steps, and before each checkpoint,
+all of them are read. (Memory that rots without a write shows in the next loss, or there.)
 A bad step changes nothing; what then happens is the policy's: abort, skip, rollback.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 Policy = Literal["abort", "skip", "rollback"]
 SPIKE_WINDOW = 64
 MIN_SPIKE_WINDOW = 16
-SMALL_NUMEL = 1 << 15  # joined to one tensor: a sum over each would cost 2 us a tensor
+SCAN_EVERY = 100
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Guard:
         self._optimizer = optimizer
         self._spike = spike
         self._losses: list[float] = []
-        self._state_sum: _SumOfAll | None = None
+        self._watch: _Watch | None = None
+        self._steps_since_scan = 0
 
     def judge(
         self, loss: float, grad_norm: float | None, batch: "Batch", *, gradient_may_overflow: bool
@@ -73,11 +76,28 @@ class Guard:
         is_finite = math.isfinite(loss)
         if grad_norm is not None and not gradient_may_overflow:
             is_finite = is_finite and math.isfinite(grad_norm)
-        if self._state_sum is None or not self._state_sum.is_current():
-            self._state_sum = _SumOfAll(self._optimizer)
-        if is_finite and self._state_sum.is_finite():
+        if is_finite and not self._must_scan():
             return self._judge_height(loss)
-        return self._explain(loss, grad_norm, batch, gradient_may_overflow)
+        if (bad := self._explain(loss, grad_norm, batch, gradient_may_overflow)) is not None:
+            return bad
+        return self._judge_height(loss)
+
+    def _must_scan(self) -> bool:
+        """Return whether weights and optimizer state have to be read, tensor by tensor."""
+        self._steps_since_scan += 1
+        if self._watch is None or not self._watch.is_current():
+            self._watch = _Watch(self._module, self._optimizer)
+            self._steps_since_scan = SCAN_EVERY
+        if self._steps_since_scan < SCAN_EVERY and self._watch.is_untouched():
+            return False
+        self._steps_since_scan = 0
+        self._watch.note()
+        return True
+
+    def note_update(self) -> None:
+        """The optimizer has just written to weights and state."""
+        if self._watch is not None:
+            self._watch.note()
 
     def _judge_height(self, loss: float) -> BadStep | None:
         if self._spike is None:
@@ -165,62 +185,35 @@ def _listed(values: Sequence[int]) -> str:
     return shown + (f" and {len(values) - 4} more" if len(values) > 4 else "")
 
 
-class _SumOfAll:
-    """Sums weights and optimizer state: one number that is finite only if all of them are."""
+class _Watch:
+    """Notices writes to weights and optimizer state that were not the optimizer's.
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    torch counts the writes to a tensor. Reading the counts costs microseconds, reading the tensors
+    up to a third of a small step.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
         self._num_states = len(optimizer.state)
-        self._watched = _last_state(optimizer)
-        tensors = list(_weights_and_state(optimizer))
-        small = [t for t in tensors if _can_be_joined(t)]
-        ids = {id(t) for t in small}
-        self._small = [t.view(-1) for t in small]
-        self._large = [t for t in tensors if id(t) not in ids]
-        self._joined = torch.empty(sum(t.numel() for t in small)) if small else None
+        self._last = _last_state(optimizer)
+        state = _state_of(module, optimizer)
+        self._tensors = [*_trained(module).values(), *state.values()]
+        self.note()
 
     def is_current(self) -> bool:
-        """Return whether the optimizer still holds the tensors that are summed."""
+        """Return whether the optimizer still holds the tensors that are watched."""
         state = self._optimizer.state
-        return len(state) == self._num_states and _last_state(self._optimizer) is self._watched
+        return len(state) == self._num_states and _last_state(self._optimizer) is self._last
 
-    @torch.no_grad()
-    def is_finite(self) -> bool:
-        """Return whether the sum of all is finite. Waits for the device."""
-        is_finite = True
-        if self._joined is not None:
-            total = torch.cat(self._small, out=self._joined).sum()
-            is_finite = math.isfinite(float(total))
-        if self._large:
-            norms = [
-                norm.float()
-                for norm in torch._foreach_norm(  # pyright: ignore[reportPrivateImportUsage]
-                    self._large
-                )
-            ]
-            first = norms[0].device
-            together = torch.stack([norm.to(first) for norm in norms]).sum()
-            is_finite = is_finite and math.isfinite(float(together))
-        return is_finite
+    def note(self) -> None:
+        """Take the counts as they are after an update."""
+        self._versions = [tensor._version for tensor in self._tensors]
 
-
-def _can_be_joined(tensor: Tensor) -> bool:
-    is_plain = tensor.device.type == "cpu" and tensor.dtype == torch.float32
-    return is_plain and tensor.numel() < SMALL_NUMEL and tensor.is_contiguous()
-
-
-def _weights_and_state(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
-    for group in optimizer.param_groups:
-        yield from (p.detach() for p in group["params"] if p.is_floating_point())
-    for state in optimizer.state.values():
-        for value in state.values():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                yield value
+    def is_untouched(self) -> bool:
+        """Return whether nobody wrote since `note`."""
+        return self._versions == [tensor._version for tensor in self._tensors]
 
 
 def _last_state(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    last: Tensor | None = None
-    for value in next(reversed(optimizer.state.values()), {}).values():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            last = value
-    return last
+    values = next(reversed(optimizer.state.values()), {}).values()
+    return next((value for value in values if isinstance(value, Tensor)), None)

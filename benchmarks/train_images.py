@@ -164,7 +164,7 @@ def compare(name: str, args: argparse.Namespace) -> list[dict]:
                 "model": name,
                 "contender": contender,
                 "precision": remarks[contender],
-                "images_per_s": args.batch_size / step_s,
+                "samples_per_s": args.batch_size / step_s,
                 "step_ms": 1e3 * step_s,
                 "step_spread_ms": 1e3 * spread_s,
                 "deepseek_is_faster_by": step_s / own_s,
@@ -181,7 +181,7 @@ def to_row(record: dict) -> list[str]:
         record["model"],
         record["contender"],
         record["precision"],
-        f"{record['images_per_s']:,.1f}",
+        f"{record['samples_per_s']:,.1f}",
         f"{record['step_ms']:,.0f} ± {record['step_spread_ms']:,.0f}",
         "-" if is_own else f"{record['deepseek_is_faster_by']:.2f} x",
     ]

@@ -19,7 +19,7 @@ from deepseek.datasets import ImageDataset
 from deepseek.errors import DeepSeekError
 from deepseek.trainer import Trainer
 
-CLOCKS = {"time_s", "epoch_s", "eta_s", "images_per_s", "data_wait_share", "memory_bytes"}
+CLOCKS = {"time_s", "epoch_s", "eta_s", "samples_per_s", "data_wait_share", "memory_bytes"}
 
 
 class Net(nn.Module):

@@ -1,6 +1,7 @@
 """The settings of `Trainer`: the same names whether they come from Python or from a file."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self, TypedDict
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -8,9 +9,12 @@ from pydantic_core import PydanticCustomError
 from deepseek.config.settings import Auto, BetaPair, Number, Settings, Switch, Whole, unit
 
 Schedule = Literal["cosine", "linear", "constant", "wsd", "one_cycle", "polynomial"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
 BadStepPolicy = Literal["abort", "skip", "rollback"]
 AtLeastOne = Annotated[Whole, Field(ge=1)]
+Ramp = tuple[AtLeastOne, AtLeastOne, AtLeastOne]
+Rate = Annotated[Number, Field(gt=0)] | Auto
+Warmup = Annotated[Whole, Field(ge=0)] | Annotated[Number, Field(ge=0, lt=1)] | Auto
 OPTIMIZERS_WITH_MOMENTUM = frozenset({"sgd", "rmsprop", "muon"})
 OPTIMIZERS_WITHOUT_BETAS = frozenset({"sgd", "rmsprop", "adagrad", "adadelta"})
 
@@ -28,7 +32,7 @@ class TrainerConfig(Settings):
     """Optimizer steps after which the run ends, even within an epoch. `null`: no such limit."""
     optimizer: str = Field(default="adamw", min_length=1)
     """Name of the optimizer: `adamw`, `sgd`, ..."""
-    lr: Annotated[Number, Field(gt=0)] | Auto = "auto"
+    lr: Rate = "auto"
     """Highest learning rate, reached after the warm-up. `auto`: by optimizer and model."""
     weight_decay: Annotated[Number, Field(ge=0)] | Auto = "auto"
     """Weight decay, per step and unit of learning rate. `auto`: usual for the optimizer."""
@@ -38,16 +42,27 @@ class TrainerConfig(Settings):
     """Decay of the first and second moment, for the Adam family. `auto`: the optimizer's own."""
     schedule: Schedule = "cosine"
     """Shape of the learning rate between the warm-up and the end of the run."""
-    warmup: Annotated[Whole, Field(ge=0)] | Annotated[Number, Field(ge=0, lt=1)] | Auto = Field(
-        default="auto", json_schema_extra=unit("optimizer steps")
-    )
+    warmup: Warmup = Field(default="auto", json_schema_extra=unit("optimizer steps"))
     """Rise of the learning rate from zero: steps if whole, a share of the run if below 1."""
     min_lr_share: Number = Field(default=0.01, ge=0, le=1, json_schema_extra=unit("share of lr"))
     """Learning rate at the end of the run, as a share of `lr`."""
     precision: Precision = "auto"
-    """Number format of the mathematics; weights stay fp32. `auto`: bf16 where the chip has it."""
-    grad_accum_steps: Whole = Field(default=1, ge=1, json_schema_extra=unit("micro-batches"))
-    """Micro-batches that one optimizer step is cut into; must divide `batch_size`."""
+    """Number format of the mathematics; weights stay fp32. `auto`: bf16 where the chip has it.
+    `fp8`: the linears, on Hopper and newer (extra `fp8`); the rest is bf16."""
+    graph: Literal["dynamic", "static"] = "dynamic"
+    """`static` captures forward pass and loss by `torch.compile` as one graph; `dynamic` runs them
+    operator by operator."""
+    batch_size_ramp: Ramp | None = Field(default=None, json_schema_extra=unit("samples"))
+    """Begin with batches of START samples, larger by INCREMENT in equal parts of the first TOTAL
+    samples, up to `batch_size`: `[START, INCREMENT, TOTAL]`. `null`: none."""
+    sequence_length_ramp: Ramp | None = Field(
+        default=None, json_schema_extra=unit("tokens, tokens, optimizer steps")
+    )
+    """Cut sequences to START tokens, longer by INCREMENT in equal parts of the first TOTAL steps,
+    up to their own length: `[START, INCREMENT, TOTAL]`. `null`: none."""
+    grad_accum_steps: AtLeastOne | Auto = Field(default=1, json_schema_extra=unit("micro-batches"))
+    """Micro-batches that one optimizer step is cut into; must divide `batch_size`. `auto`: as few
+    as fit into memory, found by trying before the first step."""
     clip_grad_norm: Annotated[Number, Field(gt=0)] | None = 1.0
     """Largest L2 norm of the gradient; a longer one is scaled down. `null`: never."""
     ema_decay: Annotated[Number, Field(ge=0, lt=1)] | None = None
@@ -104,8 +119,16 @@ class TrainerConfig(Settings):
     """Where progress is written: `console`, `jsonl`, `tensorboard`, `wandb`."""
     wandb_mode: Literal["online", "offline"] = "online"
     """Whether the `wandb` logger sends as it goes or keeps files for `wandb sync`."""
+    profile: Switch = False
+    """Measure where the time and the memory of a step go: trace, table and picture in `profile/`
+    and in the report. Waits for the device within each step."""
     deterministic: Switch = False
     """Only deterministic kernels: the same bits on every run, at some cost in speed."""
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Samples of a forward pass, as set; `auto` tries the whole batch first."""
+        return self.batch_size // (self.grad_accum_steps if self.grad_accum_steps != "auto" else 1)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -115,7 +138,7 @@ class TrainerConfig(Settings):
                 "epochs=null and max_steps=null: nothing says when the run ends",
                 {"keys": ["epochs", "max_steps"], "fix": "give epochs, max_steps or both"},
             )
-        if self.batch_size % self.grad_accum_steps:
+        if self.grad_accum_steps != "auto" and self.batch_size % self.grad_accum_steps:
             raise PydanticCustomError(
                 "contradiction",
                 "grad_accum_steps={accum} does not divide batch_size={batch} samples",
@@ -125,6 +148,23 @@ class TrainerConfig(Settings):
                     "keys": ["grad_accum_steps", "batch_size"],
                     "fix": "change batch_size or grad_accum_steps",
                 },
+            )
+        if self.batch_size_ramp is not None and self.batch_size_ramp[0] > self.batch_size:
+            raise PydanticCustomError(
+                "contradiction",
+                "batch_size_ramp begins at {start} samples, above batch_size={batch}",
+                {
+                    "start": self.batch_size_ramp[0],
+                    "batch": self.batch_size,
+                    "keys": ["batch_size_ramp", "batch_size"],
+                    "fix": "begin with a smaller batch, or raise batch_size",
+                },
+            )
+        if self.graph == "static" and self.keep_graph:
+            raise PydanticCustomError(
+                "contradiction",
+                "graph=static and keep_graph=true: a compiled graph frees what it has used",
+                {"keys": ["graph", "keep_graph"], "fix": "set graph=dynamic, or keep_graph=false"},
             )
         if self.betas != "auto" and self.optimizer.lower() in OPTIMIZERS_WITHOUT_BETAS:
             raise PydanticCustomError(
@@ -147,3 +187,46 @@ class TrainerConfig(Settings):
                 },
             )
         return self
+
+
+class TrainerSettings(TypedDict, total=False):
+    """The keyword arguments that `Trainer` hands to `TrainerConfig`, for editors and checkers."""
+
+    batch_size: int
+    epochs: int | None
+    max_steps: int | None
+    lr: float | Auto
+    weight_decay: float | Auto
+    momentum: float | Auto
+    betas: tuple[float, float] | Auto
+    schedule: Schedule
+    warmup: int | float | Auto
+    min_lr_share: float
+    precision: Precision
+    graph: Literal["dynamic", "static"]
+    batch_size_ramp: tuple[int, int, int] | None
+    sequence_length_ramp: tuple[int, int, int] | None
+    grad_accum_steps: int | Auto
+    clip_grad_norm: float | None
+    ema_decay: float | None
+    keep_graph: bool
+    label_smoothing: float
+    channels_last: bool | Auto
+    eval_every: int | Literal["epoch"]
+    checkpoint_every: int | Literal["epoch"] | None
+    keep_checkpoints: int
+    keep_every: int | None
+    keep_best: bool
+    on_bad_step: BadStepPolicy
+    max_bad_steps: int
+    loss_spike: float | None
+    log_every: int | Auto
+    early_stopping: int | None
+    monitor: str
+    num_workers: int | Auto
+    device: str
+    seed: int
+    loggers: Sequence[str]
+    wandb_mode: Literal["online", "offline"]
+    profile: bool
+    deterministic: bool

@@ -6,3 +6,4 @@ from deepseek.datasets.loader import DataLoader as DataLoader
 from deepseek.datasets.normalization import Normalization as Normalization
 from deepseek.datasets.spec import DataSpec as DataSpec
 from deepseek.datasets.spec import FieldSpec as FieldSpec
+from deepseek.datasets.token_dataset import TokenDataset as TokenDataset

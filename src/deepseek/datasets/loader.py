@@ -17,8 +17,10 @@ from torch import Tensor
 from deepseek.datasets.foreign_dataset import ForeignDataset
 from deepseek.datasets.host_memory import keep_freed_memory
 from deepseek.datasets.image_dataset import ImageDataset, too_many_bad
+from deepseek.datasets.ramp import Ramp
 from deepseek.datasets.sampler import BatchKeys, Progress
 from deepseek.datasets.spec import DataSpec
+from deepseek.datasets.token_dataset import TokenDataset
 from deepseek.errors import CheckpointError, ConfigError, DataError, DeepSeekError
 from deepseek.registry import Registry
 
@@ -68,6 +70,8 @@ class DataLoader:
         drop_last: whether a smaller batch at the end of an epoch is left out.
         transform: of the data set; None: its own.
         prefetch_batches: how many batches each worker prepares ahead.
+        batch_size_ramp: (START, INCREMENT, TOTAL): batches of START samples at first, larger by
+            INCREMENT in equal parts of the first TOTAL samples, up to `batch_size`.
 
     Attributes:
         epoch: number of the pass that iteration gives next, from 0.
@@ -87,8 +91,16 @@ class DataLoader:
         drop_last: bool = False,
         transform: str | Callable | None = None,
         prefetch_batches: int = 2,
+        batch_size_ramp: tuple[int, int, int] | None = None,
     ) -> None:
         _check_arguments(batch_size, num_workers, prefetch_batches, seed)
+        if batch_size_ramp is not None and drop_last:
+            raise ConfigError(
+                "drop_last=True and a batch_size_ramp: which samples are left out would depend on"
+                " the ramp",
+                fix="set drop_last=False, or leave batch_size_ramp out",
+            )
+        self.ramp = Ramp(*batch_size_ramp, batch_size) if batch_size_ramp is not None else None
         INPUT_FORMATS.get(input_format)  # an unknown name fails here, not at `load`
         self.input_format = input_format
         self.batch_size = batch_size
@@ -137,12 +149,12 @@ class DataLoader:
         return self._attach(dataset)
 
     def _attach(self, dataset) -> "DataLoader":
-        source = (
-            dataset if isinstance(dataset, ImageDataset) else ForeignDataset(dataset, self.seed)
-        )
+        is_own = isinstance(dataset, ImageDataset | TokenDataset)
+        source = dataset if is_own else ForeignDataset(dataset, self.seed)
         keys = BatchKeys(
-            len(source), self.batch_size, self.shuffle, self.drop_last, self.seed, self._progress
-        )
+            len(source), self.batch_size, self.shuffle, self.drop_last, self.seed, self._progress,
+            self.ramp,
+        )  # fmt: skip
         if len(keys) == 0:
             raise DataError(
                 f"drop_last=True leaves no batch: {len(source)} samples,"
@@ -186,8 +198,12 @@ class DataLoader:
         return choose_num_workers(self.num_workers, self._source, len(self))
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
+        """Return the number of batches in the epoch that iteration gives next."""
         return len(self._bound_keys())
+
+    def count_batches(self, epoch: int) -> int:
+        """Return the number of batches of an epoch, counted from 0; they differ under a ramp."""
+        return self._bound_keys().count_batches(epoch)
 
     # -- progress ----------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from deepseek.datasets.ramp import Ramp
 from deepseek.datasets.randomness import permutation
 
 
@@ -30,6 +31,7 @@ class BatchKeys(torch.utils.data.Sampler):
         drop_last: whether a smaller batch at the end of an epoch is left out.
         seed: of the order.
         progress: read when iteration begins.
+        ramp: size of a batch by the number of samples before it, over all epochs.
     """
 
     num_samples: int
@@ -38,9 +40,16 @@ class BatchKeys(torch.utils.data.Sampler):
     drop_last: bool
     seed: int
     progress: Progress = field(default_factory=Progress)
+    ramp: Ramp | None = None
 
     def __len__(self) -> int:
-        return -(-self.num_handed_out // self.batch_size)
+        return self.count_batches(self.progress.epoch)
+
+    def count_batches(self, epoch: int) -> int:
+        """Return the number of batches of an epoch, from 0."""
+        if self.ramp is None or epoch * self.num_samples >= self.ramp.total:
+            return -(-self.num_handed_out // self.batch_size)
+        return sum(1 for _ in self._spans(epoch, 0))
 
     @property
     def num_handed_out(self) -> int:
@@ -51,9 +60,17 @@ class BatchKeys(torch.utils.data.Sampler):
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         epoch, position = self.progress.epoch, self.progress.position
         order = epoch_order(self.num_samples, self.seed, epoch, shuffle=self.shuffle)
-        for start in range(position, self.num_handed_out, self.batch_size):
-            end = min(start + self.batch_size, self.num_handed_out)
+        for start, end in self._spans(epoch, position):
             yield epoch, order[start:end].tolist()
+
+    def _spans(self, epoch: int, start: int) -> Iterator[tuple[int, int]]:
+        while start < self.num_handed_out:
+            size = self.batch_size
+            if self.ramp is not None:
+                size = self.ramp.value(epoch * self.num_samples + start)
+            end = min(start + size, self.num_handed_out)
+            yield start, end
+            start = end
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int, *, shuffle: bool) -> np.ndarray:

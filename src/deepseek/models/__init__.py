@@ -1,6 +1,7 @@
 """Layer 2, model computation: batches -> outputs."""
 
 from deepseek.models.engine import ModelEngine as ModelEngine
+from deepseek.models.gpt import GPT as GPT
 from deepseek.models.hints import ParallelHints as ParallelHints
 from deepseek.models.prediction import Prediction as Prediction
 from deepseek.models.resnet import ResNet as ResNet

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from deepseek.errors import CheckpointError, ConfigError
-from deepseek.models.classifier import ImageClassifier
+from deepseek.models.classifier import Classifier
 from deepseek.models.model_file import ModelFile
 from deepseek.models.weights import find_pretrained, load_weights, read_weights
 from deepseek.models.zoo import build_model, is_own, is_timm, timm_head_names
@@ -19,7 +19,7 @@ _MAX_UNCHECKED_SIZE = 4096
 
 def head_names(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the modules that make logits, in one of our models or timm's."""
-    if isinstance(module, ImageClassifier):
+    if isinstance(module, Classifier):
         return module.hints.head[-1:]
     return timm_head_names(module)
 
@@ -59,7 +59,7 @@ def build_pretrained(
 
 def build_head(module: nn.Module, num_classes: int) -> None:
     """Build a head in one of our models or timm's, in place of one that is there."""
-    if isinstance(module, ImageClassifier):
+    if isinstance(module, Classifier):
         module.bind_classes(num_classes)
         return
     device = next(module.parameters()).device

@@ -43,6 +43,28 @@ def attention(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
+def causal_attention(
+    q: Float[Tensor, "B H T E"],
+    k: Float[Tensor, "B H T E"],
+    v: Float[Tensor, "B H T E"],
+    *,
+    dropout: float = 0.0,
+) -> Float[Tensor, "B H T E"]:
+    """Return `softmax(q k^T / sqrt(E)) v` where no query attends to a key after it.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        dropout: probability of dropping an attention weight, in 0..1.
+    """
+    if _prefers_explicit(q, k):
+        num_tokens = q.shape[-2]
+        mask = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=q.device).tril()
+        return _explicit_attention(q, k, v, mask, dropout)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+
+
 def _prefers_explicit(q: Tensor, k: Tensor) -> bool:
     # Not a question of batch size: that would tie an exported or compiled graph to one batch size.
     return (

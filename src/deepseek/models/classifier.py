@@ -7,8 +7,8 @@ from torch import nn
 from deepseek.models.hints import ParallelHints
 
 
-class ImageClassifier(nn.Module, ABC):
-    """An architecture that turns images into logits, built with or without a head.
+class Classifier(nn.Module, ABC):
+    """An architecture that turns images or tokens into logits, built with or without a head.
 
     A subclass is a plain single-device module: it knows nothing of devices, ranks or training.
     """
@@ -25,8 +25,8 @@ class ImageClassifier(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def input_shape(self) -> tuple[int, int | None, int | None]:
-        """Channels, height and width (pixels) of one image; `None` where any size is taken."""
+    def input_shape(self) -> tuple[int | None, ...]:
+        """Channels, height and width (pixels) of one image, or tokens; `None`: any size."""
 
     @abstractmethod
     def bind_classes(self, num_classes: int) -> None:

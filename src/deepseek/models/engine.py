@@ -12,7 +12,7 @@ from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import prediction
 from deepseek.models.assembly import build_from_file, build_head, build_pretrained
 from deepseek.models.checks import check_positive, missing_head
-from deepseek.models.classifier import ImageClassifier
+from deepseek.models.classifier import Classifier
 from deepseek.models.hints import ParallelHints
 from deepseek.models.model_file import ModelFile, read_model_file, write_model_file
 from deepseek.models.prediction import Prediction
@@ -113,7 +113,7 @@ class ModelEngine(nn.Module):
         """
         if isinstance(module, ModelEngine):
             engine = module
-        elif isinstance(module, ImageClassifier) and (name := name_of(module)):
+        elif isinstance(module, Classifier) and (name := name_of(module)):
             num_classes = module.config["num_classes"]
             engine = cls._around(module, name, module.config, num_classes=num_classes)
         else:
@@ -158,7 +158,7 @@ class ModelEngine(nn.Module):
     @property
     def config(self) -> dict:
         """Arguments that build the module again, `num_classes` among them; JSON-able."""
-        if isinstance(self.module, ImageClassifier):
+        if isinstance(self.module, Classifier):
             return self.module.config
         if self._is_foreign:
             return {}
@@ -167,7 +167,7 @@ class ModelEngine(nn.Module):
     @property
     def hints(self) -> ParallelHints:
         """What the parts of `module` are for; empty for a foreign module."""
-        if isinstance(self.module, ImageClassifier):
+        if isinstance(self.module, Classifier):
             return self.module.hints
         return ParallelHints() if self._is_foreign else timm_hints(self.module)
 
@@ -206,7 +206,7 @@ class ModelEngine(nn.Module):
         self.num_classes, self._head_is_lent = num_classes, False
 
     def _check_input(self, shape: Sequence[int]) -> None:
-        if isinstance(self.module, ImageClassifier):
+        if isinstance(self.module, Classifier):
             takes = self.module.input_shape
         else:
             takes = timm_input_shape(self.module, self._config)
@@ -214,9 +214,14 @@ class ModelEngine(nn.Module):
             want is None or want == size for want, size in zip(takes, shape, strict=True)
         )
         if not fits:
+            what, axes = (
+                ("images", " (channels x height x width)")
+                if len(takes) == 3
+                else ("inputs", " (tokens)")
+            )
             raise ConfigError(
-                f"the data has images {_shown(shape)} (channels x height x width),"
-                f" {self.architecture!r} takes {_shown(takes)}",
+                f"the data has {what} {_shown(shape)}{axes}, {self.architecture!r} takes"
+                f" {_shown(takes)}",
                 fix="change the transform of the data, or image_size and channels of the model",
             )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deepseek.errors import ConfigError
 from deepseek.models.checks import check_positive, missing_head
-from deepseek.models.classifier import ImageClassifier
+from deepseek.models.classifier import Classifier
 from deepseek.models.hints import ParallelHints
 
 
@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(x)) + shortcut)
 
 
-class ResNet(ImageClassifier):
+class ResNet(Classifier):
     """ResNet for small images (CIFAR style).
 
     Args:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from deepseek.errors import ConfigError
 from deepseek.models.attention import attention
 from deepseek.models.checks import check_positive, check_share, missing_head
-from deepseek.models.classifier import ImageClassifier
+from deepseek.models.classifier import Classifier
 from deepseek.models.hints import ParallelHints
 
 POOLS = ("cls", "mean")
@@ -107,7 +107,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.dropout(self.mlp(self.norm2(x))))
 
 
-class VisionTransformer(ImageClassifier):
+class VisionTransformer(Classifier):
     """Vision Transformer.
 
     Args:

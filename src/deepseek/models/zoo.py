@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from deepseek.errors import ConfigError
-from deepseek.models.classifier import ImageClassifier
+from deepseek.models.classifier import Classifier
+from deepseek.models.gpt import GPT
 from deepseek.models.hints import ParallelHints
 from deepseek.models.resnet import ResNet
 from deepseek.models.vit import VisionTransformer
@@ -38,7 +39,7 @@ class Architecture:
         preset: arguments that the name stands for; a user's own win.
     """
 
-    build: Callable[..., ImageClassifier]
+    build: Callable[..., Classifier]
     preset: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -59,6 +60,11 @@ class ArgumentProblem(NamedTuple):
 ARCHITECTURES: Registry[Architecture] = Registry("model")
 ARCHITECTURES.register("vit")(Architecture(VisionTransformer))
 ARCHITECTURES.register("resnet")(Architecture(ResNet))
+ARCHITECTURES.register("gpt")(Architecture(GPT))
+# Radford et al. 2019, table 2, first row.
+ARCHITECTURES.register("gpt_small")(
+    Architecture(GPT, {"context_length": 1024, "num_layers": 12, "dim": 768, "heads": 12})
+)
 # num_layers, dim, heads: Dosovitskiy et al. 2020, table 1, and Touvron et al. 2020, table 1.
 _VIT_SIZES = {
     "tiny": (12, 192, 3),
@@ -228,7 +234,7 @@ def check_model_args(architecture: str, args: Mapping[str, object]) -> list[Argu
     return problems
 
 
-def name_of(model: ImageClassifier) -> str | None:
+def name_of(model: Classifier) -> str | None:
     """Return the name under which a model's class is registered without a preset, if it is."""
     for name in ARCHITECTURES.names():
         entry = ARCHITECTURES.get(name)

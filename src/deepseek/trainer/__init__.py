@@ -14,5 +14,6 @@ from deepseek.trainer.schedule import SCHEDULES as SCHEDULES
 from deepseek.trainer.schedule import Schedule as Schedule
 from deepseek.trainer.task import TASKS as TASKS
 from deepseek.trainer.task import ClassificationTask as ClassificationTask
+from deepseek.trainer.task import LanguageModellingTask as LanguageModellingTask
 from deepseek.trainer.task import Task as Task
 from deepseek.trainer.trainer import Trainer as Trainer

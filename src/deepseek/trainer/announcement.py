@@ -36,12 +36,15 @@ def model_line(engine: ModelEngine, assembly: Assembly, device: torch.device) ->
         # the process itself weighs something before the model does
         base = peak_memory_bytes(device) if device.type == "cpu" else 0
         predicted = (base + assembly.predicted_memory_bytes) / MIB
-        parts.append(f"{format_count(assembly.estimate.forward_flops)}FLOPs/img")
+        parts.append(f"{format_count(assembly.estimate.forward_flops)}FLOPs/sample")
         parts.append(
             f"predicted memory {predicted:,.0f} of {total_memory_bytes(device) / MIB:,.0f} MiB"
         )
     precision = assembly.precision
-    parts.append(f"{precision.name} ({precision.reason})")
+    parts.append(f"weights fp32, computed in {precision.name} ({precision.reason})")
+    if assembly.step.graph.is_static:
+        parts.append("static graph, compiled in the first step")
+    parts += _micro_batches(assembly)
     if assembly.channels_last:
         parts.append("channels-last")
     schedule, recipe = assembly.schedule, assembly.optimizer
@@ -63,3 +66,17 @@ def data_line(train: DataLoader, val: DataLoader | None, spec: DataSpec) -> str:
     shape = "x".join(str(size) for size in spec.fields["inputs"].shape)
     parts += [f"inputs {shape}", f"batch {train.batch_size}", f"workers {train.num_processes}"]
     return "  ".join(parts)
+
+
+def _micro_batches(assembly: Assembly) -> list[str]:
+    step = assembly.step
+    num = -(-assembly.batch_size // step.micro_batch_size)
+    if num == 1:
+        return []
+    parts = [f"{num} micro-batches of {step.micro_batch_size}"]
+    if step.keep_graph and assembly.estimate is not None:
+        share = 1.0 if assembly.precision.name == "fp32" else 0.5
+        held = assembly.estimate.activation_bytes * share * (assembly.batch_size)
+        extra = held * (num - 1) / num / MIB
+        parts.append(f"keep_graph holds all their graphs: {extra:,.0f} MiB more")
+    return parts

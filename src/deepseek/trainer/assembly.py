@@ -1,5 +1,6 @@
 """From settings to a step that can be taken: every `auto` is resolved here, once."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -7,12 +8,14 @@ from torch import nn
 
 from deepseek.config import TrainerConfig
 from deepseek.datasets import DataLoader, DataSpec
+from deepseek.datasets.ramp import Ramp
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.trainer.boundary import Boundary
 from deepseek.trainer.device import choose_cpu_threads
 from deepseek.trainer.ema import ExponentialMovingAverage
 from deepseek.trainer.estimate import StepEstimate, estimate_step
+from deepseek.trainer.graph import StepGraph
 from deepseek.trainer.guard import Guard
 from deepseek.trainer.optimizer import Optimizer
 from deepseek.trainer.precision import Precision, resolve_precision
@@ -35,9 +38,11 @@ class Assembly:
     log_every: int
     max_steps: int
     num_epochs: int
+    batch_size: int
     estimate: StepEstimate | None
     predicted_memory_bytes: float | None
     cpu_threads: int
+    sequence_ramp: Ramp | None
 
 
 def recipe_from(config: TrainerConfig, optimizer: Optimizer | None) -> Optimizer:
@@ -66,10 +71,12 @@ def assemble(
     device: torch.device,
 ) -> Assembly:
     """Put a bound engine on its device and build its step."""
-    steps_per_epoch = len(loader)
-    max_steps, num_epochs = count_steps(config, steps_per_epoch)
-    micro_batch_size = config.batch_size // config.grad_accum_steps
-    estimate = estimate_step(engine.module, spec.fields["inputs"].shape)
+    max_steps, num_epochs = count_steps(config, loader)
+    micro_batch_size = config.micro_batch_size
+    inputs = spec.fields["inputs"]
+    # pictures come as uint8 and are normalised before the module
+    dtype = torch.int64 if inputs.dtype == "int64" else torch.float32
+    estimate = estimate_step(engine.module, inputs.shape, dtype)
     step_flops = estimate.step_flops(micro_batch_size) if estimate else None
     precision = resolve_precision(config.precision, device, step_flops)
     channels_last = config.channels_last
@@ -92,7 +99,8 @@ def assemble(
         boundary=Boundary(engine.module, loader),
         guard=Guard(engine.module, optimizer, config.loss_spike),
         ema=ExponentialMovingAverage(engine, config.ema_decay) if config.ema_decay else None,
-        grad_accum_steps=config.grad_accum_steps,
+        graph=StepGraph(engine, task, is_static="static" in (config.graph, engine.graph)),
+        micro_batch_size=micro_batch_size,
         clip_grad_norm=config.clip_grad_norm,
         keep_graph=config.keep_graph,
         device=device,
@@ -100,7 +108,7 @@ def assemble(
     )
     log_every = config.log_every
     if log_every == "auto":
-        log_every = max(1, min(MAX_AUTO_LOG_EVERY, steps_per_epoch // 10))
+        log_every = max(1, min(MAX_AUTO_LOG_EVERY, loader.count_batches(0) // 10))
     memory, threads = None, torch.get_num_threads()
     if estimate:
         if device.type == "cpu":
@@ -118,18 +126,45 @@ def assemble(
         log_every,
         max_steps,
         num_epochs,
+        config.batch_size,
         estimate,
         memory,
         threads,
+        sequence_ramp(config, spec),
     )
 
 
-def count_steps(config: TrainerConfig, steps_per_epoch: int) -> tuple[int, int]:
+def count_steps(config: TrainerConfig, loader: DataLoader) -> tuple[int, int]:
     """Return (optimizer steps of the run, epochs it touches)."""
-    by_epochs = None if config.epochs is None else config.epochs * steps_per_epoch
-    given = [steps for steps in (by_epochs, config.max_steps) if steps is not None]
-    max_steps = min(given)
-    return max_steps, -(-max_steps // steps_per_epoch)
+    if loader.ramp is None:
+        steps_per_epoch = loader.count_batches(0)
+        by_epochs = None if config.epochs is None else config.epochs * steps_per_epoch
+        max_steps = min(steps for steps in (by_epochs, config.max_steps) if steps is not None)
+        return max_steps, -(-max_steps // steps_per_epoch)
+    num_steps = epoch = 0
+    limit = config.max_steps if config.max_steps is not None else math.inf
+    while num_steps < limit and (config.epochs is None or epoch < config.epochs):
+        num_steps += loader.count_batches(epoch)
+        epoch += 1
+    return int(min(num_steps, limit)), epoch
+
+
+def sequence_ramp(config: TrainerConfig, spec: DataSpec) -> Ramp | None:
+    """Return the length of the sequences by step, or `None` where they keep their own.
+
+    Raises:
+        ConfigError: the inputs are not sequences.
+    """
+    if config.sequence_length_ramp is None:
+        return None
+    shape = spec.fields["inputs"].shape
+    if len(shape) != 1 or spec.fields["inputs"].dtype != "int64":
+        raise ConfigError(
+            f"sequence_length_ramp={config.sequence_length_ramp}, but the inputs are not sequences"
+            f" of tokens: shape {shape}, {spec.fields['inputs'].dtype}",
+            fix="remove sequence_length_ramp",
+        )
+    return Ramp(*config.sequence_length_ramp, shape[0])
 
 
 def prefers_channels_last(module: nn.Module) -> bool:

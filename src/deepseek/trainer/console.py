@@ -25,11 +25,17 @@ class Console:
         log: the run's `log.txt`.
         shown: print as well; without it only the log is written.
         stream: where to print; stdout by default.
+        sample: what a sample is called in the table.
     """
 
     def __init__(
-        self, log: Path, shown: bool = True, stream: TextIO | TextIOBase | None = None
+        self,
+        log: Path,
+        shown: bool = True,
+        stream: TextIO | TextIOBase | None = None,
+        sample: str = "img",
     ) -> None:
+        self.sample = sample
         self._log = log
         self._shown = shown
         self._stream = stream if stream is not None else sys.stdout
@@ -64,7 +70,7 @@ class Console:
             )
         columns += [
             ("lr", f"{record['lr']:.1e}", 8),
-            ("img/s", f"{record['images_per_s']:,.0f}", 8),
+            (f"{self.sample}/s", f"{record['samples_per_s']:,.0f}", 8),
             ("data%", f"{100 * record['data_wait_share']:.0f}%", 6),
             ("mem MiB", f"{record['memory_bytes'] / MIB:,.0f}", 8),
         ]

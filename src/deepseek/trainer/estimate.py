@@ -45,18 +45,21 @@ class StepEstimate:
         return fixed + self.activation_bytes * batch_size * activation_share
 
 
-def estimate_step(module: nn.Module, input_shape: tuple[int, ...]) -> StepEstimate | None:
+def estimate_step(
+    module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> StepEstimate | None:
     """Estimate one sample's forward pass; `None` for a model that cannot run on shapes alone.
 
     Args:
         module: the model, which is left as it is.
         input_shape: of one sample, without the batch dim.
+        dtype: of the inputs, as the module sees them.
     """
     parameters = list(module.parameters())
     try:
         mirror = _mirror_on_meta(module)
         # two samples: a batch norm refuses to train on one value per channel
-        inputs = torch.empty((2, *input_shape), device="meta")
+        inputs = torch.empty((2, *input_shape), dtype=dtype, device="meta")
         saved: dict[int, int] = {}
         weights = {id(p) for p in mirror.parameters()}
 

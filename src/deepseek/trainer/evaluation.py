@@ -110,13 +110,13 @@ def write_evaluation(
     samples = evaluation.samples
     save_file(
         {
-            "index": samples["index"].long(),
-            "targets": samples["targets"].long(),
-            "probs": samples["probs"].float().contiguous(),
-            "loss": samples["loss"].float(),
+            name: (value.float() if value.is_floating_point() else value.long()).contiguous()
+            for name, value in samples.items()
         },
         folder.evaluation / "predictions.safetensors",
     )
+    if not {"loss", "probs", "targets"} <= samples.keys():
+        return  # not a classification: there is no label to show beside a picture
     order = np.argsort(-samples["loss"].numpy(), kind="stable")
     shown = {"worst": order[:NUM_SHOWN], "best": order[::-1][:NUM_SHOWN]}
     described = {

@@ -140,7 +140,7 @@ class Recorder:
         speed = self._epoch_window.record()
         loss = float(result.loss_sum) / max(1, result.num_items)
         tail = (
-            f"loss {loss:.4f}  {speed['images_per_s']:,.0f} img/s"
+            f"loss {loss:.4f}  {speed['samples_per_s']:,.0f} {self.console.sample}/s"
             f"  data {100 * speed['data_wait_share']:.0f}%"
             f"  total eta {format_seconds(self._eta_s(step))}"
         )

@@ -18,7 +18,9 @@ from torch import Tensor
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.trainer.boundary import Boundary
+from deepseek.trainer.clock import Clock
 from deepseek.trainer.ema import ExponentialMovingAverage
+from deepseek.trainer.graph import StepGraph
 from deepseek.trainer.guard import BadStep, Guard
 from deepseek.trainer.out_of_memory import is_out_of_memory
 from deepseek.trainer.precision import Precision
@@ -59,7 +61,8 @@ class TrainStep:
         boundary: keeps what a step changes before its update.
         guard: judges a step before its update.
         ema: follows the weights, or `None`.
-        grad_accum_steps: micro-batches per step; grows where memory runs out.
+        graph: computes the loss of a micro-batch.
+        micro_batch_size: samples of a forward pass; halved where memory runs out.
         clip_grad_norm: largest L2 norm of the gradient, or `None`.
         keep_graph: retain the graphs of all micro-batches until the update.
         device: where batches go.
@@ -77,7 +80,8 @@ class TrainStep:
         boundary: Boundary,
         guard: Guard,
         ema: ExponentialMovingAverage | None,
-        grad_accum_steps: int,
+        graph: StepGraph,
+        micro_batch_size: int,
         clip_grad_norm: float | None,
         keep_graph: bool,
         device: torch.device,
@@ -91,13 +95,15 @@ class TrainStep:
         self.boundary = boundary
         self.guard = guard
         self.ema = ema
-        self.grad_accum_steps = grad_accum_steps
+        self.graph = graph
+        self.micro_batch_size = micro_batch_size
         self.clip_grad_norm = clip_grad_norm
         self.keep_graph = keep_graph
         self.device = device
         self.channels_last = channels_last
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
         self.on_halved: Callable[[int], None] = lambda size: None
+        self.clock: Clock = Clock()
         self._parameters = [p for p in engine.parameters() if p.requires_grad]
 
     # -- forward and backward ----------------------------------------------------------------
@@ -132,9 +138,10 @@ class TrainStep:
         for micro_batch in self.split(batch):
             check()
             on_device = move_batch(micro_batch, self.device, self.channels_last)
-            with self.precision.autocast():
-                micro_loss = self.task.loss(self.engine(on_device["inputs"]), on_device)
-            self._backward(micro_loss / num_items)
+            with self.clock.phase("forward"), self.precision.autocast():
+                micro_loss = self.graph.forward(on_device, self.micro_batch_size)
+            with self.clock.phase("backward"):
+                self._backward(micro_loss / num_items)
             if self.keep_graph:
                 graphs.append(micro_loss)
             detached = micro_loss.detach()
@@ -142,21 +149,21 @@ class TrainStep:
         return loss_sum if loss_sum is not None else torch.zeros(())
 
     def split(self, batch: Batch) -> Iterator[Batch]:
-        """Cut a batch into at most `grad_accum_steps` parts along the first dim."""
-        if self.grad_accum_steps == 1:
+        """Cut a batch into parts of `micro_batch_size` samples, the last one smaller."""
+        size, num_samples = self.micro_batch_size, len(batch["targets"])
+        if num_samples <= size:
             yield batch
             return
-        size = -(-len(batch["targets"]) // self.grad_accum_steps)
-        for start in range(0, len(batch["targets"]), size):
+        for start in range(0, num_samples, size):
             yield {name: value[start : start + size] for name, value in batch.items()}
 
     def _backward(self, loss: Tensor) -> None:
         if self.precision.needs_scaler:
             loss = self.scaler.scale(loss)
-        loss.backward(retain_graph=self.keep_graph)
+        self.graph.backward(loss, retain_graph=self.keep_graph)
 
     def _halve(self, num_samples: int, shortage: str) -> None:
-        size = -(-num_samples // self.grad_accum_steps)
+        size = min(self.micro_batch_size, num_samples)
         if size == 1:
             raise ConfigError(
                 f"one sample alone does not fit into memory: {shortage}",
@@ -165,9 +172,16 @@ class TrainStep:
         self.abandon()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        size = -(-size // 2)
-        self.grad_accum_steps = -(-num_samples // size)
-        self.on_halved(size)
+        self.micro_batch_size = -(-size // 2)
+        self.on_halved(self.micro_batch_size)
+
+    def shorten(self, batch: Batch, length: int) -> Batch:
+        """Cut the sequences of a batch, (B, T) and more dims, to their first `length` tokens."""
+        self.graph.sample_shape = (length,)
+        return {
+            name: value[:, :length] if value.ndim >= 2 and name != "index" else value
+            for name, value in batch.items()
+        }
 
     def abandon(self) -> None:
         """Undo an unfinished `accumulate`: no gradient, buffers and generators as before."""

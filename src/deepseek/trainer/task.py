@@ -16,6 +16,7 @@ from deepseek.registry import Registry
 from deepseek.trainer.metrics import Mean, count_correct
 
 Batch = Mapping[str, Tensor]
+IGNORE_INDEX = -100
 
 
 class Task(ABC):
@@ -95,11 +96,76 @@ class ClassificationTask(Task):
         }
 
 
+class LanguageModellingTask(Task):
+    """The next token at every position: cross-entropy on logits (B, T, V) with labels (B, T).
+
+    A target of -100 is not counted, neither in the loss nor as an item: sequences of different
+    lengths weigh by their tokens.
+
+    Args:
+        label_smoothing: as in `ClassificationTask`.
+    """
+
+    monitor = "val_loss"
+    higher_is_better = False
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
+
+    def count_items(self, batch: Batch) -> int:
+        """Return the number of tokens that have a target."""
+        return int((batch["targets"] != IGNORE_INDEX).sum())
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the cross-entropy summed over tokens, in float32."""
+        return F.cross_entropy(
+            outputs.float().flatten(0, 1),
+            batch["targets"].flatten(),
+            ignore_index=IGNORE_INDEX,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
+        )
+
+    def new_metrics(self) -> dict[str, Mean]:
+        """Loss (nats per token) and the share of next tokens that were the most probable."""
+        return {"loss": Mean(), "accuracy": Mean()}
+
+    def update_metrics(self, metrics: dict[str, Mean], outputs: Tensor, batch: Batch) -> None:
+        """Add a batch."""
+        targets = batch["targets"]
+        counted = targets != IGNORE_INDEX
+        num_tokens = int(counted.sum())
+        loss = F.cross_entropy(
+            outputs.float().flatten(0, 1), targets.flatten(), reduction="sum",
+            ignore_index=IGNORE_INDEX,
+        )  # fmt: skip
+        metrics["loss"].update(loss, num_tokens)
+        metrics["accuracy"].update(((outputs.argmax(-1) == targets) & counted).sum(), num_tokens)
+
+    def predictions(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss` (B,), the mean over the tokens of each sequence."""
+        targets = batch["targets"]
+        losses = F.cross_entropy(
+            outputs.float().transpose(1, 2), targets, reduction="none", ignore_index=IGNORE_INDEX
+        )
+        return {"loss": losses.sum(1) / (targets != IGNORE_INDEX).sum(1).clamp(min=1)}
+
+
+def _language_modelling(spec: DataSpec, label_smoothing: float) -> Task:
+    return LanguageModellingTask(label_smoothing)
+
+
 def _classification(spec: DataSpec, label_smoothing: float) -> Task:
     return ClassificationTask(spec.num_classes, label_smoothing)
 
 
-TASKS: Registry = Registry("task", {"classification": "deepseek.trainer.task:_classification"})
+TASKS: Registry = Registry(
+    "task",
+    {
+        "classification": "deepseek.trainer.task:_classification",
+        "language_modelling": "deepseek.trainer.task:_language_modelling",
+    },
+)
 
 
 def resolve_task(task: str | Task, spec: DataSpec, label_smoothing: float) -> Task:

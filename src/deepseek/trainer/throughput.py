@@ -28,7 +28,7 @@ class Throughput:
     def record(self) -> dict[str, float]:
         """Return the window as numbers for `metrics.jsonl`."""
         return {
-            "images_per_s": self.num_samples / self.elapsed_s,
+            "samples_per_s": self.num_samples / self.elapsed_s,
             "data_wait_share": min(1.0, self.wait_s / self.elapsed_s),
         }
 

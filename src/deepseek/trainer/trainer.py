@@ -9,12 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from deepseek.config import RunConfig, TrainerConfig, dump_config, validate_settings
+from deepseek.config import (
+    RunConfig,
+    TrainerConfig,
+    TrainerSettings,
+    dump_config,
+    validate_settings,
+)
 from deepseek.datasets import DataLoader, ImageDataset, infer_spec
 from deepseek.datasets.classes import check_same_classes
 from deepseek.datasets.host_memory import release_freed_memory
@@ -50,7 +56,6 @@ class Trainer:
         train_data: a data set (ours or any map-style one that yields `(x, y)`), or a bound
             `DataLoader`.
         val_data: likewise; without it the last model counts as the best.
-        optimizer: a name, or an `Optimizer` recipe (which then holds learning rate and decay).
         task: what a batch means; `"auto"` follows from the data.
         callbacks: observers, beside best-model and early stopping.
         resume: `True` (the newest run of this name, or `run_dir`), a run folder, or a checkpoint
@@ -78,69 +83,25 @@ class Trainer:
         train_data,
         val_data=None,
         *,
-        batch_size: int | None = None,
-        epochs: int | Literal["auto"] | None = "auto",
-        max_steps: int | None = None,
-        optimizer: str | Optimizer = "adamw",
-        lr: float | Literal["auto"] = "auto",
-        weight_decay: float | Literal["auto"] = "auto",
-        momentum: float | Literal["auto"] = "auto",
-        betas: tuple[float, float] | Literal["auto"] = "auto",
-        schedule: str = "cosine",
-        warmup: int | float | Literal["auto"] = "auto",
-        min_lr_share: float = 0.01,
-        precision: str = "auto",
-        grad_accum_steps: int = 1,
-        clip_grad_norm: float | None = 1.0,
-        ema_decay: float | None = None,
-        keep_graph: bool = False,
-        label_smoothing: float = 0.0,
-        channels_last: bool | Literal["auto"] = "auto",
-        eval_every: int | Literal["epoch"] = "epoch",
-        checkpoint_every: int | Literal["epoch"] | None = "epoch",
-        keep_checkpoints: int = 2,
-        keep_every: int | None = None,
-        keep_best: bool = False,
-        on_bad_step: Literal["abort", "skip", "rollback"] = "abort",
-        max_bad_steps: int = 10,
-        loss_spike: float | None = None,
-        log_every: int | Literal["auto"] = "auto",
-        early_stopping: int | None = None,
-        monitor: str = "auto",
-        num_workers: int | Literal["auto"] = "auto",
-        device: str = "auto",
-        seed: int = 0,
-        loggers: Sequence[str] = ("console", "jsonl", "tensorboard"),
-        wandb_mode: str = "online",
-        deterministic: bool = False,
         task: str | Task = "auto",
         callbacks: Sequence[Callback] = (),
         resume: bool | str | Path | None = None,
         run_dir: str | Path | None = None,
         name: str = "run",
         run_config: RunConfig | None = None,
+        optimizer: str | Optimizer = "adamw",
+        **settings: Unpack[TrainerSettings],
     ) -> None:
         recipe = optimizer if isinstance(optimizer, Optimizer) else None
-        if recipe is not None and {lr, weight_decay, momentum, betas} != {"auto"}:
-            raise ConfigError(
-                "lr, weight_decay, momentum or betas is set beside an Optimizer recipe, which"
-                " holds them",
-                fix="set them in the Optimizer, or name the optimizer as a string",
-            )
-        given = {key: value for key, value in locals().items() if key in TrainerConfig.model_fields}
-        given["optimizer"] = recipe.algorithm if recipe else optimizer
-        given["loggers"] = tuple(loggers)
-        given["batch_size"] = choose_batch_size(batch_size, train_data)
-        if epochs == "auto":
-            given["epochs"] = TrainerConfig().epochs if max_steps is None else None
-        self.config: TrainerConfig = validate_settings(TrainerConfig, given)
+        self.config: TrainerConfig = _configure(settings, optimizer, train_data)
         self.recipe = recipe_from(self.config, recipe)
         self.model = model if isinstance(model, ModelEngine) else ModelEngine.wrap(model)
         self.train_loader = self._train_loader(train_data)
         self.val_loader = None
         if val_data is not None:
-            size = self.config.batch_size // self.config.grad_accum_steps
-            self.val_loader = evaluation_loader(val_data, size, self.config.num_workers)
+            self.val_loader = evaluation_loader(
+                val_data, self.config.micro_batch_size, self.config.num_workers
+            )
             if isinstance(val_data, ImageDataset) and isinstance(train_data, ImageDataset):
                 check_same_classes(train_data, val_data)
         self.spec = infer_spec(self.train_loader.dataset)
@@ -172,6 +133,7 @@ class Trainer:
             shuffle=True,
             num_workers=self.config.num_workers,
             seed=self.config.seed,
+            batch_size_ramp=self.config.batch_size_ramp,
         )
         return recipe.bind(data)
 
@@ -221,6 +183,7 @@ class Trainer:
                 self.device,
             )  # fmt: skip
             self._assembly.step.on_halved = self._note_halved
+            self._assembly.step.graph.on_other_shape = self._note_other_shape
         return self._assembly
 
     @property
@@ -251,6 +214,7 @@ class Trainer:
         resumed = self._open_folder()
         self._begin_records(assembly, resumed)
         self.model.train()
+        model_graph, self.model.graph = self.model.graph, "dynamic"  # the whole step is captured
         try:
             self._emit("on_fit_begin")
             leave = self.saving.save_to_leave
@@ -268,10 +232,14 @@ class Trainer:
             self.saving.close()
             self.recorder.close()
             self._saving = None
+            self.model.graph = model_graph
             release_freed_memory()
 
     def _begin_records(self, assembly: Assembly, resumed: str) -> None:
-        console = Console(self.folder.log, "console" in self.config.loggers)
+        is_image = len(self.spec.fields["inputs"].shape) == 3
+        console = Console(
+            self.folder.log, "console" in self.config.loggers, sample="img" if is_image else "seq"
+        )
         run = str(self.folder.path)
         console.line(
             machine_line(self.device, assembly.cpu_threads, run, self.config.seed, resumed)
@@ -300,17 +268,23 @@ class Trainer:
             signals.leave_if_asked()
             step.boundary.open(is_step=True)
             asked = perf_counter()
-            while (batch := next(batches, None)) is None:
-                batches = iter(self.train_loader)
+            with step.clock.phase("data"):
+                while (batch := next(batches, None)) is None:
+                    batches = iter(self.train_loader)
+                if assembly.sequence_ramp is not None:
+                    batch = step.shorten(batch, assembly.sequence_ramp.value(progress.step))
             waited_s = perf_counter() - asked
             loss_sum = step.accumulate(batch, signals.check)
             with signals.commit():
                 replayed = self._bad_steps.replayed(progress.step)
-                result = step.update(batch, loss_sum, progress.step, replayed)
+                with step.clock.phase("optimizer"):
+                    result = step.update(batch, loss_sum, progress.step, replayed)
                 step.boundary.close()
                 progress.step += 1
                 progress.is_complete = False
-                self._after_step(assembly, result, waited_s)
+                with step.clock.phase("logging"):
+                    self._after_step(assembly, result, waited_s)
+                step.clock.end_step()
             self._complete(assembly, signals)
 
     def _after_step(self, assembly: Assembly, result: StepResult, waited_s: float) -> None:
@@ -368,6 +342,13 @@ class Trainer:
             "out_of_memory", step=self.step, micro_batch_size=micro_batch_size, message=text
         )
         self.recorder.console.line(text)
+
+    def _note_other_shape(self, shape: tuple[int, ...]) -> None:
+        shown = "x".join(str(size) for size in shape)
+        self.warn(
+            f"step {self.step + 1}: inputs {shown} are no full micro-batch of"
+            f" {self.assembly.step.micro_batch_size} samples: such steps run uncompiled"
+        )
 
     def warn(self, message: str) -> None:
         """Say what went wrong, on the console and in `events.jsonl`; training goes on."""
@@ -461,6 +442,8 @@ class Trainer:
             with signals.commit():
                 self.saving.save_to_leave()
         status = "finished" if self.stop_reason is None else f"stopped: {self.stop_reason}"
+        if (graph := assembly.step.graph).is_static:
+            self.recorder.console.line(f"graph  {graph.describe()}")
         best = next((c for c in self.callbacks if isinstance(c, BestModel)), None)
         if best is None or best.best_step is None:
             self._save_last_model()
@@ -489,6 +472,23 @@ class Trainer:
                 f"the run is trained, but {self.folder.model} could not be written: {error}",
                 fix="free disk space, then `deepseek train --resume`, or Trainer(..., resume=True)",
             ) from error
+
+
+def _configure(settings: TrainerSettings, optimizer: str | Optimizer, train_data) -> TrainerConfig:
+    given: dict = dict(settings)
+    if isinstance(optimizer, Optimizer):
+        held = {"lr", "weight_decay", "momentum", "betas"}
+        if twice := sorted(key for key in held & given.keys() if given[key] != "auto"):
+            raise ConfigError(
+                f"{', '.join(twice)} set beside an Optimizer recipe, which holds the like",
+                fix="set them in the Optimizer, or name the optimizer as a string",
+            )
+        optimizer = optimizer.algorithm
+    given["optimizer"] = optimizer
+    given["batch_size"] = choose_batch_size(given.get("batch_size"), train_data)
+    if given.get("max_steps") is not None:
+        given.setdefault("epochs", None)
+    return validate_settings(TrainerConfig, given)
 
 
 def _due(step: int, every: int | Literal["epoch"] | None, ends_epoch: bool) -> bool:

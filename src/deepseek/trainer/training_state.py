@@ -31,7 +31,7 @@ def capture(trainer: "Trainer") -> Checkpoint:
         "data": boundary.data if boundary.is_open else trainer.train_loader.state_dict(),
         "random": (boundary.random if boundary.is_open else RandomState.read()).to_json(),
         "batch_size": trainer.train_loader.batch_size,
-        "grad_accum_steps": step.grad_accum_steps,
+        "micro_batch_size": step.micro_batch_size,
         "optimizer": optimizer_rest,
         "scaler": step.scaler.state_dict(),
         "guard": step.guard.state_dict(),
@@ -85,7 +85,7 @@ def _restore(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     restore_weights(trainer, checkpoint)
     step.scaler.load_state_dict(state["scaler"])
     step.guard.load_state_dict(state["guard"])
-    step.grad_accum_steps = max(step.grad_accum_steps, state["grad_accum_steps"])
+    step.micro_batch_size = min(step.micro_batch_size, state["micro_batch_size"])
     trainer.train_loader.load_state_dict(state["data"])
     trainer.recorder.load_state_dict(state["recorder"])
     for callback, saved in zip(trainer.callbacks, state["callbacks"], strict=False):

@@ -4,7 +4,7 @@ from deepseek.trainer.console import Console, format_count, format_seconds
 
 RECORD = {
     "epoch": 1, "loss": 0.5, "val_loss": 0.4, "val_accuracy": 0.9, "lr": 1e-3,
-    "images_per_s": 1234.0, "data_wait_share": 0.04, "memory_bytes": 2**29,
+    "samples_per_s": 1234.0, "data_wait_share": 0.04, "memory_bytes": 2**29,
     "grad_norm": 1.0, "epoch_s": 3.0, "eta_s": 100.0,
 }  # fmt: skip
 

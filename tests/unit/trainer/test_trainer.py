@@ -13,6 +13,7 @@ from deepseek.errors import ConfigError, DivergedError, PreemptedError
 from deepseek.models import ModelEngine, VisionTransformer
 from deepseek.trainer import Callback, ClassificationTask, Optimizer, Trainer
 from deepseek.trainer.boundary import Boundary
+from deepseek.trainer.graph import StepGraph
 from deepseek.trainer.guard import Guard
 from deepseek.trainer.precision import Precision
 from deepseek.trainer.schedule import Schedule
@@ -178,7 +179,7 @@ def test_sigterm_leaves_with_143_and_sigint_with_keyboard_interrupt(tmp_path):
 def test_accumulated_gradients_equal_the_large_batch_also_when_uneven():
     batch = {"inputs": torch.randn(10, 6), "targets": torch.randint(0, 3, (10,))}
     updated = []
-    for accum in (1, 2, 4):
+    for micro_batch_size in (10, 5, 3):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
         optimizer = Optimizer("sgd", 0.1).bind(net)
@@ -192,7 +193,8 @@ def test_accumulated_gradients_equal_the_large_batch_also_when_uneven():
             guard=Guard(net, optimizer, None),
             ema=None,
             keep_graph=False,
-            grad_accum_steps=accum,
+            graph=StepGraph(ModelEngine.wrap(net), ClassificationTask(3), is_static=False),
+            micro_batch_size=micro_batch_size,
             clip_grad_norm=0.5,
             device=torch.device("cpu"),
             channels_last=False,
@@ -263,14 +265,14 @@ def test_training_runs_without_validation_data(tmp_path):
     assert (tmp_path / "r/model.bin").exists()
 
 
-def test_signature_defaults_are_those_of_the_config():
-    import inspect
+def test_the_arguments_are_the_settings():
+    from deepseek.config import TrainerConfig, TrainerSettings
 
-    from deepseek.config import TrainerConfig
+    assert TrainerSettings.__annotations__.keys() | {"optimizer"} == (
+        TrainerConfig.model_fields.keys()
+    )
 
-    settings = TrainerConfig()
-    for name, parameter in inspect.signature(Trainer).parameters.items():
-        if name in TrainerConfig.model_fields and name not in ("batch_size", "epochs"):
-            assert parameter.default == getattr(settings, name), name
-    missing = TrainerConfig.model_fields.keys() - inspect.signature(Trainer).parameters.keys()
-    assert not missing
+
+def test_an_unknown_argument_gets_the_nearest(tmp_path):
+    with pytest.raises(ConfigError, match=r"batchsize(.|\n)*batch_size"):
+        Trainer(make_net(), make_table(), batchsize=4)

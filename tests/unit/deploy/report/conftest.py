@@ -30,7 +30,7 @@ def metric_rows(num_epochs: int = 12, steps_per_epoch: int = 100) -> list[dict]:
                     "loss": 2.3 * float(np.exp(-3.5 * share)) + 0.08 + 0.08 * abs(rng.normal()),
                     "lr": 1e-3 * min(1, step / 100) * (0.5 + 0.5 * float(np.cos(np.pi * share))),
                     "grad_norm": float(np.exp(rng.normal(0, 0.4))) + (40 if step == 700 else 0),
-                    "images_per_s": 2400 + 90 * rng.normal(),
+                    "samples_per_s": 2400 + 90 * rng.normal(),
                     "data_wait_share": abs(0.04 + 0.01 * rng.normal()),
                     "memory_bytes": 3 * 2**30 + step * 1000,
                     "time_s": step * 0.3,

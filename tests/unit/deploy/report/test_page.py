@@ -155,7 +155,7 @@ def test_a_folder_without_a_run_is_an_error_with_a_fix(tmp_path):
 
 
 def test_a_long_run_gives_a_small_page(tmp_path):
-    line = '{"kind":"train","step":%d,"loss":%f,"lr":0.001,"grad_norm":%f,"images_per_s":2400.5}\n'
+    line = '{"kind":"train","step":%d,"loss":%f,"lr":0.001,"grad_norm":%f,"samples_per_s":2400.5}\n'
     with (tmp_path / "metrics.jsonl").open("w") as file:
         file.writelines(line % (step, 1 / step, step % 97) for step in range(1, 200_001))
     assert write_report(tmp_path).stat().st_size < 500_000

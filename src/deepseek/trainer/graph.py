@@ -1,0 +1,148 @@
+"""Forward pass and loss, operator by operator or captured as one graph: `graph=dynamic | static`.
+
+Only full micro-batches are compiled. What has another shape (the end of an epoch, a batch halved
+for lack of memory) would be compiled anew for the sake of a few steps: it runs operator by operator
+instead, and is counted. Which way a batch goes is a function of its shape alone, so that a resumed
+run takes the same way.
+"""
+
+import shutil
+from collections.abc import Callable
+from time import perf_counter
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from deepseek.errors import ConfigError
+from deepseek.models import ModelEngine
+from deepseek.trainer.out_of_memory import is_out_of_memory
+from deepseek.trainer.task import Batch, Task
+
+T = TypeVar("T")
+
+
+class StepGraph:
+    """Computes the summed loss of a micro-batch.
+
+    Args:
+        engine: the model.
+        task: gives the loss.
+        is_static: compile full micro-batches.
+
+    Attributes:
+        num_compiled, num_eager: micro-batches that went either way.
+        num_graphs: compilations.
+        compile_s: seconds that forward and backward took where they were compiled.
+        sample_shape: of the inputs that are compiled, without the batch dim; `None`: any.
+        on_other_shape: told, once per shape, of a micro-batch that is not compiled.
+    """
+
+    def __init__(self, engine: ModelEngine, task: Task, *, is_static: bool) -> None:
+        self._engine = engine
+        self._task = task
+        self.is_static = is_static
+        self.num_compiled = self.num_eager = self.num_graphs = 0
+        self.compile_s = 0.0
+        self.on_other_shape: Callable[[tuple[int, ...]], None] = lambda shape: None
+        spec = engine.spec
+        self.sample_shape = (
+            spec.fields["inputs"].shape if spec and "inputs" in spec.fields else None
+        )
+        self._other_shapes: set[tuple[int, ...]] = set()
+        self._compiled: Callable[[Batch], Tensor] | None = None
+        self._is_new = False  # a graph whose backward is not compiled yet
+
+    def forward(self, batch: Batch, micro_batch_size: int) -> Tensor:
+        """Return the loss summed over the items of a micro-batch, on its device.
+
+        Args:
+            batch: on the device.
+            micro_batch_size: samples of a full one.
+
+        Raises:
+            ConfigError: the model cannot be captured as one graph, or there is no compiler.
+        """
+        if not self.is_static:
+            return self._loss(batch)
+        inputs = batch["inputs"]
+        if not self._is_full(inputs, micro_batch_size):
+            self.num_eager += 1
+            if (shape := tuple(inputs.shape)) not in self._other_shapes:
+                self._other_shapes.add(shape)
+                self.on_other_shape(shape)
+            return self._loss(batch)
+        self.num_compiled += 1
+        return self._run_compiled(batch)
+
+    def _is_full(self, inputs: Tensor, micro_batch_size: int) -> bool:
+        is_whole = self.sample_shape is None or tuple(inputs.shape[1:]) == self.sample_shape
+        return is_whole and len(inputs) == micro_batch_size
+
+    def _loss(self, batch: Batch) -> Tensor:
+        return self._task.loss(self._engine(batch["inputs"]), batch)
+
+    def _run_compiled(self, batch: Batch) -> Tensor:
+        if self._compiled is None:
+            self._compiled = torch.compile(
+                self._loss, backend=self._compile, fullgraph=True, dynamic=False
+            )
+        return self._timed(lambda: self._compiled(batch))  # pyright: ignore[reportOptionalCall]
+
+    def backward(self, loss: Tensor, *, retain_graph: bool) -> None:
+        """Add the gradient of a loss that `forward` returned; compiles it at the first time.
+
+        Raises:
+            ConfigError: as `forward`.
+        """
+        if self._is_new:
+            self._timed(loss.backward)
+            self._is_new = False
+        else:
+            loss.backward(retain_graph=retain_graph)
+
+    def _timed(self, compute: Callable[[], T]) -> T:
+        from torch._dynamo.exc import TorchDynamoException  # 2 s, so not at import
+
+        graphs, began = self.num_graphs, perf_counter()
+        try:
+            result = compute()
+        except TorchDynamoException as error:
+            if is_out_of_memory(error):
+                raise
+            raise _explained(error) from error
+        if self._is_new or self.num_graphs > graphs:
+            self.compile_s += perf_counter() - began
+            self._is_new = True
+        return result
+
+    def _compile(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
+        self.num_graphs += 1
+        return torch._dynamo.lookup_backend("inductor")(graph, inputs)
+
+    def describe(self) -> str:
+        """Return in words what was compiled and what was not."""
+        parts = [
+            f"{self.num_graphs} graph{'s' if self.num_graphs != 1 else ''} compiled in"
+            f" {self.compile_s:.1f} s",
+            f"{self.num_compiled:,} micro-batches ran compiled",
+        ]
+        if self.num_eager:
+            parts.append(f"{self.num_eager:,} of other shapes operator by operator")
+        return ", ".join(parts)
+
+
+def _explained(error: Exception) -> ConfigError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    own = [line for line in lines if line.startswith('File "') and "/torch/" not in line]
+    if "compiler" in str(error).lower() and shutil.which("g++") is None:
+        return ConfigError(
+            f"graph=static needs a C++ compiler, and there is none: {reason}",
+            fix="install g++ (apt-get install g++), or set graph=dynamic",
+        )
+    return ConfigError(
+        f"graph=static: the model cannot be captured as one graph: {reason}"
+        + (f" ({own[-1]})" if own else ""),
+        fix="set graph=dynamic, or take out what Python decides by a tensor's value",
+    )

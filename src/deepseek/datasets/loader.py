@@ -270,6 +270,11 @@ class DataLoader:
         self._progress.epoch += 1
         self._progress.position = 0
 
+    def worker_pids(self) -> list[int]:
+        """Return the process numbers of the workers that live now."""
+        workers = getattr(getattr(self._torch_loader, "_iterator", None), "_workers", [])
+        return [worker.pid for worker in workers if worker.is_alive()]
+
     def _next(self, fetches: Iterator[Fetched]) -> Fetched | None:
         try:
             return next(fetches, None)

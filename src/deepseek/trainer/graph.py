@@ -19,6 +19,7 @@ from deepseek.models import ModelEngine
 from deepseek.trainer.out_of_memory import is_out_of_memory
 from deepseek.trainer.task import Batch, Task
 
+MAX_GRAPHS = 1024
 T = TypeVar("T")
 
 
@@ -51,6 +52,7 @@ class StepGraph:
         )
         self._other_shapes: set[tuple[int, ...]] = set()
         self._compiled: Callable[[Batch], Tensor] | None = None
+        self._compiled_shapes: set[tuple[int, ...]] = set()
         self._is_new = False  # a graph whose backward is not compiled yet
 
     def forward(self, batch: Batch, micro_batch_size: int) -> Tensor:
@@ -87,7 +89,14 @@ class StepGraph:
             self._compiled = torch.compile(
                 self._loss, backend=self._compile, fullgraph=True, dynamic=False
             )
-        return self._timed(lambda: self._compiled(batch))  # pyright: ignore[reportOptionalCall]
+        compiled, shape = self._compiled, (*batch["inputs"].shape, torch.is_grad_enabled())
+        if shape in self._compiled_shapes:
+            return self._timed(lambda: compiled(batch))
+        self._compiled_shapes.add(shape)
+        # torch counts the compilations of this method, over all runs of the process: here each
+        # is wanted, once
+        with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS):
+            return self._timed(lambda: compiled(batch))
 
     def backward(self, loss: Tensor, *, retain_graph: bool) -> None:
         """Add the gradient of a loss that `forward` returned; compiles it at the first time.

@@ -1,0 +1,43 @@
+"""The runs of `verify-resume` and `chaos`: the user's configuration, short and saved at each step.
+
+Imported by commands when they run, never at start-up: it brings torch.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from deepseek.cli.build_run import build_trainer
+from deepseek.cli.model_args import check_args
+from deepseek.config import read_config
+from deepseek.trainer import Trainer
+from deepseek.trainer.chaos import Factory
+
+
+def trial_factory(path: str, overrides: Sequence[str], num_steps: int) -> Factory:
+    """Return what makes the trainer of a configuration, in any process.
+
+    Args:
+        path: of the configuration.
+        overrides: settings that the user changes.
+        num_steps: steps of a trial run at most.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+    """
+    settings = [
+        *overrides,
+        f"trainer.max_steps={num_steps}",
+        "trainer.checkpoint_every=1",
+        "trainer.keep_checkpoints=1000000",
+        "trainer.log_every=1",
+        "trainer.loggers=[jsonl]",
+        "trainer.profile=false",
+    ]
+    read_config(path, settings, check_args=check_args)
+    return partial(_make_trainer, path, settings)
+
+
+def _make_trainer(path: str, settings: Sequence[str], run: Path, resume: bool) -> Trainer:
+    config = read_config(path, settings, check_args=check_args).config
+    return build_trainer(config, run_dir=None if resume else run, resume=run if resume else None)

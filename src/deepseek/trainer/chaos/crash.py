@@ -1,0 +1,65 @@
+"""A save that ends at its k-th write, flush or rename."""
+
+import multiprocessing
+import os
+from pathlib import Path
+
+from deepseek.checkpoint import Checkpoint, CheckpointStore, store
+
+CRASHED = 137
+
+
+def save_and_crash(folder: Path, checkpoint: Checkpoint, number: int, *, half: bool) -> bool:
+    """Save in a process that ends at its `number`-th operation.
+
+    Args:
+        folder: of the checkpoints.
+        checkpoint: what is saved.
+        number: of the operation, from 1.
+        half: write half of the file before the end, instead of nothing.
+
+    Returns:
+        Whether the process crashed; `False`: the save has fewer operations, and is done.
+
+    Raises:
+        RuntimeError: the save failed in another way.
+    """
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=_save, args=(folder, checkpoint, number, half))
+    process.start()
+    process.join()
+    if process.exitcode not in (0, CRASHED):
+        raise RuntimeError(f"the save ended with exit code {process.exitcode}")
+    return process.exitcode == CRASHED
+
+
+def _save(folder: Path, checkpoint: Checkpoint, number: int, half: bool) -> None:
+    count = 0
+
+    def counted(function, torn=None):
+        def call(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == number:
+                if half and torn is not None:
+                    torn(*args)
+                os._exit(CRASHED)
+            return function(*args, **kwargs)
+
+        return call
+
+    def half_file(tensors, path):
+        save_file(tensors, path)
+        os.truncate(path, path.stat().st_size // 2)
+
+    save_file = store.save_file
+    store.save_file = counted(save_file, half_file)
+    write_text, write_bytes = Path.write_text, Path.write_bytes
+    Path.write_text = counted(write_text, lambda p, text: write_text(p, text[: len(text) // 2]))
+    Path.write_bytes = counted(write_bytes, lambda p, b: write_bytes(p, b[: len(b) // 2]))
+    os.fsync = counted(os.fsync)
+    for name in ("rename", "replace", "mkdir"):
+        setattr(Path, name, counted(getattr(Path, name)))
+    store.shutil.rmtree = counted(store.shutil.rmtree)
+    CheckpointStore(folder, keep=2).save(checkpoint)
+    os._exit(0)

@@ -1,14 +1,23 @@
 """Trials are forked from a server that has imported torch once, with one thread each."""
 
-import multiprocessing
-import os
-
 import pytest
+import torch
+from tests.faults.trials import factory
 
-PRELOADED = ["torch", "deepseek.trainer", "deepseek.datasets", "tests.faults.trials"]
+from deepseek.trainer.chaos import run_to_end
 
 
-@pytest.fixture(scope="session", autouse=True)
-def fork_server():
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+@pytest.fixture(scope="package", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="package")
+def whole(tmp_path_factory):
+    """The folder of a run that nothing disturbs."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    run_to_end(factory(), run)
+    return run

@@ -1,13 +1,13 @@
 """Damage anywhere in a checkpoint is noticed before use, and an older one is taken instead."""
 
 import random
-import shutil
 
 import pytest
 import torch
 
 from deepseek.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
 from deepseek.errors import CheckpointError
+from deepseek.trainer.chaos.damage import DAMAGES, flip_bit
 
 NUM_FLIPS = 500
 
@@ -32,44 +32,18 @@ def test_every_flipped_bit_is_noticed(folder):
     files = sorted((folder / "step_2").iterdir())
     for _ in range(NUM_FLIPS):
         path = draws.choice(files)
-        content = path.read_bytes()
-        at = draws.randrange(len(content))
-        flipped = content[at] ^ (1 << draws.randrange(8))
-        path.write_bytes(content[:at] + bytes([flipped]) + content[at + 1 :])
+        flip_back = flip_bit(path, draws)
         with pytest.raises(CheckpointError):
             load_checkpoint(folder / "step_2")
-        path.write_bytes(content)
+        flip_back()
     assert load_checkpoint(folder / "step_2").step == 2
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-7])
-
-
-def blank(path):
-    path.write_bytes(bytes(path.stat().st_size))
-
-
-def swap_groups(path):
-    other = path.with_name("ema.safetensors" if path.name != "ema.safetensors" else "state.json")
-    content = path.read_bytes()
-    path.write_bytes(other.read_bytes())
-    other.write_bytes(content)
-
-
-def from_older(path):
-    shutil.copy(path.parent.parent / "step_1" / path.name, path)
-
-
-def remove(path):
-    path.unlink()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json",
                                   "manifest.json"])  # fmt: skip
-@pytest.mark.parametrize("damage", [truncate, blank, swap_groups, from_older, remove])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_noticed_and_the_older_checkpoint_taken(folder, damage, name):
-    damage(folder / "step_2" / name)
+    DAMAGES[damage](folder / "step_2" / name, folder / "step_1")
     with pytest.warns(UserWarning, match="set aside as damaged_step_2"):
         assert CheckpointStore(folder).load_latest().step == 1
     assert (folder / "damaged_step_2").is_dir()

@@ -10,7 +10,7 @@ import torch
 from tests.faults.trials import make_trainer
 
 from deepseek.checkpoint import CheckpointStore
-from deepseek.errors import PreemptedError
+from deepseek.errors import ConfigError, PreemptedError
 from deepseek.trainer import Callback
 
 MIB = 2**20
@@ -48,26 +48,63 @@ class Fill(Callback):
 @pytest.mark.parametrize("left", [0, 4096, 20_000, 60_000, 200_000, 500_000, MIB, 2 * MIB])
 def test_training_goes_on_through_a_full_disk(small_disk, left):
     run = small_disk / "run"
-    trainer = make_trainer(run, resume=False, callbacks=[Fill(small_disk, left, until=10)])
+    trainer = make_trainer(run, False, callbacks=[Fill(small_disk, left, until=10)])
     trainer.fit()
     newest = CheckpointStore(run / "checkpoints").load_latest()
     assert newest.step == trainer.step == 15
-    resumed = make_trainer(run, resume=True, epochs=4)
+    resumed = make_trainer(run, True, epochs=4)
     resumed.fit()
     assert resumed.step == 20
+
+
+class Forbid(Callback):
+    """Makes the disk read-only at step 5, and writable again at step `until`."""
+
+    def __init__(self, disk, until):
+        self.disk, self.until = disk, until
+
+    def on_step_end(self, trainer, result):
+        if trainer.step in (5, self.until):
+            trainer.saving.wait()
+            mode = "ro" if trainer.step == 5 else "rw"
+            for logger in trainer.recorder._loggers:
+                logger.close()  # a file that is open for writing keeps a disk writable
+            subprocess.run(["mount", "-o", f"remount,{mode}", str(self.disk)], check=True)
+
+
+def test_training_goes_on_while_the_disk_is_read_only(small_disk):
+    run = small_disk / "run"
+    make_trainer(run, False, callbacks=[Forbid(small_disk, until=10)]).fit()
+    assert CheckpointStore(run / "checkpoints").load_latest().step == 15
+
+
+def test_a_disk_that_stays_read_only_ends_with_75_and_keeps_the_last_checkpoint(small_disk):
+    run = small_disk / "run"
+    with pytest.raises(PreemptedError) as caught:
+        make_trainer(run, False, callbacks=[Forbid(small_disk, until=-1)]).fit()
+    assert caught.value.exit_code == 75
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    make_trainer(run, True).fit()
+    assert CheckpointStore(run / "checkpoints").load_latest().step == 15
+
+
+def test_a_folder_that_forbids_writing_is_named_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="run folder cannot be made"):
+        make_trainer(tmp_path / "file" / "run", False).fit()
 
 
 @pytest.mark.parametrize("left", [0, 20_000])
 def test_the_last_checkpoint_survives_a_disk_that_stays_full(small_disk, left):
     run = small_disk / "run"
     fill = Fill(small_disk, left, until=-1)
-    trainer = make_trainer(run, resume=False, callbacks=[fill])
+    trainer = make_trainer(run, False, callbacks=[fill])
     with contextlib.suppress(PreemptedError):  # exit code 75: the model file did not fit either
         trainer.fit()
     survivor = CheckpointStore(run / "checkpoints").load_latest()
     assert survivor.step >= 4
     fill.ballast.unlink()
-    resumed = make_trainer(run, resume=True)
+    resumed = make_trainer(run, True)
     resumed.fit()
     assert resumed.step == 15
     assert all(bool(p.isfinite().all()) for p in resumed.model.parameters())

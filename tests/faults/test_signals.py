@@ -5,22 +5,15 @@ import signal
 import time
 
 import pytest
-from tests.faults.trials import assert_same, outcome, start
+from tests.faults.trials import assert_same, factory
+
+from deepseek.trainer.chaos import run_to_end, start
 
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}
 STUCK = {
     "in a step": {"delay_s": 60.0, "at_step": 11},
     "in an evaluation": {"delay_s": 60.0, "at_step": 3, "in_eval": True},
 }
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    run = tmp_path_factory.mktemp("whole") / "run"
-    process = start(run)
-    process.join()
-    assert process.exitcode == 0
-    return outcome(run)
 
 
 def wait_for(path, limit_s=60.0):
@@ -35,25 +28,23 @@ def wait_for(path, limit_s=60.0):
     ("number", "num_workers"),
     [(signal.SIGTERM, 0), (signal.SIGTERM, 2), (signal.SIGINT, 0), (signal.SIGUSR1, 0)],
 )
-def test_a_stuck_run_saves_and_leaves(tmp_path, undisturbed, where, number, num_workers):
+def test_a_stuck_run_saves_and_leaves(tmp_path, whole, where, number, num_workers):
     run = tmp_path / "run"
-    process = start(run, net=STUCK[where], num_workers=num_workers)
+    process = start(factory(net=STUCK[where], num_workers=num_workers), run, expects_error=True)
     wait_for(tmp_path / "stuck")
     began = time.monotonic()
     os.kill(process.pid, number)
     process.join(20)
     assert time.monotonic() - began < 5
     assert process.exitcode == CODES[number]
-    again = start(run, resume=True)
-    again.join()
-    assert again.exitcode == 0
-    assert_same(outcome(run), undisturbed)
+    run_to_end(factory(), run, resume=True)
+    assert_same(whole, run)
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.1, 0.2, 0.3, 0.4])
-def test_a_signal_at_any_moment_is_obeyed(tmp_path, undisturbed, delay_s):
+def test_a_signal_at_any_moment_is_obeyed(tmp_path, whole, delay_s):
     run = tmp_path / "run"
-    process = start(run)
+    process = start(factory(), run, expects_error=True)
     wait_for(run / "metrics.jsonl")
     time.sleep(delay_s)
     began = time.monotonic()
@@ -61,7 +52,19 @@ def test_a_signal_at_any_moment_is_obeyed(tmp_path, undisturbed, delay_s):
     process.join(20)
     assert time.monotonic() - began < 5
     assert process.exitcode in (143, 0, -signal.SIGTERM)
-    again = start(run, resume=True)
-    again.join()
-    assert again.exitcode == 0
-    assert_same(outcome(run), undisturbed)
+    run_to_end(factory(), run, resume=True)
+    assert_same(whole, run)
+
+
+def test_a_signal_within_a_compilation_is_obeyed(tmp_path):
+    """A compilation takes seconds and knows nothing of signals."""
+    run = tmp_path / "run"
+    process = start(factory(graph="static"), run, expects_error=True)
+    wait_for(run / "config.yaml")
+    time.sleep(1.0)
+    began = time.monotonic()
+    process.terminate()
+    process.join(20)
+    assert time.monotonic() - began < 5
+    assert process.exitcode == 143
+    assert (run / "checkpoints/step_0/manifest.json").exists()

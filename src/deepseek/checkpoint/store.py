@@ -207,7 +207,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             tensors={name.removesuffix(TENSORS): load_file(folder / name) for name in groups},
             state=json.loads((folder / STATE).read_bytes()),
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder} cannot be read: {error}", fix="use an older checkpoint"
         ) from error

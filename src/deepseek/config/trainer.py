@@ -107,6 +107,9 @@ class TrainerConfig(Settings):
         default="auto", json_schema_extra=unit("processes")
     )
     """Processes that load and decode data. 0: in the training process itself."""
+    worker_timeout_s: Number = Field(default=600.0, ge=0, json_schema_extra=unit("seconds"))
+    """A loader process that takes longer for a batch is replaced; if it hangs again, the run ends
+    and names the sample. 0: wait for ever."""
     device: str = Field(default="auto", min_length=1)
     """`cpu`, `cuda`, `cuda:1`, `mps`, ... `auto`: the first accelerator, else the CPU."""
     seed: Whole = Field(default=0, ge=0, lt=2**63)
@@ -224,6 +227,7 @@ class TrainerSettings(TypedDict, total=False):
     early_stopping: int | None
     monitor: str
     num_workers: int | Auto
+    worker_timeout_s: float
     device: str
     seed: int
     loggers: Sequence[str]

@@ -1,6 +1,6 @@
 """Any map-style torch data set, made to answer as ours do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from deepseek.datasets.randomness import (
     preserved_global_generators,
     seed_global_generators,
 )
+from deepseek.datasets.sample import name_fields, read_sample
+from deepseek.datasets.workers import note_sample
 from deepseek.errors import DataError
 
 
@@ -42,7 +44,8 @@ class ForeignDataset:
         """Return the samples stacked; none is ever skipped.
 
         Raises:
-            DataError: if a sample is neither a pair nor a dict, or samples do not stack.
+            DataError: if a sample cannot be read, is neither a pair nor a dict, or samples do not
+                stack.
         """
         index = torch.tensor(indices, dtype=torch.int64)
         if self._is_tensors:
@@ -52,8 +55,9 @@ class ForeignDataset:
         samples = []
         with preserved_global_generators():
             for i in indices:
+                note_sample(i)
                 seed_global_generators(derive_key(self._seed, epoch, i))
-                samples.append(name_fields(self._dataset[i]))
+                samples.append(read_sample(self._dataset, i))
         try:
             batch = default_collate(samples)
         except (RuntimeError, TypeError, KeyError) as error:
@@ -63,22 +67,3 @@ class ForeignDataset:
                 fix="let every sample have the same fields and shapes",
             ) from error
         return {**batch, "index": index}, []
-
-
-def name_fields(sample: object) -> dict:
-    """Return a sample as a dict: a pair becomes `inputs` and `targets`.
-
-    Raises:
-        DataError: if it is neither a tensor, a tuple of one or two, nor a dict.
-    """
-    if isinstance(sample, Mapping):
-        return dict(sample)
-    if isinstance(sample, Tensor):
-        return {"inputs": sample}
-    if isinstance(sample, Sequence) and not isinstance(sample, str) and 1 <= len(sample) <= 2:
-        return dict(zip(("inputs", "targets"), sample, strict=False))
-    size = f" of {len(sample)}" if isinstance(sample, Sequence) else ""
-    raise DataError(
-        f"a sample is a {type(sample).__name__}{size}, neither (x, y) nor a dict",
-        fix='let the data set return (x, y), or {"inputs": x, "targets": y}',
-    )

@@ -23,6 +23,7 @@ from deepseek.datasets.randomness import Draws, permutation
 from deepseek.datasets.source import ImageSource
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.datasets.transforms import Transform, make_normalization, parse_transform
+from deepseek.datasets.workers import note_sample
 from deepseek.errors import ConfigError, DataError
 
 Bad = list[tuple[int, str]]
@@ -169,6 +170,7 @@ class ImageDataset(torch.utils.data.Dataset):
         if inputs is None:
             samples = []
             for position, row in zip(positions.tolist(), rows.tolist(), strict=True):
+                note_sample(position)
                 try:
                     samples.append(self._pixels(row, epoch))
                 except DataError as error:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from deepseek.datasets.normalization import Normalization
 from deepseek.datasets.randomness import preserved_global_generators
+from deepseek.datasets.sample import read_sample
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.errors import DataError
 
@@ -25,8 +26,6 @@ def infer_spec(dataset: torch.utils.data.Dataset) -> DataSpec:
     spec = getattr(dataset, "spec", None)
     if isinstance(spec, DataSpec):
         return spec
-    from deepseek.datasets.foreign_dataset import name_fields
-
     try:
         num_samples = len(dataset)  # pyright: ignore[reportArgumentType]
     except TypeError as error:
@@ -37,7 +36,7 @@ def infer_spec(dataset: torch.utils.data.Dataset) -> DataSpec:
     if num_samples == 0:
         raise DataError(f"{type(dataset).__name__} is empty", fix="give a data set with samples")
     with preserved_global_generators():  # looking must not change what the program draws later
-        first = name_fields(dataset[0])
+        first = read_sample(dataset, 0)
         fields = {
             name: _field_spec(value)
             for name, value in first.items()
@@ -76,8 +75,6 @@ def _classification_spec(
 
 
 def _find_targets(dataset: torch.utils.data.Dataset, num_samples: int) -> np.ndarray:
-    from deepseek.datasets.foreign_dataset import name_fields
-
     tensors = getattr(dataset, "tensors", (None, None))
     second = tensors[1] if len(tensors) > 1 else None
     for found in (getattr(dataset, "targets", None), getattr(dataset, "labels", None), second):
@@ -85,7 +82,7 @@ def _find_targets(dataset: torch.utils.data.Dataset, num_samples: int) -> np.nda
             values = np.asarray(found)
             if values.ndim == 1 and np.issubdtype(values.dtype, np.integer):
                 return values.astype(np.int64)
-    return np.array([int(name_fields(dataset[i])["targets"]) for i in range(num_samples)])
+    return np.array([int(read_sample(dataset, i)["targets"]) for i in range(num_samples)])
 
 
 def _field_spec(value: Tensor | np.ndarray | float) -> FieldSpec:

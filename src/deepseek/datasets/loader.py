@@ -9,18 +9,18 @@ for batch in loader:          # the rest of loader.epoch, from loader.position o
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from deepseek.datasets.foreign_dataset import ForeignDataset
-from deepseek.datasets.host_memory import keep_freed_memory
 from deepseek.datasets.image_dataset import ImageDataset, too_many_bad
 from deepseek.datasets.ramp import Ramp
 from deepseek.datasets.sampler import BatchKeys, Progress
 from deepseek.datasets.spec import DataSpec
 from deepseek.datasets.token_dataset import TokenDataset
+from deepseek.datasets.workers import Fetched, Workers
 from deepseek.errors import CheckpointError, ConfigError, DataError, DeepSeekError
 from deepseek.registry import Registry
 
@@ -28,6 +28,8 @@ from deepseek.registry import Registry
 INPUT_FORMATS: Registry[Callable] = Registry(
     "input_format", {"image": "deepseek.datasets.image_dataset:ImageDataset"}
 )
+
+WORKER_TIMEOUT_S = 600.0
 
 
 class BatchSource(Protocol):
@@ -47,15 +49,6 @@ class BatchSource(Protocol):
         ...
 
 
-class Fetched(NamedTuple):
-    """What a worker sends: a batch and what it used up, or the error."""
-
-    batch: dict[str, Tensor]
-    num_samples: int
-    bad: list[tuple[int, str]]
-    error: DeepSeekError | None = None
-
-
 class DataLoader:
     """Batches of a data set; without data a recipe, until `load` or `bind`.
 
@@ -72,6 +65,8 @@ class DataLoader:
         prefetch_batches: how many batches each worker prepares ahead.
         batch_size_ramp: (START, INCREMENT, TOTAL): batches of START samples at first, larger by
             INCREMENT in equal parts of the first TOTAL samples, up to `batch_size`.
+        worker_timeout_s: a worker that takes longer for a batch counts as hanging, and is replaced;
+            0: never.
 
     Attributes:
         epoch: number of the pass that iteration gives next, from 0.
@@ -92,8 +87,10 @@ class DataLoader:
         transform: str | Callable | None = None,
         prefetch_batches: int = 2,
         batch_size_ramp: tuple[int, int, int] | None = None,
+        worker_timeout_s: float = WORKER_TIMEOUT_S,
     ) -> None:
         _check_arguments(batch_size, num_workers, prefetch_batches, seed)
+        self.worker_timeout_s = worker_timeout_s
         if batch_size_ramp is not None and drop_last:
             raise ConfigError(
                 "drop_last=True and a batch_size_ramp: which samples are left out would depend on"
@@ -115,7 +112,7 @@ class DataLoader:
         self._source: BatchSource | None = None
         self._keys: BatchKeys | None = None
         self._spec: DataSpec | None = None
-        self._torch_loader: torch.utils.data.DataLoader | None = None
+        self._workers: Workers | None = None
         self._bad: dict[int, str] = {}
         if isinstance(data, str | os.PathLike):
             self.load(data)
@@ -163,7 +160,7 @@ class DataLoader:
             )
         self._progress.epoch = self._progress.position = 0
         self._dataset, self._source, self._keys = dataset, source, keys
-        self._spec, self._torch_loader, self._bad = source.spec, None, {}
+        self._spec, self._workers, self._bad = source.spec, None, {}
         return self
 
     @property
@@ -257,10 +254,9 @@ class DataLoader:
             DataError: if a sample cannot be read, too many had to be skipped, or a worker died.
         """
         self._bound_keys()
-        if self._torch_loader is None:
-            self._torch_loader = self._make_torch_loader()
-        fetches = iter(self._torch_loader)
-        while (fetched := self._next(fetches)) is not None:
+        if self._workers is None:
+            self._workers = self._make_workers()
+        for fetched in self._workers:
             if fetched.error is not None:
                 raise fetched.error
             self._progress.position += fetched.num_samples
@@ -272,23 +268,7 @@ class DataLoader:
 
     def worker_pids(self) -> list[int]:
         """Return the process numbers of the workers that live now."""
-        workers = getattr(getattr(self._torch_loader, "_iterator", None), "_workers", [])
-        return [worker.pid for worker in workers if worker.is_alive()]
-
-    def _next(self, fetches: Iterator[Fetched]) -> Fetched | None:
-        try:
-            return next(fetches, None)
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
-                raise
-            self._torch_loader = None
-            raise DataError(
-                f"a worker process of the loader died after sample {self.position} of epoch"
-                f" {self.epoch}: {error}",
-                fix="most often memory ran out (lower num_workers or batch_size), /dev/shm is too"
-                " small (docker run --shm-size), or a transform crashed the interpreter"
-                " (num_workers=0 shows where)",
-            ) from error
+        return self._workers.pids() if self._workers is not None else []
 
     def _note_bad(self, bad: list[tuple[int, str]]) -> None:
         if not bad:
@@ -299,21 +279,16 @@ class DataLoader:
         if self._source is not None and len(self._bad) > share * len(self._source):
             raise too_many_bad(list(self._bad.values()), len(self._source), share)
 
-    def _make_torch_loader(self) -> torch.utils.data.DataLoader:
+    def _make_workers(self) -> Workers:
         if self._source is None:
             raise _unbound()
-        num_workers = self.num_processes
-        keep_freed_memory()
-        return torch.utils.data.DataLoader(
+        return Workers(
             _Fetcher(self._source),
-            batch_sampler=self._keys,  # pyright: ignore[reportArgumentType]
-            num_workers=num_workers,
-            collate_fn=_as_is,  # pyright: ignore[reportArgumentType]
-            pin_memory=torch.cuda.is_available(),
-            prefetch_factor=self.prefetch_batches if num_workers else None,
-            persistent_workers=num_workers > 0,
-            # Its own: torch would draw a base seed from the global generator at each epoch.
-            generator=torch.Generator().manual_seed(self.seed),
+            self._bound_keys(),
+            num_workers=self.num_processes,
+            prefetch_batches=self.prefetch_batches,
+            timeout_s=self.worker_timeout_s,
+            seed=self.seed,
         )
 
     def _bound_keys(self) -> BatchKeys:
@@ -346,10 +321,6 @@ def choose_num_workers(num_workers: int | str, source: BatchSource, num_batches:
         return 0
     num_cores = len(os.sched_getaffinity(0)) if os.name == "posix" else os.cpu_count() or 1
     return min(max(num_cores - 1, 1), 8, num_batches)
-
-
-def _as_is(fetched: Fetched) -> Fetched:
-    return fetched
 
 
 def _check_arguments(

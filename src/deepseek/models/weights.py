@@ -148,8 +148,9 @@ def _read_pickle(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler fails in any way on a damaged or refused file
+        reason = (str(error) or repr(error)).splitlines()[0]
         raise CheckpointError(
-            f"{path} cannot be read as pickled weights: {str(error).splitlines()[0]}",
+            f"{path} cannot be read as pickled weights: {reason}",
             fix="save model.state_dict() with torch.save, or use safetensors",
         ) from error
     for key in ("state_dict", "model"):  # how training scripts wrap a state dict

@@ -75,8 +75,7 @@ def _micro_batches(assembly: Assembly) -> list[str]:
         return []
     parts = [f"{num} micro-batches of {step.micro_batch_size}"]
     if step.keep_graph and assembly.estimate is not None:
-        share = 1.0 if assembly.precision.name == "fp32" else 0.5
-        held = assembly.estimate.activation_bytes * share * (assembly.batch_size)
-        extra = held * (num - 1) / num / MIB
+        per_sample = assembly.estimate.activation_bytes * assembly.activation_share
+        extra = per_sample * (assembly.batch_size - step.micro_batch_size) / MIB
         parts.append(f"keep_graph holds all their graphs: {extra:,.0f} MiB more")
     return parts

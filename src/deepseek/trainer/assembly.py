@@ -40,6 +40,7 @@ class Assembly:
     num_epochs: int
     batch_size: int
     estimate: StepEstimate | None
+    activation_share: float
     predicted_memory_bytes: float | None
     cpu_threads: int
     sequence_ramp: Ramp | None
@@ -106,16 +107,13 @@ def assemble(
         device=device,
         channels_last=channels_last,
     )
-    log_every = config.log_every
-    if log_every == "auto":
-        log_every = max(1, min(MAX_AUTO_LOG_EVERY, loader.count_batches(0) // 10))
+    share = 1.0 if precision.name == "fp32" else 0.5
     memory, threads = None, torch.get_num_threads()
     if estimate:
         if device.type == "cpu":
             forward_flops = estimate.forward_flops * micro_batch_size
             threads = choose_cpu_threads(forward_flops, estimate.num_ops)
         states = 2 if recipe.algorithm in ("adam", "adamw", "nadamw", "lamb", "adan") else 1
-        share = 1.0 if precision.name == "fp32" else 0.5
         memory = estimate.memory_bytes(micro_batch_size, states, share)
     return Assembly(
         step,
@@ -123,15 +121,22 @@ def assemble(
         schedule,
         precision,
         channels_last,
-        log_every,
+        _log_every(config, loader),
         max_steps,
         num_epochs,
         config.batch_size,
         estimate,
+        share,
         memory,
         threads,
         sequence_ramp(config, spec),
     )
+
+
+def _log_every(config: TrainerConfig, loader: DataLoader) -> int:
+    if config.log_every != "auto":
+        return config.log_every
+    return max(1, min(MAX_AUTO_LOG_EVERY, loader.count_batches(0) // 10))
 
 
 def count_steps(config: TrainerConfig, loader: DataLoader) -> tuple[int, int]:

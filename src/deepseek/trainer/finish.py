@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from deepseek.errors import PreemptedError
 from deepseek.registry import Registry
+from deepseek.trainer.callbacks import BestModel
 from deepseek.trainer.console import format_seconds
 from deepseek.trainer.evaluation import write_evaluation
+from deepseek.trainer.history import History
+from deepseek.trainer.signals import StopSignals
+from deepseek.trainer.throughput import peak_memory_bytes
 
 if TYPE_CHECKING:
     from deepseek.trainer.trainer import Trainer
@@ -19,7 +24,52 @@ if TYPE_CHECKING:
 RUN_OUTPUTS: Registry = Registry("run output", {"report": "deepseek.deploy.report:write_report"})
 
 
-def finish_run(
+def finish_run(trainer: "Trainer", signals: StopSignals) -> History:
+    """Save the last state, evaluate the best model, and draw the report."""
+    if trainer.config.checkpoint_every is not None:
+        with signals.commit():
+            trainer.saving.save_to_leave()
+    graph, console = trainer.assembly.step.graph, trainer.recorder.console
+    if graph.is_static:
+        console.line(f"graph  {graph.describe()}")
+    best = next((c for c in trainer.callbacks if isinstance(c, BestModel)), None)
+    best_step = best.best_step if best is not None else None
+    if best_step is None:
+        _save_last_model(trainer)
+    trainer._emit("on_fit_end")
+    trainer.recorder.close()
+    status = "finished" if trainer.stop_reason is None else f"stopped: {trainer.stop_reason}"
+    records = trainer.recorder.records
+    history = History(
+        records, trainer.folder.path, trainer.monitor, trainer.higher_is_better, status
+    )
+    summary = {
+        "status": status,
+        "step": trainer.step,
+        "monitor": trainer.monitor,
+        "last": records[-1] if records else {},
+        "best": history.best,
+        "time_s": trainer.recorder.time_s(),
+        "peak_memory_bytes": peak_memory_bytes(trainer.device),
+        "predicted_memory_bytes": trainer.assembly.predicted_memory_bytes,
+        "graph": graph.summary() if graph.is_static else None,
+    }
+    _write_outputs(trainer, summary, best_step, signals.check)
+    return history
+
+
+def _save_last_model(trainer: "Trainer") -> None:
+    path = trainer.folder.model
+    try:
+        trainer.trained_model.save(path)
+    except OSError as error:
+        raise PreemptedError(
+            f"the run is trained, but {path} could not be written: {error}",
+            fix="free disk space, then `deepseek train --resume`, or Trainer(..., resume=True)",
+        ) from error
+
+
+def _write_outputs(
     trainer: "Trainer", summary: dict, best_step: int | None, check: Callable[[], None]
 ) -> None:
     """Write `evaluation/`, `summary.json` and every run output; one that fails is reported."""

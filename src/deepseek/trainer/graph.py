@@ -129,6 +129,15 @@ class StepGraph:
         self.num_graphs += 1
         return torch._dynamo.lookup_backend("inductor")(graph, inputs)
 
+    def summary(self) -> dict[str, float]:
+        """Return the counts, for `summary.json`."""
+        return {
+            "num_graphs": self.num_graphs,
+            "compile_s": self.compile_s,
+            "num_compiled": self.num_compiled,
+            "num_eager": self.num_eager,
+        }
+
     def describe(self) -> str:
         """Return in words what was compiled and what was not."""
         parts = [

@@ -123,7 +123,7 @@ class TrainStep:
         """
         while True:
             try:
-                return self._accumulate(batch, check)
+                return self.accumulate_once(batch, check)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -131,7 +131,8 @@ class TrainStep:
             # outside `except`: the traceback holds the tensors of the failed pass
             self._halve(len(batch["targets"]), shortage)
 
-    def _accumulate(self, batch: Batch, check: Callable[[], None]) -> Tensor:
+    def accumulate_once(self, batch: Batch, check: Callable[[], None] = lambda: None) -> Tensor:
+        """As `accumulate`, but a lack of memory is left to the caller."""
         num_items = max(1, self.task.count_items(batch))
         loss_sum: Tensor | None = None
         graphs: list[Tensor] = []
@@ -163,8 +164,7 @@ class TrainStep:
         self.graph.backward(loss, retain_graph=self.keep_graph)
 
     def _halve(self, num_samples: int, shortage: str) -> None:
-        size = min(self.micro_batch_size, num_samples)
-        if size == 1:
+        if min(self.micro_batch_size, num_samples) == 1:
             raise ConfigError(
                 f"one sample alone does not fit into memory: {shortage}",
                 fix="use smaller inputs, a smaller model, or precision=bf16",
@@ -172,7 +172,9 @@ class TrainStep:
         self.abandon()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.micro_batch_size = -(-size // 2)
+        too_large = min(self.micro_batch_size, num_samples)
+        while self.micro_batch_size >= too_large:
+            self.micro_batch_size = -(-self.micro_batch_size // 2)
         self.on_halved(self.micro_batch_size)
 
     def shorten(self, batch: Batch, length: int) -> Batch:
@@ -218,7 +220,16 @@ class TrainStep:
             gradient_may_overflow=self.precision.needs_scaler,
         )
         if bad is None:
-            self._apply(norm, step)
+            try:
+                self._apply(norm, step)
+            except (RuntimeError, MemoryError) as error:
+                if is_out_of_memory(error):
+                    raise ConfigError(
+                        "the optimizer's state does not fit into memory beside weights and"
+                        f" gradients: {error}",
+                        fix="use an optimizer with less state (sgd, lion), or a smaller model",
+                    ) from error
+                raise
         else:
             self.boundary.rewind_buffers()
             if self.precision.needs_scaler:

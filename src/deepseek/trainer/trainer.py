@@ -24,7 +24,7 @@ from deepseek.config import (
 from deepseek.datasets import DataLoader, ImageDataset, infer_spec
 from deepseek.datasets.classes import check_same_classes
 from deepseek.datasets.host_memory import release_freed_memory
-from deepseek.errors import ConfigError, PreemptedError
+from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.trainer.announcement import data_line, machine_line, model_line
 from deepseek.trainer.assembly import Assembly, assemble, choose_batch_size, recipe_from
@@ -37,6 +37,7 @@ from deepseek.trainer.finish import finish_run
 from deepseek.trainer.history import History
 from deepseek.trainer.loggers import open_loggers
 from deepseek.trainer.optimizer import Optimizer
+from deepseek.trainer.probe import probe
 from deepseek.trainer.progress import RunProgress
 from deepseek.trainer.recorder import Recorder
 from deepseek.trainer.run_folder import RunFolder, describe_environment
@@ -44,7 +45,6 @@ from deepseek.trainer.saving import Saving
 from deepseek.trainer.signals import StopRequested, StopSignals
 from deepseek.trainer.step import StepResult
 from deepseek.trainer.task import Batch, Task, resolve_task
-from deepseek.trainer.throughput import peak_memory_bytes
 from deepseek.trainer.training_state import find_checkpoint, restore
 
 
@@ -134,6 +134,7 @@ class Trainer:
             num_workers=self.config.num_workers,
             seed=self.config.seed,
             batch_size_ramp=self.config.batch_size_ramp,
+            worker_timeout_s=self.config.worker_timeout_s,
         )
         return recipe.bind(data)
 
@@ -220,8 +221,10 @@ class Trainer:
             leave = self.saving.save_to_leave
             with cpu_threads(assembly.cpu_threads), StopSignals(leave) as signals:
                 try:
+                    if self.config.grad_accum_steps == "auto" and not resumed:
+                        probe(self)
                     self._loop(assembly, signals)
-                    return self._finish(assembly, signals)
+                    return finish_run(self, signals)
                 except StopRequested:
                     signals.leave_if_asked()
                     raise
@@ -435,43 +438,6 @@ class Trainer:
             keeps_samples,
             check,
         )
-
-    def _finish(self, assembly: Assembly, signals: StopSignals) -> History:
-        """Save the last state, evaluate the best model, and draw the report."""
-        if self.config.checkpoint_every is not None:
-            with signals.commit():
-                self.saving.save_to_leave()
-        status = "finished" if self.stop_reason is None else f"stopped: {self.stop_reason}"
-        if (graph := assembly.step.graph).is_static:
-            self.recorder.console.line(f"graph  {graph.describe()}")
-        best = next((c for c in self.callbacks if isinstance(c, BestModel)), None)
-        if best is None or best.best_step is None:
-            self._save_last_model()
-        self._emit("on_fit_end")
-        self.recorder.close()
-        records = self.recorder.records
-        history = History(records, self.folder.path, self.monitor, self.higher_is_better, status)
-        summary = {
-            "status": status,
-            "step": self.step,
-            "monitor": self.monitor,
-            "last": records[-1] if records else {},
-            "best": history.best,
-            "time_s": self.recorder.time_s(),
-            "peak_memory_bytes": peak_memory_bytes(self.device),
-            "predicted_memory_bytes": assembly.predicted_memory_bytes,
-        }
-        finish_run(self, summary, best.best_step if best else None, signals.check)
-        return history
-
-    def _save_last_model(self) -> None:
-        try:
-            self.trained_model.save(self.folder.model)
-        except OSError as error:
-            raise PreemptedError(
-                f"the run is trained, but {self.folder.model} could not be written: {error}",
-                fix="free disk space, then `deepseek train --resume`, or Trainer(..., resume=True)",
-            ) from error
 
 
 def _configure(settings: TrainerSettings, optimizer: str | Optimizer, train_data) -> TrainerConfig:

@@ -11,7 +11,7 @@ from deepseek.checkpoint import (
     load_checkpoint,
     split_state,
 )
-from deepseek.errors import CheckpointError, ConfigError
+from deepseek.errors import CheckpointError, ConfigError, DeepSeekError
 
 if TYPE_CHECKING:
     from deepseek.trainer.trainer import Trainer
@@ -67,10 +67,17 @@ def restore(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     """
     try:
         _restore(trainer, checkpoint)
+    except DeepSeekError:
+        raise
     except KeyError as error:
         raise CheckpointError(
             f"the checkpoint of step {checkpoint.step} lacks {error}",
             fix="resume with the settings that the run was started with",
+        ) from error
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} is malformed: {error}",
+            fix="use a checkpoint that this library wrote",
         ) from error
 
 

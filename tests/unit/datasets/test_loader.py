@@ -204,6 +204,7 @@ class Deadly(Dataset):
         return torch.zeros(1), 0
 
 
+@pytest.mark.filterwarnings("ignore:a worker process of the loader died")
 def test_a_dead_worker_is_explained():
     with pytest.raises(DataError, match="a worker process of the loader died") as caught:
         list(DataLoader(Deadly(), batch_size=2, num_workers=1))

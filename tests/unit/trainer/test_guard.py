@@ -8,11 +8,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from deepseek.errors import DivergedError
-from deepseek.trainer import Callback, Trainer
+from deepseek.trainer import Trainer
+from deepseek.trainer.chaos.poison import PLACES, Poison
 from deepseek.trainer.run_folder import RunFolder
 
 QUIET = {"loggers": ("jsonl",), "num_workers": 0, "batch_size": 8, "lr": 1e-2}
-PLACES = ("loss", "gradient", "weight", "optimizer", "batch")
 
 
 def make_net():
@@ -23,42 +23,6 @@ def make_net():
 def make_data(count=64):
     torch.manual_seed(1)
     return TensorDataset(torch.randn(count, 6), torch.randint(0, 3, (count,)))
-
-
-class Poison(Callback):
-    """Spoils one number before step number `at` (from 0), in the given place."""
-
-    def __init__(self, place, value, at, seed=0):
-        self.place, self.value, self.at = place, value, at
-        self.generator = torch.Generator().manual_seed(seed)
-        self.weights = None
-
-    def spoil(self, tensor):
-        flat = tensor.detach().view(-1)
-        flat[int(torch.randint(len(flat), (1,), generator=self.generator))] = self.value
-
-    def on_fit_begin(self, trainer):
-        step = trainer.assembly.step
-        accumulate = step.accumulate
-
-        def poisoned(batch, check=lambda: None):
-            is_due = trainer.step == self.at
-            if is_due and self.place == "batch":
-                batch = {**batch, "inputs": batch["inputs"].clone()}
-                self.spoil(batch["inputs"])
-            if is_due and self.place == "weight":
-                self.spoil(trainer.model.module[3].weight)
-            if is_due and self.place == "optimizer":
-                state = next(iter(step.optimizer.state.values()))
-                self.spoil(state["exp_avg_sq" if self.value > 0 else "exp_avg"])
-            loss = accumulate(batch, check)
-            if is_due and self.place == "gradient":
-                self.spoil(trainer.model.module[0].weight.grad)
-            if is_due:
-                self.weights = [p.detach().clone() for p in trainer.model.parameters()]
-            return loss * self.value if is_due and self.place == "loss" else loss
-
-        step.accumulate = poisoned
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

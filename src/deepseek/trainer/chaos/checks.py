@@ -98,7 +98,7 @@ def signals(bench: Bench) -> CheckResult:
 
     def trial(number: int, folder: Path, draws: Random) -> str | None:
         run = folder / "run"
-        process = start(bench.factory, run)
+        process = start(bench.factory, run, expects_error=True)
         while process.exitcode is None and not (run / "config.yaml").exists():
             time.sleep(0.01)
         process.join(draws.uniform(0.05, bench.whole_s))
@@ -185,7 +185,7 @@ def full_disk(bench: Bench) -> CheckResult:
     def trial(number: int, folder: Path, draws: Random) -> str | None:
         run = folder / "run"
         at = draws.randrange(2, max(3, bench.expected.step))  # the first checkpoint is whole
-        process = start(partial(_starved, bench.factory, at), run)
+        process = start(partial(_starved, bench.factory, at), run, expects_error=True)
         process.join()
         if process.exitcode not in (0, 75):
             return f"exit code {process.exitcode}"
@@ -268,7 +268,7 @@ def lost_worker(bench: Bench) -> CheckResult:
     def trial(number: int, folder: Path, draws: Random) -> str | None:
         run = folder / "run"
         at = draws.randrange(1, max(2, bench.expected.step))
-        process = start(partial(_without_worker, bench.factory, at), run)
+        process = start(partial(_without_worker, bench.factory, at), run, expects_error=True)
         process.join()
         if process.exitcode not in (0, 3):  # 0: the batches that were left had been fetched
             return f"exit code {process.exitcode}"

@@ -26,8 +26,16 @@ BEGUN = "begun"
 POLL_S = 0.01
 
 
-def start(factory: Factory, run: Path, *, resume: bool = False) -> BaseProcess:
+def start(
+    factory: Factory, run: Path, *, resume: bool = False, expects_error: bool = False
+) -> BaseProcess:
     """Start a run in a process of its own.
+
+    Args:
+        factory: makes the trainer.
+        run: the run folder.
+        resume: go on with it.
+        expects_error: leave the message of an error away.
 
     Its exit code is that of the error that ended it, 0 without one. The file `begun` beside the
     run folder is written when the trainer is made and `fit` begins.
@@ -37,12 +45,16 @@ def start(factory: Factory, run: Path, *, resume: bool = False) -> BaseProcess:
     run.parent.mkdir(parents=True, exist_ok=True)
     begun = run.parent / BEGUN
     begun.unlink(missing_ok=True)
-    process = context.Process(target=_train, args=(factory, run, resume, torch.get_num_threads()))
+    process = context.Process(
+        target=_train, args=(factory, run, resume, torch.get_num_threads(), expects_error)
+    )
     process.start()
     return process
 
 
-def _train(factory: Factory, run: Path, resume: bool, num_threads: int) -> None:
+def _train(
+    factory: Factory, run: Path, resume: bool, num_threads: int, expects_error: bool
+) -> None:
     torch.set_num_threads(num_threads)
     try:
         trainer = factory(run, resume)
@@ -50,6 +62,8 @@ def _train(factory: Factory, run: Path, resume: bool, num_threads: int) -> None:
         trainer.fit()
     except DeepSeekError as error:
         with suppress(OSError):
+            if expects_error:
+                sys.exit(error.exit_code)
             sys.stderr.write(f"{type(error).__name__}: {error}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

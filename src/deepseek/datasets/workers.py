@@ -1,0 +1,188 @@
+"""Worker processes that prepare batches: watched, restarted once, named when they fail again.
+
+A worker that was killed (most often for lack of memory) or hangs is replaced, and the batch that
+was waited for begun anew; nothing is lost, for a batch depends on its key alone. If the same batch
+fails a second time, the error names the sample that the worker was reading.
+"""
+
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from deepseek.datasets.host_memory import keep_freed_memory
+from deepseek.datasets.sampler import BatchKeys
+from deepseek.errors import DataError, DeepSeekError
+
+POLL_S = 1.0
+SETTLE_S = 0.5
+_FAILURES = ("exited unexpectedly", "killed by signal")
+_slot: Tensor | None = None  # in a worker: where the number of the sample it reads is written
+
+
+class Fetched(NamedTuple):
+    """What a worker sends: a batch and what it used up, or the error."""
+
+    batch: dict[str, Tensor]
+    num_samples: int
+    bad: list[tuple[int, str]]
+    error: DeepSeekError | None = None
+
+
+def note_sample(index: int) -> None:
+    """Tell the main process which sample this worker begins to read."""
+    if _slot is not None:
+        _slot.fill_(index)
+
+
+class Workers:
+    """Fetches batches, in worker processes or in this one.
+
+    Args:
+        fetch: key -> batch; goes to the workers.
+        keys: the order; begins at the loader's progress.
+        num_workers: processes; 0: none.
+        prefetch_batches: batches that each prepares ahead.
+        timeout_s: a batch that takes longer counts as hanging; 0: never.
+        seed: of torch's own generator.
+    """
+
+    def __init__(
+        self,
+        fetch: torch.utils.data.Dataset,
+        keys: BatchKeys,
+        *,
+        num_workers: int,
+        prefetch_batches: int,
+        timeout_s: float,
+        seed: int,
+    ) -> None:
+        self._fetch = fetch
+        self._keys = keys
+        self._num_workers = num_workers
+        self._prefetch_batches = prefetch_batches
+        self._timeout_s = timeout_s
+        self._seed = seed
+        self._loader: torch.utils.data.DataLoader | None = None
+        self._reading = torch.full((num_workers,), -1, dtype=torch.int64).share_memory_()
+
+    def __iter__(self) -> Iterator[Fetched]:
+        """Yield what is fetched, from the loader's progress to the end of its epoch.
+
+        Raises:
+            DataError: a worker died or hung twice at the same batch.
+        """
+        failed_at = None
+        waited_s = 0.0
+        fetches = self._begin()
+        while True:
+            try:
+                fetched = next(fetches, None)
+            except (RuntimeError, OSError, EOFError) as error:
+                # torch looks after its workers only when it stops waiting, so it stops often
+                if "timed out after" in str(error):
+                    waited_s += POLL_S
+                    if not self._timeout_s or waited_s < self._timeout_s:
+                        continue
+                elif not self._has_failed(error):
+                    raise
+                explained = self._explain(error)
+                self.close()
+                place = (self._keys.progress.epoch, self._keys.progress.position)
+                if failed_at == place:
+                    raise explained from error
+                failed_at = place
+                warnings.warn(f"{explained.message}; the workers are restarted", stacklevel=2)
+                fetches, waited_s = self._begin(), 0.0
+                continue
+            if fetched is None:
+                return
+            waited_s = 0.0
+            yield fetched
+
+    def pids(self) -> list[int]:
+        """Return the process numbers of the workers that live now."""
+        return [worker.pid for worker in self._processes() if worker.is_alive()]
+
+    def close(self) -> None:
+        """End the workers, also those that hang."""
+        for worker in self._processes():
+            worker.kill()
+        self._loader = None
+
+    def _begin(self) -> Iterator[Fetched]:
+        if self._loader is None:
+            keep_freed_memory()
+            self._loader = torch.utils.data.DataLoader(
+                self._fetch,
+                batch_sampler=self._keys,  # pyright: ignore[reportArgumentType]
+                num_workers=self._num_workers,
+                collate_fn=_as_is,  # pyright: ignore[reportArgumentType]
+                pin_memory=torch.cuda.is_available(),
+                prefetch_factor=self._prefetch_batches if self._num_workers else None,
+                persistent_workers=self._num_workers > 0,
+                timeout=POLL_S if self._num_workers else 0,
+                worker_init_fn=_Begin(self._reading),
+                # Its own: torch would draw a base seed from the global generator at each epoch.
+                generator=torch.Generator().manual_seed(self._seed),
+            )
+        # torch's handler would raise wherever the main thread is, in the midst of an update; a dead
+        # worker is noticed here, when its batch is waited for
+        handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        fetches = iter(self._loader)
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)
+        return fetches
+
+    def _has_failed(self, error: Exception) -> bool:
+        if isinstance(error, RuntimeError):
+            return any(words in str(error) for words in _FAILURES)
+        for worker in self._processes():  # a batch whose memory went with its worker
+            worker.join(SETTLE_S)
+            if not worker.is_alive():
+                return True
+        return False
+
+    def _processes(self) -> list:
+        return getattr(getattr(self._loader, "_iterator", None), "_workers", [])
+
+    def _explain(self, error: Exception) -> DataError:
+        awaited = set(next(iter(self._keys), (0, []))[1])
+        processes = self._processes()
+        hangs = "timed out" in str(error)
+        suspects = [
+            int(self._reading[number])
+            for number, worker in enumerate(processes)
+            if int(self._reading[number]) >= 0
+            and (int(self._reading[number]) in awaited if hangs else not worker.is_alive())
+        ]
+        what = f"hung for {self._timeout_s:g} s" if hangs else "died"
+        where = f"reading sample {suspects[0]}" if suspects else "before its first sample"
+        return DataError(
+            f"a worker process of the loader {what} {where}, in epoch"
+            f" {self._keys.progress.epoch}: {error}",
+            fix="look at that sample and its storage, or raise worker_timeout_s"
+            if hangs
+            else "most often memory ran out (lower num_workers or batch_size), /dev/shm is too"
+            " small (docker run --shm-size), or a transform crashed the interpreter"
+            " (num_workers=0 shows where)",
+        )
+
+
+class _Begin:
+    """Gives a worker its place in the shared row of sample numbers."""
+
+    def __init__(self, reading: Tensor) -> None:
+        self._reading = reading
+
+    def __call__(self, worker_id: int) -> None:
+        global _slot
+        _slot = self._reading[worker_id]
+
+
+def _as_is(fetched: Fetched) -> Fetched:
+    return fetched

@@ -1,16 +1,18 @@
 """A disk that is full, read-only or forbidden: training goes on, the last checkpoint survives."""
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 from tests.faults.trials import make_trainer
 
 from deepseek.checkpoint import CheckpointStore
-from deepseek.errors import ConfigError, PreemptedError
+from deepseek.errors import ConfigError, DeepSeekError, PreemptedError
 from deepseek.trainer import Callback
 
 MIB = 2**20
@@ -57,32 +59,31 @@ def test_training_goes_on_through_a_full_disk(small_disk, left):
     assert resumed.step == 20
 
 
-class Forbid(Callback):
-    """Makes the disk read-only at step 5, and writable again at step `until`."""
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EIO])
+def test_training_goes_on_while_the_folder_forbids_writing(tmp_path, monkeypatch, code):
+    """Root may write anywhere: what a read-only or forbidden folder says is said in its place."""
+    run = tmp_path / "run"
+    mkdir = Path.mkdir
 
-    def __init__(self, disk, until):
-        self.disk, self.until = disk, until
+    def forbidden(path, *args, **kwargs):
+        if path.name.startswith(".writing_") and 5 <= trainer.step < 10:
+            raise OSError(code, os.strerror(code), str(path))
+        mkdir(path, *args, **kwargs)
 
-    def on_step_end(self, trainer, result):
-        if trainer.step in (5, self.until):
-            trainer.saving.wait()
-            mode = "ro" if trainer.step == 5 else "rw"
-            for logger in trainer.recorder._loggers:
-                logger.close()  # a file that is open for writing keeps a disk writable
-            subprocess.run(["mount", "-o", f"remount,{mode}", str(self.disk)], check=True)
-
-
-def test_training_goes_on_while_the_disk_is_read_only(small_disk):
-    run = small_disk / "run"
-    make_trainer(run, False, callbacks=[Forbid(small_disk, until=10)]).fit()
+    monkeypatch.setattr(Path, "mkdir", forbidden)
+    trainer = make_trainer(run, False)
+    trainer.fit()
     assert CheckpointStore(run / "checkpoints").load_latest().step == 15
+    warned = [e for e in trainer.folder.read_events() if e["kind"] == "warning"]
+    assert os.strerror(code) in warned[0]["message"]
 
 
-def test_a_disk_that_stays_read_only_ends_with_75_and_keeps_the_last_checkpoint(small_disk):
+def test_a_run_on_a_read_only_disk_is_not_resumed_there_and_nothing_is_lost(small_disk):
     run = small_disk / "run"
-    with pytest.raises(PreemptedError) as caught:
-        make_trainer(run, False, callbacks=[Forbid(small_disk, until=-1)]).fit()
-    assert caught.value.exit_code == 75
+    make_trainer(run, False, max_steps=7).fit()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(DeepSeekError, match="Read-only file system"):
+        make_trainer(run, True).fit()
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     make_trainer(run, True).fit()
     assert CheckpointStore(run / "checkpoints").load_latest().step == 15

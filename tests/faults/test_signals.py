@@ -68,3 +68,10 @@ def test_a_signal_within_a_compilation_is_obeyed(tmp_path):
     assert time.monotonic() - began < 5
     assert process.exitcode == 143
     assert (run / "checkpoints/step_0/manifest.json").exists()
+
+
+def test_workers_that_live_on_do_not_hold_up_the_end(tmp_path):
+    """They were forked with a copy of the socket that wakes the watching thread."""
+    process = start(factory(num_workers=2), tmp_path / "run")
+    process.join(30)
+    assert process.exitcode == 0

@@ -258,6 +258,7 @@ class DataLoader:
             self._workers = self._make_workers()
         for fetched in self._workers:
             if fetched.error is not None:
+                self.close()
                 raise fetched.error
             self._progress.position += fetched.num_samples
             self._note_bad(fetched.bad)
@@ -265,6 +266,11 @@ class DataLoader:
                 yield fetched.batch
         self._progress.epoch += 1
         self._progress.position = 0
+
+    def close(self) -> None:
+        """End the worker processes; the next iteration starts new ones."""
+        if self._workers is not None:
+            self._workers.close()
 
     def worker_pids(self) -> list[int]:
         """Return the process numbers of the workers that live now."""

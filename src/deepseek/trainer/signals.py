@@ -83,6 +83,8 @@ class StopSignals:
         signal.set_wakeup_fd(self._previous_wakeup)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        # not `close` alone: loader workers were forked with a copy of the socket
+        self._writer.shutdown(socket.SHUT_RDWR)
         self._writer.close()
         self._thread.join()
         self._reader.close()

@@ -234,6 +234,9 @@ class Trainer:
         finally:
             self.saving.close()
             self.recorder.close()
+            for loader in (self.train_loader, self.val_loader):
+                if loader is not None:
+                    loader.close()
             self._saving = None
             self.model.graph = model_graph
             release_freed_memory()

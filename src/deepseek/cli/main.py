@@ -13,7 +13,18 @@ from typing import Annotated
 
 import typer
 
-from deepseek.cli import chaos, config, evaluate, init, predict, report, runs, train, verify_resume
+from deepseek.cli import (
+    chaos,
+    config,
+    evaluate,
+    init,
+    lr_range,
+    predict,
+    report,
+    runs,
+    train,
+    verify_resume,
+)
 from deepseek.cli.installation import require_own_package
 from deepseek.errors import DeepSeekError
 from deepseek.version import __version__
@@ -31,6 +42,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("report")(report.report)
+app.command("lr-range")(lr_range.lr_range)
 app.command("verify-resume")(verify_resume.verify_resume)
 app.command("chaos")(chaos.chaos)
 app.add_typer(runs.app, name="runs")

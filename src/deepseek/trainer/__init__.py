@@ -8,6 +8,8 @@ from deepseek.trainer.finish import RUN_OUTPUTS as RUN_OUTPUTS
 from deepseek.trainer.history import History as History
 from deepseek.trainer.loggers import LOGGERS as LOGGERS
 from deepseek.trainer.loggers import Logger as Logger
+from deepseek.trainer.lr_range import LRRange as LRRange
+from deepseek.trainer.lr_range import lr_range_test as lr_range_test
 from deepseek.trainer.optimizer import OPTIMIZERS as OPTIMIZERS
 from deepseek.trainer.optimizer import Optimizer as Optimizer
 from deepseek.trainer.schedule import SCHEDULES as SCHEDULES

@@ -32,6 +32,8 @@ def finish_run(trainer: "Trainer", signals: StopSignals) -> History:
     graph, console = trainer.assembly.step.graph, trainer.recorder.console
     if graph.is_static:
         console.line(f"graph  {graph.describe()}")
+    for line in trainer.assembly.step.clock.close():
+        console.line(line)
     best = next((c for c in trainer.callbacks if isinstance(c, BestModel)), None)
     best_step = best.best_step if best is not None else None
     if best_step is None:

@@ -138,7 +138,8 @@ class TrainStep:
         graphs: list[Tensor] = []
         for micro_batch in self.split(batch):
             check()
-            on_device = move_batch(micro_batch, self.device, self.channels_last)
+            with self.clock.phase("data"):
+                on_device = move_batch(micro_batch, self.device, self.channels_last)
             with self.clock.phase("forward"), self.precision.autocast():
                 micro_loss = self.graph.forward(on_device, self.micro_batch_size)
             with self.clock.phase("backward"):
@@ -193,7 +194,12 @@ class TrainStep:
     # -- update ------------------------------------------------------------------------------
 
     def update(
-        self, batch: Batch, loss_sum: Tensor, step: int, replayed: BadStep | None = None
+        self,
+        batch: Batch,
+        loss_sum: Tensor,
+        step: int,
+        replayed: BadStep | None = None,
+        lr: float | None = None,
     ) -> StepResult:
         """Update the model once, unless the step is bad. Waits for the device.
 
@@ -202,9 +208,10 @@ class TrainStep:
             loss_sum: what it returned.
             step: number of the update, from 0; sets the learning rate.
             replayed: treat the step as bad, as it was when it was first taken.
+            lr: learning rate of the update; by the schedule where it is not given.
         """
         num_items = self.task.count_items(batch)
-        lr = self.schedule.lr(step)
+        lr = self.schedule.lr(step) if lr is None else lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self.precision.needs_scaler:

@@ -38,6 +38,7 @@ from deepseek.trainer.history import History
 from deepseek.trainer.loggers import open_loggers
 from deepseek.trainer.optimizer import Optimizer
 from deepseek.trainer.probe import probe
+from deepseek.trainer.profiler import Profiler
 from deepseek.trainer.progress import RunProgress
 from deepseek.trainer.recorder import Recorder
 from deepseek.trainer.run_folder import RunFolder, describe_environment
@@ -215,6 +216,8 @@ class Trainer:
         resumed = self._open_folder()
         self._begin_records(assembly, resumed)
         self.model.train()
+        if self.config.profile:
+            assembly.step.clock = Profiler(self.folder.path / "profile", self.device)
         model_graph, self.model.graph = self.model.graph, "dynamic"  # the whole step is captured
         try:
             self._emit("on_fit_begin")

@@ -21,6 +21,7 @@ from deepseek.deploy.report.overview import (
     header,
     summary_section,
 )
+from deepseek.deploy.report.profile import profile_section
 from deepseek.deploy.report.run_folder import RunFolder, read_run_folder
 from deepseek.version import __version__
 
@@ -57,9 +58,11 @@ def write_report(run_dir: Path) -> Path:
 def render_page(run: RunFolder) -> str:
     """Return the HTML of the report."""
     curves, optimization, performance = curve_sections(run)
+    profile = profile_section(run)
     sections = [
         summary_section(run), curves, optimization, *class_sections(run), gallery_section(run),
-        performance, events_section(run), config_section(run), environment_section(run),
+        performance, *([profile] if profile else []), events_section(run), config_section(run),
+        environment_section(run),
     ]  # fmt: skip
     style, script = _resource("style.css"), _resource("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

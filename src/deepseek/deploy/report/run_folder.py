@@ -27,6 +27,8 @@ class RunFolder:
         config: text of config.yaml, "" without one.
         records: metric records by kind.
         predictions: of the validation data; None without them.
+        profile: seconds of a step's phases; empty for a run that was not profiled.
+        memory_timeline: `ms` and `bytes` over the traced steps.
         missing: what could not be read -> why, in plain text.
         warnings: what was read only in part, in plain text.
     """
@@ -40,6 +42,8 @@ class RunFolder:
     evaluation: dict = field(default_factory=dict)
     samples: dict[str, list[dict]] = field(default_factory=dict)
     predictions: Predictions | None = None
+    profile: dict = field(default_factory=dict)
+    memory_timeline: dict = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
     missing: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -86,6 +90,8 @@ def read_run_folder(path: Path) -> RunFolder:
             if isinstance(rows, list)
         },
         predictions=predictions,
+        profile=_read_object(path / "profile" / "phases.json", {}),
+        memory_timeline=_read_object(path / "profile" / "memory.json", {}),
         class_names=_read_class_names(path),
         missing=missing,
         warnings=tuple(warnings),

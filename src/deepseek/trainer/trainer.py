@@ -24,7 +24,7 @@ from deepseek.config import (
 from deepseek.datasets import DataLoader, ImageDataset, infer_spec
 from deepseek.datasets.classes import check_same_classes
 from deepseek.datasets.host_memory import release_freed_memory
-from deepseek.errors import ConfigError
+from deepseek.errors import ConfigError, PreemptedError
 from deepseek.models import ModelEngine
 from deepseek.trainer.announcement import data_line, machine_line, model_line
 from deepseek.trainer.assembly import Assembly, assemble, choose_batch_size, recipe_from
@@ -370,6 +370,15 @@ class Trainer:
 
     def _open_folder(self) -> str:
         """Make or find the run folder; return what the first line says of a resume."""
+        try:
+            return self._begin_folder()
+        except OSError as error:
+            raise PreemptedError(
+                f"the run folder cannot be written: {error}",
+                fix="free the disk, or copy the run folder to where it can be written, and resume",
+            ) from error
+
+    def _begin_folder(self) -> str:
         if not self._resume:
             self._folder = RunFolder.create(self._name, self._run_dir)
             self._write_config()

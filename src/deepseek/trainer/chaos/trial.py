@@ -21,7 +21,10 @@ from deepseek.trainer.trainer import Trainer
 
 # (run folder, resume) -> trainer; picklable: a function of a module, or a partial of one
 Factory = Callable[[Path, bool], Trainer]
-PRELOADED = ("torch", "deepseek.trainer", "deepseek.datasets", "deepseek.models")
+PRELOADED = (
+    "torch", "torch._dynamo", "deepseek.trainer", "deepseek.datasets", "deepseek.models",
+    "deepseek.deploy.report",
+)  # fmt: skip
 BEGUN = "begun"
 POLL_S = 0.01
 

@@ -43,22 +43,25 @@ def start(
     Its exit code is that of the error that ended it, 0 without one. The file `begun` beside the
     run folder is written when the trainer is made and `fit` begins.
     """
+    method = multiprocessing.get_start_method()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     run.parent.mkdir(parents=True, exist_ok=True)
     begun = run.parent / BEGUN
     begun.unlink(missing_ok=True)
     process = context.Process(
-        target=_train, args=(factory, run, resume, torch.get_num_threads(), expects_error)
+        target=_train, args=(factory, run, resume, torch.get_num_threads(), method, expects_error)
     )
     process.start()
     return process
 
 
 def _train(
-    factory: Factory, run: Path, resume: bool, num_threads: int, expects_error: bool
+    factory: Factory, run: Path, resume: bool, num_threads: int, method: str, expects_error: bool
 ) -> None:
     torch.set_num_threads(num_threads)
+    # the run's own workers start as they would without us
+    multiprocessing.set_start_method(method, force=True)
     try:
         trainer = factory(run, resume)
         (run.parent / BEGUN).touch()

@@ -14,6 +14,7 @@ PUBLIC = {
         "OptimizerConfig",
         "RunConfig",
         "TrainerConfig",
+        "TrainerSettings",
         "dump_config",
         "json_schema",
         "load_config",

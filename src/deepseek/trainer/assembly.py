@@ -15,6 +15,7 @@ from deepseek.trainer.boundary import Boundary
 from deepseek.trainer.device import choose_cpu_threads
 from deepseek.trainer.ema import ExponentialMovingAverage
 from deepseek.trainer.estimate import StepEstimate, estimate_step
+from deepseek.trainer.fp8 import convert_linears
 from deepseek.trainer.graph import StepGraph
 from deepseek.trainer.guard import Guard
 from deepseek.trainer.optimizer import Optimizer
@@ -84,6 +85,8 @@ def assemble(
     if channels_last == "auto":
         channels_last = prefers_channels_last(engine.module)
     engine.to(device)
+    if precision.name == "fp8":
+        convert_linears(engine.module)
     if channels_last:
         engine.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = recipe.bind(engine.module, frozenset(engine.hints.no_weight_decay))

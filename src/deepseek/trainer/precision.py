@@ -6,8 +6,14 @@ from dataclasses import dataclass
 import torch
 
 from deepseek.errors import ConfigError
+from deepseek.trainer.fp8 import check_device
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.bfloat16,  # what is no matrix product of a linear
+}
 # Below this much work in a step, bf16 brings nothing on a CPU (measured on two cores of an EPYC: a
 # ViT on 8-pixel images, 0.2 GFLOPs a step, 1,865 images/s in fp32 and 1,845 in bf16; ResNet-20 at
 # 28 pixels, 18 GFLOPs, 547 and 742).
@@ -55,13 +61,14 @@ def resolve_precision(
     """Return the precision to train in.
 
     Args:
-        name: `auto`, `fp32`, `bf16` or `fp16`.
+        name: `auto`, `fp32`, `bf16`, `fp16` or `fp8`.
         device: where the model computes.
         step_flops: work of one forward and backward pass, where known; a small step stays fp32 on
             a CPU.
 
     Raises:
-        ConfigError: fp16 on a CPU, where it is slower than fp32 and loses range.
+        ConfigError: fp16 on a CPU, where it is slower than fp32 and loses range; fp8 on a chip that
+            lacks it.
     """
     if name == "auto":
         if not chip_has_bf16(device):
@@ -75,4 +82,6 @@ def resolve_precision(
             "precision=fp16 on a CPU: slower than fp32, and loses range",
             fix="use precision=bf16, fp32 or auto",
         )
+    if name == "fp8":
+        check_device(device)
     return Precision(name, device.type, "as set")

@@ -81,14 +81,7 @@ def assemble(
     estimate = estimate_step(engine.module, inputs.shape, dtype)
     step_flops = estimate.step_flops(micro_batch_size) if estimate else None
     precision = resolve_precision(config.precision, device, step_flops)
-    channels_last = config.channels_last
-    if channels_last == "auto":
-        channels_last = prefers_channels_last(engine.module)
-    engine.to(device)
-    if precision.name == "fp8":
-        convert_linears(engine.module)
-    if channels_last:
-        engine.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    channels_last = _place(engine, config, precision, device)
     optimizer = recipe.bind(engine.module, frozenset(engine.hints.no_weight_decay))
     warmup = resolve_warmup(config.warmup, config.schedule, max_steps)
     schedule = Schedule(
@@ -134,6 +127,21 @@ def assemble(
         threads,
         sequence_ramp(config, spec),
     )
+
+
+def _place(
+    engine: ModelEngine, config: TrainerConfig, precision: Precision, device: torch.device
+) -> bool:
+    """Put the model on its device, in its formats; return whether images are channels-last."""
+    channels_last = config.channels_last
+    if channels_last == "auto":
+        channels_last = prefers_channels_last(engine.module)
+    engine.to(device)
+    if precision.name == "fp8":
+        convert_linears(engine.module)
+    if channels_last:
+        engine.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return channels_last
 
 
 def _log_every(config: TrainerConfig, loader: DataLoader) -> int:

@@ -217,9 +217,7 @@ class TrainStep:
         if self.precision.needs_scaler:
             self.scaler.unscale_(self.optimizer)
         grads = [p.grad for p in self._parameters if p.grad is not None]
-        # torch.nn.utils.get_total_norm without its grouping by device, which costs as much again
-        norms = torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        norm = total_norm(grads)
         bad = replayed or self.guard.judge(
             float(loss_sum) / max(1, num_items),
             float(norm),
@@ -255,6 +253,19 @@ class TrainStep:
         self.guard.note_update()
         if self.ema is not None:
             self.ema.update(step)
+
+
+def total_norm(grads: list[Tensor]) -> Tensor:
+    """Return the L2 norm of all gradients together, as a scalar on their device.
+
+    On a CPU scalar products take half the time of norms.
+    """
+    if grads and grads[0].device.type == "cpu" and all(grad.is_contiguous() for grad in grads):
+        flat = [grad.view(-1) for grad in grads]
+        return torch.stack([torch.dot(each, each) for each in flat]).sum().sqrt()
+    # torch.nn.utils.get_total_norm without its grouping by device, which costs as much again
+    norms = torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def move_batch(batch: Batch, device: torch.device, channels_last: bool) -> dict[str, Tensor]:

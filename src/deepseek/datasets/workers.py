@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data._utils import signal_handling
 
 from deepseek.datasets.host_memory import keep_freed_memory
 from deepseek.datasets.sampler import BatchKeys
@@ -110,8 +111,15 @@ class Workers:
 
     def close(self) -> None:
         """End the workers, also those that hang."""
-        for worker in self._processes():
-            worker.kill()
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None:
+            for worker in self._processes():
+                worker.kill()
+                worker.join()
+            # torch's own shutdown would wait for ever for a lock that a killed worker held
+            iterator._shutdown = True
+            signal_handling._remove_worker_pids(id(iterator))
+            iterator._worker_pids_set = False
         self._loader = None
 
     def _begin(self) -> Iterator[Fetched]:

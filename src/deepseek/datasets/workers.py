@@ -118,7 +118,7 @@ class Workers:
                 worker.join()
             # torch's own shutdown would wait for ever for a lock that a killed worker held
             iterator._shutdown = True
-            signal_handling._remove_worker_pids(id(iterator))
+            signal_handling._remove_worker_pids(id(iterator))  # pyright: ignore[reportPrivateImportUsage]
             iterator._worker_pids_set = False
         self._loader = None
 

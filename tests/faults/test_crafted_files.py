@@ -12,6 +12,7 @@ import torch
 from tests.faults.trials import make_trainer
 
 from deepseek.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
+from deepseek.checkpoint.durable_file import fingerprint
 from deepseek.checkpoint.manifest import MANIFEST, write_manifest
 from deepseek.cli.main import run as run_command
 from deepseek.errors import DeepSeekError
@@ -82,6 +83,10 @@ def as_weights(suffix, **allowed):
     return make
 
 
+def list_anew(folder, step):
+    write_manifest(folder, step, {path.name: fingerprint(path) for path in folder.iterdir()})
+
+
 def as_checkpoint(name):
     """A folder whose manifest fits the harmful file: whoever makes the one can make the other."""
 
@@ -92,7 +97,7 @@ def as_checkpoint(name):
         (saved / name).write_bytes(content)
         if name != MANIFEST:
             (saved / MANIFEST).unlink()
-            write_manifest(saved, 1)
+            list_anew(saved, 1)
         return lambda: load_checkpoint(saved)
 
     return make
@@ -149,6 +154,6 @@ def test_a_state_of_another_make_is_refused(tmp_path, whole, state):
     newest = max((run / "checkpoints").glob("step_*"), key=lambda p: int(p.name[5:]))
     (newest / "state.json").write_text(json.dumps(state))
     (newest / MANIFEST).unlink()
-    write_manifest(newest, int(newest.name[5:]))
+    list_anew(newest, int(newest.name[5:]))
     with pytest.raises(DeepSeekError):
         make_trainer(run, True).fit()

@@ -1,16 +1,17 @@
 """The list of what a checkpoint holds, with sizes and hashes: what does not match is not loaded."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
+from deepseek.checkpoint.durable_file import Fingerprint, fingerprint, write_durably
 from deepseek.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-READ_BYTES = 1 << 22
 MAX_MANIFEST_BYTES = 1 << 20
 _OLDER = "use an older checkpoint"
 
@@ -23,24 +24,15 @@ class Manifest:
     files: tuple[str, ...]
 
 
-def hash_file(path: Path) -> str:
-    """Return the XXH3-128 of a file as hex (accidents, not attackers: 14 GB/s)."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+def write_manifest(folder: Path, step: int, files: Mapping[str, Fingerprint]) -> None:
+    """Write `manifest.json` for the files of `folder`.
 
-
-def write_manifest(folder: Path, step: int) -> None:
-    """Write `manifest.json` for the files of `folder`."""
-    files = {
-        path.name: {"bytes": path.stat().st_size, "xxh3_128": hash_file(path)}
-        for path in sorted(folder.iterdir())
-        if path.name != MANIFEST
-    }
-    body = {"format_version": FORMAT_VERSION, "step": step, "files": files}
-    (folder / MANIFEST).write_bytes(_render(body))
+    Raises:
+        OSError: it could not be written.
+    """
+    listed = {name: files[name]._asdict() for name in sorted(files)}
+    body = {"format_version": FORMAT_VERSION, "step": step, "files": listed}
+    write_durably(folder / MANIFEST, [_render(body)])
 
 
 def _render(body: dict) -> bytes:
@@ -66,7 +58,7 @@ def verify(folder: Path) -> Manifest:
             raise CheckpointError(
                 f"{path} has {size} bytes, its manifest says {expected['bytes']}", fix=_OLDER
             )
-        if hash_file(path) != expected["xxh3_128"]:
+        if fingerprint(path).xxh3_128 != expected["xxh3_128"]:
             raise CheckpointError(f"{path} does not match the hash in its manifest", fix=_OLDER)
     return Manifest(manifest["step"], tuple(manifest["files"]))
 

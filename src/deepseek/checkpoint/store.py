@@ -9,19 +9,20 @@ A kill at any instant leaves the whole new checkpoint or none, and the older one
 """
 
 import json
-import os
 import shutil
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from deepseek.checkpoint.durable_file import flush_folder, write_durably
 from deepseek.checkpoint.manifest import verify, write_manifest
 from deepseek.errors import CheckpointError
+from deepseek.models.tensor_layout import bytes_of, encode_header, lay_out
 
 PREFIX = "step_"
 UNFINISHED = ".writing_"
@@ -85,15 +86,16 @@ class CheckpointStore:
             self.recover()
             self._check_space(checkpoint.num_bytes())
             unfinished.mkdir()
+            files = {}
             for group, tensors in checkpoint.tensors.items():
-                save_file(_separate(tensors), unfinished / f"{group}{TENSORS}")
-            (unfinished / STATE).write_text(json.dumps(checkpoint.state))
-            write_manifest(unfinished, checkpoint.step)
-            for path in unfinished.iterdir():
-                _flush(path)
-            _flush(unfinished)
+                path = unfinished / f"{group}{TENSORS}"
+                files[path.name] = write_durably(path, _parts(path, tensors))
+            state = json.dumps(checkpoint.state).encode()
+            files[STATE] = write_durably(unfinished / STATE, [state])
+            write_manifest(unfinished, checkpoint.step, files)
+            flush_folder(unfinished)
             self._publish(unfinished, final)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise CheckpointError(
                 f"{final} could not be saved: {error}",
@@ -113,13 +115,12 @@ class CheckpointStore:
         if final.exists():
             final.rename(replaced)
         unfinished.rename(final)
-        _flush(self.folder)
+        flush_folder(self.folder)
         shutil.rmtree(replaced, ignore_errors=True)
         pointer = self.folder / f"{LATEST}.new"
-        pointer.write_text(final.name + "\n")
-        _flush(pointer)
+        write_durably(pointer, [f"{final.name}\n".encode()])
         pointer.replace(self.folder / LATEST)
-        _flush(self.folder)
+        flush_folder(self.folder)
 
     def _rotate(self, protected: Collection[int]) -> None:
         for step, path in list(self._by_step().items())[self.keep :]:
@@ -213,21 +214,15 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         ) from error
 
 
-def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give every name storage of its own: safetensors refuses tensors that share it."""
-    seen: set[int] = set()
-    separate = {}
-    for name, tensor in tensors.items():
-        pointer = tensor.untyped_storage().data_ptr()
-        is_shared = pointer in seen and tensor.numel() > 0
-        seen.add(pointer)
-        separate[name] = tensor.detach().clone() if is_shared else tensor.detach().contiguous()
-    return separate
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _parts(path: Path, tensors: dict[str, Tensor]) -> Iterator[memoryview | bytes]:
+    """Return the bytes of a safetensors file, tensor by tensor."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        header = lay_out(tensors)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{path} cannot be written: safetensors has no {error}",
+            fix="keep such values in a callback's state, or in a tensor of another dtype",
+        ) from error
+    yield encode_header(header)
+    for name in header:
+        yield bytes_of(tensors[name])

@@ -23,7 +23,10 @@ from deepseek.models.tensor_layout import (
     DTYPE_NAMES,
     DTYPES,
     Layout,
+    bytes_of,
     damaged,
+    encode_header,
+    lay_out,
     parse_object,
     read_layout,
 )
@@ -69,12 +72,10 @@ def write_model_file(path: str | Path, content: ModelFile) -> None:
             fix=f"mkdir -p {path.parent}",
         )
     unique, tied = _untie(content.state)
-    # Wide types first: every tensor then begins at a multiple of its item size.
-    names = sorted(unique, key=lambda name: (-unique[name].dtype.itemsize, name))
-    header = _lay_out(names, unique)
+    header = lay_out(unique)
     weights_hash = xxhash.xxh3_128()
-    for name in names:
-        weights_hash.update(_bytes_of(unique[name]))
+    for name in header:
+        weights_hash.update(bytes_of(unique[name]))
     info = {
         "format_version": FORMAT_VERSION,
         "library": __version__,
@@ -87,15 +88,15 @@ def write_model_file(path: str | Path, content: ModelFile) -> None:
     }
     try:
         info["header_hash"] = _hash_header(info, header)
-        text = json.dumps({"__metadata__": {KEY: json.dumps(info, allow_nan=False)}, **header})
+        encoded = encode_header(
+            {"__metadata__": {KEY: json.dumps(info, allow_nan=False)}, **header}
+        )
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"the config of {content.architecture!r} cannot be stored as JSON: {error}",
             fix="build the model with numbers, texts, lists and tables only",
         ) from error
-    encoded = text.encode()
-    encoded += b" " * (-len(encoded) % 8)
-    _replace(path, encoded, (_bytes_of(unique[name]) for name in names))
+    _replace(path, encoded, (bytes_of(unique[name]) for name in header))
 
 
 def read_model_file(path: str | Path) -> ModelFile:
@@ -148,7 +149,7 @@ def read_tensors(
     file.seek(layout.data_start)
     for entry in layout.entries:
         tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
-        buffer = _bytes_of(tensor)
+        buffer = bytes_of(tensor)
         if len(buffer) and file.readinto(buffer) != len(buffer):
             raise damaged(path, f"it ends inside tensor {entry.name!r}")
         digest.update(buffer)
@@ -204,25 +205,6 @@ def _untie(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
     return unique, tied
 
 
-def _lay_out(names: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, dict]:
-    header, end = {}, 0
-    for name in names:
-        tensor = tensors[name]
-        start, end = end, end + tensor.numel() * tensor.dtype.itemsize
-        header[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    return header
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    # Copied only from a GPU or where strided (channels-last): a tensor at a time, never the model.
-    flat = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
-    return flat.numpy().data
-
-
 def _hash_header(info: Mapping, header: Mapping) -> str:
     rest = {key: value for key, value in info.items() if key != "header_hash"}
     text = json.dumps([rest, header], sort_keys=True, allow_nan=False)
@@ -233,7 +215,6 @@ def _replace(path: Path, header: bytes, parts: Iterable[memoryview]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(len(header).to_bytes(8, "little"))
             file.write(header)
             for part in parts:
                 file.write(part)

@@ -7,11 +7,13 @@ https://huggingface.co/docs/safetensors.
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import BinaryIO
 
 import torch
+from torch import Tensor
 
 from deepseek.errors import CheckpointError
 
@@ -118,6 +120,43 @@ def read_layout(file: BinaryIO, path: object) -> Layout:
             path, f"its tensors take {end} bytes, the file has {file_bytes - 8 - header_bytes}"
         )
     return Layout(tuple(entries), metadata, 8 + header_bytes)
+
+
+def lay_out(tensors: Mapping[str, Tensor]) -> dict[str, dict]:
+    """Return the header of a file of these tensors, in the order of their bytes.
+
+    Wide types come first: every tensor then begins at a multiple of its item size.
+
+    Raises:
+        KeyError: a dtype that the format does not have.
+    """
+    header, end = {}, 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.dtype.itemsize
+        header[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    return header
+
+
+def encode_header(header: Mapping[str, object]) -> bytes:
+    """Return the bytes before the tensors: the length, and the header padded to 8 bytes.
+
+    Raises:
+        ValueError: it holds a number that JSON does not have.
+        TypeError: it holds something else than JSON does.
+    """
+    text = json.dumps(header, allow_nan=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor in row order: copied only from a GPU or where strided."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def parse_object(text: bytes | str, path: object, what: str) -> dict:

@@ -57,6 +57,11 @@ class ModelEngine(nn.Module):
         allow_pickle: bool = False,
         **config: object,
     ) -> None:
+        if isinstance(architecture, nn.Module):
+            raise ConfigError(
+                f"ModelEngine takes the name of a model, not a {type(architecture).__name__}",
+                fix="ModelEngine.wrap(module), or give the module to the Trainer as it is",
+            )
         _check_graph(graph)
         if num_classes is not None:
             check_positive(num_classes=num_classes)

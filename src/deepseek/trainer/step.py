@@ -27,6 +27,8 @@ from deepseek.trainer.precision import Precision
 from deepseek.trainer.schedule import Schedule
 from deepseek.trainer.task import Batch, Task
 
+MIN_SCALE = 1.0  # what overflows in fp16 without being scaled up is not the scale's fault
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -222,7 +224,7 @@ class TrainStep:
             float(loss_sum) / max(1, num_items),
             float(norm),
             batch,
-            gradient_may_overflow=self.precision.needs_scaler,
+            gradient_may_overflow=self._may_overflow(),
         )
         if bad is None:
             try:
@@ -241,6 +243,10 @@ class TrainStep:
                 self.scaler.update(self.scaler.get_scale())  # forget this step's unscaling
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(loss_sum, num_items, len(batch["targets"]), lr, norm, bad)
+
+    def _may_overflow(self) -> bool:
+        """Return whether an infinite gradient only says that its scale was too large."""
+        return self.precision.needs_scaler and self.scaler.get_scale() >= MIN_SCALE
 
     def _apply(self, norm: Tensor, step: int) -> None:
         if self.clip_grad_norm is not None:

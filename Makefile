@@ -44,6 +44,7 @@ bench: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python benchmarks/loop_overhead.py
 	$(BIN)/python benchmarks/checkpoint_overhead.py
+	$(BIN)/python benchmarks/logger_overhead.py
 	$(BIN)/python benchmarks/graph_modes.py
 	$(BIN)/python benchmarks/image_pipeline.py
 	$(BIN)/python benchmarks/train_images.py

@@ -165,14 +165,17 @@ class WandbLogger(Logger):
         MissingExtraError: the extra `wandb` is not installed.
     """
 
+    _NAME = "wandb.json"
+
     def __init__(self, folder: RunFolder, mode: str, config: dict) -> None:
         wandb = import_extra("wandb", "wandb")
         os.environ.setdefault("WANDB_SILENT", "true")
-        self._path = folder.path / "wandb.json"
+        self._folder = folder
+        path = folder.path / self._NAME
         # the same id on every resume: the run goes on instead of forking
         self._sent = {"id": os.urandom(4).hex(), "step": 0}
-        if self._path.exists():
-            self._sent = json.loads(self._path.read_text())
+        if path.exists():
+            self._sent = json.loads(path.read_text())
         settings = {
             "project": "deepseek",
             "name": folder.path.name,
@@ -197,7 +200,7 @@ class WandbLogger(Logger):
         }
         self._run.log(values, step=record["step"])
         self._sent["step"] = record["step"]
-        self._path.write_text(json.dumps(self._sent))
+        self._folder.write_json(self._NAME, self._sent)
 
     def close(self) -> None:
         """Finish the run."""

@@ -3,13 +3,16 @@
 Beside it what a hand-written loop does: `torch.save` of weights and optimizer over the last file,
 with no care for a kill, a hash, or the disk having it.
 
-The time is that of whole steps, from the end of step 10 to the end of the last, waits for the
-writing thread included. Repetitions are interleaved; the overhead is the median of the ratios
-within a repetition.
+Each save is judged by the steps beside it in the same run, since the machine's own speed drifts by
+more than a save costs: what the ten steps from the save on take longer than as many of the steps
+before and after them (their median), as a share of the time from one save to the next. "No saving"
+has the same windows and no save: what it shows is noise. The first save is left out: it allocates
+the memory of the copy, once in a run.
 """
 
 import argparse
-from statistics import median
+from itertools import pairwise
+from statistics import mean, median, quantiles
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
@@ -18,26 +21,35 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from deepseek.trainer import Callback, Trainer
-from measure import markdown_table, report, silenced, spread
+from measure import markdown_table, report, silenced
 
-WARM_STEPS = 10
+WINDOW = 10  # steps that a save can reach: it takes 0.1 to 0.5 s
 WIDTH = 1712  # three layers: 8.8 M weights, with Adam's state 100 MiB
 MODES = ("no saving", "deepseek", "torch.save")
 
 
 class Clock(Callback):
-    """Takes the time between two steps."""
+    """Takes the time of every step."""
 
-    def __init__(self, last: int) -> None:
-        self.last = last
-        self.began = self.ended = 0.0
+    def __init__(self) -> None:
+        self.times: list[float] = []
 
     def on_step_end(self, trainer, result):
         """Look at the clock."""
-        if trainer.step == WARM_STEPS:
-            self.began = perf_counter()
-        if trainer.step == self.last:
-            self.ended = perf_counter()
+        self.times.append(perf_counter())
+
+    def overheads(self, every: int) -> list[float]:
+        """Return what each save but the first adds, as a share of the time between two saves."""
+        steps = [after - before for before, after in pairwise(self.times)]  # [0] is the second step
+        found = []
+        for save in range(2 * every, len(steps) - every // 2, every):
+            begin = save - 1  # what follows `on_step_end` of step `save` falls into the next step
+            window = steps[begin : begin + WINDOW]
+            around = (
+                steps[save - every // 2 : begin - 1] + steps[begin + WINDOW : save + every // 2]
+            )
+            found.append(sum(step - median(around) for step in window) / (every * median(around)))
+        return found
 
 
 class TorchSave(Callback):
@@ -54,62 +66,58 @@ class TorchSave(Callback):
             torch.save(state, self.path)
 
 
-def run(mode: str, args: argparse.Namespace) -> tuple[float, float]:
-    """Return (seconds per step, MiB of a state)."""
+def run(mode: str, args: argparse.Namespace) -> tuple[list[float], float]:
+    """Return (what each save adds, as a share of the time between two; MiB of a state)."""
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(),
         nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 8),
     )  # fmt: skip
-    num_samples = args.batch_size * (args.steps + WARM_STEPS + 2)
+    num_samples = args.batch_size * args.steps
     data = TensorDataset(torch.randn(1024, WIDTH).repeat(num_samples // 1024 + 1, 1)[:num_samples],
                          torch.arange(num_samples) % 8)  # fmt: skip
-    last = WARM_STEPS + args.steps
-    clock = Clock(last)
+    clock = Clock()
     with silenced(), TemporaryDirectory(dir=args.folder) as folder:
         callbacks = [TorchSave(f"{folder}/state.pt", args.every)] if mode == MODES[2] else []
         trainer = Trainer(
-            net, data, batch_size=args.batch_size, epochs=1, max_steps=last + 1, precision="fp32",
+            net, data, batch_size=args.batch_size, epochs=1, max_steps=args.steps, precision="fp32",
             checkpoint_every=args.every if mode == MODES[1] else None, num_workers=0,
-            loggers=("jsonl",), callbacks=[*callbacks, clock], run_dir=f"{folder}/run",
+            loggers=("jsonl",), callbacks=[clock, *callbacks], run_dir=f"{folder}/run",
         )  # fmt: skip
         trainer.fit()
     state = sum(p.numel() for p in net.parameters()) * 12 / 2**20
-    return (clock.ended - clock.began) / args.steps, state
+    return clock.overheads(args.every), state
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=520)
     parser.add_argument("--every", type=int, default=50, help="steps between saves")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", help="where checkpoints are written; the temporary folder")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    times: dict[str, list[float]] = {mode: [] for mode in MODES}
+    found: dict[str, list[float]] = {mode: [] for mode in MODES}
     state = 0.0
     for _ in range(args.repeats):
         for mode in MODES:
-            seconds, state = run(mode, args)
-            times[mode].append(seconds)
-    records = []
-    for mode, values in times.items():
-        middle, half = spread([1e3 * value for value in values])
-        ratios = [a / b for a, b in zip(values, times[MODES[0]], strict=True)]
-        records.append(
-            {"mode": mode, "step_ms": middle, "spread_ms": half, "overhead": median(ratios) - 1}
-        )
+            overheads, state = run(mode, args)
+            found[mode] += overheads
+    records = [
+        {"mode": mode, "overhead": mean(values), "quartiles": quantiles(values, n=4)}
+        for mode, values in found.items()
+    ]
     rows = [
-        (r["mode"], f"{r['step_ms']:.2f} ± {r['spread_ms']:.2f}", f"{r['overhead']:+.1%}")
+        (r["mode"], f"{r['overhead']:+.1%}", " ".join(f"{q:+.1%}" for q in r["quartiles"]))
         for r in records
     ]
     notes = (
-        f"A state of {state:.0f} MiB every {args.every} steps; median of {args.repeats} repetitions"
-        f" of {args.steps} steps."
+        f"A state of {state:.0f} MiB every {args.every} steps: what {len(found[MODES[0]])} saves"
+        f" added, in {args.repeats} runs of each kind."
     )
-    report(args, records, markdown_table(("mode", "step, ms", "overhead"), rows), notes)
+    report(args, records, markdown_table(("mode", "mean", "quartiles"), rows), notes)
 
 
 if __name__ == "__main__":

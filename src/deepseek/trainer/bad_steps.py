@@ -85,6 +85,8 @@ class BadSteps:
             checkpoint = trainer.saving.store.load_latest()
             restore_weights(trainer, checkpoint)
         except CheckpointError as error:
+            if not bad.is_lasting:  # it changed nothing: the state before it is as good
+                return "nothing is saved yet, the batch is skipped"
             raise DivergedError(
                 f"step {step + 1}: {bad.detail}, and there is nothing to roll back to:"
                 f" {error.message}",

@@ -63,6 +63,16 @@ def test_a_run_goes_on_past_a_bad_step_and_stays_finite(tmp_path, place, policy)
     assert all(bool(tensor.isfinite().all()) for tensor in trainer.model.state_dict().values())
 
 
+def test_a_batch_is_skipped_where_nothing_is_saved_yet_to_roll_back_to(tmp_path):
+    trainer = Trainer(
+        make_net(), make_data(), epochs=1, run_dir=tmp_path / "r", on_bad_step="rollback",
+        callbacks=[Poison("loss", math.nan, 2)], **QUIET,
+    )  # fmt: skip
+    trainer.fit()
+    assert trainer.step == 8
+    assert "nothing is saved yet" in (tmp_path / "r" / "log.txt").read_text()
+
+
 def test_a_skipped_batch_leaves_no_trace(tmp_path):
     """A run that skips a batch equals one that was told to skip it: weights and buffers."""
     runs = []

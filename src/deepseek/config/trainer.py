@@ -1,13 +1,15 @@
 """The settings of `Trainer`: the same names whether they come from Python or from a file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, Self, TypedDict
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from deepseek.config.parallel import ParallelConfig
 from deepseek.config.settings import Auto, BetaPair, Number, Settings, Switch, Whole, unit
 
+_PLAN_TEXT = {"type": "string", "examples": ["auto", "dp2-tp2-pp2", "fsdp8"]}
 Schedule = Literal["cosine", "linear", "constant", "wsd", "one_cycle", "polynomial"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
 BadStepPolicy = Literal["abort", "skip", "rollback"]
@@ -112,6 +114,14 @@ class TrainerConfig(Settings):
     and names the sample. 0: wait for ever."""
     device: str = Field(default="auto", min_length=1)
     """`cpu`, `cuda`, `cuda:1`, `mps`, ... `auto`: the first accelerator, else the CPU."""
+    parallel: ParallelConfig = Field(
+        default=ParallelConfig(dp_replicate="auto"),
+        json_schema_extra=lambda schema: schema.update(
+            anyOf=[{"$ref": schema.pop("$ref")}, _PLAN_TEXT]
+        ),
+    )
+    """How the model is spread over processes, as axes or as text: `dp2-tp2-pp2`. `auto`: the data
+    over all processes that there are."""
     seed: Whole = Field(default=0, ge=0, lt=2**63)
     """Decides weights, order of the data and augmentation."""
     loggers: tuple[str, ...] = (
@@ -229,6 +239,7 @@ class TrainerSettings(TypedDict, total=False):
     num_workers: int | Auto
     worker_timeout_s: float
     device: str
+    parallel: str | Mapping[str, object] | ParallelConfig
     seed: int
     loggers: Sequence[str]
     wandb_mode: Literal["online", "offline"]

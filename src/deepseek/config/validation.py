@@ -141,6 +141,8 @@ def _translated(cls: type[Settings], tree: dict[str, Any], entry: dict[str, Any]
         keys = [(*location, *key.split(".")) for key in context["keys"]]
         return [Problem("contradiction", keys[0], entry["msg"], context["fix"])]
     path = _path(cls, location)
+    if kind == "told":
+        return [Problem("value", path, entry["msg"], entry["ctx"]["fix"], value=entry["input"])]
     if kind == "extra_forbidden":
         return [unknown_key(cls, path, entry["input"])]
     field = field_at(cls, path)

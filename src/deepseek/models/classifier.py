@@ -1,8 +1,9 @@
 """The interface of our own architectures: what engine, file and trainer need beside `forward`."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from deepseek.models.hints import ParallelHints
 
@@ -31,3 +32,40 @@ class Classifier(nn.Module, ABC):
     @abstractmethod
     def bind_classes(self, num_classes: int) -> None:
         """Build a head for `num_classes`, in place of one that is there."""
+
+
+class BlockModel(Classifier):
+    """A classifier that is a row of blocks, which a pipeline may cut between any two.
+
+    `forward` is `classify(blocks(embed(inputs)))`, where every block takes `beside(inputs)` too.
+    """
+
+    blocks: nn.ModuleList
+
+    @abstractmethod
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Return what the first block takes, (B, T, D).
+
+        Raises:
+            ConfigError: the inputs do not fit.
+        """
+
+    def beside(self, inputs: Tensor) -> Mapping[str, Tensor]:
+        """Return what every block takes beside the stream, by the name of the argument."""
+        del inputs
+        return {}
+
+    @abstractmethod
+    def classify(self, x: Tensor) -> Tensor:
+        """Return the logits of what the last block returns, (B, T, D).
+
+        Raises:
+            ConfigError: the model has no head yet.
+        """
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the logits."""
+        x, beside = self.embed(inputs), self.beside(inputs)
+        for block in self.blocks:
+            x = block(x, **beside)
+        return self.classify(x)

@@ -315,7 +315,11 @@ class ModelEngine(nn.Module):
         self.module.eval()
         try:
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                inputs = torch.empty((1, *input_shape), device="meta")
+                takes_tokens = (
+                    isinstance(self.module, Classifier) and len(self.module.input_shape) == 1
+                )
+                dtype = torch.int64 if takes_tokens else None
+                inputs = torch.empty((1, *input_shape), dtype=dtype, device="meta")
                 torch.func.functional_call(self.module, on_meta, (inputs,))
         finally:
             for module, was_training in modes:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from deepseek.errors import ConfigError
 from deepseek.models.attention import causal_attention
 from deepseek.models.checks import check_positive, check_share, missing_head
-from deepseek.models.classifier import Classifier
+from deepseek.models.classifier import BlockModel
 from deepseek.models.hints import ParallelHints
 
 VOCABULARY_MULTIPLE = 64
@@ -34,12 +34,13 @@ class CausalAttention(nn.Module):
         self.dropout = dropout
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim, bias=False)
+        self.attend = causal_attention  # context parallelism puts its own here
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Let every token attend to those up to it."""
         qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = causal_attention(q, k, v, dropout=self.dropout if self.training else 0.0)
+        mixed = self.attend(q, k, v, dropout=self.dropout if self.training else 0.0)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -61,7 +62,19 @@ class GPTBlock(nn.Module):
         return x + self.dropout(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
 
 
-class GPT(Classifier):
+class TrimVocabulary(nn.Module):
+    """Leaves the logits out that pad a vocabulary of `num_classes`."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, logits: Float[Tensor, "B T V"]) -> Float[Tensor, "B T K"]:
+        """Return the first `num_classes` logits."""
+        return logits[..., : self.num_classes]
+
+
+class GPT(BlockModel):
     """Decoder-only transformer: the logits of the next token at every position.
 
     Args:
@@ -114,6 +127,7 @@ class GPT(Classifier):
         )
         self.norm = nn.LayerNorm(dim)
         self.head: nn.Linear | None = None
+        self.trim: nn.Module | None = None
         self._reset_parameters(num_layers)
         if num_classes is not None:
             self.bind_classes(num_classes)
@@ -164,23 +178,31 @@ class GPT(Classifier):
         nn.init.normal_(self.tok_embed.weight, std=0.02)
         self.head = nn.Linear(dim, num_rows, bias=False, device=like.device, dtype=like.dtype)
         self.head.weight = self.tok_embed.weight
+        self.trim = TrimVocabulary(num_classes)
         self._config["num_classes"] = num_classes
 
-    def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
-        """Return the logits of the token after each.
+    def embed(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Return the tokens' embeddings with their positions.
 
         Raises:
             ConfigError: if the model has no vocabulary yet, or there are too many tokens.
         """
-        if self.head is None or self.tok_embed is None:
+        if self.tok_embed is None:
             raise missing_head(type(self).__name__)
-        num_tokens = tokens.shape[1]
+        num_tokens = inputs.shape[1]
         if num_tokens > len(self.pos_embed):
             raise ConfigError(
                 f"{num_tokens} tokens do not fit a model with context_length={len(self.pos_embed)}",
                 fix="cut the sequences, or build the model with a longer context",
             )
-        x = self.dropout(self.tok_embed(tokens) + self.pos_embed[:num_tokens])
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x))[..., : self._config["num_classes"]]
+        return self.dropout(self.tok_embed(inputs) + self.pos_embed[:num_tokens])
+
+    def classify(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
+        """Return the logits of the token after each.
+
+        Raises:
+            ConfigError: if the model has no vocabulary yet.
+        """
+        if self.head is None or self.trim is None:
+            raise missing_head(type(self).__name__)
+        return self.trim(self.head(self.norm(x)))

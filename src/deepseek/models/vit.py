@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from deepseek.errors import ConfigError
 from deepseek.models.attention import attention
 from deepseek.models.checks import check_positive, check_share, missing_head
-from deepseek.models.classifier import Classifier
+from deepseek.models.classifier import BlockModel
 from deepseek.models.hints import ParallelHints
 
 POOLS = ("cls", "mean")
@@ -48,13 +48,14 @@ class Attention(nn.Module):
         self.dropout = dropout
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
+        self.attend = attention  # from outside context parallelism puts its own here
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Let every token attend to all."""
         # Heads are counted from the projection: under tensor parallelism a rank has some of them.
         qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = attention(q, k, v, dropout=self.dropout if self.training else 0.0)
+        mixed = self.attend(q, k, v, dropout=self.dropout if self.training else 0.0)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -107,7 +108,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.dropout(self.mlp(self.norm2(x))))
 
 
-class VisionTransformer(Classifier):
+class VisionTransformer(BlockModel):
     """Vision Transformer.
 
     Args:
@@ -238,28 +239,33 @@ class VisionTransformer(Classifier):
         nn.init.zeros_(self.head.bias)
         self._config["num_classes"] = num_classes
 
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """Return the logits.
+    def embed(self, inputs: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
+        """Return the patches as tokens, the class token before them, with their positions.
 
         Raises:
-            ConfigError: if the model has no head yet, or the images are not of its size.
+            ConfigError: if the images are not of the model's size.
         """
-        if self.head is None:
-            raise missing_head(type(self).__name__)
-        if images.shape[-2:] != self.image_size:
+        if inputs.shape[-2:] != self.image_size:
             raise ConfigError(
-                f"images of {images.shape[-2]}x{images.shape[-1]} pixels do not fit a model with"
+                f"images of {inputs.shape[-2]}x{inputs.shape[-1]} pixels do not fit a model with"
                 f" image_size={self._config['image_size']}",
                 fix="resize the images, or build the model with their size",
             )
-        x = self.patch_embed(images)
+        x = self.patch_embed(inputs)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
-        x = self.dropout(x + self.pos_embed)
-        for block in self.blocks:
-            x = block(x)
+        return self.dropout(x + self.pos_embed)
+
+    def classify(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B K"]:
+        """Return the logits of the class token, or of the mean of the patches.
+
+        Raises:
+            ConfigError: if the model has no head yet.
+        """
+        if self.head is None:
+            raise missing_head(type(self).__name__)
         x = self.norm(x)
-        return self.head(x.mean(1) if self.cls_token is None else x[:, 0])
+        return self.head(x.mean(1) if self._config["pool"] == "mean" else x[:, 0])
 
 
 def grid_positions(rows: int, columns: int, dim: int) -> Float[Tensor, "T D"]:

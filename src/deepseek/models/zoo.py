@@ -14,6 +14,7 @@ from torch import nn
 
 from deepseek.errors import ConfigError
 from deepseek.models.classifier import Classifier
+from deepseek.models.encoder import Encoder
 from deepseek.models.gpt import GPT
 from deepseek.models.hints import ParallelHints
 from deepseek.models.resnet import ResNet
@@ -65,6 +66,21 @@ ARCHITECTURES.register("gpt")(Architecture(GPT))
 ARCHITECTURES.register("gpt_small")(
     Architecture(GPT, {"context_length": 1024, "num_layers": 12, "dim": 768, "heads": 12})
 )
+ARCHITECTURES.register("encoder")(Architecture(Encoder))
+# num_layers, dim, heads: Devlin et al. 2018, section 3, and Turc et al. 2019, arXiv 1908.08962.
+for _name, _num_layers, _dim, _heads in (("base", 12, 768, 12), ("tiny", 2, 128, 2)):
+    ARCHITECTURES.register(f"encoder_{_name}")(
+        Architecture(
+            Encoder,
+            {
+                "vocab_size": 30_522,
+                "context_length": 512,
+                "num_layers": _num_layers,
+                "dim": _dim,
+                "heads": _heads,
+            },
+        )
+    )
 # num_layers, dim, heads: Dosovitskiy et al. 2020, table 1, and Touvron et al. 2020, table 1.
 _VIT_SIZES = {
     "tiny": (12, 192, 3),

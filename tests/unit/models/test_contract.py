@@ -16,14 +16,18 @@ from deepseek.models.zoo import ARCHITECTURES
 SMALL = {
     "vit": {"image_size": 16, "patch_size": 8, "num_layers": 2, "dim": 24, "heads": 3},
     "resnet": {"num_layers": 8, "width": 4},
+    "encoder": {"vocab_size": 11, "context_length": 8, "num_layers": 2, "dim": 24, "heads": 3},
 }
 SHRUNK = {"image_size": 16, "patch_size": 8, "num_layers": 2, "dim": 24, "heads": 3}
 OWN = [name for name in list_models(own_only=True) if not name.startswith("gpt")]
+IMAGE_MODELS = [name for name in OWN if not name.startswith("encoder")]
 
 
 def small_args(name):
     if name in SMALL:
         return SMALL[name]
+    if name.startswith("encoder"):
+        return SMALL["encoder"]
     return SHRUNK if name.startswith("vit") else SMALL["resnet"]
 
 
@@ -33,6 +37,23 @@ def make_engine(name, num_classes=5):
     for parameter in engine.parameters():  # heads begin at zero, which hides everything before
         nn.init.normal_(parameter, std=0.1)
     return engine
+
+
+def make_inputs(name, batch_size=2):
+    if name in IMAGE_MODELS:
+        return torch.randn(batch_size, 3, 16, 16)
+    return torch.randint(0, 11, (batch_size, 8))
+
+
+def make_spec_for(name, num_classes=5):
+    if name in IMAGE_MODELS:
+        return make_spec(num_classes)
+    return DataSpec(
+        task="classification",
+        fields={"inputs": FieldSpec((8,), "int64")},
+        class_names=tuple(f"class{i}" for i in range(num_classes)),
+        class_counts=(1,) * num_classes,
+    )
 
 
 def make_spec(num_classes=5, size=16, channels=3):
@@ -51,9 +72,14 @@ def name(request):
     return request.param
 
 
-def test_outputs_have_a_row_per_image_and_every_weight_a_gradient(name):
+@pytest.fixture(params=IMAGE_MODELS)
+def image_model(request):
+    return request.param
+
+
+def test_outputs_have_a_row_per_sample_and_every_weight_a_gradient(name):
     engine = make_engine(name)
-    logits = engine(torch.randn(2, 3, 16, 16))
+    logits = engine(make_inputs(name))
     assert logits.shape == (2, 5)
     logits.square().sum().backward()
     for parameter_name, parameter in engine.named_parameters():
@@ -61,8 +87,8 @@ def test_outputs_have_a_row_per_image_and_every_weight_a_gradient(name):
         assert parameter.grad.isfinite().all(), parameter_name
 
 
-def test_channels_last_gives_the_same_numbers(name):
-    engine = make_engine(name).eval()
+def test_channels_last_gives_the_same_numbers(image_model):
+    engine = make_engine(image_model).eval()
     images = torch.randn(2, 3, 16, 16)
     want = engine(images)
     engine.to(memory_format=torch.channels_last)
@@ -72,16 +98,18 @@ def test_channels_last_gives_the_same_numbers(name):
 
 def test_state_survives_a_file(name, tmp_path):
     engine = make_engine(name).eval()
-    engine.bind(make_spec())
+    engine.bind(make_spec_for(name))
     engine.save(tmp_path / "model.bin")
     loaded = ModelEngine.load(tmp_path / "model.bin").eval()
-    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
-    assert torch.equal(loaded(images), engine(images))
+    inputs = make_inputs(name)
+    if name in IMAGE_MODELS:
+        inputs = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    assert torch.equal(loaded(inputs), engine(inputs))
     assert loaded.spec == engine.spec
     assert loaded.config == engine.config
     assert loaded.architecture == name
     assert all(p.requires_grad for p in loaded.parameters())
-    loaded.train()(images).sum().backward()
+    loaded.train()(inputs).sum().backward()
 
 
 def test_config_builds_the_same_model(name):
@@ -112,16 +140,16 @@ def test_hints_name_real_parts(name):
 def test_head_is_learnt_from_the_data(name):
     engine = make_engine(name, num_classes=None)
     with pytest.raises(ConfigError, match=r"num_classes=None(.|\n)*Fix: give num_classes"):
-        engine(torch.zeros(1, 3, 16, 16))
-    engine.bind(make_spec(num_classes=7))
-    assert engine(torch.zeros(2, 3, 16, 16)).shape == (2, 7)
+        engine(make_inputs(name))
+    engine.bind(make_spec_for(name, num_classes=7))
+    assert engine(make_inputs(name)).shape == (2, 7)
     assert engine.config["num_classes"] == 7
     with pytest.raises(ConfigError, match="num_classes=7, the data 4 classes"):
-        engine.bind(make_spec(num_classes=4))
+        engine.bind(make_spec_for(name, num_classes=4))
 
 
-def test_images_that_do_not_fit_are_refused_with_both_shapes(name):
-    engine = make_engine(name)
+def test_images_that_do_not_fit_are_refused_with_both_shapes(image_model):
+    engine = make_engine(image_model)
     with pytest.raises(ConfigError, match=r"images 1x16x16 .*takes 3x"):
         engine.bind(make_spec(channels=1))
 
@@ -133,15 +161,13 @@ def test_export_takes_any_batch_size_and_gives_the_same_numbers(name):
     batch = torch.export.Dim("batch", min=2, max=64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export's own
-        program = torch.export.export(
-            module, (torch.randn(2, 3, 16, 16),), dynamic_shapes=({0: batch},)
-        )
-    images = torch.randn(5, 3, 16, 16)
-    torch.testing.assert_close(program.module()(images), module(images), atol=1e-5, rtol=1e-4)
+        program = torch.export.export(module, (make_inputs(name),), dynamic_shapes=({0: batch},))
+    inputs = make_inputs(name, batch_size=5)
+    torch.testing.assert_close(program.module()(inputs), module(inputs), atol=1e-5, rtol=1e-4)
 
 
-def test_flops_are_counted_without_touching_the_model(name):
-    engine = make_engine(name).train()
+def test_flops_are_counted_without_touching_the_model(image_model):
+    engine = make_engine(image_model).train()
     before = {key: value.clone() for key, value in engine.state_dict().items()}
     assert engine.flops((3, 16, 16)) > 0
     assert engine.training

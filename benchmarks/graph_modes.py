@@ -72,7 +72,8 @@ class Mode:
         with cpu_threads(self.threads):
             began = perf_counter()
             for _ in range(steps):
-                self.step.update(self.batch, self.step.accumulate(self.batch), self.count)
+                measured = self.step.measure(self.step.accumulate(self.batch))
+                self.step.update(self.batch, measured, self.count)
                 self.count += 1
             if self.step.device.type == "cuda":
                 torch.cuda.synchronize()

@@ -7,6 +7,7 @@ DeepSeekError                 exit  what
 ├── DataError                   3   a data set or a sample in it
 ├── CheckpointError             4   a checkpoint or model file, damaged or not ours
 ├── DivergedError               5   the loss became NaN or infinite
+├── CommunicationError          1   another process or host is gone, or does not answer
 └── PreemptedError             75   stopped from outside, saved; run again to go on
 ```
 """
@@ -81,6 +82,12 @@ class DivergedError(DeepSeekError, ArithmeticError):
 
     exit_code = 5
     anchor = "diverged"
+
+
+class CommunicationError(DeepSeekError):
+    """Another process of the run is gone, or does not answer."""
+
+    anchor = "communication"
 
 
 class PreemptedError(DeepSeekError):

@@ -20,7 +20,16 @@ def audit(event, args):
 sys.dont_write_bytecode = True
 sys.addaudithook(audit)
 """
-LIGHT = ["deepseek", "deepseek.errors", "deepseek.registry", "deepseek.config", "deepseek.cli.main"]
+LIGHT = [
+    "deepseek",
+    "deepseek.errors",
+    "deepseek.registry",
+    "deepseek.config",
+    "deepseek.cli.main",
+    "deepseek.doctor",
+    "deepseek.launch.supervisor",
+    "deepseek.launch.manifest_rules",
+]
 
 
 def python(code):

@@ -66,9 +66,10 @@ def test_a_run_is_its_seed():
 
 
 def test_the_output_setting_and_the_next_number_are_obeyed():
-    from deepseek.cli.build_run import next_run_dir
-
-    assert [next_run_dir(Path("out"), "a").name for _ in range(2)] == ["a-1", "a-2"]
+    assert run(["init", "digits", "--force"]) == 0
+    for _ in range(2):
+        assert run(["train", *SMALL, "output=out"]) == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["digits-1", "digits-2"]
 
 
 def test_what_cannot_be_predicted_exits_with_the_code_of_data(capsys):

@@ -6,6 +6,7 @@ A step waits for a copy of the state in memory, not for the disk: snapshot, then
 
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ class BackgroundSaver:
         try:
             self.wait()
         finally:
-            copy = Checkpoint(checkpoint.step, self._copy(checkpoint), checkpoint.state)
+            copy = replace(checkpoint, tensors=self._copy(checkpoint))
             self._in_flight = self._thread.submit(self.store.save, copy, frozenset(keep_too))
 
     def wait(self) -> Path | None:

@@ -48,7 +48,7 @@ def verify(folder: Path) -> Manifest:
         CheckpointError: the manifest is missing, damaged or from a newer version, or a file does
             not match it.
     """
-    manifest = _read_manifest(folder)
+    manifest = _read(folder)
     for name, expected in manifest["files"].items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
@@ -63,7 +63,17 @@ def verify(folder: Path) -> Manifest:
     return Manifest(manifest["step"], tuple(manifest["files"]))
 
 
-def _read_manifest(folder: Path) -> dict:
+def read_manifest(folder: Path) -> Manifest:
+    """Return the list of a checkpoint that has been verified.
+
+    Raises:
+        CheckpointError: the manifest is missing, damaged or from a newer version.
+    """
+    manifest = _read(folder)
+    return Manifest(manifest["step"], tuple(manifest["files"]))
+
+
+def _read(folder: Path) -> dict:
     path = folder / MANIFEST
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:

@@ -2,6 +2,7 @@
 
 ```
 .writing_N/   model.safetensors ... state.json, manifest.json    each file flushed to disk
+              (of several ranks: model.rank_R.safetensors ..., each written by its own)
 step_N/       the same folder, renamed and the rename flushed: from now on it counts
 latest        its name, for people
 ```
@@ -16,11 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from deepseek.checkpoint.durable_file import flush_folder, write_durably
-from deepseek.checkpoint.manifest import verify, write_manifest
+from deepseek.checkpoint.crew import Crew
+from deepseek.checkpoint.durable_file import Fingerprint, flush_folder, write_durably
+from deepseek.checkpoint.manifest import read_manifest, verify, write_manifest
+from deepseek.checkpoint.stored_tensors import StoredTensors
 from deepseek.errors import CheckpointError
 from deepseek.models.tensor_layout import bytes_of, encode_header, lay_out
 
@@ -28,8 +30,10 @@ PREFIX = "step_"
 UNFINISHED = ".writing_"
 REPLACED = ".replaced_"
 LATEST = "latest"
+FENCE = "fence"
 STATE = "state.json"
 TENSORS = ".safetensors"
+RANK = ".rank_"
 SPARE_BYTES = 1 << 20  # for the JSON files, and what a file system needs for itself
 
 
@@ -39,13 +43,16 @@ class Checkpoint:
 
     Attributes:
         step: optimizer steps taken.
-        tensors: group (`model`, `optimizer`, `ema`) -> name -> tensor.
+        tensors: group (`model`, `optimizer`, `ema`) -> name -> tensor. To be written: names of
+            parts as well (`TensorPart.key`).
         state: anything JSON holds.
+        own_state: likewise, different on each rank. Loaded: those of all ranks, by rank.
     """
 
     step: int
-    tensors: Mapping[str, dict[str, Tensor]] = field(repr=False)
+    tensors: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
     state: dict = field(repr=False)
+    own_state: dict = field(repr=False, default_factory=dict)
 
     def num_bytes(self) -> int:
         """Return the bytes of all tensors."""
@@ -59,10 +66,18 @@ class CheckpointStore:
         folder: `RUN/checkpoints`.
         keep: how many stay; older ones are deleted after a newer one is safe.
         keep_every: those whose step is a multiple of it stay for good; `None`: none do.
+        crew: who writes.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, keep_every: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 2,
+        keep_every: int | None = None,
+        crew: Crew | None = None,
+    ) -> None:
         self.folder = Path(folder)
+        self.crew = crew or Crew()
         self.keep = keep
         self.keep_every = keep_every
 
@@ -80,29 +95,52 @@ class CheckpointStore:
                 they were.
         """
         final = self.folder / f"{PREFIX}{checkpoint.step}"
-        unfinished = self.folder / f"{UNFINISHED}{checkpoint.step}"
+        unfinished = self.folder / f"{UNFINISHED}{checkpoint.step}{self._mark}"
+        save = self.crew.begin(checkpoint.step)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.recover()
-            self._check_space(checkpoint.num_bytes())
-            unfinished.mkdir()
-            files = {}
-            for group, tensors in checkpoint.tensors.items():
-                path = unfinished / f"{group}{TENSORS}"
-                files[path.name] = write_durably(path, _parts(path, tensors))
-            state = json.dumps(checkpoint.state).encode()
-            files[STATE] = write_durably(unfinished / STATE, [state])
-            write_manifest(unfinished, checkpoint.step, files)
-            flush_folder(unfinished)
-            self._publish(unfinished, final)
-        except OSError as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            save.lead("begin", lambda: self._begin(unfinished, checkpoint.num_bytes()))
+            made = save.collect("files", lambda: self._write(unfinished, checkpoint))
+            save.lead("end", lambda: self._finish(checkpoint.step, unfinished, final, made))
+        except (OSError, CheckpointError) as error:
+            if self.crew.is_main:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            reason = error.message if isinstance(error, CheckpointError) else error
             raise CheckpointError(
-                f"{final} could not be saved: {error}",
+                f"{final} could not be saved: {reason}",
                 fix="free disk space or choose another run folder; earlier checkpoints are intact",
             ) from error
-        self._rotate({checkpoint.step, *keep_too})
+        if self.crew.is_main:
+            self._rotate({checkpoint.step, *keep_too})
         return final
+
+    def _begin(self, unfinished: Path, num_bytes: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._check_fence()
+        self._recover(f"{UNFINISHED}*{self._mark}")
+        self._check_space(num_bytes * self.crew.size)
+        unfinished.mkdir()
+
+    def _write(self, folder: Path, checkpoint: Checkpoint) -> dict:
+        """Write this rank's files; return their sizes and hashes."""
+        crew = self.crew
+        mark = f"{RANK}{crew.rank}" if crew.size > 1 else ""
+        files = {}
+        for group, tensors in checkpoint.tensors.items():
+            path = folder / f"{group}{mark}{TENSORS}"
+            files[path.name] = write_durably(path, _parts(path, tensors))
+        texts = {f"own_state{mark}.json": checkpoint.own_state}
+        if crew.is_main:
+            texts[STATE] = checkpoint.state
+        for name, content in texts.items():
+            files[name] = write_durably(folder / name, [json.dumps(content).encode()])
+        return {name: file._asdict() for name, file in files.items()}
+
+    def _finish(self, step: int, unfinished: Path, final: Path, made: list[dict]) -> None:
+        files = {name: Fingerprint(**file) for each in made for name, file in each.items()}
+        write_manifest(unfinished, step, files)
+        flush_folder(unfinished)
+        self._check_fence()
+        self._publish(unfinished, final)
 
     def _check_space(self, num_bytes: int) -> None:
         free = shutil.disk_usage(self.folder).free
@@ -128,15 +166,48 @@ class CheckpointStore:
             if not is_kept and step not in protected:
                 shutil.rmtree(path, ignore_errors=True)
 
+    @property
+    def _mark(self) -> str:
+        return f".{self.crew.group}" if self.crew.group else ""
+
+    def take_over(self) -> None:
+        """Make this group of processes the only one that may write here from now on.
+
+        Where a network falls in two, the other half may still be alive: its unfinished save is
+        deleted, so that it can no longer be renamed, and it will find that it has been replaced.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.crew.group:
+            aside = self.folder / f"{FENCE}.new"
+            write_durably(aside, [self.crew.group.encode()])
+            aside.replace(self.folder / FENCE)
+            flush_folder(self.folder)
+        self.recover()
+
+    def _check_fence(self) -> None:
+        path = self.folder / FENCE
+        if self.crew.group and path.exists() and path.read_text() != self.crew.group:
+            raise CheckpointError(
+                f"{self.folder} belongs to another group of processes, which has gone on with this"
+                " run",
+                fix="end this one",
+            )
+
     def recover(self) -> None:
         """Tidy up after a killed save: finish its renaming, delete what it left half written."""
+        self._recover(f"{UNFINISHED}*")
+
+    def _recover(self, unfinished_names: str) -> None:
         for replaced in self.folder.glob(f"{REPLACED}*"):
             final = self.folder / f"{PREFIX}{replaced.name.removeprefix(REPLACED)}"
             if final.exists():
                 shutil.rmtree(replaced, ignore_errors=True)
             else:
                 replaced.rename(final)
-        for unfinished in self.folder.glob(f"{UNFINISHED}*"):
+        for unfinished in self.folder.glob(unfinished_names):
             shutil.rmtree(unfinished, ignore_errors=True)
 
     # -- reading -----------------------------------------------------------------------------
@@ -159,13 +230,23 @@ class CheckpointStore:
         Raises:
             CheckpointError: there is none.
         """
+        return open_checkpoint(self.find_latest())
+
+    def find_latest(self) -> Path:
+        """Return the folder of the newest whole checkpoint, its files verified.
+
+        Raises:
+            CheckpointError: there is none.
+        """
         try:
             self.recover()
         except OSError as error:  # a read-only folder can still be resumed from elsewhere
             warnings.warn(f"{self.folder} could not be tidied up: {error}", stacklevel=2)
         for path in self.steps():
             try:
-                return load_checkpoint(path)
+                verify_checkpoint(path)
+                open_checkpoint(path)
+                return path
             except CheckpointError as error:
                 aside = set_aside(path, "damaged")
                 warnings.warn(f"{error.message}; set aside as {aside.name}", stacklevel=2)
@@ -189,10 +270,20 @@ def set_aside(path: Path, why: str) -> Path:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Verify and load one checkpoint folder.
+    """Verify and open one checkpoint folder.
 
     Raises:
         CheckpointError: a file is missing, damaged or not of this format.
+    """
+    verify_checkpoint(folder)
+    return open_checkpoint(folder)
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Compare every file with its hash, and the folder's name with its step.
+
+    Raises:
+        CheckpointError: something does not match.
     """
     folder = Path(folder)
     manifest = verify(folder)
@@ -201,12 +292,32 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             f"{folder} holds the checkpoint of step {manifest.step}: it was renamed",
             fix=f"rename it to {PREFIX}{manifest.step}, or use another",
         )
-    groups = [name for name in manifest.files if name.endswith(TENSORS)]
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Open a checkpoint that has been verified; its tensors are read where they are wanted.
+
+    Raises:
+        CheckpointError: a file is not of this format.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    groups: dict[str, list[Path]] = {}
+    own: dict[int, str] = {}
+    for name in manifest.files:
+        stem, _, rank = name.rpartition(".")[0].partition(RANK)
+        if name.endswith(TENSORS):
+            groups.setdefault(stem, []).append(folder / name)
+        elif stem == "own_state":
+            own[int(rank or 0)] = name
     try:
         return Checkpoint(
             step=manifest.step,
-            tensors={name.removesuffix(TENSORS): load_file(folder / name) for name in groups},
+            tensors={group: StoredTensors(paths) for group, paths in groups.items()},
             state=json.loads((folder / STATE).read_bytes()),
+            own_state={
+                str(rank): json.loads((folder / own[rank]).read_bytes()) for rank in sorted(own)
+            },
         )
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(
@@ -214,10 +325,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         ) from error
 
 
-def _parts(path: Path, tensors: dict[str, Tensor]) -> Iterator[memoryview | bytes]:
+def _parts(path: Path, tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:
     """Return the bytes of a safetensors file, tensor by tensor."""
     try:
-        header = lay_out(tensors)
+        header = lay_out(dict(tensors))
     except KeyError as error:
         raise CheckpointError(
             f"{path} cannot be written: safetensors has no {error}",

@@ -4,7 +4,6 @@ Imported by commands when they run, never at start-up: it brings torch.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -60,41 +59,18 @@ def build_trainer(config: RunConfig, *, run_dir: Path | None, resume: Path | Non
     train_data, val_data = build_data(config.data, config.seed)
     torch.manual_seed(config.seed)  # the weights too are the seed's
     model = build_model(config.model)
-    if run_dir is None and resume is None:
-        run_dir = next_run_dir(Path(config.output), config.name)
     settings = {name: getattr(config.trainer, name) for name in type(config.trainer).model_fields}
     return Trainer(
         model,
         train_data,
         val_data,
         run_dir=run_dir,
+        output=config.output,
         name=config.name,
         resume=resume,
         run_config=config,
         **settings,
     )
-
-
-def next_run_dir(output: Path, name: str) -> Path:
-    """Make and return `OUTPUT/NAME-N` with the first N that is free.
-
-    Raises:
-        ConfigError: if the folder cannot be made.
-    """
-    number = 1
-    try:
-        while True:
-            # mkdir, not a look before it: of two runs that start at once, one takes the next.
-            with suppress(FileExistsError):
-                path = output / f"{name}-{number}"
-                path.mkdir(parents=True)
-                return path
-            number += 1
-    except OSError as error:
-        raise ConfigError(
-            f"the run folder cannot be made in output={str(output)!r}: {error}",
-            fix="give another output, or --run-dir",
-        ) from error
 
 
 def build_evaluation_data(engine: ModelEngine, path: str) -> ImageDataset:

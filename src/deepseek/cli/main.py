@@ -16,8 +16,10 @@ import typer
 from deepseek.cli import (
     chaos,
     config,
+    doctor,
     evaluate,
     init,
+    launch,
     lr_range,
     predict,
     report,
@@ -45,6 +47,8 @@ app.command("report")(report.report)
 app.command("lr-range")(lr_range.lr_range)
 app.command("verify-resume")(verify_resume.verify_resume)
 app.command("chaos")(chaos.chaos)
+app.command("launch", context_settings=launch.CONTEXT_SETTINGS)(launch.launch)
+app.command("doctor")(doctor.doctor)
 app.add_typer(runs.app, name="runs")
 app.add_typer(config.app, name="config")
 

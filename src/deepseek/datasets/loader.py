@@ -17,7 +17,7 @@ from torch import Tensor
 from deepseek.datasets.foreign_dataset import ForeignDataset
 from deepseek.datasets.image_dataset import ImageDataset, too_many_bad
 from deepseek.datasets.ramp import Ramp
-from deepseek.datasets.sampler import BatchKeys, Progress
+from deepseek.datasets.sampler import BatchKeys, Key, Progress
 from deepseek.datasets.spec import DataSpec
 from deepseek.datasets.token_dataset import TokenDataset
 from deepseek.datasets.workers import Fetched, Workers
@@ -70,7 +70,8 @@ class DataLoader:
 
     Attributes:
         epoch: number of the pass that iteration gives next, from 0.
-        position: samples of this epoch that were handed out.
+        position: samples of this epoch that were handed out, over all ranks.
+        batch_samples: samples of the newest batch, over all ranks.
         num_bad: samples that were skipped as they could not be read.
     """
 
@@ -114,6 +115,8 @@ class DataLoader:
         self._spec: DataSpec | None = None
         self._workers: Workers | None = None
         self._bad: dict[int, str] = {}
+        self._share = (0, 1)
+        self.batch_samples = 0
         if isinstance(data, str | os.PathLike):
             self.load(data)
         elif data is not None:
@@ -150,7 +153,7 @@ class DataLoader:
         source = dataset if is_own else ForeignDataset(dataset, self.seed)
         keys = BatchKeys(
             len(source), self.batch_size, self.shuffle, self.drop_last, self.seed, self._progress,
-            self.ramp,
+            self.ramp, self._share,
         )  # fmt: skip
         if len(keys) == 0:
             raise DataError(
@@ -162,6 +165,17 @@ class DataLoader:
         self._dataset, self._source, self._keys = dataset, source, keys
         self._spec, self._workers, self._bad = source.spec, None, {}
         return self
+
+    def take_share(self, part: int, num_parts: int) -> None:
+        """Hand out only this part of every batch from now on; `position` counts whole batches.
+
+        A part may be empty at the end of an epoch: the batch is then `{}`.
+        """
+        self.close()
+        self._workers = None
+        self._share = (part, num_parts)
+        if self._keys is not None:
+            self._keys.share = self._share
 
     @property
     def is_bound(self) -> bool:
@@ -261,8 +275,9 @@ class DataLoader:
                 self.close()
                 raise fetched.error
             self._progress.position += fetched.num_samples
+            self.batch_samples = fetched.num_samples
             self._note_bad(fetched.bad)
-            if fetched.batch:
+            if fetched.batch or self._share != (0, 1):  # ranks take the same number of steps
                 yield fetched.batch
         self._progress.epoch += 1
         self._progress.position = 0
@@ -304,19 +319,21 @@ class DataLoader:
 
 
 class _Fetcher(torch.utils.data.Dataset):
-    """What torch's loader sees: a key (epoch, indices) gives a whole batch."""
+    """What torch's loader sees: a key gives a whole batch."""
 
     def __init__(self, source: BatchSource) -> None:
         self._source = source
 
-    def __getitems__(self, key: tuple[int, list[int]]) -> Fetched:
-        epoch, indices = key
+    def __getitems__(self, key: Key) -> Fetched:
+        epoch, indices, num_samples = key
+        if not indices:
+            return Fetched({}, num_samples, [])
         try:
             batch, bad = self._source.get_batch(indices, epoch)
         except DeepSeekError as error:
             # As a value: torch would rewrite the message around a traceback, and lose the fix.
-            return Fetched({}, len(indices), [], error)
-        return Fetched(batch, len(indices), bad)
+            return Fetched({}, num_samples, [], error)
+        return Fetched(batch, num_samples, bad)
 
 
 def choose_num_workers(num_workers: int | str, source: BatchSource, num_batches: int) -> int:

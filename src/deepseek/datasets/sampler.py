@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +19,20 @@ class Progress:
     position: int = 0
 
 
+class Key(NamedTuple):
+    """What a batch is made from."""
+
+    epoch: int
+    indices: list[int]
+    num_samples: int
+
+
 @dataclass
 class BatchKeys(torch.utils.data.Sampler):
-    """Yields the keys of each batch, (epoch, indices), from `progress` on to the end of its epoch.
+    """Yields the key of each batch from `progress` on to the end of its epoch.
 
-    The epoch travels with the indices: worker processes that outlive an epoch need no word of it.
+    A key is (epoch, indices, samples of the batch over all ranks). The epoch travels with the
+    indices: worker processes that outlive an epoch need no word of it.
 
     Args:
         num_samples: in the data set.
@@ -32,6 +42,7 @@ class BatchKeys(torch.utils.data.Sampler):
         seed: of the order.
         progress: read when iteration begins.
         ramp: size of a batch by the number of samples before it, over all epochs.
+        share: which part of every batch is taken, and of how many parts.
     """
 
     num_samples: int
@@ -41,6 +52,7 @@ class BatchKeys(torch.utils.data.Sampler):
     seed: int
     progress: Progress = field(default_factory=Progress)
     ramp: Ramp | None = None
+    share: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
         return self.count_batches(self.progress.epoch)
@@ -57,11 +69,12 @@ class BatchKeys(torch.utils.data.Sampler):
         whole = self.num_samples - self.num_samples % self.batch_size
         return whole if self.drop_last else self.num_samples
 
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+    def __iter__(self) -> Iterator[Key]:
         epoch, position = self.progress.epoch, self.progress.position
         order = epoch_order(self.num_samples, self.seed, epoch, shuffle=self.shuffle)
         for start, end in self._spans(epoch, position):
-            yield epoch, order[start:end].tolist()
+            first, last = share_of(end - start, *self.share)
+            yield Key(epoch, order[start + first : start + last].tolist(), end - start)
 
     def _spans(self, epoch: int, start: int) -> Iterator[tuple[int, int]]:
         while start < self.num_handed_out:
@@ -78,3 +91,10 @@ def epoch_order(num_samples: int, seed: int, epoch: int, *, shuffle: bool) -> np
     if not shuffle:
         return np.arange(num_samples)
     return permutation(num_samples, seed, epoch)
+
+
+def share_of(num_samples: int, part: int, num_parts: int) -> tuple[int, int]:
+    """Return where a part of a batch begins and ends; parts differ by one sample at the most."""
+    size, rest = divmod(num_samples, num_parts)
+    start = part * size + min(part, rest)
+    return start, start + size + (part < rest)

@@ -159,7 +159,8 @@ class Workers:
         return getattr(getattr(self._loader, "_iterator", None), "_workers", [])
 
     def _explain(self, error: Exception) -> DataError:
-        awaited = set(next(iter(self._keys), (0, []))[1])
+        key = next(iter(self._keys), None)
+        awaited = set(key.indices) if key is not None else set()
         processes = self._processes()
         hangs = "timed out" in str(error)
         suspects = [

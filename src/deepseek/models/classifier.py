@@ -38,9 +38,13 @@ class BlockModel(Classifier):
     """A classifier that is a row of blocks, which a pipeline may cut between any two.
 
     `forward` is `classify(blocks(embed(inputs)))`, where every block takes `beside(inputs)` too.
+
+    Attributes:
+        keeps_tokens: whether there are logits for every token, and `classify` treats each alone.
     """
 
     blocks: nn.ModuleList
+    keeps_tokens = False
 
     @abstractmethod
     def embed(self, inputs: Tensor) -> Tensor:
@@ -49,6 +53,10 @@ class BlockModel(Classifier):
         Raises:
             ConfigError: the inputs do not fit.
         """
+
+    def count_tokens(self, inputs: Tensor) -> int:
+        """Return T, the tokens of a sample in the blocks."""
+        return inputs.shape[1]
 
     def beside(self, inputs: Tensor) -> Mapping[str, Tensor]:
         """Return what every block takes beside the stream, by the name of the argument."""

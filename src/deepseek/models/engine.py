@@ -242,14 +242,20 @@ class ModelEngine(nn.Module):
         """
         if self.num_classes is None and not self._is_foreign:
             raise missing_head(self.architecture)
-        if inputs.dtype == torch.uint8:
-            inputs = self._normalize(inputs)
+        inputs = self.prepare(inputs)
         if self.graph == "static" and not self._is_compiled:
             self.module.compile()  # in place: names in the state dict stay as they are
             self._is_compiled = True
         return self.module(inputs)
 
-    def _normalize(self, inputs: Tensor) -> Tensor:
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """Return uint8 images normalised as `spec` says, anything else as it is.
+
+        Raises:
+            ConfigError: if the normalisation of uint8 images is unknown.
+        """
+        if inputs.dtype != torch.uint8:
+            return inputs
         if self.spec is not None and self.spec.normalization is not None:
             return self.spec.normalization.apply(inputs, self._compute_dtype(inputs.device.type))
         if self._is_foreign:

@@ -96,6 +96,8 @@ class GPT(BlockModel):
         torch.Size([1, 16, 65])
     """
 
+    keeps_tokens = True
+
     def __init__(
         self,
         context_length: int,

@@ -171,7 +171,7 @@ class VisionTransformer(BlockModel):
         self.image_size = (height, width)
         self.patch_size = patch_size
         self.patch_embed = PatchEmbedding(patch_size, channels, dim)
-        num_tokens = (height // patch_size) * (width // patch_size) + (pool == "cls")
+        num_tokens = self.count_tokens(torch.empty(0))
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if pool == "cls" else None
         self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, dim))
         self.dropout = nn.Dropout(dropout)
@@ -255,6 +255,11 @@ class VisionTransformer(BlockModel):
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
         return self.dropout(x + self.pos_embed)
+
+    def count_tokens(self, inputs: Tensor) -> int:
+        """Return the number of patches, and one for the class token."""
+        rows, columns = (side // self.patch_size for side in self.image_size)
+        return rows * columns + (self._config["pool"] == "cls")
 
     def classify(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B K"]:
         """Return the logits of the class token, or of the mean of the patches.

@@ -4,6 +4,8 @@ import torch
 
 from deepseek.datasets import DataLoader, DataSpec
 from deepseek.models import ModelEngine
+from deepseek.parallel.apply import ParallelModel
+from deepseek.parallel.data import reduction
 from deepseek.trainer.assembly import Assembly
 from deepseek.trainer.console import MIB, format_count
 from deepseek.trainer.run_folder import describe_device
@@ -27,8 +29,7 @@ def machine_line(device: torch.device, threads: int, run: str, seed: int, resume
 
 def model_line(engine: ModelEngine, assembly: Assembly, device: torch.device) -> str:
     """Return the line on the model and how it is trained."""
-    total = sum(p.numel() for p in engine.parameters())
-    trainable = sum(p.numel() for p in engine.parameters() if p.requires_grad)
+    total, trainable = assembly.num_parameters, assembly.num_trainable
     parts = [f"model  {engine.architecture}", f"{format_count(total)}params"]
     if trainable != total:
         parts.append(f"({format_count(trainable)}trainable)")
@@ -70,7 +71,8 @@ def data_line(train: DataLoader, val: DataLoader | None, spec: DataSpec) -> str:
 
 def _micro_batches(assembly: Assembly) -> list[str]:
     step = assembly.step
-    num = -(-assembly.batch_size // step.micro_batch_size)
+    shares = step.parallel.world.plan.num_shares
+    num = -(-assembly.batch_size // (step.micro_batch_size * shares))
     if num == 1:
         return []
     parts = [f"{num} micro-batches of {step.micro_batch_size}"]
@@ -79,3 +81,23 @@ def _micro_batches(assembly: Assembly) -> list[str]:
         extra = per_sample * (assembly.batch_size - step.micro_batch_size) / MIB
         parts.append(f"keep_graph holds all their graphs: {extra:,.0f} MiB more")
     return parts
+
+
+def plan_line(parallel: ParallelModel) -> str:
+    """Return the line on who computes what, and how gradients are reduced."""
+    world, plan = parallel.world, parallel.world.plan
+    parts = [f"parallel {plan.describe()}: {world.size} processes"]
+    if plan.num_shares > 1:
+        parts.append(f"{plan.num_shares} shares of each batch")
+    if plan.pp > 1:
+        stages = f"{plan.num_stages} stages"
+        parts.append(
+            f"{plan.settings.schedule} of {plan.num_micro_batches} micro-batches, {stages}"
+        )
+    if plan.tp > 1:
+        divided = ["heads and features"]
+        divided += ["tokens"] * parallel.divides_tokens + ["vocabulary"] * parallel.divides_logits
+        parts.append(f"tp divides {', '.join(divided)}")
+    if plan.num_shares * plan.cp > 1:
+        parts.append(reduction(world))
+    return "  ".join(parts)

@@ -1,7 +1,9 @@
 """From settings to a step that can be taken: every `auto` is resolved here, once."""
 
+import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,13 +13,16 @@ from deepseek.datasets import DataLoader, DataSpec
 from deepseek.datasets.ramp import Ramp
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
+from deepseek.parallel.apply import ParallelModel
+from deepseek.parallel.world import World
 from deepseek.trainer.boundary import Boundary
 from deepseek.trainer.device import choose_cpu_threads
 from deepseek.trainer.ema import ExponentialMovingAverage
 from deepseek.trainer.estimate import StepEstimate, estimate_step
 from deepseek.trainer.fp8 import convert_linears
 from deepseek.trainer.graph import StepGraph
-from deepseek.trainer.guard import Guard
+from deepseek.trainer.guard import BadStep, Guard
+from deepseek.trainer.micro_batches import MicroBatches
 from deepseek.trainer.optimizer import Optimizer
 from deepseek.trainer.precision import Precision, resolve_precision
 from deepseek.trainer.schedule import Schedule, resolve_warmup
@@ -45,6 +50,8 @@ class Assembly:
     predicted_memory_bytes: float | None
     cpu_threads: int
     sequence_ramp: Ramp | None
+    num_parameters: int
+    num_trainable: int
 
 
 def recipe_from(config: TrainerConfig, optimizer: Optimizer | None) -> Optimizer:
@@ -70,39 +77,33 @@ def assemble(
     recipe: Optimizer,
     config: TrainerConfig,
     loader: DataLoader,
-    device: torch.device,
+    world: World,
 ) -> Assembly:
-    """Put a bound engine on its device and build its step."""
+    """Put a bound engine on its device, or its part on this rank's, and build its step."""
+    device = world.device
     max_steps, num_epochs = count_steps(config, loader)
-    micro_batch_size = config.micro_batch_size
+    micro_batch_size = world.plan.micro_batch_size
     inputs = spec.fields["inputs"]
     # pictures come as uint8 and are normalised before the module
     dtype = torch.int64 if inputs.dtype == "int64" else torch.float32
     estimate = estimate_step(engine.module, inputs.shape, dtype)
     step_flops = estimate.step_flops(micro_batch_size) if estimate else None
     precision = resolve_precision(config.precision, device, step_flops)
-    channels_last = _place(engine, config, precision, device)
-    optimizer = recipe.bind(engine.module, frozenset(engine.hints.no_weight_decay))
+    channels_last = _place(engine, config, precision, world)
+    parameters = list(engine.parameters())
+    averaged = copy.deepcopy(engine) if config.ema_decay else None
+    parallel = _spread(engine, task, config, precision, world)
+    ema = None
+    if averaged is not None and config.ema_decay:
+        average = _spread(averaged, task, config, precision, world, trains=False)
+        ema = ExponentialMovingAverage(parallel, average, config.ema_decay)
+    optimizer = _bind(recipe, parallel)
     warmup = resolve_warmup(config.warmup, config.schedule, max_steps)
     schedule = Schedule(
         config.schedule, recipe.learning_rate, max_steps, warmup, config.min_lr_share
     )
-    step = TrainStep(
-        engine,
-        task,
-        optimizer,
-        schedule,
-        precision,
-        boundary=Boundary(engine.module, loader),
-        guard=Guard(engine.module, optimizer, config.loss_spike),
-        ema=ExponentialMovingAverage(engine, config.ema_decay) if config.ema_decay else None,
-        graph=StepGraph(engine, task, is_static="static" in (config.graph, engine.graph)),
-        micro_batch_size=micro_batch_size,
-        clip_grad_norm=config.clip_grad_norm,
-        keep_graph=config.keep_graph,
-        device=device,
-        channels_last=channels_last,
-    )
+    step = _build_step(engine, task, config, loader, parallel, optimizer, schedule, precision, ema)
+    step.channels_last = channels_last
     share = 1.0 if precision.name == "fp32" else 0.5
     memory, threads = None, torch.get_num_threads()
     if estimate:
@@ -126,17 +127,98 @@ def assemble(
         memory,
         threads,
         sequence_ramp(config, spec),
+        sum(p.numel() for p in parameters),
+        sum(p.numel() for p in parameters if p.requires_grad),
     )
 
 
-def _place(
-    engine: ModelEngine, config: TrainerConfig, precision: Precision, device: torch.device
-) -> bool:
+def _build_step(
+    engine: ModelEngine,
+    task: Task,
+    config: TrainerConfig,
+    loader: DataLoader,
+    parallel: ParallelModel,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    precision: Precision,
+    ema: ExponentialMovingAverage | None,
+) -> TrainStep:
+    world = parallel.world
+    is_static = "static" in (config.graph, engine.graph) and not world.is_distributed
+    micro_batches = MicroBatches(engine, parallel)
+    return TrainStep(
+        engine,
+        task,
+        optimizer,
+        schedule,
+        precision,
+        parallel=parallel,
+        boundary=Boundary(parallel.buffers(), loader),
+        guard=Guard(
+            parallel.weights.named_trained(), optimizer, config.loss_spike,
+            partial(agree_on_bad, world),
+        ),
+        ema=ema,
+        graph=StepGraph(
+            engine, task, is_static=is_static,
+            loss=partial(micro_batches.loss, task) if world.is_distributed else None,
+            forward=parallel.forward,
+        ),
+        micro_batch_size=world.plan.micro_batch_size,
+        clip_grad_norm=config.clip_grad_norm,
+        keep_graph=config.keep_graph,
+        device=world.device,
+        channels_last=False,
+    )  # fmt: skip
+
+
+def _spread(
+    engine: ModelEngine,
+    task: Task,
+    config: TrainerConfig,
+    precision: Precision,
+    world: World,
+    *,
+    trains: bool = True,
+) -> ParallelModel:
+    """Return the engine as this rank computes it."""
+    wanted = config.parallel.vocab_parallel
+    return ParallelModel(
+        engine,
+        world,
+        dtype=None if precision.name == "fp32" else precision.compute_dtype,
+        compiles=world.is_distributed and "static" in (config.graph, engine.graph),
+        takes_divided_logits=task.takes_divided_logits and wanted is not False,
+        trains=trains,
+    )
+
+
+def _bind(recipe: Optimizer, parallel: ParallelModel) -> torch.optim.Optimizer:
+    engine = parallel.engine
+    if not parallel.world.is_distributed:
+        return recipe.bind(engine.module, frozenset(engine.hints.no_weight_decay))
+    weights = parallel.weights.named_trained()
+    return recipe.bind_weights(weights, frozenset(engine.hints.no_weight_decay))
+
+
+def agree_on_bad(world: World, found: BadStep | None) -> BadStep | None:
+    """Return the bad step that the lowest rank has found, on every rank."""
+    if not world.is_distributed:
+        return found
+    named = world.exchange(None if found is None else [found.kind, found.detail])
+    for rank, each in enumerate(named):
+        if each is not None:
+            return BadStep(each[0], f"rank {rank}: {each[1]}")
+    return None
+
+
+def _place(engine: ModelEngine, config: TrainerConfig, precision: Precision, world: World) -> bool:
     """Put the model on its device, in its formats; return whether images are channels-last."""
     channels_last = config.channels_last
     if channels_last == "auto":
         channels_last = prefers_channels_last(engine.module)
-    engine.to(device)
+    if not world.is_distributed:  # else each rank takes its part, block by block
+        engine.to(world.device)
     if precision.name == "fp8":
         convert_linears(engine.module)
     if channels_last:

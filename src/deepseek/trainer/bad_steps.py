@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from deepseek.errors import CheckpointError, DivergedError
 from deepseek.trainer.guard import BadStep, Policy
 from deepseek.trainer.run_folder import RunFolder
-from deepseek.trainer.training_state import restore_weights
+from deepseek.trainer.training_state import find_checkpoint, restore_weights
 
 if TYPE_CHECKING:
     from deepseek.trainer.trainer import Trainer
@@ -82,7 +82,7 @@ class BadSteps:
     def _roll_back(self, trainer: "Trainer", bad: BadStep, step: int) -> str:
         try:
             trainer.saving.wait()
-            checkpoint = trainer.saving.store.load_latest()
+            checkpoint = find_checkpoint(trainer.saving.store, True, trainer.world)
             restore_weights(trainer, checkpoint)
         except CheckpointError as error:
             if not bad.is_lasting:  # it changed nothing: the state before it is as good

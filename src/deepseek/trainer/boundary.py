@@ -5,8 +5,10 @@ generators, the position in the data. They are kept here, so that a step can be 
 had never begun: for a signal, for a batch that does not fit into memory, for a loss that is NaN.
 """
 
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepseek.checkpoint import RandomState
 from deepseek.datasets import DataLoader
@@ -18,7 +20,7 @@ class Boundary:
     """Keeps what a step may change before its update.
 
     Args:
-        module: the model; its buffers are copied at each `open`.
+        buffers: of the model, by name; copied at each `open`.
         loader: the training data.
 
     Attributes:
@@ -27,9 +29,9 @@ class Boundary:
         data: the loader's state at the boundary.
     """
 
-    def __init__(self, module: nn.Module, loader: DataLoader) -> None:
+    def __init__(self, buffers: Mapping[str, Tensor], loader: DataLoader) -> None:
         self._loader = loader
-        self._buffers = dict(module.named_buffers())
+        self._buffers = dict(buffers)
         self._kept = {name: buffer.clone() for name, buffer in self._buffers.items()}
         # A mask of 2048 x 2048 is not copied at every step: torch counts the writes to a tensor.
         # (Not those of a batch norm, whose buffers are small.)
@@ -76,6 +78,14 @@ class Boundary:
     def buffers(self) -> dict[str, Tensor]:
         """Return the buffers at the boundary, by name."""
         return self._kept if self.is_open else self._buffers
+
+    def running_statistics(self) -> list[Tensor]:
+        """Return the small floating-point buffers, which ranks see different samples of."""
+        return [
+            buffer
+            for name, buffer in self._buffers.items()
+            if self._versions[name] < 0 and buffer.is_floating_point()
+        ]
 
     def rewind_buffers(self) -> None:
         """Put the buffers back: a batch that is skipped leaves no trace in running statistics."""

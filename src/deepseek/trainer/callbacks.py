@@ -71,7 +71,7 @@ class BestModel(Callback):
         if not self.is_better(value):
             return
         try:
-            trainer.trained_model.save(trainer.folder.model)
+            trainer.save_model()
         except OSError as error:
             trainer.warn(f"the best model so far could not be saved: {error}")
             return

@@ -5,12 +5,10 @@ n-th update, so that a short run is not held back by its start (Polyak & Juditsk
 is TensorFlow's).
 """
 
-import copy
-
 import torch
 from torch import Tensor
 
-from deepseek.models import ModelEngine
+from deepseek.parallel.apply import ParallelModel
 
 
 class ExponentialMovingAverage:
@@ -19,21 +17,26 @@ class ExponentialMovingAverage:
     Buffers (running statistics) are copied, not averaged.
 
     Args:
-        engine: the model that is trained, on its device.
+        source: the model that is trained.
+        average: another of the same weights, spread over ranks in the same way.
         decay: share that stays at each update, in [0, 1).
 
     Attributes:
-        engine: the averaged model, in eval mode.
+        average: the averaged model, in eval mode.
     """
 
-    def __init__(self, engine: ModelEngine, decay: float) -> None:
+    def __init__(self, source: ParallelModel, average: ParallelModel, decay: float) -> None:
         self.decay = decay
-        self._source = engine
-        self.engine = copy.deepcopy(engine).eval().requires_grad_(False)
-        averaged = dict(self.engine.module.named_parameters())
-        pairs = [(averaged[n], p) for n, p in engine.module.named_parameters()]
-        self._averaged: list[Tensor] = [mine for mine, p in pairs if p.is_floating_point()]
-        self._weights: list[Tensor] = [p for _, p in pairs if p.is_floating_point()]
+        self.average = average
+        self._source = source
+        average.engine.eval().requires_grad_(False)
+        pairs = [
+            (mine.local.detach(), theirs.local)
+            for mine, theirs in zip(average.weights.weights, source.weights.weights, strict=True)
+            if theirs.local.is_floating_point() and theirs.local.numel()
+        ]
+        self._averaged = [mine for mine, _ in pairs]
+        self._weights = [theirs for _, theirs in pairs]
 
     @torch.no_grad()
     def update(self, num_updates: int) -> None:
@@ -50,16 +53,10 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def follow_buffers(self) -> None:
         """Take the buffers of the trained model; called before the average is used."""
-        averaged = dict(self.engine.module.named_buffers())
-        for name, buffer in self._source.module.named_buffers():
+        averaged = self.average.buffers()
+        for name, buffer in self._source.buffers().items():
             averaged[name].copy_(buffer)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the averaged weights by name, not copied."""
-        return dict(self.engine.module.named_parameters())
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take averaged weights."""
-        for name, parameter in self.engine.module.named_parameters():
-            parameter.copy_(state[name])
+    def named(self) -> dict[str, Tensor]:
+        """Return the averaged weights that this rank holds, by name, not copied."""
+        return {w.name: w.local.detach() for w in self.average.weights.weights}

@@ -1,70 +1,23 @@
-"""Evaluation: metrics over a data set, and what the report shows of single samples."""
+"""Evaluation of a model on its own, and what the report shows of single samples."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from deepseek.datasets import DataLoader, ImageDataset, infer_spec
 from deepseek.models import ModelEngine
+from deepseek.parallel.apply import ParallelModel
+from deepseek.parallel.world import World
 from deepseek.trainer.device import resolve_device
-from deepseek.trainer.precision import Precision, resolve_precision
+from deepseek.trainer.evaluation_pass import Evaluation, evaluate
+from deepseek.trainer.precision import resolve_precision
 from deepseek.trainer.run_folder import RunFolder
-from deepseek.trainer.step import move_batch
-from deepseek.trainer.task import Batch, Task, resolve_task
+from deepseek.trainer.task import resolve_task
 
 NUM_SHOWN = 12
 THUMBNAIL_PIXELS = 128
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics by name, and what the task predicts per sample (and `index`) on the host."""
-
-    metrics: dict[str, float]
-    samples: dict[str, Tensor]
-
-
-@torch.inference_mode()
-def evaluate(
-    engine: ModelEngine,
-    batches: Iterable[Batch],
-    task: Task,
-    precision: Precision,
-    device: torch.device,
-    channels_last: bool,
-    keeps_samples: bool = False,
-    check: Callable[[], None] = lambda: None,
-) -> Evaluation:
-    """Run the model over `batches` in eval mode; the mode it was in is restored.
-
-    `check` is called before each batch; what it raises ends the evaluation.
-    """
-    was_training = engine.training
-    engine.eval()
-    metrics = task.new_metrics()
-    kept: dict[str, list[Tensor]] = {}
-    try:
-        for batch in batches:
-            check()
-            on_device = move_batch(batch, device, channels_last)
-            with precision.autocast():
-                outputs = engine(on_device["inputs"])
-            task.update_metrics(metrics, outputs, on_device)
-            if keeps_samples:
-                rows = {**task.predictions(outputs, on_device), "index": batch["index"]}
-                for name, value in rows.items():
-                    kept.setdefault(name, []).append(value.cpu())
-    finally:
-        engine.train(was_training)
-    return Evaluation(
-        {name: metric.compute() for name, metric in metrics.items()},
-        {name: torch.cat(values) for name, values in kept.items()},
-    )
 
 
 def evaluate_model(
@@ -91,7 +44,8 @@ def evaluate_model(
     task = resolve_task("auto", infer_spec(loader.dataset), 0.0)
     engine.to(where)
     chosen = resolve_precision(precision, where)
-    return evaluate(engine, loader, task, chosen, where, False).metrics
+    parallel = ParallelModel(engine, World.alone(where))
+    return evaluate(parallel, loader, task, chosen, False).metrics
 
 
 def evaluation_loader(data, batch_size: int, num_workers: int | Literal["auto"]) -> DataLoader:

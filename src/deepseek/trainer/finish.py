@@ -1,14 +1,15 @@
 """The end of a run: evaluation of the best model, summary, and what is drawn of it."""
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
+from deepseek.checkpoint import StoredTensors
 from deepseek.errors import PreemptedError
+from deepseek.parallel.apply import ParallelModel
 from deepseek.registry import Registry
 from deepseek.trainer.callbacks import BestModel
 from deepseek.trainer.console import format_seconds
@@ -16,6 +17,7 @@ from deepseek.trainer.evaluation import write_evaluation
 from deepseek.trainer.history import History
 from deepseek.trainer.signals import StopSignals
 from deepseek.trainer.throughput import peak_memory_bytes
+from deepseek.trainer.training_state import fill_model
 
 if TYPE_CHECKING:
     from deepseek.trainer.trainer import Trainer
@@ -63,7 +65,7 @@ def finish_run(trainer: "Trainer", signals: StopSignals) -> History:
 def _save_last_model(trainer: "Trainer") -> None:
     path = trainer.folder.model
     try:
-        trainer.trained_model.save(path)
+        trainer.save_model()
     except OSError as error:
         raise PreemptedError(
             f"the run is trained, but {path} could not be written: {error}",
@@ -83,6 +85,8 @@ def _write_outputs(
     except (OSError, SafetensorError) as error:  # a full disk: the model is trained
         trainer.warn(f"evaluation and summary could not be written: {error}")
     folder.add_event("finish", step=trainer.step, status=summary["status"])
+    if not trainer.world.is_main:
+        return
     written: list[Path] = [folder.model]
     for name in RUN_OUTPUTS.names():
         try:
@@ -103,11 +107,25 @@ def _write_outputs(
 
 def _evaluate_best(trainer: "Trainer", best_step: int | None, check: Callable[[], None]) -> None:
     """Evaluate the weights of `model.bin`; those of the trainer stay."""
-    engine = trainer.trained_model
-    if best_step not in (None, trainer.step):
-        engine = copy.deepcopy(engine)
-        engine.module.load_state_dict(load_file(trainer.folder.model), strict=False)
-    evaluation = trainer._evaluation(None, keeps_samples=True, check=check, engine=engine)
+    parallel = trainer.trained
+    with ExitStack() as stack:
+        if best_step not in (None, trainer.step):
+            stack.enter_context(_weights_of(parallel, trainer.folder.model))
+        evaluation = trainer._evaluation(None, keeps_samples=True, check=check)
+    if not trainer.world.is_main:
+        return
     data = trainer.val_loader.dataset if trainer.val_loader is not None else None
     step = trainer.step if best_step is None else best_step
     write_evaluation(trainer.folder, evaluation, step, trainer.spec.class_names, data)
+
+
+@contextmanager
+def _weights_of(parallel: ParallelModel, path: Path) -> Iterator[None]:
+    """Compute with the weights of a model file for a while."""
+    kept = [(part.tensor, part.tensor.clone()) for part in parallel.parts()]
+    try:
+        fill_model(parallel.parts(), StoredTensors([path]))
+        yield
+    finally:
+        for tensor, before in kept:
+            tensor.copy_(before)

@@ -30,6 +30,8 @@ class StepGraph:
         engine: the model.
         task: gives the loss.
         is_static: compile full micro-batches.
+        loss: from logits and a micro-batch; the task's own by default.
+        forward: from inputs to logits; the engine by default.
 
     Attributes:
         num_compiled, num_eager: micro-batches that went either way.
@@ -39,9 +41,17 @@ class StepGraph:
         on_other_shape: told, once per shape, of a micro-batch that is not compiled.
     """
 
-    def __init__(self, engine: ModelEngine, task: Task, *, is_static: bool) -> None:
-        self._engine = engine
-        self._task = task
+    def __init__(
+        self,
+        engine: ModelEngine,
+        task: Task,
+        *,
+        is_static: bool,
+        loss: Callable[[Tensor, Batch], Tensor] | None = None,
+        forward: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._forward = forward or engine
+        self._loss_of = loss or task.loss
         self.is_static = is_static
         self.num_compiled = self.num_eager = self.num_graphs = 0
         self.compile_s = 0.0
@@ -82,7 +92,7 @@ class StepGraph:
         return is_whole and len(inputs) == micro_batch_size
 
     def _loss(self, batch: Batch) -> Tensor:
-        return self._task.loss(self._engine(batch["inputs"]), batch)
+        return self._loss_of(self._forward(batch["inputs"]), batch)
 
     def _run_compiled(self, batch: Batch) -> Tensor:
         if self._compiled is None:

@@ -7,12 +7,12 @@ A bad step changes nothing; what then happens is the policy's: abort, skip, roll
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
     from deepseek.trainer.task import Batch
@@ -47,46 +47,65 @@ class Guard:
     """Judges steps.
 
     Args:
-        module: the model that is trained.
-        optimizer: its optimizer.
+        weights: those that are trained, as this rank holds them, by name.
+        optimizer: theirs.
         spike: a loss above this many times the median of the last 64 is bad; `None`: never.
+        agree: what all ranks make of what each has found; where it is called, all call it.
     """
 
     def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, spike: float | None
+        self,
+        weights: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        spike: float | None,
+        agree: Callable[["BadStep | None"], "BadStep | None"] = lambda found: found,
     ) -> None:
-        self._module = module
+        self._weights = weights
         self._optimizer = optimizer
+        self._agree = agree
         self._spike = spike
         self._losses: list[float] = []
         self._watch: _Watch | None = None
         self._steps_since_scan = 0
+        self._has_looked = False
+
+    def finds_damage(self) -> bool:
+        """Return whether weights or optimizer state have been written to, and are not finite."""
+        self._has_looked = True
+        return self._must_scan() and self._judge_here({}) is not None
 
     def judge(
-        self, loss: float, grad_norm: float | None, batch: "Batch", *, gradient_may_overflow: bool
+        self,
+        loss: float,
+        grad_norm: float | None,
+        batch: "Batch",
+        *,
+        gradient_may_overflow: bool,
+        is_suspect: bool = False,
     ) -> BadStep | None:
-        """Return what is wrong with a step, or `None`.
+        """Return what is wrong with a step, or `None`; the same on every rank.
 
         Args:
             loss: mean over the items of the step.
             grad_norm: L2 norm of the gradient.
             batch: looked at only to name what is wrong.
             gradient_may_overflow: in fp16 with loss scaling an infinite gradient is normal.
+            is_suspect: some rank `finds_damage`.
         """
-        is_finite = math.isfinite(loss)
+        is_finite = math.isfinite(loss) and not is_suspect
         if grad_norm is not None and not gradient_may_overflow:
             is_finite = is_finite and math.isfinite(grad_norm)
-        if is_finite and not self._must_scan():
+        has_looked, self._has_looked = self._has_looked, False
+        if is_finite and (has_looked or not self._must_scan()):
             return self._judge_height(loss)
-        if (bad := self._explain(loss, grad_norm, batch, gradient_may_overflow)) is not None:
-            return bad
-        return self._judge_height(loss)
+        bad = self._agree(self._explain(loss, grad_norm, batch, gradient_may_overflow))
+        return bad if bad is not None else self._judge_height(loss)
 
     def _must_scan(self) -> bool:
         """Return whether weights and optimizer state have to be read, tensor by tensor."""
         self._steps_since_scan += 1
         if self._watch is None or not self._watch.is_current():
-            self._watch = _Watch(self._module, self._optimizer)
+            self._watch = _Watch(self._weights, self._optimizer)
             self._steps_since_scan = SCAN_EVERY
         if self._steps_since_scan < SCAN_EVERY and self._watch.is_untouched():
             return False
@@ -117,7 +136,7 @@ class Guard:
         self, loss: float, grad_norm: float | None, batch: "Batch", gradient_may_overflow: bool
     ) -> BadStep | None:
         """Find the cause; the sums may also have overflowed without any, then return `None`."""
-        if (bad := self.judge_state({})) is not None:
+        if (bad := self._judge_here({})) is not None:
             return bad
         inputs = batch.get("inputs")
         if inputs is not None and inputs.is_floating_point() and not _is_finite(inputs):
@@ -128,16 +147,19 @@ class Guard:
             return BadStep("loss", f"loss={loss}")
         if gradient_may_overflow or grad_norm is None or math.isfinite(grad_norm):
             return None
-        grads = {n: p.grad for n, p in self._module.named_parameters() if p.grad is not None}
+        grads = {n: p.grad for n, p in self._weights.items() if p.grad is not None}
         name = first_not_finite(grads)
         where = f"the gradient of {name} is not finite" if name else f"its norm is {grad_norm}"
         return BadStep("gradient", where)
 
     def judge_state(self, ema: Mapping[str, Tensor]) -> BadStep | None:
         """Return what must not be written to a checkpoint, or `None`. Waits for the device."""
+        return self._agree(self._judge_here(ema))
+
+    def _judge_here(self, ema: Mapping[str, Tensor]) -> BadStep | None:
         for kind, what, tensors in (
-            ("weights", "the weight", _trained(self._module)),
-            ("optimizer", "the optimizer's", _state_of(self._module, self._optimizer)),
+            ("weights", "the weight", self._weights),
+            ("optimizer", "the optimizer's", _state_of(self._weights, self._optimizer)),
             ("weights", "the averaged weight", ema),
         ):
             if (name := first_not_finite(tensors)) is not None:
@@ -166,12 +188,8 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.detach()).all())
 
 
-def _trained(module: nn.Module) -> dict[str, Tensor]:
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
-
-
-def _state_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = {id(p): name for name, p in module.named_parameters()}
+def _state_of(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names = {id(p): name for name, p in weights.items()}
     return {
         f"{key} of {names.get(id(parameter), '?')}": value
         for parameter, state in optimizer.state.items()
@@ -192,12 +210,11 @@ class _Watch:
     up to a third of a small step.
     """
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
         self._num_states = len(optimizer.state)
         self._last = _last_state(optimizer)
-        state = _state_of(module, optimizer)
-        self._tensors = [*_trained(module).values(), *state.values()]
+        self._tensors = [*weights.values(), *_state_of(weights, optimizer).values()]
         self.note()
 
     def is_current(self) -> bool:

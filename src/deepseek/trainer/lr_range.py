@@ -106,6 +106,11 @@ def lr_range_test(
             fix=f"give 0 < min_lr < max_lr, and at least {MIN_POINTS} steps",
         )
     step, loader = trainer.assembly.step, trainer.train_loader
+    if step.parallel.world.is_distributed:
+        raise ConfigError(
+            "the learning-rate range test runs in one process",
+            fix="run it without deepseek launch",
+        )
     kept = copy.deepcopy((trainer.model.module.state_dict(), step.optimizer.state_dict()))
     random, place, ema = RandomState.read(), loader.state_dict(), step.ema
     step.ema = None
@@ -137,8 +142,8 @@ def _climb(
             batches = iter(trainer.train_loader)
             batch = next(batches)
         lr = min_lr * (max_lr / min_lr) ** (number / (num_steps - 1))
-        loss_sum = step.accumulate(batch)
-        loss = float(loss_sum) / max(1, step.task.count_items(batch))
+        accumulated = step.accumulate(batch)
+        loss = float(accumulated.loss_sum) / max(1, accumulated.num_items)
         average = SMOOTHING * average + (1 - SMOOTHING) * loss
         smoothed = average / (1 - SMOOTHING ** (number + 1))
         least = min(least, smoothed)
@@ -146,7 +151,7 @@ def _climb(
             break
         lrs.append(lr)
         losses.append(loss)
-        step.update(batch, loss_sum, number, lr=lr)
+        step.update(batch, step.measure(accumulated), number, lr=lr)
     return lrs, losses
 
 

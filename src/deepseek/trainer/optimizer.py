@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deepseek.errors import ConfigError
 from deepseek.registry import Registry
@@ -80,7 +80,7 @@ class Optimizer:
             not have.
 
     Example:
-        >>> from torch import nn
+        >>> from torch import Tensor, nn
         >>> bound = Optimizer(algorithm="adam", learning_rate=0.001).bind(nn.Linear(2, 2))
         >>> type(bound).__name__, len(bound.param_groups)
         ('Adam', 2)
@@ -133,8 +133,20 @@ class Optimizer:
         Raises:
             ConfigError: the module has nothing to train.
         """
+        trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        if not trained:
+            raise ConfigError(
+                f"{type(module).__name__} has no parameter that requires a gradient",
+                fix="unfreeze a part of the model (requires_grad_(True)), or only evaluate it",
+            )
+        return self.bind_weights(trained, no_weight_decay)
+
+    def bind_weights(
+        self, weights: Mapping[str, Tensor], no_weight_decay: frozenset[str] = frozenset()
+    ) -> torch.optim.Optimizer:
+        """Return the torch optimizer over weights, or this rank's parts of them, by name."""
         entry = OPTIMIZERS.get(self.algorithm)
-        groups = group_parameters(module, self.weight_decay, no_weight_decay)
+        groups = group_parameters(weights, self.weight_decay, no_weight_decay)
         settings: dict = {"lr": self.learning_rate, **self.options}
         devices = {parameter.device.type for group in groups for parameter in group["params"]}
         if entry.has_fused and devices <= FUSED_DEVICES and len(devices) == 1:
@@ -157,23 +169,13 @@ class Optimizer:
 
 
 def group_parameters(
-    module: nn.Module, weight_decay: float, no_weight_decay: frozenset[str] = frozenset()
+    weights: Mapping[str, Tensor], weight_decay: float, no_weight_decay: frozenset[str]
 ) -> ParamGroups:
-    """Split parameters into one group with and one without weight decay.
-
-    Raises:
-        ConfigError: no parameter of `module` requires a gradient.
-    """
+    """Split weights into one group with and one without weight decay."""
     decayed, plain = [], []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            is_plain = parameter.ndim <= 1 or name in no_weight_decay
-            (plain if is_plain else decayed).append(parameter)
-    if not decayed and not plain:
-        raise ConfigError(
-            f"{type(module).__name__} has no parameter that requires a gradient",
-            fix="unfreeze a part of the model (requires_grad_(True)), or only evaluate it",
-        )
+    for name, weight in weights.items():
+        is_plain = weight.ndim <= 1 or name in no_weight_decay
+        (plain if is_plain else decayed).append(weight)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},

@@ -24,10 +24,12 @@ class RunFolder:
 
     Args:
         path: the folder.
+        is_writer: whether this process writes; on several ranks one does.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, is_writer: bool = True) -> None:
         self.path = Path(path)
+        self.is_writer = is_writer
         self.checkpoints = self.path / "checkpoints"
         self.evaluation = self.path / "evaluation"
         self.model = self.path / "model.bin"
@@ -37,8 +39,8 @@ class RunFolder:
         self._unwritten: list[str] = []
 
     @classmethod
-    def create(cls, name: str, path: str | Path | None = None) -> "RunFolder":
-        """Make `runs/NAME-N` with the next free N, or exactly `path`, which must hold no run yet.
+    def create(cls, name: str, path: str | Path | None = None, output: Path = RUNS) -> "RunFolder":
+        """Make `OUTPUT/NAME-N` with the next free N, or exactly `path`, which must hold no run yet.
 
         Raises:
             ConfigError: `path` holds a run already, or the folder cannot be made.
@@ -49,13 +51,16 @@ class RunFolder:
             number = 1
             while True:
                 try:
-                    (RUNS / f"{name}-{number}").mkdir(parents=True)
-                    return cls(RUNS / f"{name}-{number}")
+                    (output / f"{name}-{number}").mkdir(parents=True)
+                    return cls(output / f"{name}-{number}")
                 except FileExistsError:
                     number += 1
         except OSError as error:
             raise ConfigError(
-                f"the run folder cannot be made: {error}", fix="choose another run_dir"
+                f"the run folder cannot be made in output={str(output)!r}: {error}"
+                if path is None
+                else f"the run folder cannot be made: {error}",
+                fix="choose another output, or run_dir",
             ) from error
 
     @classmethod
@@ -69,7 +74,13 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def find(cls, name: str, path: str | Path | None, resume: str | Path | bool) -> "RunFolder":
+    def find(
+        cls,
+        name: str,
+        path: str | Path | None,
+        resume: str | Path | bool,
+        output: Path = RUNS,
+    ) -> "RunFolder":
         """Return the run to resume: what `resume` names, else `path`, else the newest.
 
         Raises:
@@ -80,8 +91,8 @@ class RunFolder:
         elif path is not None:
             folder = Path(path)
         else:
-            found = [run for run in RUNS.glob(f"{name}-*") if run.name[len(name) + 1 :].isdigit()]
-            folder = max(found, key=lambda run: int(run.name[len(name) + 1 :]), default=RUNS)
+            found = [run for run in output.glob(f"{name}-*") if run.name[len(name) + 1 :].isdigit()]
+            folder = max(found, key=lambda run: int(run.name[len(name) + 1 :]), default=output)
         if folder.name.startswith("step_"):
             folder = folder.parent.parent
         if not (folder / "checkpoints").is_dir():
@@ -93,6 +104,8 @@ class RunFolder:
 
     def write_json(self, name: str, body: dict) -> None:
         """Write `body` as the file `name`, whole or not at all."""
+        if not self.is_writer:
+            return
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.new")
@@ -101,12 +114,19 @@ class RunFolder:
 
     def add_event(self, kind: str, **details: object) -> None:
         """Append a line to `events.jsonl`; where the disk is full, with a later one."""
+        if not self.is_writer:
+            return
         event = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "kind": kind, **details}
         self._unwritten.append(json.dumps(event) + "\n")
         with suppress(OSError), self.events.open("a", encoding="utf-8") as file:
             file.write("".join(self._unwritten))
             file.flush()
             self._unwritten.clear()
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file."""
+        if self.is_writer:
+            (self.path / name).write_text(text, encoding="utf-8")
 
     def read_events(self) -> list[dict]:
         """Return the events, oldest first; a line that was cut off is left out."""
@@ -120,7 +140,7 @@ class RunFolder:
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the lines of `metrics.jsonl` after `step`: a resumed run writes them again."""
-        if not self.metrics.exists():
+        if not self.is_writer or not self.metrics.exists():
             return
         kept = []
         for line in self.metrics.read_text(encoding="utf-8").splitlines():

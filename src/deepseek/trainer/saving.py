@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from deepseek.checkpoint import BackgroundSaver, CheckpointStore
+from deepseek.checkpoint import BackgroundSaver, CheckpointStore, Crew
 from deepseek.errors import CheckpointError
 from deepseek.trainer.guard import BadStep
 from deepseek.trainer.training_state import capture
@@ -27,8 +27,13 @@ class Saving:
     def __init__(self, trainer: "Trainer") -> None:
         config = trainer.config
         self._trainer = trainer
+        world = trainer.world
+        crew = None
+        if world.is_distributed:
+            timeout_s = config.parallel.start_timeout_s
+            crew = Crew(world.rank, world.size, world.store(), timeout_s, world.name)
         self.store = CheckpointStore(
-            trainer.folder.checkpoints, config.keep_checkpoints, config.keep_every
+            trainer.folder.checkpoints, config.keep_checkpoints, config.keep_every, crew
         )
         self._saver = BackgroundSaver(self.store)
         self._last: tuple[int, bool, Path] | None = None  # step, is_complete, folder
@@ -36,7 +41,7 @@ class Saving:
     def find_bad(self) -> BadStep | None:
         """Return what must not be saved: a weight or state that is not finite."""
         step = self._trainer.assembly.step
-        return step.guard.judge_state(step.ema.state_dict() if step.ema else {})
+        return step.guard.judge_state(step.ema.named() if step.ema else {})
 
     def save(self) -> Path:
         """Write a checkpoint now, unless the state has not changed since the last one.

@@ -6,6 +6,10 @@ batches of an evaluation
 elsewhere (a long backward,      after GRACE_S a thread saves the state at the last step boundary;
 a compilation, a stuck loader)   if the loop does not come round, the process ends
 ```
+On several ranks a signal only counts once all have agreed on it, in the reduction of a step or
+between the batches of an evaluation: then they save together. A rank that does not get that far in
+RANK_GRACE_S ends without saving; the last checkpoint stands.
+
 The signal wakes the thread through a socket that C writes to: Python code of the main thread need
 not run for it.
 """
@@ -28,6 +32,7 @@ if hasattr(signal, "SIGUSR1"):
     EXIT_CODES[signal.SIGUSR1] = 75
 GRACE_S = 2.0
 LEAVE_S = 1.0
+RANK_GRACE_S = 25.0
 
 
 class StopRequested(Exception):
@@ -45,9 +50,18 @@ class StopSignals:
             from the loop or from the watching thread, with `lock` held.
         ends_process: whether the process may be ended where the loop does not come round; not in
             a notebook.
+        is_alone: whether a signal counts at once; otherwise `take` says when.
     """
 
-    def __init__(self, save: Callable[[], str], ends_process: bool | None = None) -> None:
+    def __init__(
+        self,
+        save: Callable[[], str],
+        ends_process: bool | None = None,
+        *,
+        is_alone: bool = True,
+    ) -> None:
+        self._is_alone = is_alone
+        self._counts = is_alone
         self.received: signal.Signals | None = None
         self.lock = threading.RLock()
         self._save = save
@@ -96,13 +110,23 @@ class StopSignals:
 
     # -- the loop ----------------------------------------------------------------------------
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether a signal has come that the other ranks do not know of."""
+        return self.received is not None and not self._counts
+
+    def take(self, number: int) -> None:
+        """All ranks have agreed to leave for this signal, which may have come to another."""
+        self.received = signal.Signals(number)
+        self._counts = True
+
     def check(self) -> None:
         """Leave what can be begun again.
 
         Raises:
             StopRequested: a signal has come.
         """
-        if self.received is not None:
+        if self.received is not None and self._counts:
             raise StopRequested
 
     @contextmanager
@@ -124,7 +148,7 @@ class StopSignals:
             KeyboardInterrupt: SIGINT.
             PreemptedError: SIGTERM (exit code 143) and SIGUSR1 (75).
         """
-        if self.received is None:
+        if self.received is None or not self._counts:
             return
         with self.lock:
             if self._saved is None:
@@ -149,6 +173,10 @@ class StopSignals:
         number = self._wait_for_signal()
         if number is None or self._has_left.wait(GRACE_S):
             return
+        if not self._is_alone:
+            if not self._has_left.wait(RANK_GRACE_S - GRACE_S) and self._ends_process:
+                self._end("the last checkpoint stands")
+            return
         with self.lock:
             if self._has_left.is_set():
                 return
@@ -157,11 +185,15 @@ class StopSignals:
                 self._saved = self._save()
         if self._has_left.wait(LEAVE_S) or not self._ends_process:
             return
-        sys.stderr.write(f"stopped by {self.received.name}; {self._saved}\n")
+        self._end(self._saved)
+
+    def _end(self, state: str) -> None:
+        received = self.received or signal.SIGTERM
+        sys.stderr.write(f"stopped by {received.name}; {state}\n")
         sys.stderr.flush()
         for child in multiprocessing.active_children():
             child.kill()
-        os._exit(EXIT_CODES[self.received])
+        os._exit(EXIT_CODES[received])
 
     def _wait_for_signal(self) -> int | None:
         """Return the number of the first of our signals, or `None` when the run is over."""

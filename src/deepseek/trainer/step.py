@@ -2,32 +2,67 @@
 
 ```
 accumulate(batch)   forward and backward of every micro-batch; may be abandoned at any point
+measure(...)        loss and gradient norm over all ranks, in one all-reduce; changes nothing
 update(...)         judged first, then clipping, optimizer, moving average; never abandoned
 ```
-The loss of every micro-batch is divided by the count of items of the *whole* step, so that
-accumulated gradients equal those of the large batch, also when the last micro-batch is smaller or
-samples differ in length.
+The loss of every micro-batch is divided by the count of items of the *whole* step over all ranks,
+so that gradients equal those of the large batch on one device, also when the last micro-batch is
+smaller, a rank has fewer samples or samples differ in length.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
+from deepseek.parallel.apply import ParallelModel
 from deepseek.trainer.boundary import Boundary
 from deepseek.trainer.clock import Clock
 from deepseek.trainer.ema import ExponentialMovingAverage
 from deepseek.trainer.graph import StepGraph
 from deepseek.trainer.guard import BadStep, Guard
+from deepseek.trainer.micro_batches import MicroBatches, move_batch
 from deepseek.trainer.out_of_memory import is_out_of_memory
 from deepseek.trainer.precision import Precision
 from deepseek.trainer.schedule import Schedule
 from deepseek.trainer.task import Batch, Task
 
 MIN_SCALE = 1.0  # what overflows in fp16 without being scaled up is not the scale's fault
+
+
+class Accumulated(NamedTuple):
+    """What forward and backward passes leave behind, beside gradients.
+
+    `loss_sum` is a scalar on the device, summed over the items of this rank; the counts are those
+    of all ranks.
+    """
+
+    loss_sum: Tensor
+    num_items: int
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A step before its update, the same on every rank.
+
+    Attributes:
+        loss_sum: scalar, over all items.
+        norm: L2 norm of the gradient, a scalar on the device.
+        is_suspect: some rank has found something that is not finite.
+        wants_stop: some rank wants the run to end after this step.
+    """
+
+    accumulated: Accumulated
+    loss_sum: Tensor
+    norm: Tensor
+    is_suspect: bool
+    wants_stop: bool
 
 
 @dataclass(frozen=True)
@@ -37,10 +72,11 @@ class StepResult:
     Attributes:
         loss_sum: scalar tensor on the device, over `num_items` items.
         num_items: what the loss is a mean over.
-        num_samples: in the batch.
+        num_samples: in the batch, over all ranks.
         lr: learning rate of the update.
         grad_norm: L2 norm of the gradient before clipping, on the device; `None` where unknown.
         bad: what was wrong; then nothing was updated.
+        wants_stop: whether some rank wants the run to end.
     """
 
     loss_sum: Tensor
@@ -49,6 +85,7 @@ class StepResult:
     lr: float
     grad_norm: Tensor | None
     bad: BadStep | None = None
+    wants_stop: bool = False
 
 
 class TrainStep:
@@ -60,6 +97,7 @@ class TrainStep:
         optimizer: a bound torch optimizer.
         schedule: gives the learning rate of each step.
         precision: the compute dtype.
+        parallel: the model as this rank computes it.
         boundary: keeps what a step changes before its update.
         guard: judges a step before its update.
         ema: follows the weights, or `None`.
@@ -79,6 +117,7 @@ class TrainStep:
         schedule: Schedule,
         precision: Precision,
         *,
+        parallel: ParallelModel,
         boundary: Boundary,
         guard: Guard,
         ema: ExponentialMovingAverage | None,
@@ -94,6 +133,7 @@ class TrainStep:
         self.optimizer = optimizer
         self.schedule = schedule
         self.precision = precision
+        self.parallel = parallel
         self.boundary = boundary
         self.guard = guard
         self.ema = ema
@@ -106,26 +146,34 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
         self.on_halved: Callable[[int], None] = lambda size: None
         self.clock: Clock = Clock()
-        self._parameters = [p for p in engine.parameters() if p.requires_grad]
+        self._world = parallel.world
+        self._parameters = [weight.local for weight in parallel.weights.trained]
+        self._micro_batches = MicroBatches(engine, parallel)
 
     # -- forward and backward ----------------------------------------------------------------
 
-    def accumulate(self, batch: Batch, check: Callable[[], None] = lambda: None) -> Tensor:
+    def accumulate(
+        self,
+        batch: Batch,
+        check: Callable[[], None] = lambda: None,
+        num_samples: int | None = None,
+    ) -> Accumulated:
         """Add the gradient of a batch to `.grad` and return the summed loss, on the device.
 
         Where memory runs out, the micro-batch is halved and the batch begun again, as if it had
         never been tried; `on_halved` is told the new size.
 
         Args:
-            batch: `inputs` (B, ...), `targets` (B, ...), still on the host.
+            batch: `inputs` (B, ...), `targets` (B, ...), this rank's part, still on the host.
             check: called between micro-batches; what it raises abandons the step.
+            num_samples: of the batch over all ranks; those of `batch` where not given.
 
         Raises:
             ConfigError: a single sample does not fit into memory.
         """
         while True:
             try:
-                return self.accumulate_once(batch, check)
+                return self.accumulate_once(batch, check, num_samples)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -133,24 +181,73 @@ class TrainStep:
             # outside `except`: the traceback holds the tensors of the failed pass
             self._halve(len(batch["targets"]), shortage)
 
-    def accumulate_once(self, batch: Batch, check: Callable[[], None] = lambda: None) -> Tensor:
+    def accumulate_once(
+        self,
+        batch: Batch,
+        check: Callable[[], None] = lambda: None,
+        num_samples: int | None = None,
+    ) -> Accumulated:
         """As `accumulate`, but a lack of memory is left to the caller."""
-        num_items = max(1, self.task.count_items(batch))
+        if num_samples is None:
+            num_samples = len(batch["targets"])
+        if self.parallel.context is not None and batch:
+            batch = self.parallel.context.cut_targets(dict(batch))
+        items = self._world.start_sum_items(self.task.count_items(batch) if batch else 0)
+        if self.parallel.pipeline is not None:
+            loss_sum = self._through_pipeline(batch, items.get)
+            return Accumulated(loss_sum, items.get(), num_samples)
         loss_sum: Tensor | None = None
         graphs: list[Tensor] = []
-        for micro_batch in self.split(batch):
+        for micro_batch, is_last in self._split_evenly(batch, num_samples):
             check()
             with self.clock.phase("data"):
                 on_device = move_batch(micro_batch, self.device, self.channels_last)
-            with self.clock.phase("forward"), self.precision.autocast():
-                micro_loss = self.graph.forward(on_device, self.micro_batch_size)
-            with self.clock.phase("backward"):
-                self._backward(micro_loss / num_items)
+            with self.parallel.reduces_now(is_last):
+                with (
+                    self.clock.phase("forward"),
+                    self.precision.autocast(),
+                    self.parallel.loss_context(),
+                ):
+                    micro_loss = self.graph.forward(on_device, self.micro_batch_size)
+                with self.clock.phase("backward"), self.parallel.loss_context():
+                    self._backward(micro_loss, items.get())
             if self.keep_graph:
                 graphs.append(micro_loss)
             detached = micro_loss.detach()
             loss_sum = detached if loss_sum is None else loss_sum + detached
-        return loss_sum if loss_sum is not None else torch.zeros(())
+        return Accumulated(
+            loss_sum if loss_sum is not None else torch.zeros(()), items.get(), num_samples
+        )
+
+    def _split_evenly(self, batch: Batch, num_samples: int) -> Iterator[tuple[Batch, bool]]:
+        """Yield as many micro-batches on every rank, and whether each is the last."""
+        parts = list(self.split(batch)) if batch else []
+        if self._world.is_distributed:
+            share = -(-num_samples // self._world.plan.num_shares)
+            missing = max(1, -(-share // self.micro_batch_size)) - len(parts)
+            parts += [self._micro_batches.empty() for _ in range(missing)]
+        for number, part in enumerate(parts, 1):
+            yield part, number == len(parts)
+
+    def _through_pipeline(self, batch: Batch, num_items: Callable[[], int]) -> Tensor:
+        pipeline = self.parallel.pipeline
+        if pipeline is None:
+            raise RuntimeError("there is no pipeline")
+        # by number: a schedule tries the loss once before its first step, to know the shapes
+        losses: dict[int, Tensor] = {}
+        with self.clock.phase("data"):
+            on_device = move_batch(batch, self.device, self.channels_last)
+            parts, inputs = self._micro_batches.fill(on_device)
+
+        def loss_of(logits: Tensor, number: int) -> Tensor:
+            loss = self._micro_batches.loss(self.task, logits, parts[number])
+            losses[number] = loss.detach()
+            loss = loss * (self.parallel.gradient_factor / max(1, num_items()))
+            return self.scaler.scale(loss) if self.precision.needs_scaler else loss
+
+        with self.clock.phase("forward"), self.precision.autocast(), self.parallel.loss_context():
+            pipeline.run(inputs, loss_of)
+        return sum(losses.values(), torch.zeros((), device=self.device))
 
     def split(self, batch: Batch) -> Iterator[Batch]:
         """Cut a batch into parts of `micro_batch_size` samples, the last one smaller."""
@@ -161,12 +258,23 @@ class TrainStep:
         for start in range(0, num_samples, size):
             yield {name: value[start : start + size] for name, value in batch.items()}
 
-    def _backward(self, loss: Tensor) -> None:
+    def _backward(self, loss_sum: Tensor, num_items: int) -> None:
+        loss = loss_sum / max(1, num_items)
+        if self.parallel.gradient_factor != 1.0:
+            loss = loss * self.parallel.gradient_factor
         if self.precision.needs_scaler:
             loss = self.scaler.scale(loss)
         self.graph.backward(loss, retain_graph=self.keep_graph)
 
     def _halve(self, num_samples: int, shortage: str) -> None:
+        if self._world.is_distributed:
+            raise ConfigError(
+                f"rank {self._world.rank} is out of memory with micro-batches of"
+                f" {self.micro_batch_size} samples: {shortage}",
+                fix="raise grad_accum_steps (or parallel.micro_batches in a pipeline), or divide"
+                " the model further: fsdp, tp",
+                see="docs/errors.md#memory",
+            )
         if min(self.micro_batch_size, num_samples) == 1:
             raise ConfigError(
                 f"one sample alone does not fit into memory: {shortage}",
@@ -190,15 +298,50 @@ class TrainStep:
 
     def abandon(self) -> None:
         """Undo an unfinished `accumulate`: no gradient, buffers and generators as before."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.parallel.weights.drop_gradients()
         self.boundary.rewind()
 
-    # -- update ------------------------------------------------------------------------------
+    # -- measure and update ------------------------------------------------------------------
+
+    def measure(self, accumulated: Accumulated, wants_stop: bool = False) -> Measured:
+        """Return loss and gradient norm over all ranks. Changes nothing but gradients' scale.
+
+        Args:
+            accumulated: what `accumulate` returned.
+            wants_stop: whether this rank wants the run to end after the step.
+        """
+        grads = self.parallel.take_gradients()
+        if self.precision.needs_scaler:
+            self.scaler.unscale_(self.optimizer)
+        if not self._world.is_distributed:
+            norm = total_norm(grads)
+            return Measured(accumulated, accumulated.loss_sum, norm, False, wants_stop)
+        squares = self.parallel.weights.sum_of_squares(total_norm)
+        speaks = self._world.speaks_for_outputs
+        sums = self._world.agree(
+            [
+                float(accumulated.loss_sum) if speaks else 0.0,
+                squares,
+                float(self.guard.finds_damage()),
+                float(wants_stop),
+            ]
+        )
+        norm = math.sqrt(sums[1]) if sums[1] >= 0 else math.nan
+        if self.precision.needs_scaler and not math.isfinite(norm):
+            for found in self.scaler._found_inf_per_device(self.optimizer).values():
+                found.fill_(1.0)  # an overflow on one rank is one on all
+        return Measured(
+            accumulated,
+            torch.tensor(sums[0], dtype=torch.float32),
+            torch.tensor(norm, dtype=torch.float32, device=self.device),
+            is_suspect=sums[2] > 0,
+            wants_stop=sums[3] > 0,
+        )
 
     def update(
         self,
         batch: Batch,
-        loss_sum: Tensor,
+        measured: Measured,
         step: int,
         replayed: BadStep | None = None,
         lr: float | None = None,
@@ -207,24 +350,21 @@ class TrainStep:
 
         Args:
             batch: what `accumulate` was given.
-            loss_sum: what it returned.
+            measured: what `measure` returned.
             step: number of the update, from 0; sets the learning rate.
             replayed: treat the step as bad, as it was when it was first taken.
             lr: learning rate of the update; by the schedule where it is not given.
         """
-        num_items = self.task.count_items(batch)
+        (_, num_items, num_samples), norm = measured.accumulated, measured.norm
         lr = self.schedule.lr(step) if lr is None else lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if self.precision.needs_scaler:
-            self.scaler.unscale_(self.optimizer)
-        grads = [p.grad for p in self._parameters if p.grad is not None]
-        norm = total_norm(grads)
         bad = replayed or self.guard.judge(
-            float(loss_sum) / max(1, num_items),
+            float(measured.loss_sum) / max(1, num_items),
             float(norm),
             batch,
             gradient_may_overflow=self._may_overflow(),
+            is_suspect=measured.is_suspect,
         )
         if bad is None:
             try:
@@ -241,8 +381,11 @@ class TrainStep:
             self.boundary.rewind_buffers()
             if self.precision.needs_scaler:
                 self.scaler.update(self.scaler.get_scale())  # forget this step's unscaling
-        self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss_sum, num_items, len(batch["targets"]), lr, norm, bad)
+        self.parallel.weights.drop_gradients()
+        self._world.average(self.boundary.running_statistics())
+        return StepResult(
+            measured.loss_sum, num_items, num_samples, lr, norm, bad, measured.wants_stop
+        )
 
     def _may_overflow(self) -> bool:
         """Return whether an infinite gradient only says that its scale was too large."""
@@ -272,19 +415,3 @@ def total_norm(grads: list[Tensor]) -> Tensor:
     # torch.nn.utils.get_total_norm without its grouping by device, which costs as much again
     norms = torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
     return torch.linalg.vector_norm(torch.stack(norms))
-
-
-def move_batch(batch: Batch, device: torch.device, channels_last: bool) -> dict[str, Tensor]:
-    """Return the batch on `device`; images of four dims as NHWC where asked.
-
-    Copies from pinned memory do not block; `index` stays on the host, where it is used.
-    """
-    moved = {}
-    for name, value in batch.items():
-        if name == "index":
-            moved[name] = value
-        elif channels_last and value.ndim == 4:
-            moved[name] = value.to(device, memory_format=torch.channels_last, non_blocking=True)
-        else:
-            moved[name] = value.to(device, non_blocking=True)
-    return moved

@@ -25,6 +25,8 @@ class Task(ABC):
     monitor: str
     """The metric that says which model is best."""
     higher_is_better: bool
+    takes_divided_logits = False
+    """Whether `loss` may be given logits that are divided between ranks by classes (a DTensor)."""
 
     def count_items(self, batch: Batch) -> int:
         """Return how many items the loss of this batch is a mean over. No device wait."""
@@ -111,6 +113,8 @@ class LanguageModellingTask(Task):
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
+        # torch's loss_parallel has no label smoothing
+        self.takes_divided_logits = label_smoothing == 0.0
 
     def count_items(self, batch: Batch) -> int:
         """Return the number of tokens that have a target."""

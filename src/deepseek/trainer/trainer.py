@@ -4,7 +4,6 @@ What a step is belongs to `TrainStep`, what a batch means to `Task`, what is sho
 the loggers.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,39 +13,37 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor, nn
 
-from deepseek.config import (
-    RunConfig,
-    TrainerConfig,
-    TrainerSettings,
-    dump_config,
-    validate_settings,
-)
+from deepseek.config import RunConfig, TrainerConfig, TrainerSettings
 from deepseek.datasets import DataLoader, ImageDataset, infer_spec
 from deepseek.datasets.classes import check_same_classes
 from deepseek.datasets.host_memory import release_freed_memory
-from deepseek.errors import ConfigError, PreemptedError
+from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
-from deepseek.trainer.announcement import data_line, machine_line, model_line
-from deepseek.trainer.assembly import Assembly, assemble, choose_batch_size, recipe_from
+from deepseek.parallel.apply import ParallelModel
+from deepseek.parallel.tensor import explain_mixture
+from deepseek.parallel.world import World
+from deepseek.trainer.agreement import agree_if_asked, agree_to_stop, stop_check
+from deepseek.trainer.assembly import Assembly, assemble, recipe_from
 from deepseek.trainer.bad_steps import BadSteps
 from deepseek.trainer.callbacks import BestModel, Callback, EarlyStopping
-from deepseek.trainer.console import Console
 from deepseek.trainer.device import cpu_threads, resolve_device
-from deepseek.trainer.evaluation import Evaluation, evaluate, evaluation_loader
+from deepseek.trainer.evaluation import evaluation_loader
+from deepseek.trainer.evaluation_pass import Evaluation, evaluate
 from deepseek.trainer.finish import finish_run
 from deepseek.trainer.history import History
-from deepseek.trainer.loggers import open_loggers
+from deepseek.trainer.model_saving import save_model
+from deepseek.trainer.opening import begin_records, open_folder
 from deepseek.trainer.optimizer import Optimizer
+from deepseek.trainer.planning import configure, plan_run
 from deepseek.trainer.probe import probe
 from deepseek.trainer.profiler import Profiler
 from deepseek.trainer.progress import RunProgress
 from deepseek.trainer.recorder import Recorder
-from deepseek.trainer.run_folder import RunFolder, describe_environment
+from deepseek.trainer.run_folder import RUNS, RunFolder
 from deepseek.trainer.saving import Saving
 from deepseek.trainer.signals import StopRequested, StopSignals
 from deepseek.trainer.step import StepResult
 from deepseek.trainer.task import Batch, Task, resolve_task
-from deepseek.trainer.training_state import find_checkpoint, restore
 
 
 class Trainer:
@@ -61,7 +58,8 @@ class Trainer:
         callbacks: observers, beside best-model and early stopping.
         resume: `True` (the newest run of this name, or `run_dir`), a run folder, or a checkpoint
             folder.
-        run_dir: folder of the run; `runs/NAME-N` by default.
+        run_dir: folder of the run; `OUTPUT/NAME-N` by default.
+        output: where numbered run folders are made.
         name: of the run.
         run_config: the whole configuration file, stored with the run; the settings below where
             there was none.
@@ -88,25 +86,27 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         resume: bool | str | Path | None = None,
         run_dir: str | Path | None = None,
+        output: str | Path = RUNS,
         name: str = "run",
         run_config: RunConfig | None = None,
         optimizer: str | Optimizer = "adamw",
         **settings: Unpack[TrainerSettings],
     ) -> None:
         recipe = optimizer if isinstance(optimizer, Optimizer) else None
-        self.config: TrainerConfig = _configure(settings, optimizer, train_data)
+        self.config: TrainerConfig = configure(settings, optimizer, train_data)
         self.recipe = recipe_from(self.config, recipe)
         self.model = model if isinstance(model, ModelEngine) else ModelEngine.wrap(model)
         self.train_loader = self._train_loader(train_data)
+        self.spec = infer_spec(self.train_loader.dataset)
+        self.plan = plan_run(self.config, self.model, self.spec)
+        self.device = resolve_device(self.config.device, self.plan.is_distributed)
         self.val_loader = None
         if val_data is not None:
             self.val_loader = evaluation_loader(
-                val_data, self.config.micro_batch_size, self.config.num_workers
+                val_data, self._evaluation_batch_size(), self.config.num_workers
             )
             if isinstance(val_data, ImageDataset) and isinstance(train_data, ImageDataset):
                 check_same_classes(train_data, val_data)
-        self.spec = infer_spec(self.train_loader.dataset)
-        self.device = resolve_device(self.config.device)
         self.task = resolve_task(task, self.spec, self.config.label_smoothing)
         self.monitor = self.config.monitor if self.config.monitor != "auto" else self.task.monitor
         # "accuracy" style names rise, losses and errors fall; a task knows its own
@@ -119,12 +119,22 @@ class Trainer:
         self.progress = RunProgress()
         self.recorder = Recorder(self.train_loader, self.device, self.monitor)
         self.stop_reason: str | None = None
-        self._bad_steps = BadSteps(self.config.on_bad_step, self.config.max_bad_steps)
-        self._resume, self._run_dir = resume, run_dir
-        self._name, self._run_config = name, run_config
+        self.bad_steps = BadSteps(self.config.on_bad_step, self.config.max_bad_steps)
+        self._resume = resume
+        self._run_dir = None if run_dir is None else Path(run_dir)
+        self._output = Path(output)
+        self.name, self.run_config = name, run_config
+        self.wish: str | None = None  # of this rank; the reason is what all agree on
         self._folder: RunFolder | None = None
+        self._world: World | None = None
         self._assembly: Assembly | None = None
         self._saving: Saving | None = None
+
+    def _evaluation_batch_size(self) -> int:
+        """Samples of an evaluation's batch over all ranks: a full micro-batch for each of them."""
+        plan = self.plan
+        per_rank = plan.micro_batch_size * (plan.num_micro_batches if plan.pp > 1 else 1)
+        return per_rank * plan.num_shares
 
     def _train_loader(self, data) -> DataLoader:
         if isinstance(data, DataLoader):
@@ -166,6 +176,20 @@ class Trainer:
             raise ConfigError("the run folder exists once fit() has begun", fix="call fit() first")
         return self._folder
 
+    @folder.setter
+    def folder(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    @property
+    def world(self) -> World:
+        """The processes of the run; they meet at the first use."""
+        if self._world is None:
+            self._world = World(self.plan, self.device)
+            for loader in (self.train_loader, self.val_loader):
+                if loader is not None and self._world.is_distributed:
+                    loader.take_share(*self._world.share)
+        return self._world
+
     @property
     def saving(self) -> Saving:
         """The checkpoints of the run; they exist once `fit` has begun."""
@@ -177,29 +201,43 @@ class Trainer:
     def assembly(self) -> Assembly:
         """The step and everything that was derived for it; built on first use."""
         if self._assembly is None:
+            world = self.world
             # a head that is built now depends on the seed alone
             torch.manual_seed(self.config.seed)
             self.model.bind(self.spec)
             self._assembly = assemble(
                 self.model, self.task, self.spec, self.recipe, self.config, self.train_loader,
-                self.device,
+                world,
             )  # fmt: skip
             self._assembly.step.on_halved = self._note_halved
             self._assembly.step.graph.on_other_shape = self._note_other_shape
         return self._assembly
 
     @property
-    def trained_model(self) -> ModelEngine:
+    def trained(self) -> ParallelModel:
         """What is evaluated and saved: the moving average of the weights where there is one."""
-        ema = self.assembly.step.ema
-        if ema is None:
-            return self.model
-        ema.follow_buffers()
-        return ema.engine
+        step = self.assembly.step
+        if step.ema is None:
+            return step.parallel
+        step.ema.follow_buffers()
+        return step.ema.average
+
+    def save_model(self) -> None:
+        """Write the model as it is now to the run's `model.bin`; every rank calls it.
+
+        Raises:
+            OSError: the disk is full, or forbids it.
+        """
+        save_model(self.trained, self.folder.model)
 
     def request_stop(self, reason: str) -> None:
-        """Ask the run to end after the current step; the first reason counts."""
-        self.stop_reason = self.stop_reason or reason
+        """Ask the run to end after the current step; the first reason counts.
+
+        On several ranks they agree first: the run may take one more step.
+        """
+        self.wish = self.wish or reason
+        if not self.world.is_distributed:
+            self.stop_reason = self.wish
 
     def fit(self) -> History:
         """Train to the end, a stop or a signal, and return the history.
@@ -213,8 +251,9 @@ class Trainer:
         if self.config.deterministic:
             torch.use_deterministic_algorithms(True)
         assembly = self.assembly
-        resumed = self._open_folder()
-        self._begin_records(assembly, resumed)
+        resumed = open_folder(self, self._resume, self._run_dir, self._output)
+        begin_records(self, assembly, resumed)
+        self.world.begin_watch(self.folder.path / "hang", self._note_hang)
         self.model.train()
         if self.config.profile:
             assembly.step.clock = Profiler(self.folder.path / "profile", self.device)
@@ -222,19 +261,30 @@ class Trainer:
         try:
             self._emit("on_fit_begin")
             leave = self.saving.save_to_leave
-            with cpu_threads(assembly.cpu_threads), StopSignals(leave) as signals:
+            alone = not self.world.is_distributed
+            with (
+                cpu_threads(assembly.cpu_threads),
+                StopSignals(leave, is_alone=alone) as signals,
+            ):
                 try:
                     if self.config.grad_accum_steps == "auto" and not resumed:
                         probe(self)
                     self._loop(assembly, signals)
+                    self.world.mark("the end of the run")
                     return finish_run(self, signals)
                 except StopRequested:
                     signals.leave_if_asked()
                     raise
         except BaseException as error:
-            self._note_failure(error)
+            explained = None
+            if isinstance(error, RuntimeError):
+                explained = self.world.explain_loss(error) or explain_mixture(self.model, error)
+            self._note_failure(explained or error)
+            if explained is not None:
+                raise explained from error
             raise
         finally:
+            self.world.end_watch()
             self.saving.close()
             self.recorder.close()
             for loader in (self.train_loader, self.val_loader):
@@ -244,22 +294,8 @@ class Trainer:
             self.model.graph = model_graph
             release_freed_memory()
 
-    def _begin_records(self, assembly: Assembly, resumed: str) -> None:
-        is_image = len(self.spec.fields["inputs"].shape) == 3
-        console = Console(
-            self.folder.log, "console" in self.config.loggers, sample="img" if is_image else "seq"
-        )
-        run = str(self.folder.path)
-        console.line(
-            machine_line(self.device, assembly.cpu_threads, run, self.config.seed, resumed)
-        )
-        console.line(model_line(self.model, assembly, self.device))
-        console.line(data_line(self.train_loader, self.val_loader, self.spec))
-        settings = self.config.model_dump(mode="json")
-        loggers = open_loggers(
-            self.config.loggers, self.folder, self.config.wandb_mode, settings, self.step, self.warn
-        )
-        self.recorder.begin(console, loggers, self.step, assembly.max_steps, assembly.num_epochs)
+    def _note_hang(self, text: str) -> None:
+        self.folder.add_event("hang", step=self.step, message=text)
 
     def _note_failure(self, error: BaseException) -> None:
         message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -277,30 +313,40 @@ class Trainer:
             signals.leave_if_asked()
             step.boundary.open(is_step=True)
             asked = perf_counter()
+            self.world.mark("the data of the next batch", progress.step)
             with step.clock.phase("data"):
                 while (batch := next(batches, None)) is None:
                     batches = iter(self.train_loader)
                 if assembly.sequence_ramp is not None:
                     batch = step.shorten(batch, assembly.sequence_ramp.value(progress.step))
             waited_s = perf_counter() - asked
-            loss_sum = step.accumulate(batch, signals.check)
+            self.world.mark("forward and backward passes")
+            num_samples = self.train_loader.batch_samples if self.world.is_distributed else None
+            accumulated = step.accumulate(batch, signals.check, num_samples)
+            wants_stop = self.wish is not None or signals.is_pending
+            self.world.mark("the sum of loss and gradient norm")
+            with step.clock.phase("optimizer"):
+                measured = step.measure(accumulated, wants_stop)
+            self.world.mark("update and records")
             with signals.commit():
-                replayed = self._bad_steps.replayed(progress.step)
+                replayed = self.bad_steps.replayed(progress.step)
                 with step.clock.phase("optimizer"):
-                    result = step.update(batch, loss_sum, progress.step, replayed)
+                    result = step.update(batch, measured, progress.step, replayed)
                 step.boundary.close()
                 progress.step += 1
                 progress.is_complete = False
                 with step.clock.phase("logging"):
                     self._after_step(assembly, result, waited_s)
                 step.clock.end_step()
+            if result.wants_stop and self.world.is_distributed:
+                agree_to_stop(self, signals)
             self._complete(assembly, signals)
 
     def _after_step(self, assembly: Assembly, result: StepResult, waited_s: float) -> None:
         self.recorder.add_step(result, waited_s)
         self.progress.num_bad_in_a_row += 1
         if result.bad is not None:
-            self._bad_steps.handle(self, result.bad, self.step - 1)
+            self.bad_steps.handle(self, result.bad, self.step - 1)
         else:
             self.progress.num_bad_in_a_row = 0
             if self.step % assembly.log_every == 0:
@@ -320,7 +366,9 @@ class Trainer:
         if evaluates:
             began = perf_counter()
             assembly.step.boundary.open(is_step=False)
-            found = self._evaluation(None, keeps_samples=False, check=signals.check).metrics
+            found = self._evaluation(
+                None, keeps_samples=False, check=stop_check(self, signals)
+            ).metrics
             metrics = {f"val_{name}": value for name, value in found.items()}
             self.recorder.pause(began)
         with signals.commit():
@@ -336,10 +384,13 @@ class Trainer:
                 self._emit("on_epoch_end", record)
             assembly.step.boundary.close()
             self.progress.is_complete = True
+            if ends_epoch:
+                agree_if_asked(self, signals)
             if _due(self.step, config.checkpoint_every, ends_epoch):
+                self.world.mark("a checkpoint")
                 if (bad := self.saving.find_bad()) is not None:
                     self.progress.num_bad_in_a_row += 1
-                    self._bad_steps.handle(self, bad, self.step - 1)
+                    self.bad_steps.handle(self, bad, self.step - 1)
                 self.saving.save_in_background(metrics)
 
     def _note_halved(self, micro_batch_size: int) -> None:
@@ -367,40 +418,6 @@ class Trainer:
     def _emit(self, event: str, *arguments: object) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(self, *arguments)
-
-    def _open_folder(self) -> str:
-        """Make or find the run folder; return what the first line says of a resume."""
-        try:
-            return self._begin_folder()
-        except OSError as error:
-            raise PreemptedError(
-                f"the run folder cannot be written: {error}",
-                fix="free the disk, or copy the run folder to where it can be written, and resume",
-            ) from error
-
-    def _begin_folder(self) -> str:
-        if not self._resume:
-            self._folder = RunFolder.create(self._name, self._run_dir)
-            self._write_config()
-            environment = describe_environment(self.config.seed, self.device)
-            self.folder.write_json("environment.json", environment)
-            torch.manual_seed(self.config.seed)
-            return ""
-        self._folder = RunFolder.find(self._name, self._run_dir, self._resume)
-        restore(self, find_checkpoint(self.saving.store, self._resume))
-        self._bad_steps.read_journal(self.folder, self.step)
-        self.folder.rewind_metrics(self.step)
-        self._write_config()  # a resumed run may have been given more epochs
-        self.folder.add_event("resume", step=self.step)
-        return f"resumed at step {self.step} (verified)"
-
-    def _write_config(self) -> None:
-        """Write every setting as YAML: the whole file where there was one."""
-        if self._run_config is not None:
-            text = dump_config(self._run_config)
-        else:  # JSON is YAML, and has no surprises
-            text = json.dumps({"trainer": self.config.model_dump(mode="json")}, indent=1) + "\n"
-        (self.folder.path / "config.yaml").write_text(text, encoding="utf-8")
 
     def save(self) -> Path:
         """Write a checkpoint of everything that training depends on, and return its folder.
@@ -433,43 +450,26 @@ class Trainer:
         data,
         keeps_samples: bool,
         check: Callable[[], None] = lambda: None,
-        engine: ModelEngine | None = None,
     ) -> Evaluation:
         loader = self.val_loader
         if data is not None:
-            loader = evaluation_loader(data, self.config.batch_size, self.config.num_workers)
+            loader = evaluation_loader(data, self._evaluation_batch_size(), self.config.num_workers)
+            if self.world.is_distributed:
+                loader.take_share(*self.world.share)
         if loader is None:
             raise ConfigError(
                 "nothing to evaluate on", fix="pass val_data to Trainer, or data here"
             )
         assembly = self.assembly
         return evaluate(
-            engine or self.trained_model,
+            self.trained,
             loader,
             self.task,
             assembly.precision,
-            self.device,
             assembly.channels_last,
             keeps_samples,
             check,
         )
-
-
-def _configure(settings: TrainerSettings, optimizer: str | Optimizer, train_data) -> TrainerConfig:
-    given: dict = dict(settings)
-    if isinstance(optimizer, Optimizer):
-        held = {"lr", "weight_decay", "momentum", "betas"}
-        if twice := sorted(key for key in held & given.keys() if given[key] != "auto"):
-            raise ConfigError(
-                f"{', '.join(twice)} set beside an Optimizer recipe, which holds the like",
-                fix="set them in the Optimizer, or name the optimizer as a string",
-            )
-        optimizer = optimizer.algorithm
-    given["optimizer"] = optimizer
-    given["batch_size"] = choose_batch_size(given.get("batch_size"), train_data)
-    if given.get("max_steps") is not None:
-        given.setdefault("epochs", None)
-    return validate_settings(TrainerConfig, given)
 
 
 def _due(step: int, every: int | Literal["epoch"] | None, ends_epoch: bool) -> bool:

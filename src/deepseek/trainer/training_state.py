@@ -1,17 +1,24 @@
 """Everything that training depends on, to a checkpoint and back."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from deepseek.checkpoint import (
     Checkpoint,
     CheckpointStore,
     RandomState,
+    StoredTensors,
     join_state,
-    load_checkpoint,
+    open_checkpoint,
     split_state,
+    verify_checkpoint,
 )
 from deepseek.errors import CheckpointError, ConfigError, DeepSeekError
+from deepseek.models.tensor_part import TensorPart
+from deepseek.parallel.world import World
 
 if TYPE_CHECKING:
     from deepseek.trainer.trainer import Trainer
@@ -20,42 +27,56 @@ if TYPE_CHECKING:
 def capture(trainer: "Trainer") -> Checkpoint:
     """Return the state of a run at its last step boundary. Tensors are not copied."""
     step, boundary = trainer.assembly.step, trainer.assembly.step.boundary
-    optimizer, optimizer_rest = split_state(step.optimizer)
-    model = trainer.model.module.state_dict()
-    kept = boundary.buffers()
-    model.update((name, kept[name]) for name in kept.keys() & model.keys())
-    tensors = {"model": model, "optimizer": optimizer}
+    weights = step.parallel.weights
+    optimizer, optimizer_rest = split_state(step.optimizer, weights.named_trained(), weights.cut)
+    tensors = {
+        "model": _written(step.parallel.parts(boundary.buffers())),
+        "optimizer": _written(optimizer),
+    }
     if step.ema is not None:
-        tensors["ema"] = step.ema.state_dict()
+        averaged = step.ema.average.weights.weights
+        tensors["ema"] = _written(p for w in averaged for p in w.parts(w.local.detach()))
     state = {
         "data": boundary.data if boundary.is_open else trainer.train_loader.state_dict(),
-        "random": (boundary.random if boundary.is_open else RandomState.read()).to_json(),
         "batch_size": trainer.train_loader.batch_size,
         "micro_batch_size": step.micro_batch_size,
-        "optimizer": optimizer_rest,
+        "plan": step.parallel.world.plan.describe(),
         "scaler": step.scaler.state_dict(),
         "guard": step.guard.state_dict(),
         "recorder": trainer.recorder.state_dict(),
         "callbacks": [callback.state_dict() for callback in trainer.callbacks],
         "progress": trainer.progress.state_dict(),
     }
-    return Checkpoint(trainer.progress.step, tensors, state)
+    own_state = {
+        "random": (boundary.random if boundary.is_open else RandomState.read()).to_json(),
+        "optimizer": optimizer_rest,
+    }
+    return Checkpoint(trainer.progress.step, tensors, state, own_state)
 
 
-def find_checkpoint(store: CheckpointStore, resume: bool | str | Path) -> Checkpoint:
-    """Load the checkpoint that `resume` names, or the newest whole one of the run.
+def _written(parts: Iterable[TensorPart]) -> dict[str, Tensor]:
+    return {part.key: part.tensor for part in parts if part.is_written}
+
+
+def find_checkpoint(store: CheckpointStore, resume: bool | str | Path, world: World) -> Checkpoint:
+    """Open the checkpoint that `resume` names, or the newest whole one of the run.
 
     A named one becomes the newest: those after it belong to a course that the run leaves, and are
-    set aside.
+    set aside. Rank 0 verifies it and decides for all.
 
     Raises:
         CheckpointError: there is none, or the named one is damaged.
     """
-    if not isinstance(resume, bool) and Path(resume).name.startswith("step_"):
-        checkpoint = load_checkpoint(Path(resume))
-        store.set_aside_after(checkpoint.step)
-        return checkpoint
-    return store.load_latest()
+
+    def decide() -> str:
+        if isinstance(resume, bool) or not Path(resume).name.startswith("step_"):
+            return str(store.find_latest())
+        verify_checkpoint(Path(resume))
+        step = open_checkpoint(Path(resume)).step
+        store.set_aside_after(step)
+        return str(resume)
+
+    return open_checkpoint(Path(world.lead(decide)))
 
 
 def restore(trainer: "Trainer", checkpoint: Checkpoint) -> None:
@@ -92,13 +113,18 @@ def _restore(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     restore_weights(trainer, checkpoint)
     step.scaler.load_state_dict(state["scaler"])
     step.guard.load_state_dict(state["guard"])
-    step.micro_batch_size = min(step.micro_batch_size, state["micro_batch_size"])
+    world = step.parallel.world
+    if not world.is_distributed and state["plan"] == world.plan.describe():
+        step.micro_batch_size = min(step.micro_batch_size, state["micro_batch_size"])
     trainer.train_loader.load_state_dict(state["data"])
     trainer.recorder.load_state_dict(state["recorder"])
     for callback, saved in zip(trainer.callbacks, state["callbacks"], strict=False):
         callback.load_state_dict(saved)
     trainer.progress.load_state_dict(state["progress"])
-    RandomState.from_json(state["random"]).restore()
+    if state["plan"] == world.plan.describe():
+        RandomState.from_json(checkpoint.own_state[str(world.rank)]["random"]).restore()
+    else:  # another layout has other streams: begun anew, from seed and step
+        world.seed(trainer.config.seed + 7919 * (1 + checkpoint.step))
 
 
 def restore_weights(trainer: "Trainer", checkpoint: Checkpoint) -> None:
@@ -109,13 +135,46 @@ def restore_weights(trainer: "Trainer", checkpoint: Checkpoint) -> None:
         CheckpointError: the optimizer's state does not fit.
     """
     step = trainer.assembly.step
-    try:
-        trainer.model.module.load_state_dict(checkpoint.tensors["model"])
-    except RuntimeError as error:
-        raise ConfigError(
-            f"the checkpoint holds another model: {str(error).splitlines()[0]}",
-            fix="resume with the model that the run was started with",
-        ) from error
-    join_state(step.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
+    weights = step.parallel.weights
+    fill_model(step.parallel.parts(), checkpoint.tensors["model"])
+    rests = [own["optimizer"] for own in checkpoint.own_state.values()]
+    rest = {
+        "scalars": {name: v for each in rests for name, v in each["scalars"].items()},
+        "param_groups": max((each["param_groups"] for each in rests), key=len),
+    }
+    stored = _stored(checkpoint.tensors["optimizer"])
+    join_state(step.optimizer, weights.named_trained(), weights.cut, stored, rest)
     if step.ema is not None:
-        step.ema.load_state_dict(checkpoint.tensors["ema"])
+        averaged = step.ema.average.weights.weights
+        parts = [part for w in averaged for part in w.parts(w.local.detach())]
+        fill_model(parts, checkpoint.tensors["ema"])
+
+
+def fill_model(parts: Iterable[TensorPart], tensors: Mapping[str, Tensor]) -> None:
+    """Write stored weights into a model's.
+
+    Raises:
+        ConfigError: they are those of another model.
+    """
+    stored, parts = _stored(tensors), list(parts)
+    wanted = {part.place.name: part.place.shape for part in parts}
+    missing = [name for name in wanted if name not in stored]
+    other = [
+        f"{name} of shape {stored.shape(name)} instead of {shape}"
+        for name, shape in wanted.items()
+        if name in stored and stored.shape(name) != shape
+    ]
+    if missing or other:
+        named = [f"it has no {name}" for name in missing[:2]] + other[:2]
+        raise ConfigError(
+            f"the checkpoint holds another model: {', '.join(named)}",
+            fix="resume with the model that the run was started with",
+        )
+    for part in parts:
+        stored.fill(part)
+
+
+def _stored(tensors: Mapping[str, Tensor]) -> StoredTensors:
+    if not isinstance(tensors, StoredTensors):
+        raise TypeError(f"{type(tensors).__name__} was not loaded from a checkpoint")
+    return tensors

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from deepseek.datasets.sampler import BatchKeys, Progress, epoch_order
+from deepseek.datasets.sampler import BatchKeys, Progress, epoch_order, share_of
 
 
 def test_order_is_a_permutation_of_seed_and_epoch():
@@ -21,12 +21,27 @@ def test_order_is_a_permutation_of_seed_and_epoch():
 @pytest.mark.parametrize("position", [0, 4, 20, 23])
 def test_keys_go_on_from_a_position(position, drop_last):
     keys = BatchKeys(23, 4, True, drop_last, 7)
-    whole = [index for _, indices in keys for index in indices]
+    whole = [index for key in keys for index in key.indices]
     assert len(whole) == keys.num_handed_out == (20 if drop_last else 23)
     assert len(keys) == (5 if drop_last else 6)
     keys = BatchKeys(23, 4, True, drop_last, 7, Progress(0, position))
-    assert [index for _, indices in keys for index in indices] == whole[position:]
+    assert [index for key in keys for index in key.indices] == whole[position:]
 
 
 def test_the_epoch_travels_with_the_keys():
-    assert {epoch for epoch, _ in BatchKeys(8, 4, True, False, 0, Progress(5, 0))} == {5}
+    assert {key.epoch for key in BatchKeys(8, 4, True, False, 0, Progress(5, 0))} == {5}
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 5])
+def test_parts_of_a_batch_are_the_batch_and_differ_by_one_sample(num_parts):
+    whole = [key.indices for key in BatchKeys(23, 4, True, False, 7)]
+    parts = [
+        list(BatchKeys(23, 4, True, False, 7, share=(part, num_parts))) for part in range(num_parts)
+    ]
+    for keys in zip(*parts, strict=True):
+        sizes = [len(key.indices) for key in keys]
+        assert max(sizes) - min(sizes) <= 1
+        assert {key.num_samples for key in keys} == {sum(sizes)}
+    joined = [sum((key.indices for key in keys), []) for keys in zip(*parts, strict=True)]
+    assert joined == whole
+    assert share_of(4, num_parts - 1, num_parts)[1] == 4

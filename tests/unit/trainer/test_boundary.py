@@ -14,7 +14,7 @@ def make_boundary():
     module.register_buffer("large", torch.zeros(SMALL_NUMEL + 1))
     data = TensorDataset(torch.randn(12, 3), torch.zeros(12).long())
     loader = DataLoader(data, batch_size=4)
-    return module, loader, Boundary(module, loader)
+    return module, loader, Boundary(dict(module.named_buffers()), loader)
 
 
 def test_a_step_that_is_tried_again_finds_buffers_and_generators_as_they_were():

@@ -1,8 +1,12 @@
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from deepseek.errors import ConfigError
+from deepseek.parallel.layout import LocalWeights
 from deepseek.trainer import OPTIMIZERS, Optimizer
 
 
@@ -12,8 +16,8 @@ def make_model():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
-def test_every_optimizer_lowers_the_loss_and_restores_its_state(name):
-    from deepseek.checkpoint import join_state, split_state
+def test_every_optimizer_lowers_the_loss_and_restores_its_state(name, tmp_path):
+    from deepseek.checkpoint import StoredTensors, join_state, split_state
 
     torch.manual_seed(1)
     inputs, labels = torch.randn(32, 4), torch.randint(0, 3, (32,))
@@ -33,8 +37,12 @@ def test_every_optimizer_lowers_the_loss_and_restores_its_state(name):
     twin = make_model()
     twin.load_state_dict(model.state_dict())
     twin_optimizer = Optimizer(name).bind(twin)
-    tensors, rest = split_state(optimizer)
-    join_state(twin_optimizer, {name: t.clone() for name, t in tensors.items()}, rest)
+    weights = LocalWeights([model])
+    parts, rest = split_state(optimizer, weights.named(), weights.cut)
+    save_file({part.key: part.tensor.contiguous() for part in parts}, tmp_path / "state")
+    twins = LocalWeights([twin])
+    stored = StoredTensors([tmp_path / "state"])
+    join_state(twin_optimizer, twins.named(), twins.cut, stored, json.loads(json.dumps(rest)))
     for _ in range(3):
         assert step(model, optimizer) == step(twin, twin_optimizer)
 

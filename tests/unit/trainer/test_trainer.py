@@ -11,6 +11,8 @@ from torch.utils.data import TensorDataset
 from deepseek.datasets import DataLoader, ImageDataset
 from deepseek.errors import ConfigError, DivergedError, PreemptedError
 from deepseek.models import ModelEngine, VisionTransformer
+from deepseek.parallel.apply import ParallelModel
+from deepseek.parallel.world import World
 from deepseek.trainer import Callback, ClassificationTask, Optimizer, Trainer
 from deepseek.trainer.boundary import Boundary
 from deepseek.trainer.graph import StepGraph
@@ -183,23 +185,25 @@ def test_accumulated_gradients_equal_the_large_batch_also_when_uneven():
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
         optimizer = Optimizer("sgd", 0.1).bind(net)
+        engine = ModelEngine.wrap(net)
         step = TrainStep(
-            ModelEngine.wrap(net),
+            engine,
             ClassificationTask(3),
             optimizer,
             Schedule("constant", 0.1, 10, 0, 0.0),
             Precision("fp32", "cpu", "test"),
-            boundary=Boundary(net, DataLoader(TensorDataset(*batch.values()))),
-            guard=Guard(net, optimizer, None),
+            parallel=ParallelModel(engine, World.alone()),
+            boundary=Boundary({}, DataLoader(TensorDataset(*batch.values()))),
+            guard=Guard(dict(net.named_parameters()), optimizer, None),
             ema=None,
             keep_graph=False,
-            graph=StepGraph(ModelEngine.wrap(net), ClassificationTask(3), is_static=False),
+            graph=StepGraph(engine, ClassificationTask(3), is_static=False),
             micro_batch_size=micro_batch_size,
             clip_grad_norm=0.5,
             device=torch.device("cpu"),
             channels_last=False,
         )
-        result = step.update(batch, step.accumulate(batch), 0)
+        result = step.update(batch, step.measure(step.accumulate(batch)), 0)
         updated.append((result, [p.detach().clone() for p in net.parameters()]))
     (first, weights), *others = updated
     for result, others_weights in others:

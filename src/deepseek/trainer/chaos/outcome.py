@@ -43,7 +43,8 @@ def read_outcome(run: Path) -> Outcome:
         {key: value for key, value in json.loads(line).items() if key not in CLOCKS}
         for line in lines
     ]
-    return Outcome(checkpoint.step, dict(checkpoint.tensors), metrics)
+    tensors = {group: dict(stored) for group, stored in checkpoint.tensors.items()}
+    return Outcome(checkpoint.step, tensors, metrics)
 
 
 def differences(expected: Outcome, found: Outcome) -> list[str]:

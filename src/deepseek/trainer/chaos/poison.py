@@ -37,7 +37,7 @@ class Poison(Callback):
         accumulate = step.accumulate
         parameters = [p for p in trainer.model.parameters() if p.requires_grad]
 
-        def poisoned(batch, check=lambda: None):
+        def poisoned(batch, check=lambda: None, num_samples=None):
             is_due = trainer.step == self.at
             if is_due and self.place == "batch":
                 batch = {**batch, "inputs": batch["inputs"].clone()}
@@ -46,14 +46,15 @@ class Poison(Callback):
                 self._spoil(parameters[-1])
             elif is_due and self.place == "optimizer":
                 self._spoil(self._state_of(step.optimizer))
-            loss = accumulate(batch, check)
+            accumulated = accumulate(batch, check, num_samples)
             if is_due:
                 self.weights = [p.detach().clone() for p in parameters]
                 if self.place == "gradient":
                     self._spoil(next(p.grad for p in parameters if p.grad is not None))
                 elif self.place == "loss":
-                    return loss * self.value
-            return loss
+                    loss_sum = accumulated.loss_sum * self.value
+                    return accumulated._replace(loss_sum=loss_sum)
+            return accumulated
 
         step.accumulate = poisoned
 

@@ -1,0 +1,139 @@
+"""Who writes a checkpoint together: one process, or the ranks of a run.
+
+Ranks talk through the key-value store that they met by, not through collectives: a checkpoint is
+written by a thread of its own, beside a training that uses those.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from deepseek.errors import CheckpointError
+
+POLL_S = 0.005
+MAX_POLL_S = 0.1
+
+
+class KeyValueStore(Protocol):
+    """What is used of `torch.distributed.Store`."""
+
+    def set(self, key: str, value: str) -> None:
+        """Keep a value."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """Return a value that is there."""
+        ...
+
+    def check(self, keys: list[str]) -> bool:
+        """Return whether there are values of all keys."""
+        ...
+
+
+class Crew:
+    """The ranks that save together; by default this process alone.
+
+    Args:
+        rank: of this process.
+        size: how many there are.
+        store: where they leave word for each other.
+        timeout_s: how long a rank waits for the others.
+        group: name of this set of processes; that of a restart differs.
+    """
+
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        store: KeyValueStore | None = None,
+        timeout_s: float = 600.0,
+        group: str = "",
+    ) -> None:
+        self.rank = rank
+        self.size = size
+        self.group = group
+        self._store = store
+        self._timeout_s = timeout_s
+        self._num_saves = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank makes the folder and gives it its name."""
+        return self.rank == 0
+
+    def begin(self, step: int) -> "Save":
+        """Begin a save: every rank calls it for the same steps, in the same order."""
+        self._num_saves += 1
+        prefix = f"deepseek/save/{self.group}/{self._num_saves}/{step}"
+        return Save(self, prefix, self._store, self._timeout_s)
+
+
+class Save:
+    """One save: what ranks tell each other."""
+
+    def __init__(
+        self, crew: Crew, prefix: str, store: KeyValueStore | None, timeout_s: float
+    ) -> None:
+        self._crew, self._prefix = crew, prefix
+        self._store, self._timeout_s = store, timeout_s
+
+    def lead(self, name: str, act: Callable[[], None]) -> None:
+        """Let rank 0 act, and the others wait for it.
+
+        Raises:
+            CheckpointError: it failed there.
+            OSError: it failed here.
+        """
+        if self._store is None:
+            act()
+            return
+        key = f"{self._prefix}/{name}"
+        if self._crew.is_main:
+            try:
+                act()
+            except (OSError, CheckpointError) as error:
+                self._store.set(key, json.dumps(str(error)))
+                raise
+            self._store.set(key, json.dumps(None))
+            return
+        if (problem := self._wait(key)) is not None:
+            raise CheckpointError(f"rank 0: {problem}", fix="free disk space")
+
+    def collect(self, name: str, make: Callable[[], dict]) -> list[dict]:
+        """Make something on every rank, and return all of it on rank 0, in order.
+
+        Raises:
+            CheckpointError: some rank failed.
+            OSError: this one did.
+        """
+        if self._store is None:
+            return [make()]
+        own = f"{self._prefix}/{name}/{self._crew.rank}"
+        try:
+            made = make()
+        except (OSError, CheckpointError) as error:
+            self._store.set(own, json.dumps({"error": str(error)}))
+            raise
+        self._store.set(own, json.dumps({"made": made}))
+        if not self._crew.is_main:
+            return []
+        found = [self._wait(f"{self._prefix}/{name}/{rank}") for rank in range(self._crew.size)]
+        for rank, each in enumerate(found):
+            if "error" in each:
+                raise CheckpointError(f"rank {rank}: {each['error']}", fix="free disk space")
+        return [each["made"] for each in found]
+
+    def _wait(self, key: str):
+        if self._store is None:
+            raise RuntimeError("one process waits for nobody")
+        deadline, pause = time.monotonic() + self._timeout_s, POLL_S
+        while not self._store.check([key]):
+            if time.monotonic() > deadline:
+                raise CheckpointError(
+                    f"another rank did not save within {self._timeout_s:.0f} s ({key})",
+                    fix="look at the other ranks' logs; earlier checkpoints are intact",
+                )
+            time.sleep(pause)
+            pause = min(MAX_POLL_S, pause * 1.5)
+        return json.loads(self._store.get(key))

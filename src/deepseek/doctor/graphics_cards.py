@@ -1,0 +1,32 @@
+"""The NVIDIA cards of a machine, found without the driver: on the PCI bus and in `/dev`.
+
+Inside a container the PCI bus shown is the host's, so a card on it need not be one that was given.
+"""
+
+import re
+
+from deepseek.doctor.machine import Machine
+
+PCI = "/sys/bus/pci/devices"
+NVIDIA = "0x10de"
+DISPLAY_CLASS = "0x03"
+
+
+def pci_cards(machine: Machine) -> list[str]:
+    """Return the PCI addresses of NVIDIA display controllers."""
+    return [
+        address
+        for address in machine.entries(PCI)
+        if machine.read(f"{PCI}/{address}/vendor") == NVIDIA
+        and (machine.read(f"{PCI}/{address}/class") or "").startswith(DISPLAY_CLASS)
+    ]
+
+
+def device_files(machine: Machine) -> list[str]:
+    """Return the device files of single cards, `nvidia0` and so on."""
+    return [name for name in machine.entries("/dev") if re.fullmatch(r"nvidia\d+", name)]
+
+
+def count_cards(machine: Machine) -> int:
+    """Return how many cards there are to be used: those given to us, else those on the bus."""
+    return len(device_files(machine)) or len(pci_cards(machine))

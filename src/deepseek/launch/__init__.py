@@ -1,0 +1,1 @@
+"""Start a training on several processes or hosts: torchrun, Slurm, Kubernetes. Imports no torch."""

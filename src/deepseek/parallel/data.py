@@ -1,0 +1,151 @@
+"""Data parallelism: gradients reduced between ranks that see other samples.
+
+```
+copies only                 DistributedDataParallel: buckets, reduced while backward goes on
+weights divided as well     fully_shard (FSDP2): gathered before a block, reduced after it
+copies of pipeline stages   buckets of our own, after the last micro-batch of the schedule
+```
+Papers: Li et al. 2020 (DDP), arXiv 2006.15704; Zhao et al. 2023 (FSDP), arXiv 2304.11277. All of
+them average; the loss is multiplied by the number of ranks, for it is divided by the global count
+of items already.
+"""
+
+import inspect
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.cuda import nccl
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from deepseek.config.parallel import ParallelConfig
+from deepseek.parallel.world import World
+
+MIB = 1 << 20
+
+
+def replicate(engine: nn.Module, world: World, *, has_unused: bool) -> DistributedDataParallel:
+    """Return a wrapper around `engine` that reduces gradients while the backward pass goes on.
+
+    Args:
+        engine: the model, the same on all ranks.
+        world: the ranks.
+        has_unused: whether some weights get no gradient.
+    """
+    settings, group = world.plan.settings, world.group("data")
+    # buffers are averaged after the step, by `World.average`; the option has two names
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    wrapped = DistributedDataParallel(
+        engine,
+        process_group=group,
+        init_sync=False,  # `World.equalize` has done it
+        bucket_cap_mb=settings.bucket_mib,  # pyright: ignore[reportArgumentType]
+        gradient_as_bucket_view=True,
+        find_unused_parameters=has_unused,
+        **{buffers: False},  # pyright: ignore[reportArgumentType]
+    )
+    if settings.compression == "bf16":
+        wrapped.register_comm_hook(group, default_hooks.bf16_compress_hook)
+    elif settings.compression == "powersgd":
+        state = powerSGD_hook.PowerSGDState(
+            group, matrix_approximation_rank=4, start_powerSGD_iter=10
+        )
+        wrapped.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    return wrapped
+
+
+def shard(
+    root: nn.Module, blocks: Sequence[nn.Module], world: World, dtype: torch.dtype | None
+) -> None:
+    """Divide the weights of `root` between ranks, block by block.
+
+    Args:
+        root: the model or a stage; changed in place.
+        blocks: its parts that are gathered as one.
+        world: the ranks.
+        dtype: of gathered weights; `None`: their own.
+    """
+    if world.mesh is None:
+        return
+    has_copies = world.plan.dp_replicate > 1
+    mesh = world.mesh[("dp_replicate", "shard")] if has_copies else world.mesh["shard"]
+    compressed = torch.bfloat16 if world.plan.settings.compression == "bf16" else torch.float32
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype,
+        reduce_dtype=compressed if dtype is not None or compressed is torch.bfloat16 else None,
+        cast_forward_inputs=False,  # autocast decides
+    )
+    # In a pipeline a block is used once per micro-batch: gathering it anew would cost as often.
+    stays_whole = world.plan.pp > 1
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not stays_whole)
+    fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+
+
+def reduces_now(wrapped: nn.Module, is_last: bool) -> AbstractContextManager:
+    """Return a context in which gradients are only kept until the last micro-batch, with DDP.
+
+    FSDP reduces after each: otherwise a rank would hold the gradients of the whole model.
+    """
+    if isinstance(wrapped, DistributedDataParallel) and not is_last:
+        return wrapped.no_sync()
+    if isinstance(wrapped, FSDPModule):
+        wrapped.set_is_last_backward(is_last)
+    return nullcontext()
+
+
+def average_gradients(
+    gradients: Sequence[Tensor], group: dist.ProcessGroup | None, settings: ParallelConfig
+) -> None:
+    """Average gradients in place over `group`, bucket by bucket."""
+    if group is None or dist.get_world_size(group) == 1:
+        return
+    limit = settings.bucket_mib * MIB
+    bucket: list[Tensor] = []
+    under_way: list[tuple[Tensor, list[Tensor], dist.Work | None]] = []
+
+    def send() -> None:
+        flat = torch.cat([grad.reshape(-1) for grad in bucket])
+        if settings.compression == "bf16":
+            flat = flat.bfloat16()
+        under_way.append((flat, list(bucket), dist.all_reduce(flat, group=group, async_op=True)))
+        bucket.clear()
+
+    for grad in gradients:
+        bucket.append(grad)
+        if sum(each.nbytes for each in bucket) >= limit:
+            send()
+    if bucket:
+        send()
+    for flat, grads, work in under_way:
+        if work is not None:
+            work.wait()
+        flat.div_(dist.get_world_size(group))
+        start = 0
+        for grad in grads:
+            grad.copy_(flat[start : start + grad.numel()].view_as(grad))
+            start += grad.numel()
+
+
+def reduction(world: World) -> str:
+    """Return in words how gradients are reduced."""
+    settings = world.plan.settings
+    if world.device.type == "cuda":
+        version = ".".join(str(number) for number in nccl.version())
+        algorithm = "its own choice" if settings.algorithm == "auto" else settings.algorithm
+        library = f"NCCL {version} ({algorithm})"
+    else:
+        library = "Gloo (ring)"
+    if world.plan.uses_fsdp:
+        how = "reduce-scatter block by block"
+    elif world.plan.pp > 1:
+        how = f"all-reduce after the last micro-batch, in buckets of {settings.bucket_mib:g} MiB"
+    else:
+        how = f"all-reduce beside the backward pass, in buckets of {settings.bucket_mib:g} MiB"
+    packed = "" if settings.compression == "none" else f", as {settings.compression}"
+    return f"gradients: {how}{packed}, by {library}"

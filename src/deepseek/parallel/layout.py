@@ -1,0 +1,215 @@
+"""What this rank holds of every weight: the numbers, and where in the whole model they lie.
+
+Optimizer, gradient norm, averages and checkpoints work on these plain tensors. They are views of
+what DTensor holds: an update of a view is an update of the model, without DTensor's dispatch (some
+100 us an operation on a CPU).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from deepseek.models.tensor_part import Place, TensorPart
+from deepseek.parallel.tensor import Division, rank_rows
+from deepseek.parallel.world import World
+
+
+@dataclass
+class LocalWeight:
+    """One parameter as this rank holds it.
+
+    Attributes:
+        name: in the whole model, on one device.
+        parameter: of the module; a DTensor where it is divided.
+        local: the numbers here, a view of them.
+        shape: of the whole.
+        boxes: pairs of where a box of `local` lies in the whole, and the slices that cut it out.
+        num_copies: ranks that hold the same numbers.
+        is_written: whether this rank saves them.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    local: Tensor
+    shape: tuple[int, ...]
+    boxes: list[tuple[Place, tuple[slice, ...]]] = field(repr=False)
+    num_copies: int = 1
+    is_written: bool = True
+
+    def parts(self, tensor: Tensor, suffix: str = "") -> Iterator[TensorPart]:
+        """Return a tensor of the shape of `local` as parts of a whole one."""
+        for place, cut in self.boxes:
+            named = place._replace(name=place.name + suffix)
+            yield TensorPart(named, tensor[cut], self.is_written)
+
+
+class LocalWeights:
+    """All parameters of a model as this rank holds them, in the model's order.
+
+    Args:
+        modules: the model, or its stages on this rank.
+        world: who holds the rest.
+        divisions: of weights between the ranks of `tp`, by name.
+        aliases: names in a stage -> names in the whole model, where they differ.
+        unwritten: names that another stage saves.
+        twice: names that two stages hold.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        world: World | None = None,
+        divisions: Mapping[str, Division] | None = None,
+        aliases: Mapping[str, str] | None = None,
+        twice: Mapping[str, bool] | None = None,
+    ) -> None:
+        self.world = world
+        divisions, aliases, twice = divisions or {}, aliases or {}, twice or {}
+        self.weights: list[LocalWeight] = []
+        seen: set[int] = set()
+        for module in modules:
+            for name, parameter in module.named_parameters():
+                if id(parameter) in seen:  # two stages of this rank share it
+                    continue
+                seen.add(id(parameter))
+                weight = _locate(name, parameter, world, divisions.get(name))
+                if name in twice:
+                    weight.num_copies *= 2
+                    weight.is_written = weight.is_written and twice[name]
+                if (whole := aliases.get(name)) is not None:
+                    weight.name = whole
+                    weight.boxes = [(p._replace(name=whole), cut) for p, cut in weight.boxes]
+                self.weights.append(weight)
+        self._by_name = {weight.name: weight for weight in self.weights}
+        self._views = [w for w in self.weights if w.local is not w.parameter]
+        self.trained = [w for w in self.weights if w.parameter.requires_grad and w.local.numel()]
+        self._tp_group = world.group("tp") if world is not None else None
+
+    def named(self) -> dict[str, Tensor]:
+        """Return what is held here, by name."""
+        return {weight.name: weight.local for weight in self.weights}
+
+    def named_trained(self) -> dict[str, Tensor]:
+        """Return what is held here and trained, by name."""
+        return {weight.name: weight.local for weight in self.trained}
+
+    def cut(self, name: str, tensor: Tensor, suffix: str = "") -> list[TensorPart]:
+        """Return something of the shape of a local weight as parts of a whole one."""
+        return list(self._by_name[name].parts(tensor, suffix))
+
+    def take_gradients(self) -> list[Tensor]:
+        """Give every local tensor its gradient, and return those that there are.
+
+        Where tokens are divided, the gradients of what is whole are sums over `tp`: one all-reduce
+        for all of them.
+        """
+        partial: list[Tensor] = []
+        for weight in self._views:
+            grad = weight.parameter.grad
+            if grad is None:
+                weight.local.grad = None
+                continue
+            if isinstance(grad, DTensor):
+                grad = self._as_weight(weight.parameter, grad, partial)
+            weight.local.grad = grad
+        if partial:
+            _reduce_flat(partial, self._tp_group)
+        return [w.local.grad for w in self.trained if w.local.grad is not None]
+
+    def _as_weight(self, parameter: nn.Parameter, grad: DTensor, partial: list[Tensor]) -> Tensor:
+        """Return a gradient as this rank holds the weight; what is to be summed is noted."""
+        wanted = parameter.placements if isinstance(parameter, DTensor) else grad.placements
+        if grad.placements == wanted:
+            return grad._local_tensor
+        if all(each.is_replicate() for each in wanted):
+            partial.append(grad._local_tensor)
+            return grad._local_tensor
+        return grad.redistribute(placements=wanted)._local_tensor  # an embedding's
+
+    def drop_gradients(self) -> None:
+        """Free all gradients."""
+        for weight in self.trained:
+            weight.parameter.grad = None
+        for weight in self._views:
+            weight.local.grad = None
+
+    def sum_of_squares(self, norm: Callable[[list[Tensor]], Tensor]) -> float:
+        """Return this rank's share of the squared norm of the gradient: shares add up to it.
+
+        Args:
+            norm: L2 norm of tensors together.
+        """
+        by_copies: dict[int, list[Tensor]] = {}
+        for weight in self.trained:
+            if weight.local.grad is not None:
+                by_copies.setdefault(weight.num_copies, []).append(weight.local.grad)
+        return sum(float(norm(grads)) ** 2 / copies for copies, grads in by_copies.items())
+
+
+def _reduce_flat(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat, group=group)
+    start = 0
+    for tensor in tensors:
+        tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
+        start += tensor.numel()
+
+
+def _locate(
+    name: str, parameter: nn.Parameter, world: World | None, division: Division | None
+) -> LocalWeight:
+    shape = tuple(parameter.shape)
+    if world is None or not world.is_distributed:
+        box = (Place(name, shape, (0,) * len(shape)), (slice(None),) * len(shape))
+        return LocalWeight(name, parameter, parameter, shape, [box])
+    plan, local = world.plan, parameter.data
+    rows = [torch.arange(size) for size in shape]
+    copies = plan.world_size // plan.pp
+    is_written = world.coordinate("dp_replicate") == 0
+    axes: tuple[str, ...] = ()
+    if isinstance(parameter, DTensor):
+        local = parameter._local_tensor.detach()
+        axes = parameter.device_mesh.mesh_dim_names or ()
+    if division is not None and "tp" in axes:
+        order = rank_rows(shape[division.dim], division.groups, plan.tp)
+        rows[division.dim] = order.chunk(plan.tp)[world.coordinate("tp")]
+        copies //= plan.tp
+    else:
+        is_written = is_written and world.coordinate("tp") == 0
+    shards, shard = plan.dp_shard * plan.cp, 0
+    if world.mesh is not None:
+        shard = world.mesh.get_local_rank("shard")
+    if "shard" in axes:
+        chunks = rows[0].chunk(shards)
+        rows[0] = chunks[shard] if shard < len(chunks) else rows[0][:0]
+        copies //= shards
+    else:
+        is_written = is_written and shard == 0
+    boxes = list(_boxes(name, shape, rows))
+    return LocalWeight(name, parameter, local, shape, boxes, copies, is_written)
+
+
+def _boxes(
+    name: str, shape: tuple[int, ...], rows: Sequence[Tensor]
+) -> Iterator[tuple[Place, tuple[slice, ...]]]:
+    """Cut what is held into boxes that are boxes of the whole, too."""
+    for runs in product(*(_runs(each) for each in rows)):
+        offset = tuple(first for first, _ in runs)
+        yield Place(name, shape, offset), tuple(cut for _, cut in runs)
+
+
+def _runs(numbers: Tensor) -> list[tuple[int, slice]]:
+    """Return the runs of neighbours: the first number, and where the run is."""
+    if len(numbers) == 0:
+        return []
+    breaks = (numbers.diff() != 1).nonzero().flatten() + 1
+    starts = [0, *breaks.tolist()]
+    ends = [*starts[1:], len(numbers)]
+    return [
+        (int(numbers[start]), slice(start, end)) for start, end in zip(starts, ends, strict=True)
+    ]

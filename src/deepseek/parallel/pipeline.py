@@ -1,0 +1,118 @@
+"""Pipeline parallelism: micro-batches on their way through stages on different ranks.
+
+The schedules are torch's: GPipe (Huang et al. 2019, arXiv 1811.06965), 1F1B and interleaved 1F1B
+(Narayanan et al. 2021, arXiv 2104.04473), breadth first (Lamy-Poirier 2023, arXiv 2211.05953) and
+zero bubble (Qi et al. 2024, arXiv 2401.10241). Every rank of a pipeline reads the same batch: the
+first stage takes its inputs, the last its targets, and what blocks need beside the stream (a mask)
+each computes by itself.
+
+All micro-batches have the shape of a full one, for the buffers between stages do: smaller ones are
+filled up, and what was filled up never reaches the loss.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining.schedules import get_schedule_class
+
+from deepseek.models.classifier import BlockModel
+from deepseek.parallel.plan import MULTI_STAGE, Plan
+from deepseek.parallel.stages import Stage
+
+SCHEDULES = {
+    "gpipe": "GPipe",
+    "1f1b": "1F1B",
+    "interleaved_1f1b": "Interleaved1F1B",
+    "looped_bfs": "LoopedBFS",
+    "interleaved_zero_bubble": "InterleavedZeroBubble",
+    "zbv_zero_bubble": "ZBVZeroBubble",
+}
+# (logits of a micro-batch, its number) -> loss to go backward from
+MicroLoss = Callable[[Tensor, int], Tensor]
+
+
+class Pipeline:
+    """Runs batches through the stages.
+
+    Args:
+        stages: of this rank, in order.
+        numbers: of these stages, among all.
+        plan: degrees and micro-batches.
+        device: of this rank.
+        group: the ranks of the pipeline.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        numbers: Sequence[int],
+        plan: Plan,
+        device: torch.device,
+        group: dist.ProcessGroup | None,
+    ) -> None:
+        self.stages = list(stages)
+        self.num_micro_batches = plan.num_micro_batches
+        self.micro_batch_size = plan.micro_batch_size
+        self.is_first = any(stage.is_first for stage in stages)
+        self.is_last = any(stage.is_last for stage in stages)
+        self.on_batch: Callable[[Tensor], None] = lambda inputs: None
+        self._loss: MicroLoss = _no_loss
+        made = [
+            PipelineStage(stage, number, plan.num_stages, device, group=group)
+            for stage, number in zip(stages, numbers, strict=True)
+        ]
+        cls = get_schedule_class(SCHEDULES[plan.settings.schedule])
+        self._schedule = cls(
+            made if plan.settings.schedule in MULTI_STAGE else made[0],
+            plan.num_micro_batches,
+            loss_fn=self._loss_of,
+            scale_grads=False,  # the loss is divided by the count of items of the step
+        )
+        takes = inspect.signature(self._schedule.step).parameters
+        self._options = {"return_outputs": False} if "return_outputs" in takes else {}
+
+    def run(self, inputs: Tensor, loss: MicroLoss) -> None:
+        """Go forward and backward; gradients are added to `.grad`.
+
+        Args:
+            inputs: all micro-batches in a row, on the device.
+            loss: called where the last stage is.
+        """
+        self._go(self._schedule.step, inputs, loss, **self._options)
+
+    def predict(self, inputs: Tensor, take: Callable[[Tensor, int], None]) -> None:
+        """Go forward only; `take` is given logits and number of each micro-batch at the end."""
+
+        def keep(logits: Tensor, number: int) -> Tensor:
+            take(logits, number)
+            return logits.sum()
+
+        with torch.no_grad():
+            self._go(self._schedule.eval, inputs, keep)
+
+    def _go(self, step: Callable, inputs: Tensor, loss: MicroLoss, **options: bool) -> None:
+        self._loss = loss
+        self.on_batch(inputs)
+        model = self.stages[0].model
+        beside = model.beside(inputs) if isinstance(model, BlockModel) else {}
+        numbers = torch.arange(self.num_micro_batches) if self.is_last else None
+        arguments = (inputs,) if self.is_first else ()
+        try:
+            step(*arguments, target=numbers, **beside, **options)
+        finally:
+            self._loss = _no_loss
+
+    def _loss_of(self, logits: Tensor, number: Tensor) -> Tensor:
+        return self._loss(logits, int(number))
+
+    def modules(self) -> list[nn.Module]:
+        """Return the parts of the model on this rank."""
+        return [stage.model for stage in self.stages]
+
+
+def _no_loss(logits: Tensor, number: int) -> Tensor:
+    return logits.sum()

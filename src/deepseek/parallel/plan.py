@@ -1,0 +1,341 @@
+"""Which rank does what, decided and checked before any process group exists.
+
+```
+ParallelConfig, number of processes  ->  Plan        every `auto` resolved
+Plan, ModelFacts, BatchFacts         ->  problems    all of them, in words
+problems                             ->  ConfigError with the nearest plans that do work
+```
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from deepseek.config.parallel import AXES, ParallelConfig
+from deepseek.errors import ConfigError
+from deepseek.models import ParallelHints
+from deepseek.models.classifier import BlockModel
+
+MULTI_STAGE = frozenset(
+    {"interleaved_1f1b", "looped_bfs", "interleaved_zero_bubble", "zbv_zero_bubble"}
+)
+# torch's optimizers and timm's that treat every number by itself: they may see a part of a weight
+ELEMENTWISE = frozenset(
+    {"sgd", "adam", "adamw", "nadamw", "adagrad", "rmsprop", "lion", "adan"}
+)  # fmt: skip
+NUM_SHOWN_PLANS = 3
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a plan asks of a model.
+
+    Attributes:
+        name: of its class, for messages.
+        heads: attention heads of a block; 0 where they are not known.
+        num_blocks: that a pipeline may cut between; 0 where it may not.
+        widths: features of each linear that tensor parallelism divides, by name.
+        has_context: whether its attention can be divided by tokens.
+        sequence_length: tokens of a sample in the blocks, where known.
+        num_experts: 0 without.
+        has_batch_norm: whether it keeps running statistics of batches.
+    """
+
+    name: str
+    heads: int = 0
+    num_blocks: int = 0
+    widths: tuple[tuple[str, int], ...] = ()
+    has_context: bool = False
+    sequence_length: int | None = None
+    num_experts: int = 0
+    has_batch_norm: bool = False
+
+
+@dataclass(frozen=True)
+class BatchFacts:
+    """What a plan asks of the settings of a run."""
+
+    batch_size: int
+    grad_accum_steps: int | str = 1
+    optimizer: str = "adamw"
+    precision: str = "auto"
+    graph: str = "dynamic"
+    keep_graph: bool = False
+    ramps_sequence: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Degrees of the axes, resolved, and how a batch is cut under them.
+
+    Attributes:
+        settings: as given.
+        stages_per_rank: stages of the pipeline on each rank.
+        num_micro_batches: of a step, on each rank.
+        micro_batch_size: samples of a forward pass.
+    """
+
+    settings: ParallelConfig
+    dp_replicate: int = 1
+    dp_shard: int = 1
+    cp: int = 1
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    stages_per_rank: int = 1
+    num_micro_batches: int = 1
+    micro_batch_size: int = 1
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return math.prod(getattr(self, axis) for axis in AXES)
+
+    @property
+    def num_shares(self) -> int:
+        """Parts that every batch is cut into, one for each group of ranks that see the same."""
+        return self.dp_replicate * self.dp_shard
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the pipeline, over all ranks."""
+        return self.pp * self.stages_per_rank
+
+    @property
+    def is_v_shaped(self) -> bool:
+        """Whether a pipeline goes there and back: its first rank has the last stage, too."""
+        return self.pp > 1 and self.settings.schedule == "zbv_zero_bubble"
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether there is more than one process."""
+        return self.world_size > 1
+
+    @property
+    def divides_weights(self) -> bool:
+        """Whether a rank holds a part of a weight, and not all of it."""
+        return self.tp > 1 or (self.uses_fsdp and self.dp_shard * self.cp > 1)
+
+    @property
+    def uses_fsdp(self) -> bool:
+        """Whether gradients are reduced by `fully_shard`, and not by DDP or our own buckets.
+
+        DDP does not know DTensors: copies of a model that `tp` divides are shards of size one.
+        """
+        has_copies = self.dp_replicate * self.cp > 1
+        return self.dp_shard > 1 or (self.tp > 1 and has_copies and self.pp == 1)
+
+    def describe(self) -> str:
+        """Return the axes as text, `dp2-tp2-pp2`."""
+        return self.settings.model_copy(
+            update={axis: getattr(self, axis) for axis in AXES}
+        ).describe()
+
+
+def facts_of(
+    module: nn.Module, hints: ParallelHints, sequence_length: int | None = None
+) -> ModelFacts:
+    """Return what a plan asks of a model."""
+    name = type(module).__name__
+    has_batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+    if isinstance(module, BlockModel):
+        first = module.blocks[0]
+        sizes = dict.fromkeys(hints.column_linears, "out_features")
+        sizes |= dict.fromkeys(hints.row_linears, "in_features")
+        widths = tuple(
+            (linear, int(getattr(first.get_submodule(linear), size)))
+            for linear, size in sizes.items()
+        )
+        return ModelFacts(
+            name, hints.heads, len(module.blocks), widths, has_context=True,
+            sequence_length=sequence_length, has_batch_norm=has_batch_norm,
+        )  # fmt: skip
+    num_blocks = len(module) if isinstance(module, nn.Sequential) else 0
+    return ModelFacts(name, num_blocks=num_blocks, has_batch_norm=has_batch_norm)
+
+
+def resolve_plan(
+    settings: ParallelConfig, world_size: int, model: ModelFacts, batch: BatchFacts
+) -> Plan:
+    """Return the plan for a number of processes.
+
+    Raises:
+        ConfigError: it cannot work; the message has every reason, and the nearest plans that can.
+    """
+    degrees = {axis: getattr(settings, axis) for axis in AXES}
+    fixed = math.prod(degree for degree in degrees.values() if degree != "auto")
+    for axis, degree in degrees.items():
+        if degree == "auto":
+            degrees[axis] = max(1, world_size // fixed)
+    plan = Plan(settings, **degrees)
+    problems = []
+    if plan.world_size != world_size:
+        axes = " x ".join(f"{axis}={n}" for axis, n in degrees.items() if n != 1) or "1"
+        problems.append(
+            f"parallel={settings.describe()} is for {plan.world_size}"
+            f" process{'es' * (plan.world_size > 1)} ({axes}), and there"
+            f" {'is' if world_size == 1 else 'are'} {world_size}"
+        )
+    plan = _cut_batch(plan, batch)
+    problems += list(_problems(plan, model, batch))
+    if not problems:
+        return plan
+    raise ConfigError("; ".join(problems), fix=_advice(plan, world_size, model, batch))
+
+
+def _cut_batch(plan: Plan, batch: BatchFacts) -> Plan:
+    """Return the plan with its micro-batches, as many as the pipeline needs."""
+    per_stage = plan.settings.stages_per_rank
+    if per_stage == "auto":
+        per_stage = 2 if plan.pp > 1 and plan.settings.schedule in MULTI_STAGE else 1
+    share = -(-batch.batch_size // plan.num_shares)
+    accum = batch.grad_accum_steps if isinstance(batch.grad_accum_steps, int) else 1
+    count = plan.settings.micro_batches
+    if plan.pp == 1:
+        count = accum
+    elif count == "auto":
+        stages = plan.pp * per_stage
+        least = max(accum, stages)
+        multiples = [n for n in range(least, share + 1) if n % plan.pp == 0]
+        even = [n for n in multiples if share % n == 0]
+        # twice the stages halve the share of time that a stage waits at both ends of a step
+        roomy = [n for n in even if n >= 2 * stages]
+        count = next(iter(roomy or even or multiples), least)
+    return replace(
+        plan,
+        stages_per_rank=per_stage,
+        num_micro_batches=count,
+        micro_batch_size=max(1, -(-share // count)),
+    )
+
+
+def _problems(plan: Plan, model: ModelFacts, batch: BatchFacts) -> Iterator[str]:
+    if not plan.is_distributed:
+        return
+    yield from _batch_problems(plan, batch)
+    if plan.tp > 1:
+        yield from _tensor_problems(plan, model)
+    if plan.pp > 1:
+        yield from _pipeline_problems(plan, model, batch)
+    elif plan.settings.micro_batches != "auto":
+        yield (
+            f"micro_batches={plan.settings.micro_batches} without a pipeline: use grad_accum_steps"
+        )
+    if plan.cp > 1:
+        if not model.has_context:
+            yield (
+                f"cp={plan.cp}: the attention of {model.name} cannot be divided by tokens (only"
+                " that of this library's transformers can)"
+            )
+        elif model.sequence_length is not None and model.sequence_length < plan.cp:
+            yield f"cp={plan.cp} ranks for sequences of {model.sequence_length} tokens"
+    if plan.ep > 1 and model.num_experts == 0:
+        yield f"ep={plan.ep}, but {model.name} has no experts"
+    if plan.divides_weights and batch.optimizer not in ELEMENTWISE:
+        yield (
+            f"optimizer={batch.optimizer} needs whole weights, and dp_shard or tp divide them (one"
+            f" of {', '.join(sorted(ELEMENTWISE))} does not)"
+        )
+    if plan.settings.compression == "powersgd" and (plan.uses_fsdp or plan.pp > 1):
+        yield "compression=powersgd works with dp_replicate alone"
+
+
+def _batch_problems(plan: Plan, batch: BatchFacts) -> Iterator[str]:
+    if batch.batch_size < plan.num_shares:
+        yield (
+            f"batch_size={batch.batch_size} is below the {plan.num_shares} ranks that samples are"
+            " shared out between"
+        )
+    if batch.grad_accum_steps == "auto":
+        yield "grad_accum_steps=auto tries one device at a time: give a number"
+    if batch.keep_graph:
+        yield "keep_graph=true: gradients are reduced while the graph is freed"
+    if batch.precision == "fp8":
+        yield "precision=fp8 on several processes"
+    if batch.ramps_sequence and (plan.pp > 1 or plan.cp > 1):
+        yield "sequence_length_ramp needs pp=1 and cp=1"
+
+
+def _tensor_problems(plan: Plan, model: ModelFacts) -> Iterator[str]:
+    if not model.widths:
+        yield (
+            f"tp={plan.tp}: {model.name} does not say which of its linears can be divided"
+            " (ParallelHints)"
+        )
+        return
+    if model.heads % plan.tp:
+        yield f"tp={plan.tp} does not divide heads={model.heads}"
+    for name, width in model.widths:
+        if width % plan.tp:
+            yield f"tp={plan.tp} does not divide the {width} features of {name}"
+
+
+def _pipeline_problems(plan: Plan, model: ModelFacts, batch: BatchFacts) -> Iterator[str]:
+    schedule = plan.settings.schedule
+    if model.num_blocks == 0:
+        yield (
+            f"pp={plan.pp}: {model.name} is no row of blocks (ParallelHints.blocks, or an"
+            " nn.Sequential)"
+        )
+    elif model.num_blocks < plan.num_stages:
+        yield (
+            f"{plan.num_stages} stages ({plan.pp} ranks x {plan.stages_per_rank}) for"
+            f" {model.num_blocks} blocks"
+        )
+    if plan.num_micro_batches < plan.num_stages:
+        yield (
+            f"micro_batches={plan.num_micro_batches} are fewer than the {plan.num_stages} stages"
+            " of the pipeline"
+        )
+    if plan.num_micro_batches > -(-batch.batch_size // plan.num_shares):
+        yield (
+            f"{plan.num_micro_batches} micro-batches in a share of"
+            f" {-(-batch.batch_size // plan.num_shares)} samples (batch_size={batch.batch_size})"
+        )
+    if schedule in MULTI_STAGE and plan.num_micro_batches % plan.pp:
+        yield (
+            f"schedule={schedule}: pp={plan.pp} does not divide"
+            f" micro_batches={plan.num_micro_batches}"
+        )
+    if schedule in MULTI_STAGE and plan.stages_per_rank < 2:
+        yield f"schedule={schedule} needs stages_per_rank of at least 2"
+    if schedule == "zbv_zero_bubble" and plan.stages_per_rank != 2:
+        yield f"schedule={schedule} needs stages_per_rank=2, not {plan.stages_per_rank}"
+    if schedule not in MULTI_STAGE and plan.stages_per_rank > 1:
+        yield f"schedule={schedule} has one stage per rank, not {plan.stages_per_rank}"
+    if "zero_bubble" in schedule and batch.graph == "static":
+        yield f"schedule={schedule} splits the backward pass, which graph=static has as one"
+    if model.has_batch_norm and plan.num_micro_batches > 1 and model.num_blocks == 0:
+        yield "batch norms in a pipeline"
+
+
+def _advice(plan: Plan, world_size: int, model: ModelFacts, batch: BatchFacts) -> str:
+    batch = replace(batch, keep_graph=False, ramps_sequence=False)
+    found = []
+    for degrees in _factorisations(world_size, len(AXES)):
+        other = _cut_batch(replace(plan, **dict(zip(AXES, degrees, strict=True))), batch)
+        if next(_problems(other, model, batch), None) is None:
+            found.append((_distance(plan, other), other.describe()))
+    plans = [text for _, text in sorted(found)[:NUM_SHOWN_PLANS]]
+    parts = []
+    if plans:
+        parts.append(f"parallel={' or '.join(plans)} would work with {world_size} processes")
+    if plan.world_size != world_size:
+        parts.append(f"start {plan.world_size} with deepseek launch --nproc {plan.world_size} ...")
+    return ", or ".join(parts) or "use one process, or change what the message names"
+
+
+def _distance(one: Plan, other: Plan) -> float:
+    return sum(abs(math.log2(getattr(one, axis) / getattr(other, axis))) for axis in AXES)
+
+
+def _factorisations(number: int, count: int) -> Iterator[tuple[int, ...]]:
+    if count == 1:
+        yield (number,)
+        return
+    for first in range(1, number + 1):
+        if number % first == 0:
+            for rest in _factorisations(number // first, count - 1):
+                yield (first, *rest)

@@ -1,0 +1,120 @@
+"""The model over a data set, in eval mode: outputs where they are, metrics everywhere."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deepseek.parallel.apply import ParallelModel
+from deepseek.parallel.world import World
+from deepseek.trainer.metrics import Mean
+from deepseek.trainer.micro_batches import MicroBatches, move_batch
+from deepseek.trainer.precision import Precision
+from deepseek.trainer.task import Batch, Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics by name, and what the task predicts per sample (and `index`) on the host."""
+
+    metrics: dict[str, float]
+    samples: dict[str, Tensor]
+
+
+def evaluate(
+    parallel: ParallelModel,
+    batches: Iterable[Batch],
+    task: Task,
+    precision: Precision,
+    channels_last: bool,
+    keeps_samples: bool = False,
+    check: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Run the model over `batches` in eval mode; the mode it was in is restored.
+
+    On several ranks each has its part of every batch; metrics and samples are those of all.
+    `check` is called before each batch; what it raises ends the evaluation.
+    """
+    world = parallel.world
+    was_training = parallel.engine.training
+    parallel.train(False)
+    metrics = task.new_metrics()
+    kept: dict[str, list[Tensor]] = {}
+    # what fully_shard gathers in inference mode could not be used in training again
+    without_graph = torch.no_grad() if world.is_distributed else torch.inference_mode()
+    try:
+        with without_graph:
+            for batch in batches:
+                check()
+                for outputs, part in _outputs(parallel, batch, precision, channels_last):
+                    task.update_metrics(metrics, outputs, part)
+                    if keeps_samples:
+                        rows = {**task.predictions(outputs, part), "index": part["index"]}
+                        for name, value in rows.items():
+                            kept.setdefault(name, []).append(value.cpu())
+    finally:
+        parallel.train(was_training)
+        parallel.reshard()
+    samples = {name: torch.cat(values) for name, values in kept.items()}
+    if world.is_distributed:
+        _add_up(world, metrics)
+        samples = _collect(world, samples) if keeps_samples else {}
+    return Evaluation({name: metric.compute() for name, metric in metrics.items()}, samples)
+
+
+def _outputs(
+    parallel: ParallelModel, batch: Batch, precision: Precision, channels_last: bool
+) -> Iterator[tuple[Tensor, Batch]]:
+    """Yield outputs and what they are of, on the one rank of those with the same that counts."""
+    world, micro_batches = parallel.world, MicroBatches(parallel.engine, parallel)
+    speaks = world.speaks_for_outputs and world.coordinate("cp") == 0
+    if parallel.pipeline is not None:
+        on_device = move_batch(batch, world.device, channels_last)
+        parts, inputs = micro_batches.fill(on_device)
+        found: list[tuple[Tensor, Batch]] = []
+
+        def take(logits: Tensor, number: int) -> None:
+            part = parts[number]
+            whole = parallel.whole_outputs(logits, inputs)
+            if speaks and part and len(part["targets"]):
+                found.append((whole[: len(part["targets"])], part))
+
+        with precision.autocast():
+            parallel.pipeline.predict(inputs, take)
+        yield from found
+        return
+    on_device = move_batch(batch or micro_batches.empty(), world.device, channels_last)
+    with precision.autocast():
+        outputs = parallel.engine(on_device["inputs"])
+    if world.is_distributed:
+        outputs = parallel.whole_outputs(outputs, on_device["inputs"])
+    if batch and speaks:
+        yield outputs, on_device
+
+
+def _add_up(world: World, metrics: dict[str, Mean]) -> None:
+    """Add the sums of all ranks, in one collective with the same keys on each."""
+    names = sorted(metrics)
+    sums = world.agree(
+        [number for n in names for number in (float(metrics[n].total), metrics[n].count)]
+    )
+    for position, name in enumerate(names):
+        metrics[name].total = sums[2 * position]
+        metrics[name].count = round(sums[2 * position + 1])
+
+
+def _collect(world: World, samples: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the samples of all ranks, in the order of the data set."""
+    known = world.exchange(
+        {n: [list(t.shape[1:]), str(t.dtype).removeprefix("torch.")] for n, t in samples.items()}
+    )
+    described = next((each for each in known if each), {})
+    found = {}
+    for name, (shape, dtype) in sorted(described.items()):
+        empty = torch.empty((0, *shape), dtype=getattr(torch, dtype))
+        found[name] = world.gather_rows(samples.get(name, empty).contiguous())
+    if "index" not in found:
+        return found
+    order = found["index"].argsort(stable=True)
+    return {name: rows[order] for name, rows in found.items()}

@@ -1,0 +1,92 @@
+"""Micro-batches that are filled up or empty, where ranks must compute in step.
+
+What was filled up is left out before the loss, so that it changes neither loss nor gradient.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from deepseek.errors import ConfigError
+from deepseek.models import ModelEngine
+from deepseek.parallel.apply import ParallelModel
+from deepseek.trainer.task import Batch, Task
+
+
+class MicroBatches:
+    """Makes micro-batches of a given shape.
+
+    Args:
+        engine: whose spec says what a sample is.
+        parallel: how many there are in a pipeline, and of which size.
+    """
+
+    def __init__(self, engine: ModelEngine, parallel: ParallelModel) -> None:
+        self._engine = engine
+        self._parallel = parallel
+
+    def empty(self) -> dict[str, Tensor]:
+        """Return one sample of zeros, without a target: it does not count."""
+        return {"inputs": self._zeros(1)}
+
+    def _zeros(self, count: int) -> Tensor:
+        spec = self._engine.spec
+        if spec is None or "inputs" not in spec.fields:
+            raise ConfigError(
+                "a rank has no sample in this batch, and the data do not say what one is",
+                fix="set drop_last=True in the DataLoader",
+            )
+        field = spec.fields["inputs"]
+        return torch.zeros((count, *field.shape), dtype=getattr(torch, field.dtype))
+
+    def fill(self, batch: Batch) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """Cut a batch into the micro-batches of the pipeline.
+
+        Args:
+            batch: this rank's part, on the device; may be empty.
+
+        Returns:
+            The samples of each micro-batch, and the inputs of all in a row, filled up.
+        """
+        pipeline = self._parallel.pipeline
+        if pipeline is None:
+            raise RuntimeError("there is no pipeline")
+        size, count = pipeline.micro_batch_size, pipeline.num_micro_batches
+        device = self._parallel.world.device
+        inputs = batch["inputs"] if batch else self._zeros(0).to(device)
+        if missing := size * count - len(inputs):
+            zeros = inputs.new_zeros((missing, *inputs.shape[1:]))
+            inputs = torch.cat([inputs, zeros])
+        parts = [
+            {name: value[start : start + size] for name, value in batch.items()}
+            for start in range(0, size * count, size)
+        ]
+        return parts, inputs
+
+    def loss(self, task: Task, logits: Tensor, part: Mapping[str, Tensor]) -> Tensor:
+        """Return the summed loss of the samples of a micro-batch; zero without any."""
+        num_samples = len(part["targets"]) if "targets" in part else 0
+        if num_samples == 0:
+            return self._parallel.whole_logits(logits).sum() * 0
+        if num_samples < len(logits):
+            logits = logits[:num_samples]
+        loss = task.loss(logits, part)
+        return loss.to_local() if isinstance(loss, DTensor) else loss
+
+
+def move_batch(batch: Batch, device: torch.device, channels_last: bool) -> dict[str, Tensor]:
+    """Return the batch on `device`; images of four dims as NHWC where asked.
+
+    Copies from pinned memory do not block; `index` stays on the host, where it is used.
+    """
+    moved = {}
+    for name, value in batch.items():
+        if name == "index":
+            moved[name] = value
+        elif channels_last and value.ndim == 4:
+            moved[name] = value.to(device, memory_format=torch.channels_last, non_blocking=True)
+        else:
+            moved[name] = value.to(device, non_blocking=True)
+    return moved

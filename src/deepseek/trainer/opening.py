@@ -1,0 +1,161 @@
+"""The beginning of a run: its folder, made or found, and the state to go on from.
+
+Rank 0 makes and finds; every rank loads its part.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deepseek.config import dump_config
+from deepseek.errors import ConfigError, PreemptedError
+from deepseek.trainer.announcement import data_line, machine_line, model_line, plan_line
+from deepseek.trainer.assembly import Assembly
+from deepseek.trainer.console import Console
+from deepseek.trainer.loggers import Logger, open_loggers
+from deepseek.trainer.run_folder import RunFolder, describe_environment
+from deepseek.trainer.training_state import find_checkpoint, restore
+
+if TYPE_CHECKING:
+    from deepseek.trainer.trainer import Trainer
+
+LAUNCHED = ".launched"
+
+
+def open_folder(
+    trainer: "Trainer", resume: bool | str | Path | None, run_dir: Path | None, output: Path
+) -> str:
+    """Make or find the run folder and restore the state; return what the first line says of it.
+
+    Raises:
+        PreemptedError: the folder cannot be written.
+        ConfigError, CheckpointError: there is nothing to resume, or another run is there.
+    """
+    world = trainer.world
+    try:
+        path, resume = world.lead(lambda: _choose(trainer, resume, run_dir, output))
+        trainer.folder = RunFolder(Path(path), is_writer=world.is_main)
+        if resume:
+            return _go_on(trainer, resume)
+        _write_config(trainer)
+        environment = describe_environment(trainer.config.seed, trainer.device)
+        environment["parallel"] = world.plan.describe()
+        trainer.folder.write_json("environment.json", environment)
+        world.seed(trainer.config.seed)
+    except OSError as error:
+        raise PreemptedError(
+            f"the run folder cannot be written: {error}",
+            fix="free the disk, or copy the run folder to where it can be written, and resume",
+        ) from error
+    if world.is_distributed:
+        world.lead(trainer.saving.store.take_over)
+        _check_shared(trainer)
+    return ""
+
+
+def _choose(
+    trainer: "Trainer", resume: bool | str | Path | None, run_dir: Path | None, output: Path
+) -> tuple[str, bool | str | None]:
+    """Return the run folder, and what of it to resume."""
+    name = trainer.name
+    if not resume and (launched := _find_launched(output)) is not None:
+        return str(launched), True
+    if resume:
+        folder = RunFolder.find(name, run_dir, resume, output).path
+        return str(folder), resume if isinstance(resume, bool) else str(resume)
+    folder = RunFolder.create(name, run_dir, output).path
+    if (mark := _launch_mark(output)) is not None:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(str(folder.resolve()), encoding="utf-8")
+    return str(folder), None
+
+
+def _launch_mark(output: Path) -> Path | None:
+    """Return the file that leads the processes of a restart to the run of those before."""
+    launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if launch == "none" or "TORCHELASTIC_RESTART_COUNT" not in os.environ:
+        return None
+    return output / LAUNCHED / "".join(c if c.isalnum() or c in "-_." else "_" for c in launch)
+
+
+def _find_launched(output: Path) -> Path | None:
+    """Return the run that this launch began before it was restarted, if it has saved anything."""
+    mark = _launch_mark(output)
+    if mark is None or not mark.exists():
+        return None
+    folder = Path(mark.read_text(encoding="utf-8"))
+    has_saved = any((folder / "checkpoints").glob("step_*"))
+    has_ended = '"finish"' in _tail(folder / "events.jsonl")
+    return folder if has_saved and not has_ended else None
+
+
+def _tail(path: Path) -> str:
+    return path.read_text(encoding="utf-8")[-4096:] if path.exists() else ""
+
+
+def _go_on(trainer: "Trainer", resume: bool | str) -> str:
+    store = trainer.saving.store
+    if trainer.world.is_distributed:
+        trainer.world.lead(store.take_over)
+    checkpoint = find_checkpoint(store, resume, trainer.world)
+    restore(trainer, checkpoint)
+    trainer.bad_steps.read_journal(trainer.folder, trainer.step)
+    trainer.folder.rewind_metrics(trainer.step)
+    _write_config(trainer)  # a resumed run may have been given more epochs
+    was = checkpoint.state["plan"]
+    now = trainer.world.plan.describe()
+    trainer.folder.add_event("resume", step=trainer.step, parallel=now)
+    moved = "" if was == now else f", saved as {was}"
+    return f"resumed at step {trainer.step} (verified{moved})"
+
+
+def _write_config(trainer: "Trainer") -> None:
+    """Write every setting as YAML: the whole file where there was one."""
+    if trainer.run_config is not None:
+        text = dump_config(trainer.run_config)
+    else:  # JSON is YAML, and has no surprises
+        text = json.dumps({"trainer": trainer.config.model_dump(mode="json")}, indent=1) + "\n"
+    trainer.folder.write_text("config.yaml", text)
+
+
+def _check_shared(trainer: "Trainer") -> None:
+    """Make sure that all ranks see the same folder.
+
+    Raises:
+        ConfigError: a rank does not.
+    """
+    sees = (trainer.folder.path / "environment.json").exists()
+    blind = [rank for rank, it in enumerate(trainer.world.exchange(sees)) if not it]
+    if blind:
+        raise ConfigError(
+            f"rank {', '.join(map(str, blind[:4]))} does not see the run folder"
+            f" {trainer.folder.path}: it is on a disk of rank 0's host",
+            fix="put it on a file system that all hosts share: output, or run_dir",
+        )
+
+
+def begin_records(trainer: "Trainer", assembly: Assembly, resumed: str) -> None:
+    """Say what is about to happen, and open the loggers; rank 0 alone is heard."""
+    is_image = len(trainer.spec.fields["inputs"].shape) == 3
+    is_main, names = trainer.world.is_main, trainer.config.loggers
+    shown = is_main and "console" in names
+    console = Console(
+        trainer.folder.log if is_main else Path(os.devnull), shown,
+        sample="img" if is_image else "seq",
+    )  # fmt: skip
+    run = str(trainer.folder.path)
+    console.line(
+        machine_line(trainer.device, assembly.cpu_threads, run, trainer.config.seed, resumed)
+    )
+    console.line(model_line(trainer.model, assembly, trainer.device))
+    console.line(data_line(trainer.train_loader, trainer.val_loader, trainer.spec))
+    if trainer.world.is_distributed:
+        console.line(plan_line(assembly.step.parallel))
+    settings = trainer.config.model_dump(mode="json")
+    loggers: list[Logger] = []
+    if is_main:
+        loggers = open_loggers(
+            names, trainer.folder, trainer.config.wandb_mode, settings, trainer.step, trainer.warn
+        )
+    trainer.recorder.begin(console, loggers, trainer.step, assembly.max_steps, assembly.num_epochs)

@@ -1,0 +1,59 @@
+"""The settings of a run and its parallel plan, checked before anything is begun."""
+
+import torch
+
+from deepseek.config import TrainerConfig, TrainerSettings, validate_settings
+from deepseek.datasets import DataSpec
+from deepseek.errors import ConfigError
+from deepseek.models import ModelEngine
+from deepseek.models.classifier import BlockModel
+from deepseek.parallel.plan import BatchFacts, Plan, facts_of, resolve_plan
+from deepseek.parallel.world import processes
+from deepseek.trainer.assembly import choose_batch_size
+from deepseek.trainer.optimizer import Optimizer
+
+
+def plan_run(config: TrainerConfig, engine: ModelEngine, spec: DataSpec) -> Plan:
+    """Return which rank does what; before any of them meets another.
+
+    Raises:
+        ConfigError: the plan cannot work.
+    """
+    module = engine.module
+    num_tokens = None
+    if isinstance(module, BlockModel) and "inputs" in spec.fields:
+        num_tokens = module.count_tokens(torch.empty((1, *spec.fields["inputs"].shape)))
+    facts = facts_of(module, engine.hints, num_tokens)
+    batch = BatchFacts(
+        config.batch_size,
+        config.grad_accum_steps,
+        config.optimizer.lower(),
+        config.precision,
+        config.graph,
+        config.keep_graph,
+        config.sequence_length_ramp is not None,
+    )
+    _, size = processes()
+    return resolve_plan(config.parallel, size, facts, batch)
+
+
+def configure(settings: TrainerSettings, optimizer: str | Optimizer, train_data) -> TrainerConfig:
+    """Return the settings of a run from the arguments of `Trainer`.
+
+    Raises:
+        ConfigError: they are wrong, or contradict each other.
+    """
+    given: dict = dict(settings)
+    if isinstance(optimizer, Optimizer):
+        held = {"lr", "weight_decay", "momentum", "betas"}
+        if twice := sorted(key for key in held & given.keys() if given[key] != "auto"):
+            raise ConfigError(
+                f"{', '.join(twice)} set beside an Optimizer recipe, which holds the like",
+                fix="set them in the Optimizer, or name the optimizer as a string",
+            )
+        optimizer = optimizer.algorithm
+    given["optimizer"] = optimizer
+    given["batch_size"] = choose_batch_size(given.get("batch_size"), train_data)
+    if given.get("max_steps") is not None:
+        given.setdefault("epochs", None)
+    return validate_settings(TrainerConfig, given)

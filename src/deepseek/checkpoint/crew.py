@@ -13,6 +13,7 @@ from deepseek.errors import CheckpointError
 
 POLL_S = 0.005
 MAX_POLL_S = 0.1
+PART_S = 5.0
 
 
 class KeyValueStore(Protocol):
@@ -123,6 +124,18 @@ class Save:
             if "error" in each:
                 raise CheckpointError(f"rank {rank}: {each['error']}", fix="free disk space")
         return [each["made"] for each in found]
+
+    def part(self) -> None:
+        """Let rank 0, which may keep the store, stay until the others have read its last word."""
+        if self._store is None:
+            return
+        if not self._crew.is_main:
+            self._store.set(f"{self._prefix}/parted/{self._crew.rank}", "")
+            return
+        keys = [f"{self._prefix}/parted/{rank}" for rank in range(1, self._crew.size)]
+        deadline = time.monotonic() + PART_S
+        while time.monotonic() < deadline and not self._store.check(keys):
+            time.sleep(POLL_S)
 
     def _wait(self, key: str):
         if self._store is None:

@@ -101,6 +101,7 @@ class CheckpointStore:
             save.lead("begin", lambda: self._begin(unfinished, checkpoint.num_bytes()))
             made = save.collect("files", lambda: self._write(unfinished, checkpoint))
             save.lead("end", lambda: self._finish(checkpoint.step, unfinished, final, made))
+            save.part()
         except (OSError, CheckpointError) as error:
             if self.crew.is_main:
                 shutil.rmtree(unfinished, ignore_errors=True)

@@ -48,7 +48,8 @@ class StoredTensors(Mapping[str, Tensor]):
                         f" says {known[0].place.shape}",
                         fix="use an older checkpoint",
                     )
-                known.append(_Stored(place, size, path, key))
+                if all((each.place, each.size) != (place, size) for each in known):
+                    known.append(_Stored(place, size, path, key))  # a count is in several files
 
     def __reduce__(self) -> tuple:
         return StoredTensors, (list(self._files),)  # another process opens the files anew

@@ -11,8 +11,10 @@ schedule    the stages put in motion
 ```
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,8 +28,14 @@ from deepseek.models.classifier import BlockModel
 from deepseek.models.tensor_part import TensorPart
 from deepseek.parallel.context import ContextParallel
 from deepseek.parallel.data import average_gradients, reduces_now, replicate, shard
+from deepseek.parallel.huggingface import (
+    PretrainedStage,
+    cut_pretrained,
+    divide_pretrained,
+    layer_lists,
+)
 from deepseek.parallel.layout import LocalWeights
-from deepseek.parallel.pipeline import Pipeline
+from deepseek.parallel.pipeline import MicroLoss, Pipeline
 from deepseek.parallel.stages import (
     Stage,
     block_ranges,
@@ -86,6 +94,7 @@ class ParallelModel:
             self.gradient_factor = 1.0
             return
         plan, hints = world.plan, engine.hints
+        self._lists = hints.blocks or layer_lists(engine.module)
         world.equalize(engine)
         stages, numbers = _cut(engine, world)
         # a V has both ends on one rank, where they share their weight as they are
@@ -104,9 +113,11 @@ class ParallelModel:
                 )
                 divide_randomness(model, hints, mesh.get_local_rank(), sequence=sequence)
                 self.divides_logits |= vocabulary and "head.weight" in divisions
+        if plan.tp > 1 and world.mesh is not None:
+            divisions |= divide_pretrained(models, world.mesh["tp"])
         self._leave_context(models, stages)
         if compiles:
-            for block in _blocks(models, stages, hints.blocks):
+            for block in _blocks(models, stages, self._lists):
                 block.compile(fullgraph=True, dynamic=False)
         if stages:
             engine.module = models[0]
@@ -115,7 +126,9 @@ class ParallelModel:
         self.gradient_factor = float(plan.num_shares * plan.cp)
         if stages:
             group = world.group("pp")
-            self.pipeline = Pipeline(stages, numbers, plan, world.device, group)
+            is_own = not isinstance(stages[0], PretrainedStage)
+            run = Pipeline if is_own else TokenPipeline
+            self.pipeline = run(stages, numbers, plan, world.device, group)
             self.pipeline.on_batch = self._note_tokens
         first_names = {name for name, _ in ties}
         aliases = {other: name for name, other in ties} if _holds_last_only(stages) else {}
@@ -171,11 +184,11 @@ class ParallelModel:
         has_unused: bool,
         trains: bool,
     ) -> None:
-        world, hints = self.world, self.engine.hints
+        world = self.world
         if world.plan.uses_fsdp:
             roots = list(stages) or [self.engine.module]
             for root in roots:
-                blocks = _blocks([root], [root] if isinstance(root, Stage) else [], hints.blocks)
+                blocks = _blocks([root], [root] if isinstance(root, Stage) else [], self._lists)
                 shard(root, blocks, world, dtype)
         elif trains and world.plan.pp == 1 and world.plan.num_shares * world.plan.cp > 1:
             self.engine.to(world.device)
@@ -261,6 +274,13 @@ class ParallelModel:
         return {name: buffer for module in modules for name, buffer in module.named_buffers()}
 
 
+class TokenPipeline(Pipeline):
+    """A pipeline whose stages all take the tokens of their micro-batch, beside the stream."""
+
+    def _go(self, step: Callable, inputs: Tensor, loss: MicroLoss, **options: Any) -> None:
+        super()._go(step, inputs, loss, tokens=inputs, **options)  # pyright: ignore[reportArgumentType]
+
+
 def _cut(engine: ModelEngine, world: World) -> tuple[list[Stage], list[int]]:
     """Return the stages of this rank and their numbers; none without a pipeline."""
     plan = world.plan
@@ -270,10 +290,13 @@ def _cut(engine: ModelEngine, world: World) -> tuple[list[Stage], list[int]]:
     numbers = stage_ids(world.coordinate("pp"), plan.pp, plan.stages_per_rank, is_v=is_v)
     module = engine.module
     row = module.blocks if isinstance(module, BlockModel) else module
+    cut = partial(cut_stage, hints=engine.hints)
+    for name in layer_lists(module):
+        row, cut = module.get_submodule(name), cut_pretrained
     ranges = block_ranges(len(row), plan.num_stages)  # pyright: ignore[reportArgumentType]
     stages = [
-        cut_stage(
-            engine, engine.hints, ranges[number], is_first=number == 0,
+        cut(
+            engine, blocks=ranges[number], is_first=number == 0,
             is_last=number == plan.num_stages - 1,
         )
         for number in numbers

@@ -92,7 +92,7 @@ def describe_silence(
         waiting = [r for r, b in beats.items() if _is_behind(own, b)]
         if waiting:
             return (
-                f"this rank, {rank}, is at {_where(own)}; rank {_listed(waiting)} wait"
+                f"this rank, {rank}, is at {_where(own)}; rank {listed(waiting)} wait"
                 f"{'s' * (len(waiting) == 1)} for it ({ENDS})"
             )
         lines = [f"rank {other} is at {_where(beat)}" for other, beat in beats.items()]
@@ -117,6 +117,7 @@ def _where(beat: Beat) -> str:
     return f"step {beat.step + 1}, {beat.phase}{waits}, for {beat.age_s:.0f} s{stack}"
 
 
-def _listed(ranks: list[int]) -> str:
+def listed(ranks: list[int]) -> str:
+    """Return ranks as text, the first few of them."""
     shown = ", ".join(str(rank) for rank in ranks[:8])
     return shown + (", ..." if len(ranks) > 8 else "")

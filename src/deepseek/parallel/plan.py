@@ -17,6 +17,7 @@ from deepseek.config.parallel import AXES, ParallelConfig
 from deepseek.errors import ConfigError
 from deepseek.models import ParallelHints
 from deepseek.models.classifier import BlockModel
+from deepseek.parallel.huggingface import pretrained_facts
 
 MULTI_STAGE = frozenset(
     {"interleaved_1f1b", "looped_bfs", "interleaved_zero_bubble", "zbv_zero_bubble"}
@@ -41,6 +42,9 @@ class ModelFacts:
         sequence_length: tokens of a sample in the blocks, where known.
         num_experts: 0 without.
         has_batch_norm: whether it keeps running statistics of batches.
+        key_value_heads: of a block, where they are fewer than heads; 0 where not known.
+        no_tp: why tensor parallelism cannot divide it, in words, where that is known.
+        no_pp: why a pipeline cannot cut it.
     """
 
     name: str
@@ -51,6 +55,9 @@ class ModelFacts:
     sequence_length: int | None = None
     num_experts: int = 0
     has_batch_norm: bool = False
+    key_value_heads: int = 0
+    no_tp: str = ""
+    no_pp: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,6 +159,8 @@ def facts_of(
             name, hints.heads, len(module.blocks), widths, has_context=True,
             sequence_length=sequence_length, has_batch_norm=has_batch_norm,
         )  # fmt: skip
+    if (foreign := pretrained_facts(module)) is not None:
+        return ModelFacts(name, has_batch_norm=has_batch_norm, **vars(foreign))
     num_blocks = len(module) if isinstance(module, nn.Sequential) else 0
     return ModelFacts(name, num_blocks=num_blocks, has_batch_norm=has_batch_norm)
 
@@ -259,6 +268,9 @@ def _batch_problems(plan: Plan, batch: BatchFacts) -> Iterator[str]:
 
 
 def _tensor_problems(plan: Plan, model: ModelFacts) -> Iterator[str]:
+    if model.no_tp:
+        yield f"tp={plan.tp}: {model.no_tp}"
+        return
     if not model.widths:
         yield (
             f"tp={plan.tp}: {model.name} does not say which of its linears can be divided"
@@ -267,6 +279,8 @@ def _tensor_problems(plan: Plan, model: ModelFacts) -> Iterator[str]:
         return
     if model.heads % plan.tp:
         yield f"tp={plan.tp} does not divide heads={model.heads}"
+    if model.key_value_heads % plan.tp:
+        yield f"tp={plan.tp} does not divide key_value_heads={model.key_value_heads}"
     for name, width in model.widths:
         if width % plan.tp:
             yield f"tp={plan.tp} does not divide the {width} features of {name}"
@@ -274,7 +288,9 @@ def _tensor_problems(plan: Plan, model: ModelFacts) -> Iterator[str]:
 
 def _pipeline_problems(plan: Plan, model: ModelFacts, batch: BatchFacts) -> Iterator[str]:
     schedule = plan.settings.schedule
-    if model.num_blocks == 0:
+    if model.no_pp:
+        yield f"pp={plan.pp}: {model.no_pp}"
+    elif model.num_blocks == 0:
         yield (
             f"pp={plan.pp}: {model.name} is no row of blocks (ParallelHints.blocks, or an"
             " nn.Sequential)"

@@ -74,13 +74,13 @@ def cut_stage(
     engine: ModelEngine, hints: ParallelHints, blocks: range, *, is_first: bool, is_last: bool
 ) -> Stage:
     """Return a stage of the model of `engine`, which stays as it is; weights are shared with it."""
-    model = _alike(engine.module)
+    model = shallow_copy(engine.module)
     if not isinstance(model, BlockModel):
         for index in range(len(model)):  # pyright: ignore[reportArgumentType]
             if index not in blocks:
                 model._modules[str(index)] = nn.Identity()
         return Stage(engine, model, blocks, is_first, is_last)
-    row = model._modules["blocks"] = _alike(model.blocks)
+    row = model._modules["blocks"] = shallow_copy(model.blocks)
     for index in range(len(model.blocks)):
         if index not in blocks:
             row._modules[str(index)] = nn.Identity()
@@ -95,7 +95,7 @@ def cut_stage(
     return Stage(engine, model, blocks, is_first, is_last)
 
 
-def _alike(module: nn.Module) -> nn.Module:
+def shallow_copy(module: nn.Module) -> nn.Module:
     """Return a module with tables of its own that hold the same parts."""
     other = module.__class__.__new__(module.__class__)
     other.__dict__ = module.__dict__.copy()
@@ -118,7 +118,7 @@ def untie(stages: Sequence[Stage], names: Sequence[tuple[str, str]]) -> None:
             for _, name in names:
                 owner, _, key = name.rpartition(".")
                 module = stage.model.get_submodule(owner)
-                alike = _alike(module)
+                alike = shallow_copy(module)
                 alike._parameters[key] = nn.Parameter(module._parameters[key].detach().clone())  # pyright: ignore[reportOptionalMemberAccess]
                 _replace(stage.model, owner, alike)
 

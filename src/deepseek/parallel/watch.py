@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from deepseek.parallel.beat import Beat, describe_silence, read_recorder
+from deepseek.parallel.beat import Beat, describe_silence, listed, read_recorder
 
 BEAT_S = 1.0
 STALE_S = 3.5
@@ -98,13 +98,18 @@ class Watch:
     # -- the thread --------------------------------------------------------------------------
 
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT_S):
+        pause = 0.0  # the first at once: who dies in the first second is known, too
+        while not self._ended.wait(pause):
+            pause = BEAT_S
             try:
-                self._store.set(f"{self._name}/beat/{self._rank}", self._own_beat().to_json())
+                self._send()
             except RuntimeError:  # the store's host is gone: the collectives will fail, too
                 continue
             if self._age_s() > self.limit_s:
                 self._end(self.explain())
+
+    def _send(self) -> None:
+        self._store.set(f"{self._name}/beat/{self._rank}", self._own_beat().to_json())
 
     def _age_s(self) -> float:
         return time.monotonic() - self._place.since
@@ -127,9 +132,16 @@ class Watch:
     def explain(self) -> str:
         """Return which ranks are missing, and what each is at. Takes a few seconds."""
         first = self._read()
-        self._store.set(f"{self._name}/beat/{self._rank}", self._own_beat().to_json())
-        time.sleep(STALE_S)
-        return describe_silence(self._rank, self._own_beat(), first, self._read(), self._groups)
+        until = time.monotonic() + STALE_S
+        while time.monotonic() < until:  # the others may be asking, too
+            self._send()
+            time.sleep(BEAT_S)
+        others = [rank for rank in range(self._size) if rank != self._rank]
+        last = self._read()
+        text = describe_silence(self._rank, self._own_beat(), first, last, self._groups)
+        if unheard := [rank for rank in others if rank not in last]:
+            text += f"\n  rank {listed(unheard)} never said a word: it did not come so far"
+        return text
 
     def _read(self) -> dict[int, Beat]:
         beats = {}

@@ -123,8 +123,12 @@ class World:
         text = str(error).splitlines()[0] if str(error) else ""
         if self._watch is None or not any(word in text for word in _LOST):
             return None
+        try:
+            what = self._watch.explain()
+        except RuntimeError:  # the store went with the host that kept it
+            what = "the rank that kept the store of the run is gone"
         return CommunicationError(
-            f"{self._watch.explain()}\n  ({text})",
+            f"{what}\n  ({text})",
             fix="look at the log of that rank first; deepseek doctor looks at the network, and"
             " deepseek train --resume goes on from the last checkpoint",
         )

@@ -320,7 +320,7 @@ class TrainStep:
         speaks = self._world.speaks_for_outputs
         sums = self._world.agree(
             [
-                float(accumulated.loss_sum) if speaks else 0.0,
+                float(accumulated.loss_sum) * speaks,  # NaN counts wherever it is
                 squares,
                 float(self.guard.finds_damage()),
                 float(wants_stop),

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from deepseek.trainer.callbacks import Callback
 
@@ -35,7 +36,8 @@ class Poison(Callback):
         """Put itself around `accumulate`."""
         step = trainer.assembly.step
         accumulate = step.accumulate
-        parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+        weights = step.parallel.weights.trained
+        parameters = [weight.local for weight in weights]
 
         def poisoned(batch, check=lambda: None, num_samples=None):
             is_due = trainer.step == self.at
@@ -50,7 +52,7 @@ class Poison(Callback):
             if is_due:
                 self.weights = [p.detach().clone() for p in parameters]
                 if self.place == "gradient":
-                    self._spoil(next(p.grad for p in parameters if p.grad is not None))
+                    self._spoil(next(g for w in weights if (g := w.parameter.grad) is not None))
                 elif self.place == "loss":
                     loss_sum = accumulated.loss_sum * self.value
                     return accumulated._replace(loss_sum=loss_sum)
@@ -66,5 +68,7 @@ class Poison(Callback):
         raise ValueError("this optimizer keeps no state")
 
     def _spoil(self, tensor: Tensor) -> None:
+        if isinstance(tensor, DTensor):
+            tensor = tensor.to_local()
         flat = tensor.detach().view(-1)
         flat[int(torch.randint(len(flat), (1,), generator=self._generator))] = self.value

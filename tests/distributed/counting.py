@@ -1,0 +1,230 @@
+"""Which collectives each part of an optimizer step asks for, and how many numbers they move.
+
+`Collectives` sees what is asked of c10d: by DTensor, DDP's reducer, FSDP and ourselves. Torch's
+flight recorder sees what Gloo does, which is another thing where Gloo has no such operation (its
+reduce-scatter is an all-reduce); the counts of both must agree, or something went by unseen.
+"""
+
+import json
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch._C._distributed_c10d as c10d
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from deepseek.datasets import TokenDataset
+from deepseek.models import GPT
+from deepseek.models.attention import attention, causal_attention
+from deepseek.parallel.context import ContextAttention, Entry, TokenShare
+from deepseek.trainer import Callback, Trainer
+from deepseek.trainer.clock import Clock
+
+KINDS = {
+    "all_reduce": "all_reduce", "allreduce_": "all_reduce", "all_reduce_": "all_reduce",
+    "_allgather_base_": "all_gather", "allgather_": "all_gather",
+    "all_gather_into_tensor": "all_gather", "all_gather_into_tensor_out": "all_gather",
+    "_reduce_scatter_base_": "reduce_scatter", "reduce_scatter_tensor": "reduce_scatter",
+    "broadcast_": "broadcast", "send": "send", "recv_": "receive",
+}  # fmt: skip
+SILENT = {"wait_tensor", "_wrap_tensor_autograd", "_wrap_tensor_with_hook"}
+DIM, CONTEXT, VOCABULARY, NUM_ROWS = 32, 8, 67, 128  # the vocabulary, padded to 64s
+
+
+class Collective(NamedTuple):
+    """One collective.
+
+    Attributes:
+        phase: of the step: data, forward, backward, optimizer, logging, or "" between them.
+        kind: all_reduce, all_gather, reduce_scatter, broadcast, send or receive.
+        count: numbers in the whole tensor: what is reduced, or what all have gathered.
+        num_bytes: of the whole tensor.
+        degree: ranks that take part.
+    """
+
+    phase: str
+    kind: str
+    count: int
+    num_bytes: int
+    degree: int
+
+    @property
+    def sent_bytes(self):
+        """What each rank sends in a ring: an all-reduce is a reduce-scatter and an all-gather."""
+        turns = 2 if self.kind == "all_reduce" else 1
+        return turns * self.num_bytes * (self.degree - 1) / self.degree
+
+
+class Phases(Clock):
+    """Knows which phase of the step the main thread is in."""
+
+    def __init__(self):
+        self.current = ""
+
+    @contextmanager
+    def phase(self, name):
+        before, self.current = self.current, name
+        yield
+        self.current = before
+
+
+class Collectives(TorchDispatchMode):
+    """Notes every collective in the order in which they are asked for."""
+
+    def __init__(self, phases):
+        super().__init__()
+        self.seen: list[Collective] = []
+        self._phases = phases
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(issubclass(each, DTensor) for each in types):
+            return NotImplemented  # what DTensor makes of it comes by again
+        name = func.__name__.partition(".")[0]
+        if func.namespace in ("c10d", "_c10d_functional") and name not in SILENT:
+            tensors = [each for each in tree_leaves(args) if isinstance(each, Tensor)]
+            count = max(each.numel() for each in tensors)
+            degree = _degree(args)
+            if name == "all_gather_into_tensor":  # functional: the output is not there yet
+                count *= degree
+            elif name == "allgather_":
+                count = sum(each.numel() for each in tree_leaves(args[0]))
+            num_bytes = count * tensors[0].element_size()
+            self.seen.append(
+                Collective(self._phases.current, KINDS[name], count, num_bytes, degree)
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def _degree(args):
+    for each in tree_leaves(args):
+        if isinstance(each, str) and each not in ("sum", "avg", "max", "min"):
+            return dist.distributed_c10d._resolve_process_group(each).size()
+        if isinstance(each, torch.ScriptObject) and "ProcessGroup" in str(each._type()):
+            return dist.ProcessGroup.unbox(each).size()
+    raise AssertionError("no process group")
+
+
+def num_recorded():
+    """Return how many operations Gloo has begun in this process."""
+    dump = json.loads(c10d._dump_fr_trace_json(includeCollectives=True, onlyActive=False))
+    return max((entry["record_id"] + 1 for entry in dump["entries"]), default=0)
+
+
+class Steps(Callback):
+    """What each step asked for, and what Gloo did in it."""
+
+    def __init__(self, collectives):
+        self.asked, self.done = [], []
+        self._collectives = collectives
+        self._position = self._recorded = 0
+
+    def on_fit_begin(self, trainer):
+        self._position, self._recorded = len(self._collectives.seen), num_recorded()
+
+    def on_step_end(self, trainer, result):
+        seen, recorded = len(self._collectives.seen), num_recorded()
+        self.asked.append(self._collectives.seen[self._position :])
+        self.done.append(recorded - self._recorded)
+        self._position, self._recorded = seen, recorded
+
+
+class Reader(Callback):
+    """Reads every number of every step, as a progress bar would."""
+
+    def __init__(self):
+        self.read = []
+
+    def on_step_end(self, trainer, result):
+        self.read.append((float(result.loss_sum), float(result.grad_norm), result.lr))
+
+
+class Talker(Callback):
+    """Does what no callback should: it waits for the other ranks."""
+
+    def on_step_end(self, trainer, result):
+        trainer.world.agree([1.0])
+
+
+def trace_steps(runs, run_dir):
+    """Train a GPT for three steps of each of some settings, one after the other.
+
+    Args:
+        runs: name -> settings of `Trainer`, and `num_layers`.
+        run_dir: run folders go here.
+
+    Returns:
+        name -> (collectives of the last step, operations of Gloo in it, numbers of the model).
+    """
+    found = {}
+    for name, settings in runs.items():
+        chosen = {
+            "batch_size": 16, "max_steps": 3, "lr": 1e-3, "grad_accum_steps": 1,
+            "precision": "fp32", "clip_grad_norm": 0.5, "loggers": ["jsonl"], "num_workers": 0,
+            "device": "cpu", "checkpoint_every": None, **settings,
+        }  # fmt: skip
+        torch.manual_seed(1)
+        model = GPT(CONTEXT, chosen.pop("num_layers", 2), DIM, heads=4)
+        tokens = np.random.default_rng(0).integers(0, VOCABULARY, 70 * CONTEXT + 1)
+        data = TokenDataset(tokens, CONTEXT, [chr(40 + i) for i in range(VOCABULARY)])
+        phases = Phases()
+        collectives = Collectives(phases)
+        steps = Steps(collectives)
+        callbacks = [steps, *chosen.pop("callbacks", ())]
+        trainer = Trainer(model, data, run_dir=run_dir / name, callbacks=callbacks, **chosen)
+        trainer.assembly.step.clock = phases
+        with collectives:
+            trainer.fit()
+        found[name] = (steps.asked[-1], steps.done[-1], steps.done)
+    return found
+
+
+def cut_and_gather(lengths):
+    """Cut sequences between all ranks, and put them together again.
+
+    Returns:
+        (length, causal) -> (this rank's tokens, all of them, gradient of this rank's tokens).
+    """
+    dist.init_process_group("gloo")
+    found = {}
+    for is_causal in (False, True):
+        share = TokenShare(dist.group.WORLD, "cpu", is_causal=is_causal)
+        for length in lengths:
+            whole = torch.arange(1.0, 2 * length + 1).view(1, length, 2)
+            own = share.cut(whole, 1).requires_grad_()
+            together = share.gather(own, 1, length)
+            (together * whole).sum().backward()
+            found[length, is_causal] = (own.tolist(), together.tolist(), own.grad.tolist())
+    dist.destroy_process_group()
+    return found
+
+
+def attend_in_shares(lengths):
+    """Return (length, causal) -> largest differences of output and gradients from one process."""
+    dist.init_process_group("gloo")
+    found = {}
+    for is_causal in (False, True):
+        share = TokenShare(dist.group.WORLD, "cpu", is_causal=is_causal)
+        for length in lengths:
+            generator = torch.Generator().manual_seed(length)
+            whole = torch.randn(3, 2, 2, length, 4, generator=generator).requires_grad_()
+            one = causal_attention if is_causal else attention
+            expected = one(*whole)
+            (expected.square().sum()).backward()
+            entry = Entry(share)
+            entry.num_tokens = length
+            own = share.cut(whole.detach(), 3).requires_grad_()
+            mixed = ContextAttention(share, entry)(*own)
+            together = share.gather(mixed, 2, length)
+            (together.square().sum() / share.degree).backward()  # each rank has the whole loss
+            gradient = share.gather(own.grad, 3, length)
+            found[length, is_causal] = (
+                float((together - expected).abs().max()),
+                float((gradient - whole.grad).abs().max()),
+            )
+    dist.destroy_process_group()
+    return found

@@ -1,0 +1,127 @@
+"""Ranks that misbehave, to be run by `run_ranks`."""
+
+import os
+import signal
+import time
+
+import torch
+from tests.distributed.ranks import Trajectory, make_data, make_model, train
+
+from deepseek.trainer import Callback, Trainer
+from deepseek.trainer.chaos.poison import Poison
+
+
+class On(Callback):
+    """Acts on one rank after one step."""
+
+    def __init__(self, rank, step, act):
+        self.rank, self.at, self.act = rank, step, act
+
+    def on_step_end(self, trainer, result):
+        if trainer.world.rank == self.rank and trainer.step == self.at:
+            self.act(trainer)
+
+
+def train_poisoned(place, run_dir, plan, **settings):
+    """Spoil a number on the last rank in the fourth step; return what was taken."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    trajectory = Trajectory()
+    callbacks = [trajectory]
+    if rank == size - 1:
+        callbacks.append(Poison(place, float("nan"), at=3))
+    trainer = Trainer(
+        make_model("vit"), make_data("vit"), run_dir=run_dir, callbacks=callbacks, parallel=plan,
+        batch_size=16, max_steps=8, lr=1e-3, precision="fp32", loggers=["jsonl"], num_workers=0,
+        device="cpu", checkpoint_every=2, **settings,
+    )  # fmt: skip
+    trainer.fit()
+    finite = all(torch.isfinite(w.local).all() for w in trainer.trained.weights.weights)
+    return trajectory.losses, bool(finite)
+
+
+def train_signalled(run_dir, plan, **settings):
+    """Rank 1 alone gets SIGTERM after the fifth step."""
+    act = On(1, 5, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))
+    return train("gpt", run_dir, parallel=plan, callbacks=[act], max_steps=5000, **settings)
+
+
+def train_signalled_in_evaluation(run_dir, plan):
+    """Rank 1 alone gets SIGTERM when its first evaluation begins."""
+
+    class AtFirst(Callback):
+        def on_fit_begin(self, trainer):
+            if trainer.world.rank == 1:
+                check = trainer.world.mark
+
+                def mark(phase, step=None):
+                    if phase == "evaluation":
+                        os.kill(os.getpid(), signal.SIGTERM)
+                    check(phase, step)
+
+                trainer.world.mark = mark
+
+    return train("gpt", run_dir, parallel=plan, callbacks=[AtFirst()], val_size=70, epochs=3,
+                 max_steps=None)  # fmt: skip
+
+
+def train_with_wish(run_dir, plan):
+    """Rank 1 alone asks to stop after the third step."""
+    act = On(1, 3, lambda trainer: trainer.request_stop("rank 1 has seen enough"))
+    return train("gpt", run_dir, parallel=plan, callbacks=[act], max_steps=50)
+
+
+def train_hanging(run_dir, plan, how):
+    """Rank 1 hangs after the third step: `sleep`s, or stops as a whole (`stop`)."""
+    act = On(1, 3, lambda trainer: time.sleep(600))
+    if how == "stop":
+        act = On(1, 3, lambda trainer: os.kill(os.getpid(), signal.SIGSTOP))
+    settings = {"timeout_s": 4.0, "start_timeout_s": 60.0, **plan}
+    return train("gpt", run_dir, parallel=settings, callbacks=[act], max_steps=50)
+
+
+def train_dying(run_dir, plan):
+    """Rank 1 is killed after the third step."""
+    act = On(1, 3, lambda trainer: os.kill(os.getpid(), signal.SIGKILL))
+    return train("gpt", run_dir, parallel=plan, callbacks=[act], max_steps=50)
+
+
+def log_different_keys(run_dir, plan):
+    """Each rank logs keys of its own: nothing is reduced for them, so nothing can lock."""
+
+    class Logs(Callback):
+        def on_step_end(self, trainer, result):
+            trainer.recorder.log({"kind": "own", "step": trainer.step,
+                                  f"rank_{trainer.world.rank}": 1.0})  # fmt: skip
+
+    return train("gpt", run_dir, parallel=plan, callbacks=[Logs()], max_steps=6)
+
+
+def dropped(plan, dropout=0.5):
+    """Return which activations each place drops on this rank, in one training forward pass."""
+    trainer = Trainer(
+        make_model("gpt", dropout), make_data("gpt"), parallel=plan, batch_size=16, max_steps=1,
+        precision="fp32", num_workers=0, device="cpu", loggers=[],
+    )  # fmt: skip
+    parallel = trainer.assembly.step.parallel
+    trainer.world.seed(0)
+    parallel.train(True)
+    found = {}
+
+    def keep(name):
+        def hook(module, args, output):
+            found.setdefault(name, []).append((output == 0).flatten().tolist())
+
+        return hook
+
+    module = parallel.engine.module
+    module.dropout.register_forward_hook(keep("embedding"))
+    module.blocks[0].dropout.register_forward_hook(keep("residual"))
+    original = module.blocks[0].attn.attend
+
+    def attend(q, k, v, *, dropout, **options):
+        found["attention"] = torch.nn.functional.dropout(torch.ones(64), 0.5).tolist()
+        return original(q, k, v, dropout=dropout, **options)
+
+    module.blocks[0].attn.attend = attend
+    parallel.forward(make_data("gpt").get_batch(list(range(8)), 0)[0]["inputs"])
+    return found

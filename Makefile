@@ -48,6 +48,7 @@ bench: install
 	$(BIN)/python benchmarks/graph_modes.py
 	$(BIN)/python benchmarks/image_pipeline.py
 	$(BIN)/python benchmarks/train_images.py
+	$(BIN)/python benchmarks/parallel.py
 
 clean:
 	rm -rf $(VENV) build dist docs/_build runs demo

@@ -57,6 +57,11 @@ class Crew:
         self._store = store
         self._timeout_s = timeout_s
         self._num_saves = 0
+        self.has_given_up = False
+
+    def give_up(self) -> None:
+        """Wait for nobody any more: a save that is not finished will not be."""
+        self.has_given_up = True
 
     @property
     def is_main(self) -> bool:
@@ -142,6 +147,8 @@ class Save:
             raise RuntimeError("one process waits for nobody")
         deadline, pause = time.monotonic() + self._timeout_s, POLL_S
         while not self._store.check([key]):
+            if self._crew.has_given_up:
+                raise CheckpointError("this rank ends, and waits for the others no longer")
             if time.monotonic() > deadline:
                 raise CheckpointError(
                     f"another rank did not save within {self._timeout_s:.0f} s ({key})",

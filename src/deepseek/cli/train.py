@@ -1,8 +1,11 @@
 """`deepseek train`: configuration -> run folder."""
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
+from uuid import uuid4
 
 import typer
 
@@ -42,10 +45,27 @@ def train(
     loaded = read_config(path, overrides, check_args=check_args)
     for change in loaded.changes:
         print(f"changed  {change}")
+    count = loaded.config.trainer.parallel.num_processes or 1
+    if count > 1 and "WORLD_SIZE" not in os.environ:
+        _start_processes(count, arguments or [], resume, run_dir)
     from deepseek.cli.build_run import build_trainer
 
     trainer = build_trainer(loaded.config, run_dir=run_dir, resume=resume_from)
     trainer.fit()
+
+
+def _start_processes(
+    count: int, arguments: Sequence[str], resume: str | None, run_dir: Path | None
+) -> None:
+    """Start this command again on as many processes as its plan takes, and exit as they do."""
+    from deepseek.launch.job import Job
+    from deepseek.launch.supervisor import launch
+
+    options = [f"--resume={resume}"] if resume is not None else []
+    options += [f"--run-dir={run_dir}"] if run_dir is not None else []
+    program = ("train", *options, *arguments)
+    print(f"deepseek launch --nproc {count} {' '.join(program)}", flush=True)
+    sys.exit(launch(Job(program, nproc=count, run_id=f"train-{uuid4().hex[:12]}"), None))
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -1,5 +1,6 @@
 """How a model is spread over processes: `parallel: dp2-tp2-pp2`, or its axes one by one."""
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -94,6 +95,15 @@ class ParallelConfig(Settings):
                 },
             )
         return self
+
+    @property
+    def num_processes(self) -> int | None:
+        """How many processes it takes, where that is fixed."""
+        degrees = [getattr(self, axis) for axis in AXES]
+        return None if "auto" in degrees else math.prod(degrees)
+
+    def __repr__(self) -> str:
+        return self.describe()
 
     def describe(self) -> str:
         """Return the axes as text, `dp2-tp2-pp2`; `none` for one process."""

@@ -416,7 +416,8 @@ def cut_pretrained(
 
 def _stand_in(module: nn.Module, forward: Callable[..., Tensor]) -> nn.Module:
     """Return a module with the attributes of another, without weights and with another forward."""
-    other = shallow_copy(module)
-    other._modules, other._parameters, other._buffers = {}, {}, {}
+    other = type(module).__new__(type(module))
+    nn.Module.__init__(other)  # tables and hooks of its own
+    vars(other).update({key: v for key, v in vars(module).items() if not key.startswith("_")})
     other.forward = forward
     return other

@@ -336,10 +336,11 @@ def _advice(plan: Plan, world_size: int, model: ModelFacts, batch: BatchFacts) -
             found.append((_distance(plan, other), other.describe()))
     plans = [text for _, text in sorted(found)[:NUM_SHOWN_PLANS]]
     parts = []
-    if plans:
-        parts.append(f"parallel={' or '.join(plans)} would work with {world_size} processes")
-    if plan.world_size != world_size:
+    if plan.world_size != world_size and next(_problems(plan, model, batch), None) is None:
         parts.append(f"start {plan.world_size} with deepseek launch --nproc {plan.world_size} ...")
+    if plans:
+        count = f"{world_size} process{'es' * (world_size > 1)}"
+        parts.append(f"set parallel={' or '.join(plans)}, which would work with {count}")
     return ", or ".join(parts) or "use one process, or change what the message names"
 
 

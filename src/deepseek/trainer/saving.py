@@ -92,6 +92,10 @@ class Saving:
         if path is not None:
             self._note_saved(int(path.name.removeprefix("step_")), True, path)
 
+    def give_up(self) -> None:
+        """Wait no longer for the other ranks to finish a checkpoint: this one has failed."""
+        self.store.crew.give_up()
+
     def close(self) -> None:
         """Wait, and end the writing thread."""
         self.wait()

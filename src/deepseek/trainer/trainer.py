@@ -261,11 +261,8 @@ class Trainer:
         try:
             self._emit("on_fit_begin")
             leave = self.saving.save_to_leave
-            alone = not self.world.is_distributed
-            with (
-                cpu_threads(assembly.cpu_threads),
-                StopSignals(leave, is_alone=alone) as signals,
-            ):
+            signals = StopSignals(leave, is_alone=not self.world.is_distributed)
+            with cpu_threads(assembly.cpu_threads), signals:
                 try:
                     if self.config.grad_accum_steps == "auto" and not resumed:
                         probe(self)
@@ -276,6 +273,7 @@ class Trainer:
                     signals.leave_if_asked()
                     raise
         except BaseException as error:
+            self.saving.give_up()
             explained = None
             if isinstance(error, RuntimeError):
                 explained = self.world.explain_loss(error) or explain_mixture(self.model, error)

@@ -2,9 +2,13 @@
 
 import json
 import os
+import shutil
 import threading
-from contextlib import contextmanager
+import warnings
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from itertools import count
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,6 +22,11 @@ from deepseek.models.tensor_part import Place, TensorPart
 
 SIZE = 3
 STATE = {"losses": [1.0, 0.5]}
+
+
+NOT_PASSED_ON = pytest.mark.xfail(
+    strict=True, reason="rank 0 does not pass it on: the others wait for timeout_s"
+)
 
 
 def make_part(step, rank, size=SIZE):
@@ -146,8 +155,9 @@ def test_rank_0_says_which_rank_failed(connect, tmp_path):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="rank 0 does not pass it on: the others wait for timeout_s")
-@pytest.mark.parametrize("rank", range(SIZE))
+@pytest.mark.parametrize(
+    "rank", [0, pytest.param(1, marks=NOT_PASSED_ON), pytest.param(2, marks=NOT_PASSED_ON)]
+)
 def test_every_rank_learns_why_a_save_has_failed(rank, connect, tmp_path):
     crew = crew_of(tmp_path, connect, timeout_s=0.5)
     parts = [make_part(2, each) for each in range(SIZE)]
@@ -347,10 +357,10 @@ def assert_folder_is_sound(folder, steps):
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_group_that_was_replaced_at_any_point_publishes_nothing_more(step, tmp_path):
-    count = operations_of(tmp_path / "alone", "old", step=step)
-    assert count > 20
+    num_operations = operations_of(tmp_path / "alone", "old", step=step)
+    assert num_operations > 20
     published = refused = 0
-    for number in range(count + 1):
+    for number in range(num_operations + 1):
         folder = tmp_path / f"{number}"
         begin_folder(folder)
         turns = [("old", number), ("new", TO_THE_END), ("old", TO_THE_END)]
@@ -386,18 +396,82 @@ def test_a_new_group_takes_over_what_was_left_unfinished(tmp_path):
     assert names(tmp_path) == ["fence", "latest", "step_1"]
 
 
-@pytest.mark.parametrize("step", [1, 2])
-def test_taking_over_in_any_two_turns_leaves_a_whole_checkpoint(step, tmp_path):
-    num_old = operations_of(tmp_path / "old", "old", step=step)
-    num_new = operations_of(tmp_path / "new", "new", step=step)
-    for first in range(0, num_old + 1):
-        for second in range(1, num_new):
-            folder = tmp_path / f"{first}_{second}"
+class Met(NamedTuple):
+    """What came of one interleaving.
+
+    Attributes:
+        turns: operations of the old group, and of the new one, before the old one went on.
+        old, new: what each returned or raised.
+        left: unfinished folders of the old group.
+        damaged: checkpoints that are not whole.
+        newest: value of the checkpoint that a run would go on from; `None` without any.
+    """
+
+    turns: tuple[int, int]
+    old: object
+    new: object
+    left: list[str]
+    damaged: list[str]
+    newest: float | None
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def interleavings(request, tmp_path_factory):
+    """Every way to stop the old group once and the new one once, by the step that is saved."""
+    root, found = tmp_path_factory.mktemp("interleavings"), []
+    for first in range(operations_of(root / "alone", "old", step=request.param) + 1):
+        for second in count(1):
+            folder = root / f"{first}_{second}"
             begin_folder(folder)
             turns = [("old", first), ("new", second), ("old", TO_THE_END), ("new", TO_THE_END)]
-            log, outcome = interleave(folder, turns, step)
-            assert isinstance(outcome.get("new"), type(None)), (first, second, outcome, log)
-            assert_folder_is_sound(folder, {1, step})
+            log, outcome = interleave(folder, turns, request.param)
+            found.append(look_at(folder, (first, second), outcome))
+            shutil.rmtree(folder)
+            if sum(who == "new" and what in WATCHED for who, what in log) <= second:
+                break  # it has had no more to do
+    return request.param, found
+
+
+def look_at(folder, turns, outcome):
+    damaged, newest = [], None
+    for path in folder.glob("step_*"):
+        try:
+            load_checkpoint(path)
+        except CheckpointError:
+            damaged.append(path.name)
+    left = [path.name for path in folder.glob(".writing_*")]
+    with warnings.catch_warnings(), suppress(CheckpointError):
+        warnings.simplefilter("ignore", UserWarning)  # damaged ones are set aside
+        newest = group_store(folder, "new").load_latest().state["value"]
+    return Met(turns, outcome["old"], outcome.get("new"), left, damaged, newest)
+
+
+def test_taking_over_leaves_nothing_unfinished_in_any_two_turns(interleavings):
+    _, found = interleavings
+    assert len(found) > 200
+    assert [met for met in found if met.left] == []
+
+
+def test_a_run_can_go_on_after_any_two_turns(interleavings):
+    step, found = interleavings
+    if step == 1:
+        pytest.xfail("a checkpoint that is renamed while it is deleted replaces the one there was")
+    assert [met for met in found if met.newest not in (1.0, 2.0)] == []
+
+
+@pytest.mark.xfail(
+    strict=True, reason="take_over deletes file by file what may be renamed meanwhile"
+)
+def test_no_half_deleted_checkpoint_is_published_in_any_two_turns(interleavings):
+    _, found = interleavings
+    assert [met.turns for met in found if met.damaged] == []
+
+
+def test_taking_over_fails_in_no_two_turns(interleavings):
+    step, found = interleavings
+    if step == 1:
+        pytest.xfail("what a save has moved out of the way is moved back by both")
+    assert [met for met in found if met.new is not None] == []
 
 
 def test_what_the_new_group_has_saved_stays(tmp_path):

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from deepseek.datasets import TokenDataset
+from deepseek.errors import ConfigError
 from deepseek.trainer import Trainer
 
 VOCABULARY = 66
@@ -84,14 +85,14 @@ def make_data(kind, num_samples=70, length=8):
 
 
 def train_pretrained(kind, run_dir, changes=None, pad=None, **settings):
-    """Train, and return (losses, norms).
+    """Train, and return (losses, norms, record of the last epoch).
 
     Args:
         kind: of model and data.
         run_dir: run folder.
         changes: to the model's config.
         pad: token that is masked.
-        settings: of `Trainer`.
+        settings: of `Trainer`; and `val_size`.
     """
     trajectory = Trajectory()
     chosen = {
@@ -100,6 +101,32 @@ def train_pretrained(kind, run_dir, changes=None, pad=None, **settings):
         **settings,
     }  # fmt: skip
     model = LanguageModel(make_pretrained(kind, **(changes or {})), pad)
-    trainer = Trainer(model, make_data(kind), run_dir=run_dir, callbacks=[trajectory], **chosen)
-    trainer.fit()
-    return trajectory.losses, trajectory.norms
+    val_size = chosen.pop("val_size", None)
+    val_data = None if val_size is None else make_data(kind, val_size)
+    trainer = Trainer(
+        model, make_data(kind), val_data, run_dir=run_dir, callbacks=[trajectory], **chosen
+    )
+    records = trainer.fit().records
+    return trajectory.losses, trajectory.norms, records[-1]
+
+
+class SharesByHand(LanguageModel):
+    """A module that takes the weight of the embedding for its logits, past the plan."""
+
+    def forward(self, tokens):
+        hidden = self.hf.model(tokens).last_hidden_state
+        return nn.functional.linear(hidden, self.hf.model.embed_tokens.weight)
+
+
+def train_by_hand(run_dir, layout):
+    """Return the error of a training run that no plan covers."""
+    model = SharesByHand(make_pretrained("llama", tie_word_embeddings=True))
+    trainer = Trainer(
+        model, make_data("llama"), run_dir=run_dir, parallel=layout, batch_size=16, max_steps=1,
+        precision="fp32", num_workers=0, device="cpu", loggers=["jsonl"],
+    )  # fmt: skip
+    try:
+        trainer.fit()
+    except ConfigError as error:
+        return str(error)
+    return ""

@@ -39,6 +39,34 @@ def train_poisoned(place, run_dir, plan, **settings):
     return trajectory.losses, bool(finite)
 
 
+class Foreign(torch.nn.Module):
+    """A user's own model: a batch norm, and a layer that nothing uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.used = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.BatchNorm1d(16),
+            torch.nn.ReLU(), torch.nn.Linear(16, 5),
+        )  # fmt: skip
+        self.unused = torch.nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+def train_foreign(run_dir, plan):
+    """Return losses and the running mean that each rank ends with."""
+    torch.manual_seed(0)
+    trajectory = Trajectory()
+    trainer = Trainer(
+        Foreign(), make_data("vit"), run_dir=run_dir, callbacks=[trajectory], parallel=plan,
+        batch_size=16, max_steps=8, lr=1e-3, precision="fp32", loggers=["jsonl"], num_workers=0,
+        device="cpu",
+    )  # fmt: skip
+    trainer.fit()
+    return trajectory.losses, trainer.trained.buffers()["used.2.running_mean"].tolist()
+
+
 def train_signalled(run_dir, plan, **settings):
     """Rank 1 alone gets SIGTERM after the fifth step."""
     act = On(1, 5, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))

@@ -120,6 +120,15 @@ def test_a_rank_that_dies_is_named(tmp_path):
     assert "rank 1 does not answer" in said
 
 
+@pytest.mark.parametrize("plan", ["dp2", "fsdp2"])
+def test_a_model_of_the_users_own_trains_with_what_it_leaves_unused(plan, tmp_path):
+    first, second = run_ranks(
+        2, misbehaviour.train_foreign, tmp_path / "run", plan, folder=tmp_path / "ranks"
+    )
+    assert first == second  # running statistics, too
+    assert first[0][-1] < first[0][0]
+
+
 # -- randomness ------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 from deepseek.cli.main import run
 from deepseek.config import DataConfig, ModelConfig, RunConfig, TrainerConfig
+from deepseek.config.parallel import ParallelConfig
 from deepseek.errors import DeepSeekError
 
 ROOT = Path(__file__).parents[2]
@@ -171,6 +172,7 @@ def anchors(page):
         ("data.", DataConfig),
         ("model.", ModelConfig),
         ("trainer.", TrainerConfig),
+        ("trainer.parallel.", ParallelConfig),
     ],
 )
 def test_tables_of_settings_are_complete_and_have_the_defaults(prefix, settings):
@@ -184,6 +186,10 @@ def test_tables_of_settings_are_complete_and_have_the_defaults(prefix, settings)
             assert shown == "required"
         else:
             given = YAML(typ="safe").load(shown.strip("`"))
+            if name == "parallel":
+                given = ParallelConfig.model_validate(given).model_dump()
+                assert given == fields[name].default.model_dump()
+                continue
             assert given == json.loads(
                 json.dumps(fields[name].get_default(call_default_factory=True))
             ), name

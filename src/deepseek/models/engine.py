@@ -177,6 +177,11 @@ class ModelEngine(nn.Module):
         return ParallelHints() if self._is_foreign else timm_hints(self.module)
 
     @property
+    def is_foreign(self) -> bool:
+        """Whether the module is the user's own, and not of the zoo."""
+        return self._is_foreign
+
+    @property
     def device(self) -> torch.device:
         """Where the module computes."""
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))

@@ -59,6 +59,26 @@ def replicate(engine: nn.Module, world: World, *, has_unused: bool) -> Distribut
     return wrapped
 
 
+def leaves_weights_out(engine: nn.Module, inputs: Tensor) -> bool:
+    """Return whether some weight gets no gradient: DDP would wait for it.
+
+    Args:
+        engine: any model, which is left as it is.
+        inputs: a small batch; what the model makes of zeros decides.
+    """
+    was_training = engine.training
+    engine.eval()  # running statistics stay
+    try:
+        with torch.random.fork_rng(devices=[]):
+            engine(inputs).sum().backward()
+        return any(p.grad is None for p in engine.parameters() if p.requires_grad)
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError):
+        return False  # it shows in training, where the error has a batch to point at
+    finally:
+        engine.zero_grad(set_to_none=True)
+        engine.train(was_training)
+
+
 def shard(
     root: nn.Module, blocks: Sequence[nn.Module], world: World, dtype: torch.dtype | None
 ) -> None:

@@ -165,10 +165,10 @@ def _tensor_problems(model: Any) -> Iterator[str]:
         yield f"{name} has no tp plan"
         return
     styles = _styles(model)
-    bare = {_entry(key) for key, _ in model.named_parameters()} & plan.keys()
+    bare = sorted({_entry(key) for key, _ in model.named_parameters()} & plan.keys())
     for entry in (*map(_entry, styles), *bare):
         if plan[entry] not in STYLES:
-            yield f"the tp plan of {name} has {entry} in the style {plan[entry]}, not supported here"
+            yield f"the tp plan of {name} has {entry} in the unsupported style {plan[entry]}"
     for entry in bare:
         yield f"the tp plan of {name} divides {entry}, which is no module"
     for each, style in styles.items():

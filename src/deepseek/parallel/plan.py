@@ -45,6 +45,7 @@ class ModelFacts:
         key_value_heads: of a block, where they are fewer than heads; 0 where not known.
         no_tp: why tensor parallelism cannot divide it, in words, where that is known.
         no_pp: why a pipeline cannot cut it.
+        is_pretrained: whether it is a Hugging Face model, divided by its own plans.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ModelFacts:
     key_value_heads: int = 0
     no_tp: str = ""
     no_pp: str = ""
+    is_pretrained: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def facts_of(
             sequence_length=sequence_length, has_batch_norm=has_batch_norm,
         )  # fmt: skip
     if (foreign := pretrained_facts(module)) is not None:
-        return ModelFacts(name, has_batch_norm=has_batch_norm, **vars(foreign))
+        return ModelFacts(name, has_batch_norm=has_batch_norm, is_pretrained=True, **vars(foreign))
     num_blocks = len(module) if isinstance(module, nn.Sequential) else 0
     return ModelFacts(name, num_blocks=num_blocks, has_batch_norm=has_batch_norm)
 
@@ -226,6 +228,8 @@ def _problems(plan: Plan, model: ModelFacts, batch: BatchFacts) -> Iterator[str]
     yield from _batch_problems(plan, batch)
     if plan.tp > 1:
         yield from _tensor_problems(plan, model)
+        if model.is_pretrained:
+            yield from _foreign_problems(plan, batch)
     if plan.pp > 1:
         yield from _pipeline_problems(plan, model, batch)
     elif plan.settings.micro_batches != "auto":
@@ -284,6 +288,13 @@ def _tensor_problems(plan: Plan, model: ModelFacts) -> Iterator[str]:
     for name, width in model.widths:
         if width % plan.tp:
             yield f"tp={plan.tp} does not divide the {width} features of {name}"
+
+
+def _foreign_problems(plan: Plan, batch: BatchFacts) -> Iterator[str]:
+    if batch.graph == "static":  # torch 2.14: wrong gradients behind a layer divided and compiled
+        yield f"graph=static with tp={plan.tp} for a Hugging Face model"
+    if plan.settings.sequence_parallel is True:
+        yield "sequence_parallel=true: a tp plan of Hugging Face divides no tokens"
 
 
 def _pipeline_problems(plan: Plan, model: ModelFacts, batch: BatchFacts) -> Iterator[str]:

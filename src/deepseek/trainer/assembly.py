@@ -14,6 +14,7 @@ from deepseek.datasets.ramp import Ramp
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.parallel.apply import ParallelModel
+from deepseek.parallel.data import leaves_weights_out
 from deepseek.parallel.world import World
 from deepseek.trainer.boundary import Boundary
 from deepseek.trainer.device import choose_cpu_threads
@@ -189,8 +190,18 @@ def _spread(
         dtype=None if precision.name == "fp32" else precision.compute_dtype,
         compiles=world.is_distributed and "static" in (config.graph, engine.graph),
         takes_divided_logits=task.takes_divided_logits and wanted is not False,
+        has_unused=trains and _leaves_weights_out(engine, world),
         trains=trains,
     )
+
+
+def _leaves_weights_out(engine: ModelEngine, world: World) -> bool:
+    """Return whether a model of the user's has weights that the loss does not depend on."""
+    if not world.is_distributed or not engine.is_foreign or engine.spec is None:
+        return False
+    field = engine.spec.fields["inputs"]
+    inputs = torch.zeros((2, *field.shape), dtype=getattr(torch, field.dtype), device=engine.device)
+    return leaves_weights_out(engine, inputs)
 
 
 def _bind(recipe: Optimizer, parallel: ParallelModel) -> torch.optim.Optimizer:

@@ -7,7 +7,7 @@ from tests.distributed.ranks import run_ranks
 
 pytest.importorskip("transformers", reason="needs the extra text: transformers")
 
-from tests.distributed.huggingface_models import train_by_hand, train_pretrained  # noqa: E402
+from tests.distributed.huggingface_models import train_by_hand, train_pretrained
 
 LAYOUTS = {"tp2": 2, "pp2": 2, "fsdp2-tp2": 4, "dp2-tp2-pp2": 8}
 TIED = {"tie_word_embeddings": True}

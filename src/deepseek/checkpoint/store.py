@@ -188,13 +188,17 @@ class CheckpointStore:
             flush_folder(self.folder)
         self.recover()
 
-    def _check_fence(self) -> None:
+    def is_replaced(self) -> bool:
+        """Return whether another group of processes has taken over."""
         path = self.folder / FENCE
-        if self.crew.group and path.exists() and path.read_text() != self.crew.group:
+        return bool(self.crew.group) and path.exists() and path.read_text() != self.crew.group
+
+    def _check_fence(self) -> None:
+        if self.is_replaced():
             raise CheckpointError(
                 f"{self.folder} belongs to another group of processes, which has gone on with this"
                 " run",
-                fix="end this one",
+                fix="let that one go on; this one has ended",
             )
 
     def recover(self) -> None:

@@ -4,6 +4,7 @@ A save that fails is reported and training goes on: the earlier checkpoints are 
 next save tries again.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -83,10 +84,16 @@ class Saving:
         return f"step {self._trainer.step} is saved in {path}"
 
     def wait(self) -> None:
-        """Wait for the checkpoint that is being written; report it if that failed."""
+        """Wait for the checkpoint that is being written; report it if that failed.
+
+        Raises:
+            CheckpointError: another group of processes goes on with this run.
+        """
         try:
             path = self._saver.wait()
         except CheckpointError as error:
+            if self.store.is_replaced():
+                raise
             self._trainer.warn(error.message)
             return
         if path is not None:
@@ -98,7 +105,8 @@ class Saving:
 
     def close(self) -> None:
         """Wait, and end the writing thread."""
-        self.wait()
+        with suppress(CheckpointError):  # it was told before
+            self.wait()
         self._saver.close()
 
     def _steps_to_keep(self) -> list[int]:

@@ -1,6 +1,6 @@
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepseek.config import (
@@ -90,6 +90,7 @@ def test_what_a_text_cannot_mean_is_named(text, part):
     assert "dp2-tp2-pp2" in caught.value.fix
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(AXES), st.integers(1, 4096)), st.data())
 def test_a_plan_survives_its_description(degrees, data):
     if degrees and data.draw(st.booleans()):
@@ -98,6 +99,7 @@ def test_a_plan_survives_its_description(degrees, data):
     assert ParallelConfig.model_validate(config.describe()) == config
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="dpfstcexau_-0123456789 ", max_size=12))
 def test_any_text_is_a_plan_or_a_config_error(text):
     try:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepseek.models.tensor_part import Place, TensorPart, overlap, place_of
@@ -19,6 +19,7 @@ def cut(offset, size):
     return tuple(slice(a, a + n) for a, n in zip(offset, size, strict=True))
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1), SHAPES, st.data())
 def test_a_key_says_where_its_part_lies(name, shape, data):
     whole = torch.empty(shape)
@@ -65,6 +66,7 @@ def test_a_name_that_looks_like_the_key_of_a_part_keeps_its_place(name):
     assert place_of(part.key, (3,)) == part.place
 
 
+@settings(deadline=None)
 @given(SHAPES, st.data())
 def test_an_overlap_is_what_both_hold(shape, data):
     numbers = torch.arange(torch.Size(shape).numel()).view(shape)
@@ -80,6 +82,7 @@ def test_an_overlap_is_what_both_hold(shape, data):
     assert set(one[here].flatten().tolist()) == both
 
 
+@settings(deadline=None)
 @given(SHAPES, st.data())
 def test_an_overlap_is_the_same_from_either_side(shape, data):
     (a, a_size), (b, b_size) = data.draw(boxes(shape)), data.draw(boxes(shape))

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepseek.parallel.beat import Beat, describe_silence
@@ -129,6 +129,7 @@ def test_long_lists_of_waiting_ranks_are_cut_off():
 PLACES = st.tuples(st.text(min_size=1, max_size=3), st.text(max_size=9), st.integers(0, 2**40))
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         Beat,

@@ -50,6 +50,7 @@ def test_causal_work_is_the_same_on_every_rank(degree, half):
     assert pairs == [length * (length + 1) // 2 // degree] * degree
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30))
 def test_causal_tokens_that_cannot_be_halved_evenly_lie_in_a_row(length):
     with share_of(0, 4, True) as share:

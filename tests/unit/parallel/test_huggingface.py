@@ -1,6 +1,5 @@
 """What is asked of a Hugging Face model before any process meets another, and how it is cut."""
 
-import math
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -259,9 +258,10 @@ def test_what_goes_past_the_stream_is_not_a_number():
     tokens = torch.arange(8)[None]
     first, last = stages_of(engine, range(2), range(2, 4))
     logits = last(first(tokens, tokens=tokens), tokens=tokens)
-    assert math.isnan(float(logits.sum()))
+    assert torch.isnan(logits).all()
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
 @pytest.mark.parametrize("trains", [True, False])
 def test_caches_and_recomputation_of_transformers_are_left_as_they_are(trains):
     hf = make_pretrained("llama", use_cache=True)

@@ -44,10 +44,16 @@ def refused(plan, size, model=GPT_FACTS, **batch):
 
 
 def advised(error):
-    """The plans that a message names, and the number of processes of the other way out."""
-    match = re.search(r"parallel=(.+) would work with \d+ process", error.fix)
+    """The plans that an error names, and the number of processes that it would start instead."""
+    match = re.search(r"parallel=([\w-]+(?: or [\w-]+)*),", error.fix)
     other = re.search(r"start (\d+) with deepseek launch --nproc \1 ", error.fix)
     return match[1].split(" or ") if match else [], int(other[1]) if other else None
+
+
+def with_degrees(plan, text):
+    """The settings of a plan with the degrees of another."""
+    degrees = {axis: getattr(config(text), axis) for axis in AXES}
+    return config(plan).model_copy(update=degrees)
 
 
 # -- degrees ---------------------------------------------------------------------------------
@@ -72,6 +78,7 @@ def test_an_axis_without_a_number_takes_the_processes_that_are_left(plan, size, 
     assert found.world_size == size
 
 
+@settings(deadline=None)
 @given(st.sampled_from(AXES[:4]), st.integers(1, 64))
 def test_auto_leaves_no_process_out(axis, size):
     model = replace(GPT_FACTS, num_blocks=64, sequence_length=64)
@@ -285,17 +292,17 @@ def test_stages_without_a_pipeline_are_refused(size):
     [p for p in PROBLEMS if not p[2].get("keep_graph") and not p[2].get("ramps_sequence")],
 )
 def test_every_advised_plan_works(plan, size, facts, message):
-    plans, other = advised(refused(plan, size, **facts))
+    error = refused(plan, size, **facts)
+    plans, other = advised(error)
     assert len(plans) <= 3
+    assert bool(plans) == ("parallel=" in error.fix)
     for text in plans:
         assert resolve(text, size, **facts).describe() == text
-        # and beside the other settings, as when the degrees alone are changed
-        degrees = {axis: getattr(config(text), axis) for axis in AXES}
-        settings = config(plan).model_copy(update=degrees)
-        facts_of_batch = replace(BATCH, **{k: v for k, v in facts.items() if k != "model"})
         model = facts.get("model", GPT_FACTS)
-        assert resolve_plan(settings, size, model, facts_of_batch).describe() == text
-    if other is not None and plan != "none":
+        batch = replace(BATCH, **{k: v for k, v in facts.items() if k != "model"})
+        beside = with_degrees(plan, text)
+        assert resolve_plan(beside, size, model, batch).describe() == text
+    if other is not None:
         assert resolve(plan, other, **facts).world_size == other
 
 
@@ -304,16 +311,24 @@ def test_no_plan_is_advised_where_none_works():
     assert advised(refused("dp2", 2, keep_graph=True))[0] == []
 
 
+@pytest.mark.xfail(strict=True, reason="checked beside micro_batches=2, which a text leaves out")
+def test_an_advised_text_works_as_it_is_written():
+    facts = {"batch_size": 2, "grad_accum_steps": 3}
+    error = refused({"dp_replicate": 2, "pp": 2, "micro_batches": 2}, 4, **facts)
+    assert advised(error)[0]
+    for text in advised(error)[0]:
+        assert resolve(text, 4, **facts).describe() == text
+
+
 @pytest.mark.xfail(strict=True, reason="the advice forgets the ramp: it names pp2 and cp2")
 def test_plans_that_are_advised_to_a_ramp_of_lengths_work():
     for text in advised(refused("cp2", 2, ramps_sequence=True))[0]:
         assert resolve(text, 2, ramps_sequence=True).describe() == text
 
 
-@pytest.mark.xfail(strict=True, reason="it says start 3, and tp=3 is refused with 3, too")
 def test_another_number_of_processes_is_advised_only_where_it_works():
-    other = advised(refused("tp3", 2))[1]
-    assert other is None or resolve("tp3", other)
+    assert advised(refused("tp3", 2))[1] is None
+    assert advised(refused("tp4", 2))[1] == 4
 
 
 def test_the_nearest_plans_are_advised():
@@ -353,7 +368,8 @@ def test_a_pipeline_that_is_accepted_has_micro_batches_for_all(plan, batch, accu
         found = resolve(plan, size, model, **facts)
     except ConfigError as error:
         for text in advised(error)[0]:
-            assert resolve(text, size, model, **facts).describe() == text
+            beside = with_degrees(plan, text)
+            assert resolve_plan(beside, size, model, replace(BATCH, **facts)).describe() == text
         return
     share = -(-batch // found.num_shares)
     assert found.num_micro_batches * found.micro_batch_size >= share  # no sample is lost
@@ -384,6 +400,7 @@ def test_without_a_pipeline_micro_batches_are_the_accumulated_ones(copies, shard
     assert found.micro_batch_size * accum >= share
 
 
+@settings(deadline=None)
 @given(st.integers(2, 4), st.integers(1, 4), st.sampled_from(SCHEDULES))
 def test_a_pipeline_has_twice_as_many_micro_batches_as_stages_where_they_are_even(
     degree, accum, schedule

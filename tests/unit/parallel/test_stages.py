@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -68,6 +68,7 @@ def run(stages, inputs):
 # -- which blocks, on which rank -------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
 def test_every_block_is_in_one_stage_and_in_order(sizes):
     num_blocks, num_stages = sizes
@@ -76,6 +77,7 @@ def test_every_block_is_in_one_stage_and_in_order(sizes):
     assert [block for each in ranges for block in each] == list(range(num_blocks))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
 def test_stages_are_even_and_the_first_is_never_the_longer_one(sizes):
     lengths = [len(each) for each in block_ranges(*sizes)]

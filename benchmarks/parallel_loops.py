@@ -177,7 +177,7 @@ def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
 
-def make_adamw(named: dict[str, Tensor]) -> torch.optim.Optimizer:
+def make_adamw(named: dict[str, Tensor], *, fused: bool = True) -> torch.optim.Optimizer:
     """Return the optimizer that all share; vectors and positions do not decay."""
     plain = [each for name, each in named.items() if each.ndim <= 1 or "pos_embed" in name]
     ids = {id(each) for each in plain}
@@ -186,7 +186,7 @@ def make_adamw(named: dict[str, Tensor]) -> torch.optim.Optimizer:
         {"params": decayed, "weight_decay": WEIGHT_DECAY},
         {"params": plain, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=LR, fused=True)
+    return torch.optim.AdamW(groups, lr=LR, fused=fused)
 
 
 def shard_blocks(module: GPT, setup: Setup, mesh) -> None:
@@ -296,7 +296,7 @@ def train_torch_fsdp_local(setup: Setup, turns: Turns, folder: str) -> None:
 
 
 def train_lightning(setup: Setup, turns: Turns, folder: str) -> None:
-    """Lightning's `Trainer` at its defaults; no progress bar, no checkpoints."""
+    """Lightning's `Trainer` at its defaults; no bar, no checkpoints; in bf16 AdamW is not fused."""
     import lightning
     from lightning.pytorch.plugins.environments import TorchElasticEnvironment
     from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
@@ -316,7 +316,9 @@ def train_lightning(setup: Setup, turns: Turns, folder: str) -> None:
             return loss
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return make_adamw(dict(self.model.named_parameters()))
+            # under autocast Lightning refuses to clip for a fused optimizer
+            is_fused = setup.precision == "fp32"
+            return make_adamw(dict(self.model.named_parameters()), fused=is_fused)
 
     class Stamp(lightning.Callback):
         def on_train_batch_end(self, trainer, module, outputs, *more) -> None:

@@ -14,6 +14,7 @@ from deepseek.errors import CheckpointError
 POLL_S = 0.005
 MAX_POLL_S = 0.1
 PART_S = 5.0
+END = "end"
 
 
 class KeyValueStore(Protocol):
@@ -98,12 +99,12 @@ class Save:
         if self._crew.is_main:
             try:
                 act()
-            except (OSError, CheckpointError) as error:
+            except Exception as error:  # whatever it is, the others must not wait for it
                 self._store.set(key, json.dumps(str(error)))
                 raise
             self._store.set(key, json.dumps(None))
             return
-        if (problem := self._wait(key)) is not None:
+        if (problem := self._wait(key, "rank 0")) is not None:
             raise CheckpointError(f"rank 0: {problem}", fix="free disk space")
 
     def collect(self, name: str, make: Callable[[], dict]) -> list[dict]:
@@ -118,17 +119,29 @@ class Save:
         own = f"{self._prefix}/{name}/{self._crew.rank}"
         try:
             made = make()
-        except (OSError, CheckpointError) as error:
+        except Exception as error:
             self._store.set(own, json.dumps({"error": str(error)}))
+            self.abort(str(error))
             raise
         self._store.set(own, json.dumps({"made": made}))
         if not self._crew.is_main:
             return []
-        found = [self._wait(f"{self._prefix}/{name}/{rank}") for rank in range(self._crew.size)]
-        for rank, each in enumerate(found):
-            if "error" in each:
-                raise CheckpointError(f"rank {rank}: {each['error']}", fix="free disk space")
-        return [each["made"] for each in found]
+        try:
+            return [self._of(name, rank) for rank in range(self._crew.size)]
+        except CheckpointError as error:
+            self.abort(error.message)
+            raise
+
+    def _of(self, name: str, rank: int) -> dict:
+        found = self._wait(f"{self._prefix}/{name}/{rank}", f"rank {rank}")
+        if "error" in found:
+            raise CheckpointError(f"rank {rank}: {found['error']}", fix="free disk space")
+        return found["made"]
+
+    def abort(self, reason: str) -> None:
+        """Tell the others, where this is rank 0, that there will be no checkpoint."""
+        if self._store is not None and self._crew.is_main:
+            self._store.set(f"{self._prefix}/{END}", json.dumps(reason))
 
     def part(self) -> None:
         """Let rank 0, which may keep the store, stay until the others have read its last word."""
@@ -142,7 +155,7 @@ class Save:
         while time.monotonic() < deadline and not self._store.check(keys):
             time.sleep(POLL_S)
 
-    def _wait(self, key: str):
+    def _wait(self, key: str, whom: str):
         if self._store is None:
             raise RuntimeError("one process waits for nobody")
         deadline, pause = time.monotonic() + self._timeout_s, POLL_S
@@ -151,8 +164,8 @@ class Save:
                 raise CheckpointError("this rank ends, and waits for the others no longer")
             if time.monotonic() > deadline:
                 raise CheckpointError(
-                    f"another rank did not save within {self._timeout_s:.0f} s ({key})",
-                    fix="look at the other ranks' logs; earlier checkpoints are intact",
+                    f"{whom} did not save within {self._timeout_s:g} s",
+                    fix=f"look at the log of {whom}; earlier checkpoints are intact",
                 )
             time.sleep(pause)
             pause = min(MAX_POLL_S, pause * 1.5)

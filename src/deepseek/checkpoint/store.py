@@ -13,13 +13,15 @@ import json
 import shutil
 import warnings
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 from safetensors import SafetensorError
 from torch import Tensor
 
-from deepseek.checkpoint.crew import Crew
+from deepseek.checkpoint.crew import END, Crew
 from deepseek.checkpoint.durable_file import Fingerprint, flush_folder, write_durably
 from deepseek.checkpoint.manifest import read_manifest, verify, write_manifest
 from deepseek.checkpoint.stored_tensors import StoredTensors
@@ -29,6 +31,7 @@ from deepseek.models.tensor_layout import bytes_of, encode_header, lay_out
 PREFIX = "step_"
 UNFINISHED = ".writing_"
 REPLACED = ".replaced_"
+DISCARDED = ".discarded_"
 LATEST = "latest"
 FENCE = "fence"
 STATE = "state.json"
@@ -100,7 +103,7 @@ class CheckpointStore:
         try:
             save.lead("begin", lambda: self._begin(unfinished, checkpoint.num_bytes()))
             made = save.collect("files", lambda: self._write(unfinished, checkpoint))
-            save.lead("end", lambda: self._finish(checkpoint.step, unfinished, final, made))
+            save.lead(END, lambda: self._finish(checkpoint.step, unfinished, final, made))
             save.part()
         except (OSError, CheckpointError) as error:
             if self.crew.is_main:
@@ -211,9 +214,15 @@ class CheckpointStore:
             if final.exists():
                 shutil.rmtree(replaced, ignore_errors=True)
             else:
-                replaced.rename(final)
+                with suppress(FileNotFoundError):  # another group has just published it
+                    replaced.rename(final)
         for unfinished in self.folder.glob(unfinished_names):
-            shutil.rmtree(unfinished, ignore_errors=True)
+            # In one operation: half deleted, another group could still give it its name.
+            discarded = self.folder / f"{DISCARDED}{uuid4().hex}"
+            with suppress(FileNotFoundError):
+                unfinished.rename(discarded)
+        for discarded in self.folder.glob(f"{DISCARDED}*"):
+            shutil.rmtree(discarded, ignore_errors=True)
 
     # -- reading -----------------------------------------------------------------------------
 

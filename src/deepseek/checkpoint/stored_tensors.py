@@ -98,13 +98,20 @@ class StoredTensors(Mapping[str, Tensor]):
                 fix="resume with the model that the run was started with",
             )
         filled = 0
+        # which values are there, where parts might overlap
+        seen = torch.zeros(tensor.shape, dtype=torch.bool) if len(stored) > 1 else None
         for each in stored:
             found = overlap(place, tuple(tensor.shape), each.place, each.size)
             if found is not None:
                 here, there = found
                 values = _cut(self._files[each.path], each.key, there)
                 tensor[here].copy_(values)
-                filled += values.numel()
+                if seen is not None:
+                    seen[here] = True
+                else:
+                    filled = values.numel()
+        if seen is not None:
+            filled = int(seen.sum())
         if filled != tensor.numel():
             raise CheckpointError(
                 f"{place.name} is stored in parts, and {tensor.numel() - filled:,} of"

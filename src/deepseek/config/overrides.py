@@ -3,7 +3,10 @@
 import re
 from typing import Any
 
+from pydantic_core import PydanticCustomError
+
 from deepseek.config.document import Document, Fault, Place, Source, read_document
+from deepseek.config.parallel import parse_plan
 from deepseek.config.problems import Path
 
 KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
@@ -49,9 +52,19 @@ def _write(document: Document, path: Path, value: Any) -> None:
     inner = document.values
     for part in path[:-1]:
         if not isinstance(inner.get(part), dict):
-            inner[part] = {}
+            inner[part] = _spelt_out(part, inner.get(part))
         inner = inner[part]
     inner[path[-1]] = value
+
+
+def _spelt_out(part: str | int, value: Any) -> dict:
+    """Return a section that was given as text, such as `parallel: pp2`, to be added to."""
+    if part != "parallel" or not isinstance(value, str):
+        return {}
+    try:
+        return dict(parse_plan(value))
+    except PydanticCustomError:
+        return {}
 
 
 def _forget(document: Document, path: Path) -> None:

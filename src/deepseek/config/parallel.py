@@ -128,7 +128,7 @@ def parse_plan(text: str) -> dict[str, int | str]:
     for part in word.split("-"):
         match = _WORD.fullmatch(part)
         axis = _SHORT.get(match[1], match[1]) if match else part
-        if match is None or axis not in AXES or axis in plan or match[2] == "0":
+        if match is None or axis not in AXES or axis in plan or _is_zero(match[2]):
             raise PydanticCustomError(
                 "told",
                 "{part} is no axis with its degree",
@@ -140,3 +140,7 @@ def parse_plan(text: str) -> dict[str, int | str]:
             )
         plan[axis] = int(match[2]) if match[2] else "auto"
     return plan
+
+
+def _is_zero(digits: str | None) -> bool:
+    return digits is not None and int(digits) == 0

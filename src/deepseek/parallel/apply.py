@@ -86,7 +86,7 @@ class ParallelModel:
         self.forward: nn.Module = engine
         self.pipeline: Pipeline | None = None
         self.context: ContextParallel | None = None
-        self.divides_logits = self.divides_tokens = False
+        self.divides_logits = False
         self._ties: list[tuple[Tensor, ...]] = []
         self._tie_group: dist.ProcessGroup | None = None
         if not world.is_distributed:
@@ -102,7 +102,7 @@ class ParallelModel:
         untie(stages, ties)
         models = [stage.model for stage in stages] or [engine.module]
         divisions: dict[str, Division] = {}
-        sequence = self.divides_tokens = self._may_divide_tokens(models[0])
+        sequence = plan.divides_tokens
         vocabulary = takes_divided_logits and plan.tp > 1
         self._enter_context(models, stages)
         for model in models:
@@ -139,19 +139,6 @@ class ParallelModel:
             self._tied = [w for w in self.weights.weights if w.name in first_names]
 
     # -- putting it on -----------------------------------------------------------------------
-
-    def _may_divide_tokens(self, model: nn.Module) -> bool:
-        plan = self.world.plan
-        if plan.tp == 1 or not isinstance(model, BlockModel):
-            return False
-        wanted = plan.settings.sequence_parallel
-        if wanted != "auto":
-            return wanted
-        spec = self.engine.spec
-        if spec is None or "inputs" not in spec.fields:
-            return False
-        num_tokens = model.count_tokens(torch.empty((1, *spec.fields["inputs"].shape)))
-        return -(-num_tokens // plan.cp) % plan.tp == 0
 
     def _enter_context(self, models: Sequence[nn.Module], stages: Sequence[Stage]) -> None:
         group, model = self.world.group("cp"), models[0]

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+MAX_SHOWN = 8
 ENDS = "the limit is trainer.parallel.timeout_s"
 
 
@@ -96,7 +97,11 @@ def describe_silence(
                 f"{'s' * (len(waiting) == 1)} for it ({ENDS})"
             )
         lines = [f"rank {other} is at {_where(beat)}" for other, beat in beats.items()]
-    shown = "\n".join(f"  {line}" for line in lines[:8])
+    if not lines:
+        lines = ["nothing is known of the other ranks"]
+    if len(lines) > MAX_SHOWN:
+        lines = [*lines[:MAX_SHOWN], f"... and {len(lines) - MAX_SHOWN} more"]
+    shown = "\n".join(f"  {line}" for line in lines)
     return f"rank {rank} waits for {own.age_s:.0f} s ({ENDS}): {what}\n{shown}"
 
 

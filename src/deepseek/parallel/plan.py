@@ -84,6 +84,7 @@ class Plan:
         stages_per_rank: stages of the pipeline on each rank.
         num_micro_batches: of a step, on each rank.
         micro_batch_size: samples of a forward pass.
+        divides_tokens: whether ranks of `tp` divide tokens where features are whole.
     """
 
     settings: ParallelConfig
@@ -96,6 +97,7 @@ class Plan:
     stages_per_rank: int = 1
     num_micro_batches: int = 1
     micro_batch_size: int = 1
+    divides_tokens: bool = False
 
     @property
     def world_size(self) -> int:
@@ -189,14 +191,14 @@ def resolve_plan(
             f" process{'es' * (plan.world_size > 1)} ({axes}), and there"
             f" {'is' if world_size == 1 else 'are'} {world_size}"
         )
-    plan = _cut_batch(plan, batch)
+    plan = _cut_batch(plan, model, batch)
     problems += list(_problems(plan, model, batch))
     if not problems:
         return plan
     raise ConfigError("; ".join(problems), fix=_advice(plan, world_size, model, batch))
 
 
-def _cut_batch(plan: Plan, batch: BatchFacts) -> Plan:
+def _cut_batch(plan: Plan, model: ModelFacts, batch: BatchFacts) -> Plan:
     """Return the plan with its micro-batches, as many as the pipeline needs."""
     per_stage = plan.settings.stages_per_rank
     if per_stage == "auto":
@@ -219,23 +221,41 @@ def _cut_batch(plan: Plan, batch: BatchFacts) -> Plan:
         stages_per_rank=per_stage,
         num_micro_batches=count,
         micro_batch_size=max(1, -(-share // count)),
+        divides_tokens=_divides_tokens(plan, model, batch),
     )
 
 
+def _divides_tokens(plan: Plan, model: ModelFacts, batch: BatchFacts) -> bool:
+    wanted = plan.settings.sequence_parallel
+    if plan.tp == 1 or wanted is False:
+        return False
+    return wanted is True or _tokens_fit(plan, model, batch)
+
+
+def _tokens_fit(plan: Plan, model: ModelFacts, batch: BatchFacts) -> bool:
+    """Return whether `tp` divides the tokens that a rank of `cp` has, in every step."""
+    if model.sequence_length is None or batch.ramps_sequence:
+        return False
+    return -(-model.sequence_length // plan.cp) % plan.tp == 0
+
+
 def _problems(plan: Plan, model: ModelFacts, batch: BatchFacts) -> Iterator[str]:
+    settings = plan.settings
+    if plan.pp == 1:
+        for name, instead in (("micro_batches", "grad_accum_steps"), ("stages_per_rank", "pp")):
+            if getattr(settings, name) != "auto":
+                yield f"{name}={getattr(settings, name)} without a pipeline: use {instead}"
     if not plan.is_distributed:
         return
+    if settings.compression != "none" and plan.num_shares * plan.cp == 1:
+        yield f"compression={settings.compression}, but no gradients are reduced between ranks"
     yield from _batch_problems(plan, batch)
     if plan.tp > 1:
-        yield from _tensor_problems(plan, model)
+        yield from _tensor_problems(plan, model, batch)
         if model.is_pretrained:
             yield from _foreign_problems(plan, batch)
     if plan.pp > 1:
         yield from _pipeline_problems(plan, model, batch)
-    elif plan.settings.micro_batches != "auto":
-        yield (
-            f"micro_batches={plan.settings.micro_batches} without a pipeline: use grad_accum_steps"
-        )
     if plan.cp > 1:
         if not model.has_context:
             yield (
@@ -261,8 +281,13 @@ def _batch_problems(plan: Plan, batch: BatchFacts) -> Iterator[str]:
             f"batch_size={batch.batch_size} is below the {plan.num_shares} ranks that samples are"
             " shared out between"
         )
-    if batch.grad_accum_steps == "auto":
+    if isinstance(batch.grad_accum_steps, str):
         yield "grad_accum_steps=auto tries one device at a time: give a number"
+    elif plan.pp == 1 and batch.grad_accum_steps > -(-batch.batch_size // plan.num_shares):
+        yield (
+            f"grad_accum_steps={batch.grad_accum_steps} for a rank's share of"
+            f" {-(-batch.batch_size // plan.num_shares)} samples (batch_size={batch.batch_size})"
+        )
     if batch.keep_graph:
         yield "keep_graph=true: gradients are reduced while the graph is freed"
     if batch.precision == "fp8":
@@ -271,7 +296,7 @@ def _batch_problems(plan: Plan, batch: BatchFacts) -> Iterator[str]:
         yield "sequence_length_ramp needs pp=1 and cp=1"
 
 
-def _tensor_problems(plan: Plan, model: ModelFacts) -> Iterator[str]:
+def _tensor_problems(plan: Plan, model: ModelFacts, batch: BatchFacts) -> Iterator[str]:
     if model.no_tp:
         yield f"tp={plan.tp}: {model.no_tp}"
         return
@@ -281,6 +306,14 @@ def _tensor_problems(plan: Plan, model: ModelFacts) -> Iterator[str]:
             " (ParallelHints)"
         )
         return
+    if plan.settings.sequence_parallel is True and not _tokens_fit(plan, model, batch):
+        yield (
+            f"sequence_parallel=true: tp={plan.tp} must divide the tokens of a rank in every step,"
+            f" and sequences of {model.sequence_length} tokens"
+            + (" that grow by sequence_length_ramp" if batch.ramps_sequence else "")
+            + (f" on cp={plan.cp}" if plan.cp > 1 else "")
+            + " do not let it"
+        )
     if model.heads % plan.tp:
         yield f"tp={plan.tp} does not divide heads={model.heads}"
     if model.key_value_heads % plan.tp:
@@ -334,15 +367,16 @@ def _pipeline_problems(plan: Plan, model: ModelFacts, batch: BatchFacts) -> Iter
         yield f"schedule={schedule} has one stage per rank, not {plan.stages_per_rank}"
     if "zero_bubble" in schedule and batch.graph == "static":
         yield f"schedule={schedule} splits the backward pass, which graph=static has as one"
-    if model.has_batch_norm and plan.num_micro_batches > 1 and model.num_blocks == 0:
-        yield "batch norms in a pipeline"
+    if model.has_batch_norm:
+        yield f"pp={plan.pp}: a pipeline's trial pass would spoil the statistics of batch norms"
 
 
 def _advice(plan: Plan, world_size: int, model: ModelFacts, batch: BatchFacts) -> str:
-    batch = replace(batch, keep_graph=False, ramps_sequence=False)
     found = []
     for degrees in _factorisations(world_size, len(AXES)):
-        other = _cut_batch(replace(plan, **dict(zip(AXES, degrees, strict=True))), batch)
+        # the text that is advised stands for the whole setting
+        degrees = dict(zip(AXES, degrees, strict=True))
+        other = _cut_batch(Plan(ParallelConfig(), **degrees), model, batch)
         if next(_problems(other, model, batch), None) is None:
             found.append((_distance(plan, other), other.describe()))
     plans = [text for _, text in sorted(found)[:NUM_SHOWN_PLANS]]

@@ -48,6 +48,11 @@ def processes() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_launched() -> bool:
+    """Return whether a launcher may start this process again, here or on another host."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none"
+
+
 class World:
     """The ranks of a run, or the one process there is.
 
@@ -57,14 +62,15 @@ class World:
         size: number of processes.
         device: where this rank computes.
         mesh: axes `MESH_AXES`; `None` in one process.
-        name: of this set of processes; after a restart there is another.
+        name: of this set of processes, if they were launched; after a restart there is another.
     """
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
         self.plan = plan
         self.device = device
         self.rank, self.size = processes() if plan.is_distributed else (0, 1)
-        self.name = ""
+        # the only process left of a launch may not be the only one that is alive
+        self.name = uuid4().hex[:12] if is_launched() else ""
         self.mesh: DeviceMesh | None = None
         self._data_group: dist.ProcessGroup | None = None
         self._cp_group: dist.ProcessGroup | None = None
@@ -74,7 +80,7 @@ class World:
             self._data_group = _flat(self.mesh, ("dp_replicate", "shard"))
             if plan.cp > 1:
                 self._cp_group = _context_group(plan, self.rank)
-            self.name = self.exchange(uuid4().hex[:12])[0]
+            self.name = self.exchange(self.name or uuid4().hex[:12])[0]
         self._watch: Watch | None = None
 
     @classmethod

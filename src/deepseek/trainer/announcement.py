@@ -96,7 +96,7 @@ def plan_line(parallel: ParallelModel) -> str:
         )
     if plan.tp > 1:
         divided = ["heads and features"]
-        divided += ["tokens"] * parallel.divides_tokens + ["vocabulary"] * parallel.divides_logits
+        divided += ["tokens"] * plan.divides_tokens + ["vocabulary"] * parallel.divides_logits
         parts.append(f"tp divides {', '.join(divided)}")
     if plan.num_shares * plan.cp > 1:
         parts.append(reduction(world))

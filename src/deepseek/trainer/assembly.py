@@ -184,6 +184,12 @@ def _spread(
 ) -> ParallelModel:
     """Return the engine as this rank computes it."""
     wanted = config.parallel.vocab_parallel
+    if wanted is True and not task.takes_divided_logits:
+        raise ConfigError(
+            "vocab_parallel=true, and the task cannot take logits that are divided by classes"
+            " (label smoothing, or a task of another kind than language modelling)",
+            fix="set vocab_parallel to auto, or label_smoothing to 0",
+        )
     return ParallelModel(
         engine,
         world,

@@ -48,9 +48,9 @@ def open_folder(
             f"the run folder cannot be written: {error}",
             fix="free the disk, or copy the run folder to where it can be written, and resume",
         ) from error
-    if world.is_distributed:
+    if world.name:
         world.lead(trainer.saving.store.take_over)
-        _check_shared(trainer)
+    _check_shared(trainer)
     return ""
 
 
@@ -96,7 +96,7 @@ def _tail(path: Path) -> str:
 
 def _go_on(trainer: "Trainer", resume: bool | str) -> str:
     store = trainer.saving.store
-    if trainer.world.is_distributed:
+    if trainer.world.name:
         trainer.world.lead(store.take_over)
     checkpoint = find_checkpoint(store, resume, trainer.world)
     restore(trainer, checkpoint)

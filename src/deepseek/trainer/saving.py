@@ -29,10 +29,8 @@ class Saving:
         config = trainer.config
         self._trainer = trainer
         world = trainer.world
-        crew = None
-        if world.is_distributed:
-            timeout_s = config.parallel.start_timeout_s
-            crew = Crew(world.rank, world.size, world.store(), timeout_s, world.name)
+        timeout_s = config.parallel.start_timeout_s
+        crew = Crew(world.rank, world.size, world.store(), timeout_s, world.name)
         self.store = CheckpointStore(
             trainer.folder.checkpoints, config.keep_checkpoints, config.keep_every, crew
         )

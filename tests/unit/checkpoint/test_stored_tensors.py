@@ -127,7 +127,6 @@ def test_a_part_that_is_there_twice_does_not_stand_for_a_missing_one(tmp_path):
         _ = stored["w"]
 
 
-@pytest.mark.xfail(strict=True, reason="values are counted, not places: what is missing is garbage")
 def test_parts_that_overlap_do_not_stand_for_a_missing_one(tmp_path):
     whole = torch.ones(4, 2)
     stored = write(tmp_path, [rows("w", whole, 0, 2)], [rows("w", whole, 1, 3)])

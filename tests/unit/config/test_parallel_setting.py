@@ -196,7 +196,6 @@ def test_all_problems_of_the_plan_are_told_at_once(problems):
     assert [problem.line for problem in error.problems] == [4, 4, 4, 5]
 
 
-@pytest.mark.xfail(strict=True, reason="0 with another digit before it passes the text's own check")
 def test_a_degree_of_zero_is_told_as_it_was_written(problems):
     assert "dp00" in str(problems("  parallel: dp00\n")).splitlines()[0]
 
@@ -236,7 +235,6 @@ def test_an_axis_on_the_command_line_is_one_of_the_plan_in_the_file(load):
     assert axes(changed.trainer.parallel) == {"tp": 4}
 
 
-@pytest.mark.xfail(strict=True, reason="the text in the file is thrown away: dp2, pp2 are lost")
 @pytest.mark.parametrize(
     ("text", "override", "expected"),
     [

@@ -109,12 +109,10 @@ def test_where_nothing_is_known_nobody_is_blamed():
     assert "has not come" not in text
 
 
-@pytest.mark.xfail(strict=True, reason="the message ends in an empty line")
 def test_where_nothing_is_known_it_says_so():
     assert told(WAITING, {}) == told(WAITING, {}).rstrip()
 
 
-@pytest.mark.xfail(strict=True, reason="eight ranks are listed, and no word that there are more")
 def test_a_list_that_is_cut_off_says_so():
     beats = {rank: LATE for rank in range(1, 13)}
     text = told(WAITING, beats)

@@ -33,9 +33,7 @@ def launch(folder, run_id, num_restarts):
         "--max-restarts", str(num_restarts), "train", "model_config.yaml",
     ]  # fmt: skip
     with (folder / "log.txt").open("w") as log:
-        return subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, start_new_session=True
-        )
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
 
 
 def workers(run_id):

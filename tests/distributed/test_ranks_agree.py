@@ -111,9 +111,7 @@ def test_a_rank_that_hangs_is_named_within_seconds(how, plan, tmp_path):
 
 def test_a_rank_that_dies_is_named(tmp_path):
     with pytest.raises(RankFailed) as failed:
-        run_ranks(
-            2, misbehaviour.train_dying, tmp_path / "run", "dp2", folder=tmp_path / "ranks"
-        )
+        run_ranks(2, misbehaviour.train_dying, tmp_path / "run", "dp2", folder=tmp_path / "ranks")
     assert failed.value.codes == [1, -9]
     said = (tmp_path / "ranks/output_0.txt").read_text()
     assert "CommunicationError" in said

@@ -111,11 +111,13 @@ def _body(job: Job) -> list[str]:
     keep = "0" if elastic else "1"
     return [
         f"meeting={meeting}",
+        "step=",
+        "# srun passes it on to the launchers; before there is one, there is nothing to save",
+        'trap \'[ -z "$step" ] || kill -USR1 "$step"\' USR1',
+        'trap \'[ -z "$step" ] || kill -TERM "$step"\' TERM',
         f"srun --kill-on-bad-exit={keep} deepseek launch {' '.join(options)} \\",
         f"  {shlex.join(job.program)} &",
         "step=$!",
-        "trap 'kill -USR1 \"$step\"' USR1  # srun passes it on to the launchers",
-        "trap 'kill -TERM \"$step\"' TERM",
         'wait "$step"; code=$?',
         "# a signal ends `wait`, not the step",
         'while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done',

@@ -57,3 +57,17 @@ def configure(settings: TrainerSettings, optimizer: str | Optimizer, train_data)
     if given.get("max_steps") is not None:
         given.setdefault("epochs", None)
     return validate_settings(TrainerConfig, given)
+
+
+def check_evaluation(plan: Plan) -> None:
+    """Refuse a plan under which a model cannot be evaluated.
+
+    Raises:
+        ConfigError: the pipeline is a V.
+    """
+    if plan.is_v_shaped:
+        raise ConfigError(
+            f"schedule={plan.settings.schedule} and an evaluation: torch's V has no forward pass"
+            " alone",
+            fix="use schedule=interleaved_zero_bubble, or leave the validation data out",
+        )

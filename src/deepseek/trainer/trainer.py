@@ -34,7 +34,7 @@ from deepseek.trainer.history import History
 from deepseek.trainer.model_saving import save_model
 from deepseek.trainer.opening import begin_records, open_folder
 from deepseek.trainer.optimizer import Optimizer
-from deepseek.trainer.planning import configure, plan_run
+from deepseek.trainer.planning import check_evaluation, configure, plan_run
 from deepseek.trainer.probe import probe
 from deepseek.trainer.profiler import Profiler
 from deepseek.trainer.progress import RunProgress
@@ -102,6 +102,7 @@ class Trainer:
         self.device = resolve_device(self.config.device, self.plan.is_distributed)
         self.val_loader = None
         if val_data is not None:
+            check_evaluation(self.plan)
             self.val_loader = evaluation_loader(
                 val_data, self._evaluation_batch_size(), self.config.num_workers
             )
@@ -450,6 +451,7 @@ class Trainer:
         check: Callable[[], None] = lambda: None,
     ) -> Evaluation:
         loader = self.val_loader
+        check_evaluation(self.plan)
         if data is not None:
             loader = evaluation_loader(data, self._evaluation_batch_size(), self.config.num_workers)
             if self.world.is_distributed:

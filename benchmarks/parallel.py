@@ -2,10 +2,10 @@
 
 Each contestant has processes of its own, as torchrun starts them, with one thread each; they train
 turns of some steps in rotation, there and back, while the others wait. All of that is begun anew
-some times, for the same loop is up to 3 % faster in one process than in the next. The
-time of a step is rank 0's, from the end of one to the end of the next; ratios are those of the
-medians of a round. `CPU ms` is what a step costs each process without waiting: where others use the
-cores, too, it says more than the clock. A GPU's work is not in it.
+some times, for the same loop is up to 3 % faster in one process than in the next. The time of a
+step is rank 0's, from the end of one to the end of the next; ratios are those of the medians of a
+round. `CPU ms` is what a step costs each process without waiting: where others use the cores, too,
+it says more than the clock. A GPU's work is not in it.
 
     python benchmarks/parallel.py                                   two processes on the CPU
     python benchmarks/parallel.py --precision fp32 bf16
@@ -240,10 +240,10 @@ def describe(args: argparse.Namespace, records: Sequence[dict]) -> str:
         f" process{'es' * (args.nproc > 1)} with 1 thread each on {os.cpu_count()} cores, by"
         f" {'NCCL' if args.device == 'cuda' else 'Gloo'}. AdamW fused, constant rate, clipped to 1;"
         " data in memory, no checkpoints.",
-        f"Median of {args.starts} starts x {args.rounds} turns of {args.steps} steps in rotation, ± half the interquartile"
-        " range; `fast step`: a tenth are faster; `CPU ms`: of a step and process; ratios: median"
-        " of those of each round. `loss`: of the last step, and the largest difference of any step"
-        " to torch, as a share.",
+        f"Median of {args.starts} starts x {args.rounds} turns of {args.steps} steps in rotation, ±"
+        " half the interquartile range; `fast step`: a tenth are faster; `CPU ms`: of a step and"
+        " process; ratios: median of those of each round. `loss`: of the last step, and the largest"
+        " difference of any step to torch, as a share.",
     ]
     lines += [
         f"{STRATEGIES[r['strategy']]}, {r['precision']}, {r['contestant']}: did not run here:"

@@ -111,16 +111,23 @@ def _body(job: Job) -> list[str]:
     keep = "0" if elastic else "1"
     return [
         f"meeting={meeting}",
-        "step=",
-        "# srun passes it on to the launchers; before there is one, there is nothing to save",
-        'trap \'[ -z "$step" ] || kill -USR1 "$step"\' USR1',
-        'trap \'[ -z "$step" ] || kill -TERM "$step"\' TERM',
+        "step= early=",
+        "# srun passes a signal on to the launchers; one that comes before it is kept",
+        *(
+            f"trap 'early={name}; [ -z \"$step\" ] || kill -{name} \"$step\"' {name}"
+            for name in ("USR1", "TERM")
+        ),
         f"srun --kill-on-bad-exit={keep} deepseek launch {' '.join(options)} \\",
         f"  {shlex.join(job.program)} &",
         "step=$!",
+        '[ -z "$early" ] || kill -"$early" "$step"',
         'wait "$step"; code=$?',
-        "# a signal ends `wait`, not the step",
-        'while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done',
+        "# a signal ends `wait`, not the step; 127: there is nothing left to wait for",
+        'while [ "$code" -gt 128 ]; do',
+        '  wait "$step"; again=$?; [ "$again" -ne 127 ] || break',
+        '  [ "$again" -ne "$code" ] || kill -0 "$step" 2>/dev/null || break',
+        "  code=$again",
+        "done",
         f'if [ "$code" -eq {SAVED} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
         'exit "$code"',
     ]

@@ -75,6 +75,8 @@ def test_a_text_names_axes_and_degrees(text, expected):
         ("dp2-dp3", "'dp3'"),
         ("dp2-dp_replicate3", "'dp_replicate3'"),
         ("tp0", "'tp0'"),
+        ("dp00", "'dp00'"),
+        ("dp-tp0", "'tp0'"),
         ("2tp", "'2tp'"),
         ("dp2_tp2", "'dp2_tp2'"),
         ("dp2--tp2", "''"),
@@ -241,6 +243,7 @@ def test_an_axis_on_the_command_line_is_one_of_the_plan_in_the_file(load):
         ("dp2", "tp=2", {"dp_replicate": 2, "tp": 2}),
         ("pp2", "micro_batches=4", {"pp": 2, "micro_batches": 4}),
         ("pp2", "schedule=gpipe", {"pp": 2, "schedule": "gpipe"}),
+        ("dp2-tp2", "tp=4", {"dp_replicate": 2, "tp": 4}),
     ],
 )
 def test_an_axis_on_the_command_line_is_added_to_a_text(text, override, expected, load):

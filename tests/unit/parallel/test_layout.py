@@ -1,6 +1,7 @@
 """All ranks of a layout, one after the other in this process, over torch's fake process group."""
 
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -25,6 +26,17 @@ LAYOUTS = [
 ]  # fmt: skip
 
 
+class Shift(nn.Module):
+    """A layer with a buffer that is saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(6))
+
+    def forward(self, x):
+        return x + self.shift
+
+
 def make_model(kind):
     torch.manual_seed(0)
     if kind == "gpt":
@@ -34,7 +46,8 @@ def make_model(kind):
     elif kind == "vit":
         model = VisionTransformer(image_size=8, patch_size=4, channels=1, num_classes=5, **SIZES)
     else:
-        layers = [nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU()) for _ in range(4)]
+        second = Shift if kind == "row" else partial(nn.BatchNorm1d, 6)
+        layers = [nn.Sequential(nn.Linear(6, 6), second(), nn.ReLU()) for _ in range(4)]
         model = nn.Sequential(*layers, nn.Linear(6, 3))
     for tensor in model.state_dict().values():  # zeros and ones would hide what is exchanged
         if tensor.is_floating_point():
@@ -113,12 +126,13 @@ def test_the_parts_of_all_ranks_are_the_model_and_each_number_is_written_once(
     assert_whole(spread(kind, plan, size), kind)
 
 
-@pytest.mark.parametrize("plan", ["dp2", "fsdp2", "pp2", "dp2-pp2", "fsdp3-pp2"])
-def test_a_row_of_modules_and_its_buffers_are_written_once(plan, spread):
-    size = 1
-    for part in plan.split("-"):
-        size *= int(part[-1])
-    assert_whole(spread("row", plan, size), "row")
+@pytest.mark.parametrize(
+    ("kind", "plan", "size"),
+    [("row", "dp2", 2), ("row", "fsdp2", 2), ("row", "pp2", 2), ("row", "dp2-pp2", 4)]
+    + [("row", "fsdp3-pp2", 6), ("batch norms", "dp2", 2), ("batch norms", "fsdp2", 2)],
+)
+def test_a_row_of_modules_and_its_buffers_are_written_once(kind, plan, size, spread):
+    assert_whole(spread(kind, plan, size), kind)
 
 
 @pytest.mark.parametrize(

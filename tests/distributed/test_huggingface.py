@@ -62,6 +62,7 @@ def test_a_layout_learns_what_one_process_learns(layout, kind, changes, referenc
     check(expected, LAYOUTS[layout], layout, kind, changes, tmp_path, val_size=21)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
@@ -92,6 +93,7 @@ def test_what_is_done_around_the_layers_is_not_done_again(reference, tmp_path):
     check(reference("gemma3", {}), 2, "pp2", "gemma3", {}, tmp_path)  # scales its embeddings
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("schedule", ["interleaved_1f1b", "zbv_zero_bubble"])
 def test_several_stages_on_a_rank(schedule, reference, tmp_path):
     layout = {"pp": 2, "tp": 2, "schedule": schedule}

@@ -58,6 +58,7 @@ def test_a_layout_learns_what_one_process_learns(layout, kind, reference, tmp_pa
     assert all(other[0] == found[0][0] for other in found)  # the same bits on every rank
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", FURTHER)
 def test_further_products_of_axes_do_as_well(layout, reference, tmp_path):
     run = tmp_path / "run"
@@ -67,7 +68,7 @@ def test_further_products_of_axes_do_as_well(layout, reference, tmp_path):
     compare(reference("gpt"), found[0], run)
 
 
-@pytest.mark.parametrize("kind", ["gpt", "encoder"])
+@pytest.mark.parametrize("kind", ["gpt", pytest.param("encoder", marks=pytest.mark.long)])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_pipeline_schedule_computes_the_same(schedule, kind, reference, tmp_path):
     run, plan = tmp_path / "run", {"pp": 2, "schedule": schedule}
@@ -82,7 +83,10 @@ def test_tensor_parallel_with_and_without_divided_tokens(sequence, reference, tm
     compare(reference("gpt"), found[0], run)
 
 
-@pytest.mark.parametrize("layout", ["dp4", "fsdp4", "dp4-pp2", "fsdp2-cp2"])
+@pytest.mark.parametrize(
+    "layout",
+    ["dp4", "fsdp4", *(pytest.param(p, marks=pytest.mark.long) for p in ("dp4-pp2", "fsdp2-cp2"))],
+)
 def test_batches_that_leave_ranks_without_a_sample_count_right(layout, tmp_path):
     settings = {"batch_size": 16, "epochs": 3, "max_steps": None, "grad_accum_steps": 1}
     settings["data_size"] = 34  # the last batch of an epoch has two samples

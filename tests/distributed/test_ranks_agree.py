@@ -87,7 +87,9 @@ def test_ranks_may_log_different_keys(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["sleep", "stop"])
-@pytest.mark.parametrize("plan", [{"dp_replicate": 2}, {"tp": 2}])
+@pytest.mark.parametrize(
+    "plan", [{"dp_replicate": 2}, pytest.param({"tp": 2}, marks=pytest.mark.long)]
+)
 def test_a_rank_that_hangs_is_named_within_seconds(how, plan, tmp_path):
     began = time.monotonic()
     with pytest.raises(RankFailed):

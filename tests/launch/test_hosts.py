@@ -43,6 +43,7 @@ def test_job_goes_on_after_everything_on_the_rendezvous_host_was_killed(hosts):
     assert {step["run"] for step in hosts.steps()} == {"job"}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_rendezvous_host_that_comes_back_joins_the_others(hosts):
     _, second = start_both(hosts)

@@ -114,7 +114,7 @@ def _body(job: Job) -> list[str]:
         "step= early=",
         "# srun passes a signal on to the launchers; one that comes before it is kept",
         *(
-            f"trap 'early={name}; [ -z \"$step\" ] || kill -{name} \"$step\"' {name}"
+            f'trap \'early={name}; [ -z "$step" ] || kill -{name} "$step"\' {name}'
             for name in ("USR1", "TERM")
         ),
         f"srun --kill-on-bad-exit={keep} deepseek launch {' '.join(options)} \\",

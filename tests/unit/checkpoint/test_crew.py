@@ -7,6 +7,7 @@ import threading
 import warnings
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from typing import NamedTuple
 
@@ -197,7 +198,7 @@ def test_whatever_rank_0_meets_as_it_leads_is_told_to_all_at_once(name, connect)
         raise RuntimeError("out of luck")
 
     crew = [Crew(rank, SIZE, connect(), LONG_S) for rank in range(SIZE)]
-    found = run_threads([lambda save=each.begin(1): save.lead(name, act) for each in crew])
+    found = run_threads([partial(each.begin(1).lead, name, act) for each in crew])
     assert isinstance(found[0], RuntimeError)
     for each in found[1:]:
         assert isinstance(each, CheckpointError)
@@ -486,7 +487,7 @@ class Met(NamedTuple):
     Attributes:
         turns: operations of the old group, and of the new one, before the old one went on.
         old, new: what each returned or raised.
-        left: folders that are unfinished, or have made way.
+        left: folders that are unfinished, or were to be deleted.
         damaged: checkpoints that are not whole.
         newest: value of the checkpoint that a run would go on from; `None` without any.
     """
@@ -531,7 +532,7 @@ def look_at(folder, turns, outcome):
             load_checkpoint(path)
         except CheckpointError:
             damaged.append(path.name)
-    left = [path.name for path in folder.glob(".*_*")]
+    left = [path.name for kind in ("writing", "discarded") for path in folder.glob(f".{kind}_*")]
     with warnings.catch_warnings(), suppress(CheckpointError):
         warnings.simplefilter("ignore", UserWarning)  # damaged ones are set aside
         newest = group_store(folder, "new").load_latest().state["value"]

@@ -128,8 +128,15 @@ def test_the_parts_of_all_ranks_are_the_model_and_each_number_is_written_once(
 
 @pytest.mark.parametrize(
     ("kind", "plan", "size"),
-    [("row", "dp2", 2), ("row", "fsdp2", 2), ("row", "pp2", 2), ("row", "dp2-pp2", 4)]
-    + [("row", "fsdp3-pp2", 6), ("batch norms", "dp2", 2), ("batch norms", "fsdp2", 2)],
+    [
+        ("row", "dp2", 2),
+        ("row", "fsdp2", 2),
+        ("row", "pp2", 2),
+        ("row", "dp2-pp2", 4),
+        ("row", "fsdp3-pp2", 6),
+        ("batch norms", "dp2", 2),
+        ("batch norms", "fsdp2", 2),
+    ],
 )
 def test_a_row_of_modules_and_its_buffers_are_written_once(kind, plan, size, spread):
     assert_whole(spread(kind, plan, size), kind)

@@ -156,7 +156,12 @@ class CheckpointStore:
         replaced = self.folder / f"{REPLACED}{final.name.removeprefix(PREFIX)}"
         if final.exists():
             final.rename(replaced)
-        unfinished.rename(final)
+        try:
+            unfinished.rename(final)
+        except OSError:  # another group has taken over, and discarded it
+            if replaced.exists() and not final.exists():
+                replaced.rename(final)
+            raise
         flush_folder(self.folder)
         shutil.rmtree(replaced, ignore_errors=True)
         pointer = self.folder / f"{LATEST}.new"
@@ -214,7 +219,7 @@ class CheckpointStore:
             if final.exists():
                 shutil.rmtree(replaced, ignore_errors=True)
             else:
-                with suppress(FileNotFoundError):  # another group has just published it
+                with suppress(OSError):  # another group has just published it
                     replaced.rename(final)
         for unfinished in self.folder.glob(unfinished_names):
             # In one operation: half deleted, another group could still give it its name.

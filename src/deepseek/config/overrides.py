@@ -64,7 +64,7 @@ def _spelt_out(part: str | int, value: Any) -> dict:
     try:
         return dict(parse_plan(value))
     except PydanticCustomError:
-        return {}
+        return {value: None}  # no key: what is wrong with the text is told
 
 
 def _forget(document: Document, path: Path) -> None:

@@ -23,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from deepseek.config.parallel import ParallelConfig
+from deepseek.parallel.flat import flatten, unflatten_into
 from deepseek.parallel.world import World
 
 MIB = 1 << 20
@@ -130,7 +131,7 @@ def average_gradients(
     under_way: list[tuple[Tensor, list[Tensor], dist.Work | None]] = []
 
     def send() -> None:
-        flat = torch.cat([grad.reshape(-1) for grad in bucket])
+        flat = flatten(bucket)
         if settings.compression == "bf16":
             flat = flat.bfloat16()
         under_way.append((flat, list(bucket), dist.all_reduce(flat, group=group, async_op=True)))
@@ -146,10 +147,7 @@ def average_gradients(
         if work is not None:
             work.wait()
         flat.div_(dist.get_world_size(group))
-        start = 0
-        for grad in grads:
-            grad.copy_(flat[start : start + grad.numel()].view_as(grad))
-            start += grad.numel()
+        unflatten_into(flat, grads)
 
 
 def reduction(world: World) -> str:

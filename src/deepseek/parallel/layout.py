@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from deepseek.models.tensor_part import Place, TensorPart
+from deepseek.parallel.flat import flatten, unflatten_into
 from deepseek.parallel.tensor import Division, rank_rows
 from deepseek.parallel.world import World
 
@@ -152,12 +153,9 @@ class LocalWeights:
 
 
 def _reduce_flat(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    flat = flatten(tensors)
     dist.all_reduce(flat, group=group)
-    start = 0
-    for tensor in tensors:
-        tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
-        start += tensor.numel()
+    unflatten_into(flat, tensors)
 
 
 def _locate(

@@ -72,7 +72,7 @@ def divide_tensors(
             divisions[f"{hints.blocks[0]}.{index}.{name}.weight"] = Division(1)
         parallelize_module(block, mesh, _block_plan(block, hints, sequence))
     if sequence and blocks:
-        _cut_tokens(blocks[0][1], blocks[-1][1], mesh, model)
+        _cut_tokens(blocks[0][1], blocks[-1][1], mesh)
     if vocabulary and isinstance(model, GPT):
         divisions |= _divide_vocabulary(model, mesh)
     return divisions
@@ -94,9 +94,8 @@ def _block_plan(block: nn.Module, hints: ParallelHints, sequence: bool) -> dict[
     return plan
 
 
-def _cut_tokens(first: nn.Module, last: nn.Module, mesh: DeviceMesh, model: BlockModel) -> None:
+def _cut_tokens(first: nn.Module, last: nn.Module, mesh: DeviceMesh) -> None:
     """Give the first block here its part of the tokens, and what follows the last one all."""
-    del model
     first.register_forward_pre_hook(_Scatter(mesh), with_kwargs=True)
     last.register_forward_hook(_Gather(mesh))
 

@@ -28,6 +28,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from deepseek import errors
 from deepseek.config.parallel import ParallelConfig
 from deepseek.errors import CommunicationError, ConfigError, DeepSeekError
+from deepseek.parallel.flat import unflatten_into
 from deepseek.parallel.plan import Plan
 from deepseek.parallel.watch import Watch
 
@@ -293,10 +294,7 @@ class World:
         flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
         dist.all_reduce(flat, group=self._data_group)
         flat /= dist.get_world_size(self._data_group)
-        start = 0
-        for tensor in tensors:
-            tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
-            start += tensor.numel()
+        unflatten_into(flat, tensors)
 
 
 class ItemCount:

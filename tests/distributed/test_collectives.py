@@ -53,8 +53,10 @@ QUIET = {
     "more loggers": {"log_every": 1, "loggers": ["console", "jsonl", "tensorboard"]},
     "read by callbacks": {"log_every": 1, "callbacks": [Reader(), Reader()]},
 }
-AGREED = Counter({("", "all_reduce", 1): 1, ("optimizer", "all_reduce", 4): 1})
-"""A step's count of items; and loss, norm, damage and wish to stop in one."""
+VERDICT = Counter({("optimizer", "all_reduce", 4): 1})
+"""Loss, norm, damage and wish to stop in one."""
+AGREED = Counter({("", "all_reduce", 1): 1}) + VERDICT
+"""And a step's count of items, where ranks have different ones."""
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +109,14 @@ def test_tp_needs_two_all_reduces_forward_and_two_backward_per_block(step):
     )
     for name, num_layers in (("tp", 2), ("tp deeper", 3)):
         blocks = Counter({key: n * num_layers for key, n in block.items()})
-        assert counted(step(name)) == blocks + AGREED
+        assert counted(step(name)) == blocks + VERDICT
 
 
 def test_tp_sends_as_much_in_two_micro_batches_as_in_one(step):
     whole, halves = step("tp"), step("tp accumulated")
     for phase in ("forward", "backward"):
         assert moved(halves, phase) == moved(whole, phase)
-    assert len(halves) - len(AGREED) == 2 * (len(whole) - len(AGREED))
+    assert len(halves) - len(VERDICT) == 2 * (len(whole) - len(VERDICT))
 
 
 def test_a_divided_vocabulary_adds_its_embedding_its_head_and_three_numbers_per_token(step):
@@ -156,7 +158,6 @@ def test_divided_tokens_are_put_together_once_at_each_end_of_the_blocks(step):
     ends = Counter({key: n - blocks[key] for key, n in once.items() if key[0] != "optimizer"})
     assert +ends == Counter(
         {
-            ("", "all_reduce", 1): 1,
             ("forward", "all_gather", ACTIVATION): 1,
             ("backward", "all_gather", ACTIVATION): 1,
         }
@@ -251,9 +252,10 @@ def test_a_pipeline_sends_each_micro_batch_there_and_its_gradient_back(step):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_ranks_agree_twice_a_step_however_the_model_is_spread(name, step):
+def test_ranks_agree_on_a_verdict_and_where_they_have_different_samples_on_their_number(name, step):
     small = [each for each in step(name) if each.count in (1, 4)]
-    assert counted(small) == AGREED
+    has_same = name.startswith(("tp", "pp"))
+    assert counted(small) == (VERDICT if has_same else AGREED)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -41,11 +41,13 @@ def replicate(engine: nn.Module, world: World, *, has_unused: bool) -> Distribut
     # buffers are averaged after the step, by `World.average`; the option has two names
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    is_default = settings.bucket_mib == ParallelConfig().bucket_mib
     wrapped = DistributedDataParallel(
         engine,
         process_group=group,
         init_sync=False,  # `World.equalize` has done it
-        bucket_cap_mb=settings.bucket_mib,  # pyright: ignore[reportArgumentType]
+        # at its own default DDP makes the first bucket, which nothing else waits for, a small one
+        bucket_cap_mb=None if is_default else settings.bucket_mib,  # pyright: ignore[reportArgumentType]
         gradient_as_bucket_view=True,
         find_unused_parameters=has_unused,
         **{buffers: False},  # pyright: ignore[reportArgumentType]
@@ -124,7 +126,7 @@ def average_gradients(
     gradients: Sequence[Tensor], group: dist.ProcessGroup | None, settings: ParallelConfig
 ) -> None:
     """Average gradients in place over `group`, bucket by bucket."""
-    if group is None or dist.get_world_size(group) == 1:
+    if group is None:
         return
     limit = settings.bucket_mib * MIB
     bucket: list[Tensor] = []

@@ -179,9 +179,7 @@ def _locate(
         copies //= plan.tp
     else:
         is_written = is_written and world.coordinate("tp") == 0
-    shards, shard = plan.dp_shard * plan.cp, 0
-    if world.mesh is not None:
-        shard = world.mesh.get_local_rank("shard")
+    shards, shard = plan.dp_shard * plan.cp, world.coordinate("shard")
     if "shard" in axes:
         chunks = rows[0].chunk(shards)
         rows[0] = chunks[shard] if shard < len(chunks) else rows[0][:0]

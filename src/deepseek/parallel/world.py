@@ -62,7 +62,7 @@ class World:
         rank: of this process.
         size: number of processes.
         device: where this rank computes.
-        mesh: axes `MESH_AXES`; `None` in one process.
+        mesh: those axes of `MESH_AXES` that have several ranks; `None` in one process.
         name: of this set of processes, if they were launched; after a restart there is another.
     """
 
@@ -78,9 +78,9 @@ class World:
         if plan.is_distributed:
             _start(plan, device)
             self.mesh = _make_mesh(plan, device)
-            self._data_group = _flat(self.mesh, ("dp_replicate", "shard"))
+            self._data_group = _data_group(self.mesh)
             if plan.cp > 1:
-                self._cp_group = _context_group(plan, self.rank)
+                self._cp_group = _context_group(plan, self.mesh, self.rank)
             self.name = self.exchange(self.name or uuid4().hex[:12])[0]
         self._watch: Watch | None = None
 
@@ -153,13 +153,12 @@ class World:
         return self.rank == 0
 
     def coordinate(self, axis: str) -> int:
-        """Return this rank's place on an axis of the plan."""
-        if self.mesh is None:
-            return 0
-        if axis in ("dp_shard", "cp"):
-            shard = self.mesh.get_local_rank("shard")
-            return shard % self.plan.cp if axis == "cp" else shard // self.plan.cp
-        return self.mesh.get_local_rank(axis)
+        """Return this rank's place on an axis of the plan or of the mesh."""
+        if axis == "cp":
+            return self.coordinate("shard") % self.plan.cp
+        if axis == "dp_shard":
+            return self.coordinate("shard") // self.plan.cp
+        return self.mesh.get_local_rank(axis) if self._has(axis) else 0
 
     @property
     def share(self) -> tuple[int, int]:
@@ -174,16 +173,16 @@ class World:
         return self.coordinate("tp") == 0 and self.coordinate("pp") == last
 
     def group(self, axis: str) -> dist.ProcessGroup | None:
-        """Return the ranks that differ from this one on an axis alone.
+        """Return the ranks that differ from this one on an axis alone; `None` if there are none.
 
         Args:
             axis: `tp`, `pp`, `cp`, or `data`: all that reduce gradients with each other.
         """
-        if self.mesh is None:
-            return None
         if axis == "data":
             return self._data_group
-        return self._cp_group if axis == "cp" else self.mesh.get_group(axis)
+        if axis == "cp":
+            return self._cp_group
+        return self.mesh.get_group(axis) if self._has(axis) else None
 
     def seed(self, seed: int) -> None:
         """Seed torch's generators: ranks that hold the same activations draw the same numbers."""
@@ -191,6 +190,9 @@ class World:
         stream = part * self.plan.pp + self.coordinate("pp")
         # an odd constant of 63 bits spreads neighbouring seeds; alone, the seed is as given
         torch.manual_seed((seed + stream * 0x1F3D_5B79_A8C6_E425) % 2**63)
+
+    def _has(self, axis: str) -> bool:
+        return self.mesh is not None and axis in (self.mesh.mesh_dim_names or ())
 
     # -- agreement ---------------------------------------------------------------------------
 
@@ -344,21 +346,34 @@ def _leave() -> None:
 
 
 def _make_mesh(plan: Plan, device: torch.device) -> DeviceMesh:
-    shape = (plan.pp, plan.dp_replicate, plan.dp_shard * plan.cp, plan.tp)
-    return init_device_mesh(device.type, shape, mesh_dim_names=MESH_AXES)
+    """Return a mesh without axes of one rank: each would cost a group, whose threads never rest."""
+    sizes = (plan.pp, plan.dp_replicate, plan.dp_shard * plan.cp, plan.tp)
+    # copies of what `tp` divides are shards of size one to fully_shard
+    axes = {
+        axis: size
+        for axis, size in zip(MESH_AXES, sizes, strict=True)
+        if size > 1 or (axis == "shard" and plan.uses_fsdp)
+    }
+    return init_device_mesh(device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
 
 
-def _flat(mesh: DeviceMesh, axes: tuple[str, ...]) -> dist.ProcessGroup:
-    """Return the group of ranks that differ from this one on `axes` alone."""
-    return mesh[axes]._flatten("_".join(axes)).get_group()
+def _data_group(mesh: DeviceMesh) -> dist.ProcessGroup | None:
+    """Return the ranks that reduce gradients with each other."""
+    names = mesh.mesh_dim_names or ()
+    axes = tuple(axis for axis in ("dp_replicate", "shard") if axis in names)
+    if not axes:
+        return None
+    if axes == names:
+        return dist.group.WORLD
+    data = mesh[axes]
+    return (data if len(axes) == 1 else data._flatten("data")).get_group()
 
 
-def _context_group(plan: Plan, rank: int) -> dist.ProcessGroup | None:
+def _context_group(plan: Plan, mesh: DeviceMesh, rank: int) -> dist.ProcessGroup:
     """Return the group of neighbours on `shard` with the same samples."""
+    if plan.dp_shard == 1:
+        return mesh.get_group("shard")
     ranks = torch.arange(plan.world_size).view(-1, plan.cp, plan.tp)
-    own = None
-    for row in ranks.transpose(1, 2).reshape(-1, plan.cp).tolist():
-        group = dist.new_group(row)
-        if rank in row:
-            own = group
-    return own  # pyright: ignore[reportReturnType]
+    rows = ranks.transpose(1, 2).reshape(-1, plan.cp).tolist()
+    groups = [dist.new_group(row) for row in rows]  # every rank takes part in making each
+    return groups[next(at for at, row in enumerate(rows) if rank in row)]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from deepseek.errors import CheckpointError
+from deepseek.errors import CheckpointError, DeepSeekError
 
 POLL_S = 0.005
 MAX_POLL_S = 0.1
@@ -88,6 +88,8 @@ class Save:
     def lead(self, name: str, act: Callable[[], None]) -> None:
         """Let rank 0 act, and the others wait for it.
 
+        They wait twice as long as it waits for them: the rank that is late is named, not rank 0.
+
         Raises:
             CheckpointError: it failed there.
             OSError: it failed here.
@@ -100,11 +102,11 @@ class Save:
             try:
                 act()
             except Exception as error:  # whatever it is, the others must not wait for it
-                self._store.set(key, json.dumps(str(error)))
+                self._store.set(key, json.dumps(_reason(error)))
                 raise
             self._store.set(key, json.dumps(None))
             return
-        if (problem := self._wait(key, "rank 0")) is not None:
+        if (problem := self._wait(key, "rank 0", 2 * self._timeout_s)) is not None:
             raise CheckpointError(f"rank 0: {problem}", fix="free disk space")
 
     def collect(self, name: str, make: Callable[[], dict]) -> list[dict]:
@@ -120,20 +122,24 @@ class Save:
         try:
             made = make()
         except Exception as error:
-            self._store.set(own, json.dumps({"error": str(error)}))
-            self.abort(str(error))
+            self._store.set(own, json.dumps({"error": _reason(error)}))
+            self.abort(_reason(error))
             raise
         self._store.set(own, json.dumps({"made": made}))
         if not self._crew.is_main:
             return []
+        deadline = time.monotonic() + self._timeout_s
         try:
-            return [self._of(name, rank) for rank in range(self._crew.size)]
+            return [
+                self._of(name, rank, max(0.0, deadline - time.monotonic()))
+                for rank in range(self._crew.size)
+            ]
         except CheckpointError as error:
             self.abort(error.message)
             raise
 
-    def _of(self, name: str, rank: int) -> dict:
-        found = self._wait(f"{self._prefix}/{name}/{rank}", f"rank {rank}")
+    def _of(self, name: str, rank: int, timeout_s: float) -> dict:
+        found = self._wait(f"{self._prefix}/{name}/{rank}", f"rank {rank}", timeout_s)
         if "error" in found:
             raise CheckpointError(f"rank {rank}: {found['error']}", fix="free disk space")
         return found["made"]
@@ -144,7 +150,10 @@ class Save:
             self._store.set(f"{self._prefix}/{END}", json.dumps(reason))
 
     def part(self) -> None:
-        """Let rank 0, which may keep the store, stay until the others have read its last word."""
+        """Let rank 0 stay until the others are done: it may keep the store, and delete the folder.
+
+        A rank that is dead is not waited for long.
+        """
         if self._store is None:
             return
         if not self._crew.is_main:
@@ -152,13 +161,15 @@ class Save:
             return
         keys = [f"{self._prefix}/parted/{rank}" for rank in range(1, self._crew.size)]
         deadline = time.monotonic() + PART_S
-        while time.monotonic() < deadline and not self._store.check(keys):
+        while time.monotonic() < deadline and not self._crew.has_given_up:
+            if self._store.check(keys):
+                return
             time.sleep(POLL_S)
 
-    def _wait(self, key: str, whom: str):
+    def _wait(self, key: str, whom: str, timeout_s: float):
         if self._store is None:
             raise RuntimeError("one process waits for nobody")
-        deadline, pause = time.monotonic() + self._timeout_s, POLL_S
+        deadline, pause = time.monotonic() + timeout_s, POLL_S
         while not self._store.check([key]):
             if self._crew.has_given_up:
                 raise CheckpointError("this rank ends, and waits for the others no longer")
@@ -170,3 +181,7 @@ class Save:
             time.sleep(pause)
             pause = min(MAX_POLL_S, pause * 1.5)
         return json.loads(self._store.get(key))
+
+
+def _reason(error: Exception) -> str:
+    return error.message if isinstance(error, DeepSeekError) else str(error)

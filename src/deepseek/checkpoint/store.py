@@ -106,6 +106,8 @@ class CheckpointStore:
             save.lead(END, lambda: self._finish(checkpoint.step, unfinished, final, made))
             save.part()
         except (OSError, CheckpointError) as error:
+            with suppress(RuntimeError):  # the store may be gone with its host
+                save.part()
             if self.crew.is_main:
                 shutil.rmtree(unfinished, ignore_errors=True)
             reason = error.message if isinstance(error, CheckpointError) else error

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+import time
 import warnings
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -82,13 +83,11 @@ def crew(tmp_path, connect):
     return crew_of(tmp_path, connect)
 
 
-def crew_of(folder, connect, timeout_s=10.0, group="one", first_timeout_s=None):
-    """The stores of all ranks; `first_timeout_s` is that of rank 0, if it is another."""
-    limits = [timeout_s if first_timeout_s is None else first_timeout_s]
-    limits += [timeout_s] * (SIZE - 1)
+def crew_of(folder, connect, timeout_s=10.0, group="one"):
+    """The stores of all ranks."""
     return [
-        CheckpointStore(folder, crew=Crew(rank, SIZE, connect(), limit_s, group))
-        for rank, limit_s in enumerate(limits)
+        CheckpointStore(folder, crew=Crew(rank, SIZE, connect(), timeout_s, group))
+        for rank in range(SIZE)
     ]
 
 
@@ -242,14 +241,25 @@ def test_a_save_after_one_that_failed_is_whole(rank, fail, connect, tmp_path):
     assert names(tmp_path) == ["latest", "step_2"]
 
 
+def test_the_folder_stays_while_a_rank_still_writes(connect, tmp_path):
+    crew = crew_of(tmp_path, connect, LONG_S)
+    unfinished, found = tmp_path / ".writing_1.one", []
+
+    def slow():
+        time.sleep(0.3)
+        found.append(unfinished.exists())
+        return {}
+
+    crew[2]._write = lambda folder, checkpoint: slow()
+    save_all(crew, [make_part(1, 0), broken(1), make_part(1, 2)])
+    assert found == [True]
+    assert not unfinished.exists()
+
+
 @pytest.mark.parametrize("missing", range(SIZE))
-def test_a_rank_that_never_comes_times_out_and_is_named(missing, connect, tmp_path):
-    # the others need not wait as long as rank 0: it tells them
-    crew = (
-        crew_of(tmp_path, connect, timeout_s=0.3)
-        if missing == 0
-        else crew_of(tmp_path, connect, LONG_S, first_timeout_s=0.3)
-    )
+def test_a_rank_that_never_comes_times_out_and_is_named(missing, connect, tmp_path, monkeypatch):
+    monkeypatch.setattr("deepseek.checkpoint.crew.PART_S", 0.1)
+    crew = crew_of(tmp_path, connect, timeout_s=0.3)
     parts = [make_part(1, rank) if rank != missing else None for rank in range(SIZE)]
     found = save_all(crew, parts)
     said = f"rank {missing} did not save within 0.3 s"

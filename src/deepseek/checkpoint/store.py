@@ -105,11 +105,13 @@ class CheckpointStore:
             made = save.collect("files", lambda: self._write(unfinished, checkpoint))
             save.lead(END, lambda: self._finish(checkpoint.step, unfinished, final, made))
             save.part()
-        except (OSError, CheckpointError) as error:
+        except Exception as error:
             with suppress(RuntimeError):  # the store may be gone with its host
                 save.part()
             if self.crew.is_main:
                 shutil.rmtree(unfinished, ignore_errors=True)
+            if not isinstance(error, OSError | CheckpointError):
+                raise
             reason = error.message if isinstance(error, CheckpointError) else error
             raise CheckpointError(
                 f"{final} could not be saved: {reason}",

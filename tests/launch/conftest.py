@@ -14,6 +14,7 @@ import pytest
 
 COMMAND = [sys.executable, "-m", "deepseek.cli.main", "launch"]
 COUNTING_WORKER = Path(__file__).with_name("counting_worker.py")
+BAD_CABLE = Path(__file__).with_name("bad_cable.py")
 ADDRESSES = {"a": "10.77.0.1", "b": "10.77.0.2"}
 
 
@@ -121,6 +122,7 @@ class Hosts:
         self.shared.mkdir()
         self._tag = f"{os.getpid() % 100000}"
         self._launchers = []
+        self._cable = None
 
     def name(self, host):
         return f"launch_{host}_{self._tag}"
@@ -135,9 +137,23 @@ class Hosts:
         ends = [("netns", self.name(host)) for host in ADDRESSES]
         ip("link", "add", self.device("a"), *ends[0], "type", "veth", "peer", "name",
            self.device("b"), *ends[1])  # fmt: skip
+        self._set_addresses()
+
+    def _set_addresses(self):
         for host, address in ADDRESSES.items():
             ip("-n", self.name(host), "addr", "add", f"{address}/24", "dev", self.device(host))
             ip("-n", self.name(host), "link", "set", self.device(host), "up")
+
+    def use_bad_cable(self, loss, delay_s):
+        """Replace the cable by one that loses a share of the frames, and delays the others."""
+        ip("-n", self.name("a"), "link", "delete", self.device("a"))
+        ends = [word for host in ADDRESSES for word in (self.name(host), self.device(host))]
+        self._cable = subprocess.Popen(
+            [sys.executable, BAD_CABLE, *ends, str(loss), str(delay_s)], stdout=subprocess.PIPE
+        )
+        if not self._cable.stdout.readline():
+            pytest.skip("this kernel has no TAP devices")
+        self._set_addresses()
 
     def launch(self, host, *arguments, pace_s=0.1):
         """Start the counting worker under `deepseek launch` on a host."""
@@ -186,6 +202,10 @@ class Hosts:
         (self.shared / "enough").touch()
 
     def tear_down(self):
+        if self._cable is not None:
+            self._cable.kill()
+            self._cable.wait()
+            self._cable.stdout.close()
         for host in ADDRESSES:
             self.kill_all(host)
         for launcher in self._launchers:

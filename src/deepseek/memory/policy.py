@@ -10,7 +10,7 @@ full        of each block only its inputs are kept
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch._functorch.config
@@ -39,7 +39,8 @@ class MemoryPolicy:
     Attributes:
         name: as it was resolved.
         blocks: what `full` recomputes.
-        observer: told of every tensor that is saved, or `None`.
+        compiles: whether `saving` is around compiled graphs.
+        observer: told of every tensor that is saved, but under `full`; or `None`.
         remade_places: matrix products that are done again, by the place of what they made among the
             tensors saved in a pass; `None`: those that `selective` stands for.
     """
@@ -60,13 +61,18 @@ class MemoryPolicy:
         self.blocks = tuple(blocks) or tuple(b for m in modules for b in find_blocks(m))
         self._recomputed = RecomputedBlocks(self.blocks)
         self._share = share
-        self._compiles = compiles
+        self.compiles = compiles
 
     @contextmanager
     def saving(self) -> Iterator[None]:
         """Put the policy on what is computed inside, operator by operator."""
-        if self._compiles:
+        if self.compiles:
             with self.compiling():
+                yield
+            return
+        if self.name == "full":
+            # nothing else: what was saved inside a recomputed block can be asked for only once
+            with self._recomputed.open():
                 yield
             return
         if self.name == "off" and self.observer is None:
@@ -75,21 +81,16 @@ class MemoryPolicy:
         epsilons = Epsilons(*self.modules)
         cheap = Cookbook(epsilons, frozenset() if self.name == "off" else CHEAP)
         products = Cookbook(epsilons, ALL_KINDS) if self.name == "selective" else None
-        with Saving(cheap, products, self._remakes, self.observer)(), self._blocks_recomputed():
+        with Saving(cheap, products, self._remakes, self.observer)():
             yield
 
     @contextmanager
     def compiling(self) -> Iterator[None]:
         """Put it on what is compiled inside: the compiler remakes what is pointwise by itself."""
         share = self._share or (SELECTIVE_SHARE if self.name == "selective" else 1.0)
-        with (
-            torch._functorch.config.patch(activation_memory_budget=share),
-            self._blocks_recomputed(),
-        ):
+        recomputed = self._recomputed.open() if self.name == "full" else nullcontext()
+        with torch._functorch.config.patch(activation_memory_budget=share), recomputed:
             yield
-
-    def _blocks_recomputed(self) -> AbstractContextManager:
-        return self._recomputed.open() if self.name == "full" else nullcontext()
 
     def _remakes(self, place: int, tensor: Tensor) -> bool:
         if self.remade_places is not None:

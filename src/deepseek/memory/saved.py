@@ -85,7 +85,7 @@ class Remade:
             if self._view is None:
                 return made
             shape, stride, offset = self._view
-            if made.stride() != self._base_stride:
+            if self._base_stride is not None and made.stride() != self._base_stride:
                 aligned = made.new_empty_strided(made.shape, self._base_stride)
                 made = aligned.copy_(made)
             return made.as_strided(shape, stride, offset + made.storage_offset())

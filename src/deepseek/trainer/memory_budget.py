@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from deepseek.trainer.trainer import Trainer
 
 NAMES = ("off", "pointwise", "selective", "full")
+SPLITTABLE = ("off", "pointwise", "full")
+OWN = ("gradient_checkpointing", "grad_checkpointing")
 MARGIN = 1.03
 """What a step takes for a moment, beside what is kept: buffers of kernels, a product's output."""
 
@@ -27,9 +29,17 @@ def choose_policy(
     """Return the policy that `memory` names; for a budget, what it begins with.
 
     Raises:
-        ConfigError: `full`, and the model has no blocks.
+        ConfigError: `full`, and the model has no blocks; or what the graph or the pipeline cannot
+            do.
     """
     setting, is_static = config.memory, "static" in (config.graph, engine.graph)
+    plan = parallel.world.plan
+    if plan.pp > 1 and "zero_bubble" in plan.settings.schedule and setting not in SPLITTABLE:
+        raise ConfigError(
+            f"memory={setting} with schedule={plan.settings.schedule}, which takes the gradients of"
+            " weights later than those of inputs: matrix products cannot be done again by then",
+            fix="set memory to pointwise or full, or schedule=1f1b",
+        )
     name = setting if setting in NAMES else "pointwise"
     policy = MemoryPolicy(
         str(name),
@@ -38,6 +48,7 @@ def choose_policy(
         compiles=is_static and parallel.world.is_distributed,
         share=setting if is_static and isinstance(setting, float) else None,
     )
+    _refuse_own_checkpointing(config, engine)
     if name == "full" and not policy.blocks:
         raise ConfigError(
             f"memory=full, and {engine.architecture} has no list of blocks to recompute",
@@ -51,6 +62,18 @@ def choose_policy(
     return policy
 
 
+def _refuse_own_checkpointing(config: TrainerConfig, engine: ModelEngine) -> None:
+    """What a model recomputes by itself can be asked for once, and a recipe would ask first."""
+    for name, module in engine.module.named_modules():
+        if config.memory != "off" and any(getattr(module, each, 0) is True for each in OWN):
+            raise ConfigError(
+                f"memory={config.memory}, and {name or engine.architecture} recomputes by its own"
+                " gradient checkpointing",
+                fix="turn that off in the model (gradient_checkpointing_disable,"
+                " set_grad_checkpointing(False)), or set memory=off",
+            )
+
+
 def keep_to_budget(trainer: "Trainer") -> None:
     """Resolve a budget by the forward and backward pass of a few samples, as if never taken.
 
@@ -59,7 +82,7 @@ def keep_to_budget(trainer: "Trainer") -> None:
     """
     setting, step = trainer.config.memory, trainer.assembly.step
     policy = step.graph.memory
-    if setting in NAMES or step.graph.is_static:
+    if setting in NAMES or policy.compiles or step.graph.is_static:
         return
     census, scale = _look(trainer)
     kept, everything = census.kept_bytes * scale, census.all_bytes * scale

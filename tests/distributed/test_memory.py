@@ -46,3 +46,10 @@ def test_a_policy_changes_nothing_that_a_pipeline_learns(schedule, memory, refer
     plan = {"pp": 2, "schedule": schedule}
     found = run_ranks(2, train, "gpt", run, parallel=plan, memory=memory, folder=tmp_path / "ranks")
     compare(reference, found[0], run)
+
+
+@pytest.mark.parametrize("layout", ["dp2", "fsdp2", "cp2"])
+def test_a_loss_in_chunks_changes_nothing_that_a_layout_learns(layout, reference, tmp_path):
+    run = tmp_path / "run"
+    found = run_ranks(2, train, "gpt", run, parallel=layout, loss_chunks=3, folder=tmp_path / "r")
+    compare(reference, found[0], run)

@@ -61,6 +61,9 @@ class TrainerConfig(Settings):
     nor what matrix products make for activation functions. `full`: only the inputs of each block.
     A number of bytes (`24GiB`) that a device may use at most, or a share of the activations
     (`0.6`), is kept to by the cheapest means."""
+    loss_chunks: AtLeastOne = Field(default=1, json_schema_extra=unit("parts"))
+    """Parts that the tokens of a language model are cut into for logits and loss: only one part's
+    logits exist at a time, and nothing is computed twice."""
     batch_size_ramp: Ramp | None = Field(default=None, json_schema_extra=unit("samples"))
     """Begin with batches of START samples, larger by INCREMENT in equal parts of the first TOTAL
     samples, up to `batch_size`: `[START, INCREMENT, TOTAL]`. `null`: none."""
@@ -225,6 +228,7 @@ class TrainerSettings(TypedDict, total=False):
     precision: Precision
     graph: Literal["dynamic", "static"]
     memory: str | float
+    loss_chunks: int
     batch_size_ramp: tuple[int, int, int] | None
     sequence_length_ramp: tuple[int, int, int] | None
     grad_accum_steps: int | Auto

@@ -23,7 +23,7 @@ from deepseek.trainer.estimate import StepEstimate, estimate_step
 from deepseek.trainer.fp8 import convert_linears
 from deepseek.trainer.graph import StepGraph
 from deepseek.trainer.guard import BadStep, Guard
-from deepseek.trainer.memory_budget import choose_policy
+from deepseek.trainer.memory_budget import check_loss_chunks, choose_policy
 from deepseek.trainer.micro_batches import MicroBatches
 from deepseek.trainer.optimizer import Optimizer
 from deepseek.trainer.precision import Precision, resolve_precision
@@ -168,6 +168,7 @@ def _build_step(
             loss=partial(micro_batches.loss, task) if world.is_distributed else None,
             forward=parallel.forward,
             memory=choose_policy(config, engine, parallel),
+            loss_chunks=check_loss_chunks(config, engine, parallel),
         ),
         micro_batch_size=world.plan.micro_batch_size,
         clip_grad_norm=config.clip_grad_norm,

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from deepseek.errors import ConfigError
+from deepseek.memory.chunked_loss import chunked_loss, head_parameters, without_head
 from deepseek.memory.policy import MemoryPolicy
 from deepseek.models import ModelEngine
+from deepseek.models.classifier import BlockModel
 from deepseek.trainer.out_of_memory import is_out_of_memory
 from deepseek.trainer.task import Batch, Task
 
@@ -34,6 +36,7 @@ class StepGraph:
         loss: from logits and a micro-batch; the task's own by default.
         forward: from inputs to logits; the engine by default.
         memory: what is kept from forward to backward; everything by default.
+        loss_chunks: parts that the tokens are cut into for logits and loss.
 
     Attributes:
         num_compiled, num_eager: micro-batches that went either way.
@@ -52,7 +55,10 @@ class StepGraph:
         loss: Callable[[Tensor, Batch], Tensor] | None = None,
         forward: Callable[[Tensor], Tensor] | None = None,
         memory: MemoryPolicy | None = None,
+        loss_chunks: int = 1,
     ) -> None:
+        self._engine = engine
+        self._loss_chunks = loss_chunks
         self.memory = memory or MemoryPolicy("off")
         self._forward = forward or engine
         self._loss_of = loss or task.loss
@@ -101,7 +107,24 @@ class StepGraph:
             return self._loss(batch)
 
     def _loss(self, batch: Batch) -> Tensor:
+        if self._loss_chunks > 1:
+            return self._loss_in_chunks(batch)
         return self._loss_of(self._forward(batch["inputs"]), batch)
+
+    def _loss_in_chunks(self, batch: Batch) -> Tensor:
+        model = self._engine.module
+        if not isinstance(model, BlockModel):
+            raise TypeError(f"{type(model).__name__} has no head to leave out")
+        with without_head(model):
+            hidden = self._forward(batch["inputs"])
+        shape = batch["targets"].shape
+
+        def loss_of(part: Tensor, tokens: slice) -> Tensor:
+            cut = {n: v[:, tokens] if v.shape[:2] == shape[:2] else v for n, v in batch.items()}
+            return self._loss_of(model.classify(part), cut)
+
+        parameters = head_parameters(model, self._engine.hints.head)
+        return chunked_loss(hidden, parameters, loss_of, self._loss_chunks)
 
     def _run_compiled(self, batch: Batch) -> Tensor:
         if self._compiled is None:

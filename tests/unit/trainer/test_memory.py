@@ -115,3 +115,22 @@ def test_a_static_graph_learns_the_same_under_a_policy(memory, tmp_path):
 def test_a_static_graph_knows_no_bytes(tmp_path):
     with pytest.raises(ConfigError, match="graph=static"):
         train(tmp_path, "8GiB", graph="static")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("chunks", [2, 5, 64])
+def test_a_loss_in_chunks_learns_the_same(chunks, precision, tmp_path):
+    settings = {"precision": precision, "grad_accum_steps": 2, "lr": 1e-3}
+    expected = weights(train(tmp_path / "whole", "off", **settings))
+    found = weights(train(tmp_path / "cut", "selective", loss_chunks=chunks, **settings))
+    tolerance = 2e-5 if precision == "fp32" else 5e-3
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
+def test_chunks_are_refused_where_there_are_none(tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
+    data = TensorDataset(torch.randn(16, 12), torch.arange(16) % 10)
+    with pytest.raises(ConfigError, match=r"loss_chunks=4, but .* no head"):
+        train(tmp_path, "off", model, data, loss_chunks=4)
+    with pytest.raises(ConfigError, match="graph=static fuses"):
+        train(tmp_path, "off", graph="static", loss_chunks=4)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self, TypedDict
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from deepseek.config.memory import MemorySetting
 from deepseek.config.parallel import ParallelConfig
 from deepseek.config.settings import Auto, BetaPair, Number, Settings, Switch, Whole, unit
 
@@ -54,6 +55,15 @@ class TrainerConfig(Settings):
     graph: Literal["dynamic", "static"] = "dynamic"
     """`static` captures forward pass and loss by `torch.compile` as one graph; `dynamic` runs them
     operator by operator."""
+    memory: MemorySetting = "off"
+    """What is kept from forward to backward; the rest is computed again. `off`: all. `pointwise`:
+    not what norms, activation functions and casts make, which costs almost nothing. `selective`:
+    nor what matrix products make for activation functions. `full`: only the inputs of each block.
+    A number of bytes (`24GiB`) that a device may use at most, or a share of the activations
+    (`0.6`), is kept to by the cheapest means."""
+    loss_chunks: AtLeastOne = Field(default=1, json_schema_extra=unit("parts"))
+    """Parts that the tokens of a language model are cut into for logits and loss: only one part's
+    logits exist at a time, and nothing is computed twice."""
     batch_size_ramp: Ramp | None = Field(default=None, json_schema_extra=unit("samples"))
     """Begin with batches of START samples, larger by INCREMENT in equal parts of the first TOTAL
     samples, up to `batch_size`: `[START, INCREMENT, TOTAL]`. `null`: none."""
@@ -217,6 +227,8 @@ class TrainerSettings(TypedDict, total=False):
     min_lr_share: float
     precision: Precision
     graph: Literal["dynamic", "static"]
+    memory: str | float
+    loss_chunks: int
     batch_size_ramp: tuple[int, int, int] | None
     sequence_length_ramp: tuple[int, int, int] | None
     grad_accum_steps: int | Auto

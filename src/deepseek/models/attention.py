@@ -61,7 +61,7 @@ def causal_attention(
     if _prefers_explicit(q, k):
         num_tokens = q.shape[-2]
         mask = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=q.device).tril()
-        return _explicit_attention(q, k, v, mask, dropout)
+        return _explicit_attention(q, k, v, mask, dropout, can_be_empty=False)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
 
 
@@ -77,13 +77,18 @@ def _prefers_explicit(q: Tensor, k: Tensor) -> bool:
 
 
 def _explicit_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    *,
+    can_be_empty: bool = True,
 ) -> Tensor:
     # Scaling q rather than the scores touches T x E numbers instead of T x S.
     scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1)
-    if mask is None:
-        probs = scores.softmax(-1)
-    else:
-        # The second fill turns the NaN of a row without any key into zeros, and so its gradient.
-        probs = scores.masked_fill(~mask, -math.inf).softmax(-1).masked_fill(~mask, 0.0)
+    probs = (scores if mask is None else scores.masked_fill(~mask, -math.inf)).softmax(-1)
+    if mask is not None and can_be_empty:
+        # turns the NaN of a row without any key into zeros, and so its gradient
+        probs = probs.masked_fill(~mask, 0.0)
     return F.dropout(probs, dropout) @ v if dropout else probs @ v

@@ -89,12 +89,12 @@ class ParallelModel:
         self.divides_logits = False
         self._ties: list[tuple[Tensor, ...]] = []
         self._tie_group: dist.ProcessGroup | None = None
+        self._lists = engine.hints.blocks or layer_lists(engine.module)
         if not world.is_distributed:
             self.weights = LocalWeights([engine.module])
             self.gradient_factor = 1.0
             return
         plan, hints = world.plan, engine.hints
-        self._lists = hints.blocks or layer_lists(engine.module)
         world.equalize(engine)
         stages, numbers = _cut(engine, world)
         # a V has both ends on one rank, where they share their weight as they are
@@ -232,6 +232,11 @@ class ParallelModel:
     def modules(self) -> list[nn.Module]:
         """Return the parts of the model on this rank."""
         return list(self.pipeline.stages) if self.pipeline is not None else [self.engine.module]
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the blocks on this rank; none where the model does not say what they are."""
+        stages = self.pipeline.stages if self.pipeline is not None else []
+        return _blocks(self.modules(), stages, self._lists)
 
     def train(self, mode: bool) -> None:
         """Set the mode of the model on this rank."""

@@ -23,6 +23,7 @@ from deepseek.trainer.estimate import StepEstimate, estimate_step
 from deepseek.trainer.fp8 import convert_linears
 from deepseek.trainer.graph import StepGraph
 from deepseek.trainer.guard import BadStep, Guard
+from deepseek.trainer.memory_budget import check_loss_chunks, choose_policy
 from deepseek.trainer.micro_batches import MicroBatches
 from deepseek.trainer.optimizer import Optimizer
 from deepseek.trainer.precision import Precision, resolve_precision
@@ -53,6 +54,7 @@ class Assembly:
     sequence_ramp: Ramp | None
     num_parameters: int
     num_trainable: int
+    states_per_parameter: int
 
 
 def recipe_from(config: TrainerConfig, optimizer: Optimizer | None) -> Optimizer:
@@ -107,11 +109,11 @@ def assemble(
     step.channels_last = channels_last
     share = 1.0 if precision.name == "fp32" else 0.5
     memory, threads = None, torch.get_num_threads()
+    states = 2 if recipe.algorithm in ("adam", "adamw", "nadamw", "lamb", "adan") else 1
     if estimate:
         if device.type == "cpu":
             forward_flops = estimate.forward_flops * micro_batch_size
             threads = choose_cpu_threads(forward_flops, estimate.num_ops)
-        states = 2 if recipe.algorithm in ("adam", "adamw", "nadamw", "lamb", "adan") else 1
         memory = estimate.memory_bytes(micro_batch_size, states, share)
     return Assembly(
         step,
@@ -130,6 +132,7 @@ def assemble(
         sequence_ramp(config, spec),
         sum(p.numel() for p in parameters),
         sum(p.numel() for p in parameters if p.requires_grad),
+        states,
     )
 
 
@@ -164,6 +167,8 @@ def _build_step(
             engine, task, is_static=is_static,
             loss=partial(micro_batches.loss, task) if world.is_distributed else None,
             forward=parallel.forward,
+            memory=choose_policy(config, engine, parallel),
+            loss_chunks=check_loss_chunks(config, engine, parallel),
         ),
         micro_batch_size=world.plan.micro_batch_size,
         clip_grad_norm=config.clip_grad_norm,

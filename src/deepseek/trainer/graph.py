@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 from deepseek.errors import ConfigError
+from deepseek.memory.chunked_loss import chunked_loss, head_parameters, without_head
+from deepseek.memory.policy import MemoryPolicy
 from deepseek.models import ModelEngine
+from deepseek.models.classifier import BlockModel
 from deepseek.trainer.out_of_memory import is_out_of_memory
 from deepseek.trainer.task import Batch, Task
 
@@ -32,6 +35,8 @@ class StepGraph:
         is_static: compile full micro-batches.
         loss: from logits and a micro-batch; the task's own by default.
         forward: from inputs to logits; the engine by default.
+        memory: what is kept from forward to backward; everything by default.
+        loss_chunks: parts that the tokens are cut into for logits and loss.
 
     Attributes:
         num_compiled, num_eager: micro-batches that went either way.
@@ -49,7 +54,12 @@ class StepGraph:
         is_static: bool,
         loss: Callable[[Tensor, Batch], Tensor] | None = None,
         forward: Callable[[Tensor], Tensor] | None = None,
+        memory: MemoryPolicy | None = None,
+        loss_chunks: int = 1,
     ) -> None:
+        self._engine = engine
+        self._loss_chunks = loss_chunks
+        self.memory = memory or MemoryPolicy("off")
         self._forward = forward or engine
         self._loss_of = loss or task.loss
         self.is_static = is_static
@@ -76,23 +86,45 @@ class StepGraph:
             ConfigError: the model cannot be captured as one graph, or there is no compiler.
         """
         if not self.is_static:
-            return self._loss(batch)
+            return self._run(batch)
         inputs = batch["inputs"]
         if not self._is_full(inputs, micro_batch_size):
             self.num_eager += 1
             if (shape := tuple(inputs.shape)) not in self._other_shapes:
                 self._other_shapes.add(shape)
                 self.on_other_shape(shape)
-            return self._loss(batch)
+            return self._run(batch)
         self.num_compiled += 1
-        return self._run_compiled(batch)
+        with self.memory.compiling():
+            return self._run_compiled(batch)
 
     def _is_full(self, inputs: Tensor, micro_batch_size: int) -> bool:
         is_whole = self.sample_shape is None or tuple(inputs.shape[1:]) == self.sample_shape
         return is_whole and len(inputs) == micro_batch_size
 
+    def _run(self, batch: Batch) -> Tensor:
+        with self.memory.saving():
+            return self._loss(batch)
+
     def _loss(self, batch: Batch) -> Tensor:
+        if self._loss_chunks > 1:
+            return self._loss_in_chunks(batch)
         return self._loss_of(self._forward(batch["inputs"]), batch)
+
+    def _loss_in_chunks(self, batch: Batch) -> Tensor:
+        model = self._engine.module
+        if not isinstance(model, BlockModel):
+            raise TypeError(f"{type(model).__name__} has no head to leave out")
+        with without_head(model):
+            hidden = self._forward(batch["inputs"])
+        shape = batch["targets"].shape
+
+        def loss_of(part: Tensor, tokens: slice) -> Tensor:
+            cut = {n: v[:, tokens] if v.shape[:2] == shape[:2] else v for n, v in batch.items()}
+            return self._loss_of(model.classify(part), cut)
+
+        parameters = head_parameters(model, self._engine.hints.head)
+        return chunked_loss(hidden, parameters, loss_of, self._loss_chunks)
 
     def _run_compiled(self, batch: Batch) -> Tensor:
         if self._compiled is None:

@@ -245,7 +245,12 @@ class TrainStep:
             loss = loss * (self.parallel.gradient_factor / max(1, num_items()))
             return self.scaler.scale(loss) if self.precision.needs_scaler else loss
 
-        with self.clock.phase("forward"), self.precision.autocast(), self.parallel.loss_context():
+        with (
+            self.clock.phase("forward"),
+            self.precision.autocast(),
+            self.parallel.loss_context(),
+            self.graph.memory.saving(),
+        ):
             pipeline.run(inputs, loss_of)
         return sum(losses.values(), torch.zeros((), device=self.device))
 

@@ -31,6 +31,7 @@ from deepseek.trainer.evaluation import evaluation_loader
 from deepseek.trainer.evaluation_pass import Evaluation, evaluate
 from deepseek.trainer.finish import finish_run
 from deepseek.trainer.history import History
+from deepseek.trainer.memory_budget import keep_to_budget
 from deepseek.trainer.model_saving import save_model
 from deepseek.trainer.opening import begin_records, open_folder
 from deepseek.trainer.optimizer import Optimizer
@@ -267,6 +268,7 @@ class Trainer:
                 try:
                     if self.config.grad_accum_steps == "auto" and not resumed:
                         probe(self)
+                    keep_to_budget(self)
                     self._loop(assembly, signals)
                     self.world.mark("the end of the run")
                     return finish_run(self, signals)

@@ -1,0 +1,279 @@
+"""What each memory policy keeps and costs, beside plain PyTorch and its own recomputation.
+
+The baseline is plain PyTorch with fused attention and no recomputation. `activations` is what is
+allocated after the forward pass and was not before (weights' copies for autocast in it); `peak` the
+most that is allocated within a step beyond weights, gradients and optimizer state. On a CPU both
+are counted from the allocator's events by torch's profiler, on a GPU by the allocator. Steps are
+taken in rotation; ratios are medians of those of a round.
+
+    python benchmarks/memory.py                          on the CPU, one thread
+    python benchmarks/memory.py --device cuda            GPT-2 medium and the like
+    python benchmarks/memory.py --device cuda --compile
+"""
+
+import argparse
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import median
+from time import perf_counter, process_time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from deepseek.memory.blocks import find_blocks
+from deepseek.memory.policy import MemoryPolicy
+from deepseek.models import GPT, Encoder, VisionTransformer
+from measure import markdown_table, report, spread
+
+POLICIES = ("pointwise", "selective", "full")
+VOCABULARY = 8192
+
+
+@dataclass
+class Subject:
+    """A model and its batch; `loss` is a scalar."""
+
+    model: nn.Module
+    inputs: Tensor
+    targets: Tensor
+
+    def loss(self) -> Tensor:
+        """Return the mean cross-entropy."""
+        out = self.model(self.inputs)
+        logits = out if isinstance(out, Tensor) else out.logits
+        return F.cross_entropy(logits.float().flatten(0, -2), self.targets.flatten())
+
+
+def make(name: str, device: str, is_large: bool) -> Subject:
+    """Return a model of a kind: sizes of GPT-2 medium, or of a CPU."""
+    layers, dim, heads = (24, 1024, 16) if is_large else (6, 512, 8)
+    batch, length = (8, 1024) if is_large else (2, 1024)
+    tokens = torch.randint(0, VOCABULARY, (batch, length), device=device)
+    with torch.device(device):
+        if name == "GPT (GELU)":
+            model = GPT(
+                context_length=length, num_layers=layers, dim=dim, heads=heads,
+                num_classes=VOCABULARY,
+            )  # fmt: skip
+            return Subject(model, tokens, tokens)
+        if name == "Llama (SwiGLU)":
+            return Subject(_llama(layers, dim, heads), tokens, tokens)
+        if name == "BERT":
+            model = Encoder(
+                context_length=length, num_layers=layers, dim=dim, heads=heads,
+                vocab_size=VOCABULARY, num_classes=8, dropout=0.0,
+            )  # fmt: skip
+            return Subject(model, tokens, torch.arange(batch, device=device) % 8)
+        size, patch, images = (224, 14, 64) if is_large else (224, 14, 4)
+        model = VisionTransformer(
+            image_size=size, patch_size=patch, channels=3, num_layers=layers, dim=dim, heads=heads,
+            num_classes=1000,
+        )  # fmt: skip
+        pictures = torch.randn(images, 3, size, size)
+        return Subject(model, pictures, torch.arange(images) % 1000)
+
+
+def _llama(layers: int, dim: int, heads: int) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=dim, intermediate_size=-(-8 * dim // 3 // 64) * 64, num_hidden_layers=layers,
+        num_attention_heads=heads, vocab_size=VOCABULARY, use_cache=False,
+        attn_implementation="sdpa",
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+# -- contestants -----------------------------------------------------------------------------
+
+
+def keep_products() -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Return contexts that keep what products and attention make, and recompute the rest."""
+    aten = torch.ops.aten
+    kept = {
+        aten.mm.default, aten.addmm.default, aten.bmm.default,
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_flash_attention_for_cpu.default,
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_cudnn_attention.default,
+    }  # fmt: skip
+
+    def choose(context, op, *args, **kwargs) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_SAVE if op in kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(choose)
+
+
+@contextlib.contextmanager
+def checkpointed(blocks: list[nn.Module], **options):
+    """Recompute blocks as torch does."""
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, **options)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def contestants(subject: Subject) -> dict[str, Callable[[], AbstractContextManager]]:
+    """Return a context for each way to keep less."""
+    blocks = find_blocks(subject.model)
+    policies = {name: MemoryPolicy(name, [subject.model], blocks) for name in POLICIES}
+    return {
+        "plain torch": nullcontext,
+        **{f"memory={name}": policy.saving for name, policy in policies.items()},
+        "torch checkpoint, all but products": partial(
+            checkpointed, blocks, context_fn=keep_products
+        ),
+        "torch checkpoint": partial(checkpointed, blocks),
+    }
+
+
+# -- measuring -------------------------------------------------------------------------------
+
+
+@dataclass
+class Result:
+    """What was measured of one contestant."""
+
+    activation_bytes: int = 0
+    peak_bytes: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+
+def allocated(compute: Callable[[], object], device: str) -> tuple[int, int]:
+    """Return the bytes that are allocated after `compute`, and the most within, beyond before."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        held = compute()
+        after, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+        del held
+        return after - before, peak - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        held = compute()
+    results = profiler.profiler.kineto_results if profiler.profiler is not None else None
+    total = peak = 0
+    for event in results.events() if results is not None else ():
+        if event.name() == "[memory]":
+            total += event.nbytes()
+            peak = max(peak, total)
+    del held
+    return total, peak
+
+
+def measure(subject: Subject, args: argparse.Namespace) -> dict[str, Result]:
+    """Take steps of all contestants in rotation."""
+    ways = contestants(subject)
+    results = {name: Result() for name in ways}
+    parameters = list(subject.model.parameters())
+    compute = torch.compile(subject.loss) if args.compile else subject.loss
+    cast = partial(torch.autocast, args.device, torch.bfloat16)
+
+    def forward(context: Callable[[], AbstractContextManager]) -> Tensor:
+        with cast(), context():
+            return compute()
+
+    def step(context: Callable[[], AbstractContextManager]) -> None:
+        forward(context).backward()
+        for parameter in parameters:
+            parameter.grad = None
+
+    for name, context in ways.items():
+        step(context)
+        results[name].activation_bytes = allocated(partial(forward, context), args.device)[0]
+        # gradients are there before, as from the second micro-batch on
+        forward(context).backward()
+        results[name].peak_bytes = allocated(lambda c=context: forward(c).backward(), args.device)[
+            1
+        ]
+        for parameter in parameters:
+            parameter.grad = None
+    for _ in range(args.rounds):
+        for name, context in ways.items():
+            results[name].seconds.append(_time(partial(step, context), args))
+    return results
+
+
+def _time(step: Callable[[], None], args: argparse.Namespace) -> float:
+    """Return seconds of a step: of the processor on a CPU, by the clock on a GPU."""
+    if args.device == "cpu":
+        began = process_time()
+        step()
+        return process_time() - began
+    step()
+    torch.cuda.synchronize()
+    began = perf_counter()
+    for _ in range(5):
+        step()
+    torch.cuda.synchronize()
+    return (perf_counter() - began) / 5
+
+
+def rows_of(name: str, results: dict[str, Result]) -> list[dict]:
+    """Return what the table shows."""
+    plain = results["plain torch"]
+    rows = []
+    for way, result in results.items():
+        ratio = [a / b for a, b in zip(plain.seconds, result.seconds, strict=True)]
+        rows.append(
+            {
+                "model": name,
+                "way": way,
+                "activation_mib": result.activation_bytes / 2**20,
+                "activation_saved": 1 - result.activation_bytes / plain.activation_bytes,
+                "peak_mib": result.peak_bytes / 2**20,
+                "peak_saved": 1 - result.peak_bytes / plain.peak_bytes,
+                "step_ms": median(result.seconds) * 1e3,
+                "speed": spread(ratio),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--models", nargs="+", default=["GPT (GELU)", "Llama (SwiGLU)", "ViT", "BERT"]
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compile", action="store_true", help="compiled baseline, and policies")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if args.device == "cpu":
+        torch.set_num_threads(1)
+    records = []
+    for name in args.models:
+        torch.manual_seed(0)
+        records += rows_of(name, measure(make(name, args.device, args.device == "cuda"), args))
+    header = ("model", "", "activations MiB", "less", "peak MiB", "less", "step ms", "speed")
+    table = markdown_table(
+        header,
+        [
+            (
+                r["model"], r["way"], f"{r['activation_mib']:,.0f}", f"{r['activation_saved']:.1%}",
+                f"{r['peak_mib']:,.0f}", f"{r['peak_saved']:.1%}", f"{r['step_ms']:,.0f}",
+                f"{r['speed'][0]:.3f} ± {r['speed'][1]:.3f} x",
+            )
+            for r in records
+        ],
+    )  # fmt: skip
+    report(args, records, table, (__doc__ or "").split("\n\n")[1].replace("\n", " "))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""What is kept and what is recomputed, by name or by budget.
+
+```
+off         everything is kept, as torch does
+pointwise   norms, activation functions, casts, products of elements are made again: almost free
+selective   and the outputs of matrix products that activation functions read, which are wide
+full        of each block only its inputs are kept
+24GiB, 0.6  the cheapest of all that keeps to a number of bytes, or to a share of the activations
+```
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch._functorch.config
+from torch import Tensor, nn
+
+from deepseek.memory.blocks import RecomputedBlocks, find_blocks
+from deepseek.memory.epsilons import Epsilons
+from deepseek.memory.recipe import CHEAP, Cookbook, Kind
+from deepseek.memory.saved import Observer, Saving
+
+ALL_KINDS = CHEAP | {Kind.PRODUCT}
+SELECTIVE_SHARE = 0.5
+"""What a compiled graph may keep of the activations under `selective`."""
+
+
+class MemoryPolicy:
+    """Looks after what the graph keeps in a forward pass.
+
+    Args:
+        name: `off`, `pointwise`, `selective` or `full`.
+        modules: the model, or its parts on this rank.
+        blocks: what `full` recomputes as one; those of `find_blocks` by default.
+        compiles: whether `saving` is around graphs that are compiled, block by block.
+        share: of the activations that a compiled graph may keep, where a budget says so.
+
+    Attributes:
+        name: as it was resolved.
+        blocks: what `full` recomputes.
+        compiles: whether `saving` is around compiled graphs.
+        observer: told of every tensor that is saved, but under `full`; or `None`.
+        remade_places: matrix products that are done again, by the place of what they made among the
+            tensors saved in a pass; `None`: those that `selective` stands for.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        modules: Sequence[nn.Module] = (),
+        blocks: Sequence[nn.Module] = (),
+        *,
+        compiles: bool = False,
+        share: float | None = None,
+    ) -> None:
+        self.name = name
+        self.observer: Observer | None = None
+        self.remade_places: frozenset[int] | None = None
+        self.modules = tuple(modules)
+        self.blocks = tuple(blocks) or tuple(b for m in modules for b in find_blocks(m))
+        self._recomputed = RecomputedBlocks(self.blocks)
+        self._share = share
+        self.compiles = compiles
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Put the policy on what is computed inside, operator by operator."""
+        if self.compiles:
+            with self.compiling():
+                yield
+            return
+        if self.name == "full":
+            # nothing else: what was saved inside a recomputed block can be asked for only once
+            with self._recomputed.open():
+                yield
+            return
+        if self.name == "off" and self.observer is None:
+            yield
+            return
+        epsilons = Epsilons(*self.modules)
+        cheap = Cookbook(epsilons, frozenset() if self.name == "off" else CHEAP)
+        products = Cookbook(epsilons, ALL_KINDS) if self.name == "selective" else None
+        with Saving(cheap, products, self._remakes, self.observer)():
+            yield
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Put it on what is compiled inside: the compiler remakes what is pointwise by itself."""
+        share = self._share or (SELECTIVE_SHARE if self.name == "selective" else 1.0)
+        recomputed = self._recomputed.open() if self.name == "full" else nullcontext()
+        with torch._functorch.config.patch(activation_memory_budget=share), recomputed:
+            yield
+
+    def _remakes(self, place: int, tensor: Tensor) -> bool:
+        if self.remade_places is not None:
+            return place in self.remade_places
+        return feeds_activation(tensor)
+
+
+def feeds_activation(tensor: Tensor) -> bool:
+    """Return whether the output of a product is saved whole and in order, not head by head."""
+    base = tensor._base
+    return base is None or (tensor.numel() == base.numel() and tensor.is_contiguous())

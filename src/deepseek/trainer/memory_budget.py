@@ -1,0 +1,190 @@
+"""The memory policy of a run; a budget becomes one by a trial before the first step."""
+
+from typing import TYPE_CHECKING
+
+from deepseek.config import TrainerConfig
+from deepseek.config.memory import parse_bytes
+from deepseek.errors import ConfigError
+from deepseek.memory.budget import Census, Group, cheapest
+from deepseek.memory.epsilons import Epsilons
+from deepseek.memory.policy import MemoryPolicy
+from deepseek.models import ModelEngine
+from deepseek.models.classifier import BlockModel
+from deepseek.parallel.apply import ParallelModel
+from deepseek.trainer.console import MIB
+from deepseek.trainer.throughput import peak_memory_bytes
+
+if TYPE_CHECKING:
+    from deepseek.trainer.trainer import Trainer
+
+NAMES = ("off", "pointwise", "selective", "full")
+SPLITTABLE = ("off", "pointwise", "full")
+OWN = ("gradient_checkpointing", "grad_checkpointing")
+MARGIN = 1.03
+"""What a step takes for a moment, beside what is kept: buffers of kernels, a product's output."""
+
+
+def choose_policy(
+    config: TrainerConfig, engine: ModelEngine, parallel: ParallelModel
+) -> MemoryPolicy:
+    """Return the policy that `memory` names; for a budget, what it begins with.
+
+    Raises:
+        ConfigError: `full`, and the model has no blocks; or what the graph or the pipeline cannot
+            do.
+    """
+    setting, is_static = config.memory, "static" in (config.graph, engine.graph)
+    plan = parallel.world.plan
+    if plan.pp > 1 and "zero_bubble" in plan.settings.schedule and setting not in SPLITTABLE:
+        raise ConfigError(
+            f"memory={setting} with schedule={plan.settings.schedule}, which takes the gradients of"
+            " weights later than those of inputs: matrix products cannot be done again by then",
+            fix="set memory to pointwise or full, or schedule=1f1b",
+        )
+    name = setting if setting in NAMES else "pointwise"
+    policy = MemoryPolicy(
+        str(name),
+        parallel.modules(),
+        parallel.blocks(),
+        compiles=is_static and parallel.world.is_distributed,
+        share=setting if is_static and isinstance(setting, float) else None,
+    )
+    _refuse_own_checkpointing(config, engine)
+    if name == "full" and not policy.blocks:
+        raise ConfigError(
+            f"memory=full, and {engine.architecture} has no list of blocks to recompute",
+            fix="use memory=selective, or put what is repeated into an nn.ModuleList of modules",
+        )
+    if is_static and setting not in NAMES and not isinstance(setting, float):
+        raise ConfigError(
+            f"memory={setting} with graph=static: compiled graphs know shares only",
+            fix="set memory to a share such as 0.6, or graph=dynamic",
+        )
+    return policy
+
+
+def check_loss_chunks(config: TrainerConfig, engine: ModelEngine, parallel: ParallelModel) -> int:
+    """Return the parts that a loss is taken in.
+
+    Raises:
+        ConfigError: the model or the plan cannot do so.
+    """
+    if config.loss_chunks == 1:
+        return 1
+    module, plan = engine.module, parallel.world.plan
+    why = ""
+    if not (isinstance(module, BlockModel) and module.keeps_tokens):
+        why = f"{engine.architecture} has no head of its own for each token"
+    elif "static" in (config.graph, engine.graph):
+        why = "graph=static fuses the loss by itself"
+    elif plan.pp > 1 or plan.tp > 1:
+        why = f"parallel={plan.describe()} takes logits in parts already"
+    if why:
+        raise ConfigError(f"loss_chunks={config.loss_chunks}, but {why}", fix="remove loss_chunks")
+    return config.loss_chunks
+
+
+def _refuse_own_checkpointing(config: TrainerConfig, engine: ModelEngine) -> None:
+    """What a model recomputes by itself can be asked for once, and a recipe would ask first."""
+    for name, module in engine.module.named_modules():
+        if config.memory != "off" and any(getattr(module, each, 0) is True for each in OWN):
+            raise ConfigError(
+                f"memory={config.memory}, and {name or engine.architecture} recomputes by its own"
+                " gradient checkpointing",
+                fix="turn that off in the model (gradient_checkpointing_disable,"
+                " set_grad_checkpointing(False)), or set memory=off",
+            )
+
+
+def keep_to_budget(trainer: "Trainer") -> None:
+    """Resolve a budget by the forward and backward pass of a few samples, as if never taken.
+
+    Raises:
+        ConfigError: not even recomputing everything keeps to it.
+    """
+    setting, step = trainer.config.memory, trainer.assembly.step
+    policy = step.graph.memory
+    if setting in NAMES or policy.compiles or step.graph.is_static:
+        return
+    census, scale = _look(trainer)
+    kept, everything = census.kept_bytes * scale, census.all_bytes * scale
+    if isinstance(setting, float):
+        allowed, fixed = setting * everything, 0.0
+    else:
+        fixed = _fixed_bytes(trainer) * MARGIN
+        allowed = parse_bytes(str(setting)) - fixed
+    name, chosen = _resolve(census.groups, kept, everything, allowed, scale)
+    if name == "full" and not policy.blocks:
+        raise _too_small(setting, fixed + kept - _most(census.groups) * scale)
+    policy.name = name
+    policy.remade_places = frozenset(place for group in chosen for place in group.places)
+    freed = sum(group.nbytes for group in chosen) * scale
+    left = {"off": everything, "full": None}.get(name, kept - freed)
+    _tell(trainer, setting, policy, everything, left)
+
+
+def _resolve(
+    groups: list[Group], kept: float, everything: float, allowed: float, scale: float
+) -> tuple[str, list[Group]]:
+    if everything <= allowed:
+        return "off", []
+    if kept <= allowed:
+        return "pointwise", []
+    chosen = cheapest(groups, (kept - allowed) / scale)
+    return ("full", []) if chosen is None else ("selective", chosen)
+
+
+def _look(trainer: "Trainer") -> tuple[Census, float]:
+    """Return what a pass keeps, and how much more a full micro-batch has."""
+    step, loader = trainer.assembly.step, trainer.train_loader
+    policy = step.graph.memory
+    place = loader.state_dict()
+    step.boundary.open(is_step=False)
+    batch = next(iter(loader))
+    loader.load_state_dict(place)
+    size = min(2, step.micro_batch_size)
+    if step.parallel.pipeline is None:  # which takes whole batches only
+        batch = {name: value[:size] for name, value in batch.items()}
+    policy.observer = census = Census(Epsilons(*policy.modules), step.device)
+    try:
+        step.accumulate_once(batch)
+    finally:
+        policy.observer = None
+        census.forget()
+        step.abandon()
+        step.boundary.close()
+    is_part = step.parallel.pipeline is None
+    return census, step.micro_batch_size / size if is_part else 1.0
+
+
+def _fixed_bytes(trainer: "Trainer") -> float:
+    """Return the bytes that do not depend on the batch: weights, gradients, optimizer, process."""
+    weights = trainer.assembly.step.parallel.weights
+    held = sum(weight.local.nbytes for weight in weights.weights)
+    trained = sum(weight.local.nbytes for weight in weights.trained)
+    process = peak_memory_bytes(trainer.device) if trainer.device.type == "cpu" else held
+    average = held if trainer.assembly.step.ema is not None else 0
+    return process + average + trained * (1 + trainer.assembly.states_per_parameter)
+
+
+def _most(groups: list[Group]) -> int:
+    return sum(group.nbytes for group in groups if group.cost_s is not None)
+
+
+def _too_small(setting: object, needed: float) -> ConfigError:
+    return ConfigError(
+        f"memory={setting} cannot be kept to: {needed / MIB:,.0f} MiB are needed at least",
+        fix="raise grad_accum_steps, or divide the model: parallel=fsdp",
+        see="docs/errors.md#memory",
+    )
+
+
+def _tell(
+    trainer: "Trainer", setting: object, policy: MemoryPolicy, everything: float, left: float | None
+) -> None:
+    num = len(policy.remade_places or ())
+    what = f"{policy.name}, {num} matrix products done again" if num else policy.name
+    kept = "the blocks' inputs" if left is None else f"{left / MIB:,.0f} MiB"
+    text = f"memory={setting}: {what}; activations {everything / MIB:,.0f} MiB, kept {kept}"
+    trainer.folder.add_event("memory", step=trainer.step, policy=policy.name, message=text)
+    trainer.recorder.console.line(text)

@@ -1,0 +1,55 @@
+"""Memory policies under every axis: the same learning, and less kept."""
+
+import pytest
+from safetensors.torch import load_file
+from tests.distributed.ranks import run_ranks, train
+from tests.distributed.test_layouts import compare
+
+LAYOUTS = {"dp2": 2, "fsdp2": 2, "tp2": 2, "pp2": 2, "cp2": 2}
+MIXTURES = {"dp2-tp2": 4, "fsdp2-pp2": 4, "tp2-pp2": 4, "fsdp2-cp2": 4}
+SCHEDULES = ("interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """One process that keeps everything."""
+    run = tmp_path_factory.mktemp("gpt") / "run"
+    return train("gpt", run), load_file(run / "model.bin")
+
+
+@pytest.mark.parametrize("memory", ["selective", "full"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_policy_changes_nothing_that_a_layout_learns(layout, memory, reference, tmp_path):
+    run = tmp_path / "run"
+    found = run_ranks(
+        LAYOUTS[layout], train, "gpt", run, parallel=layout, memory=memory, folder=tmp_path / "r"
+    )
+    compare(reference, found[0], run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("memory", ["pointwise", "selective", "full", 0.5])
+@pytest.mark.parametrize("layout", MIXTURES)
+def test_a_policy_changes_nothing_that_a_mixture_learns(layout, memory, reference, tmp_path):
+    run = tmp_path / "run"
+    found = run_ranks(
+        MIXTURES[layout], train, "gpt", run, parallel=layout, memory=memory, folder=tmp_path / "r"
+    )
+    compare(reference, found[0], run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("memory", ["pointwise", "full"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_policy_changes_nothing_that_a_pipeline_learns(schedule, memory, reference, tmp_path):
+    run = tmp_path / "run"
+    plan = {"pp": 2, "schedule": schedule}
+    found = run_ranks(2, train, "gpt", run, parallel=plan, memory=memory, folder=tmp_path / "ranks")
+    compare(reference, found[0], run)
+
+
+@pytest.mark.parametrize("layout", ["dp2", "fsdp2", "cp2"])
+def test_a_loss_in_chunks_changes_nothing_that_a_layout_learns(layout, reference, tmp_path):
+    run = tmp_path / "run"
+    found = run_ranks(2, train, "gpt", run, parallel=layout, loss_chunks=3, folder=tmp_path / "r")
+    compare(reference, found[0], run)

@@ -1,0 +1,136 @@
+"""`memory=...` in a run: the same weights, and a budget that is kept to."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from deepseek.datasets import TokenDataset
+from deepseek.errors import ConfigError
+from deepseek.models import GPT
+from deepseek.trainer import Trainer
+
+SIZES = {"num_layers": 2, "dim": 64, "heads": 4}
+
+
+def tokens():
+    return TokenDataset(np.arange(24 * 64 + 1) * 7 % 50, 64, [str(number) for number in range(50)])
+
+
+def train(folder, memory, model=None, data=None, dropout=0.1, **settings):
+    torch.manual_seed(0)
+    if model is None:
+        model = GPT(context_length=64, num_classes=50, dropout=dropout, **SIZES)
+    chosen = {"batch_size": 8, "max_steps": 4, "loggers": ["jsonl"], "device": "cpu"} | settings
+    trainer = Trainer(
+        model,
+        data or tokens(),
+        memory=memory,
+        run_dir=folder / str(memory),
+        num_workers=0,
+        **chosen,
+    )
+    trainer.fit()
+    return trainer
+
+
+def weights(trainer):
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("memory", ["pointwise", "selective", "full", 0.8, 0.6, 0.3, "8GiB"])
+def test_a_policy_changes_no_bit_of_what_is_learnt(memory, precision, tmp_path):
+    expected = weights(train(tmp_path, "off", precision=precision, grad_accum_steps=2))
+    found = train(tmp_path, memory, precision=precision, grad_accum_steps=2)
+    assert torch.equal(weights(found), expected)
+
+
+@pytest.mark.parametrize(
+    ("memory", "policy"), [(1.0, "off"), (0.9, "pointwise"), (0.2, "full"), ("8GiB", "off")]
+)
+def test_a_budget_is_kept_to_by_the_cheapest_policy(memory, policy, tmp_path):
+    trainer = train(tmp_path, memory, precision="fp32")
+    assert trainer.assembly.step.graph.memory.name == policy
+    lines = (trainer.folder.path / "events.jsonl").read_text().splitlines()
+    said = [event for event in map(json.loads, lines) if event["kind"] == "memory"]
+    assert [event["policy"] for event in said] == [policy]
+
+
+def test_a_budget_between_two_policies_gives_up_some_products(tmp_path):
+    policy = train(tmp_path, 0.6, precision="fp32").assembly.step.graph.memory
+    assert policy.name == "selective"
+    assert policy.remade_places
+
+
+def test_a_budget_that_cannot_be_kept_to_says_what_is_needed(tmp_path):
+    class Flat(nn.Module):  # no blocks
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 64, 3)
+
+        def forward(self, x):
+            return self.conv(x).exp().mean((2, 3))
+
+    data = TensorDataset(torch.randn(16, 3, 64, 64), torch.arange(16) % 10)
+    with pytest.raises(ConfigError, match=r"memory=1MiB cannot be kept to: [\d,]+ MiB"):
+        train(tmp_path, "1MiB", Flat(), data)
+
+
+def test_full_without_blocks_is_refused(tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
+    data = TensorDataset(torch.randn(16, 12), torch.arange(16) % 10)
+    with pytest.raises(ConfigError, match="no list of blocks"):
+        train(tmp_path, "full", model, data)
+
+
+def test_a_model_that_recomputes_by_itself_is_refused(tmp_path):
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+    model.set_grad_checkpointing(True)
+    data = TensorDataset(torch.randn(16, 3, 32, 32), torch.arange(16) % 10)
+    with pytest.raises(ConfigError, match="own gradient checkpointing"):
+        train(tmp_path, "pointwise", model, data)
+
+
+@pytest.mark.parametrize("memory", ["most", "24", "-1GiB", 0, 1.5])
+def test_nonsense_is_refused(memory, tmp_path):
+    with pytest.raises(ConfigError, match="memory"):
+        train(tmp_path, memory)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("memory", ["off", "pointwise", "selective", "full", 0.5])
+def test_a_static_graph_learns_the_same_under_a_policy(memory, tmp_path):
+    runs = [
+        train(tmp_path / graph, memory, graph=graph, precision="fp32", dropout=0.0)
+        for graph in ("dynamic", "static")
+    ]
+    torch.testing.assert_close(weights(runs[0]), weights(runs[1]), rtol=0, atol=2e-4)
+
+
+def test_a_static_graph_knows_no_bytes(tmp_path):
+    with pytest.raises(ConfigError, match="graph=static"):
+        train(tmp_path, "8GiB", graph="static")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("chunks", [2, 5, 64])
+def test_a_loss_in_chunks_learns_the_same(chunks, precision, tmp_path):
+    settings = {"precision": precision, "grad_accum_steps": 2, "lr": 1e-3}
+    expected = weights(train(tmp_path / "whole", "off", **settings))
+    found = weights(train(tmp_path / "cut", "selective", loss_chunks=chunks, **settings))
+    tolerance = 2e-5 if precision == "fp32" else 5e-3
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
+def test_chunks_are_refused_where_there_are_none(tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
+    data = TensorDataset(torch.randn(16, 12), torch.arange(16) % 10)
+    with pytest.raises(ConfigError, match=r"loss_chunks=4, but .* no head"):
+        train(tmp_path, "off", model, data, loss_chunks=4)
+    with pytest.raises(ConfigError, match="graph=static fuses"):
+        train(tmp_path, "off", graph="static", loss_chunks=4)

@@ -57,6 +57,9 @@ class ParallelConfig(Settings):
     vocab_parallel: Switch | Auto = "auto"
     """With `tp`: keep the logits divided between ranks up to the loss. `auto`: where the task can
     take them so."""
+    unused_parameters: Switch | Auto = "auto"
+    """Whether some weights get no gradient in some steps, which `dp_replicate` must know. `auto`:
+    tried in one pass before the first step."""
     compression: Literal["none", "bf16", "powersgd"] = "none"
     """What gradients are compressed to on their way between ranks; `powersgd` needs `dp_replicate`
     alone (Vogels et al. 2019, arXiv 1905.13727)."""
@@ -77,7 +80,15 @@ class ParallelConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, given: Any) -> Any:
-        return parse_plan(given) if isinstance(given, str) else given
+        if isinstance(given, str):
+            return parse_plan(given)
+        if isinstance(given, bool | int | float | list | tuple):
+            raise PydanticCustomError(
+                "told",
+                "{given} is no plan",
+                {"given": repr(given), "fix": "write axes and degrees such as dp4 or dp2-tp2"},
+            )
+        return given
 
     @model_validator(mode="after")
     def _agree(self) -> "ParallelConfig":
@@ -131,7 +142,7 @@ def parse_plan(text: str) -> dict[str, int | str]:
         if match is None or axis not in AXES or axis in plan or _is_zero(match[2]):
             raise PydanticCustomError(
                 "told",
-                "{part} is no axis with its degree",
+                "{part} is there twice" if axis in plan else "{part} is no axis with its degree",
                 {
                     "part": repr(part),
                     "fix": "write axes and degrees such as dp2-tp2-pp2 (dp, fsdp, cp, tp, pp, ep;"

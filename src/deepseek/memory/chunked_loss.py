@@ -62,7 +62,7 @@ def chunked_loss(
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, loss_of, num_chunks, hidden, *parameters):
+    def forward(ctx, loss_of, num_chunks, hidden, *parameters):  # pyright: ignore[reportIncompatibleMethodOverride]
         length = -(-hidden.shape[1] // num_chunks)
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden)
@@ -84,5 +84,5 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads):
+    def backward(ctx, *grads):  # pyright: ignore[reportIncompatibleMethodOverride]
         return None, None, *(saved * grads[0] for saved in ctx.saved_tensors)

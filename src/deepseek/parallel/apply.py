@@ -117,7 +117,8 @@ class ParallelModel:
             divisions |= divide_pretrained(models, world.mesh["tp"])
         self._leave_context(models, stages)
         if compiles:
-            for block in _blocks(models, stages, self._lists):
+            # what does not say which its blocks are is compiled as one
+            for block in _blocks(models, stages, self._lists) or models:
                 block.compile(fullgraph=True, dynamic=False)
         if stages:
             engine.module = models[0]

@@ -41,7 +41,8 @@ class ModelFacts:
         has_context: whether its attention can be divided by tokens.
         sequence_length: tokens of a sample in the blocks, where known.
         num_experts: 0 without.
-        has_batch_norm: whether it keeps running statistics of batches.
+        counts_batches: whether a forward pass in training changes its buffers (running statistics).
+        scalar: name of a weight without dims; empty if there is none.
         key_value_heads: of a block, where they are fewer than heads; 0 where not known.
         no_tp: why tensor parallelism cannot divide it, in words, where that is known.
         no_pp: why a pipeline cannot cut it.
@@ -55,7 +56,8 @@ class ModelFacts:
     has_context: bool = False
     sequence_length: int | None = None
     num_experts: int = 0
-    has_batch_norm: bool = False
+    counts_batches: bool = False
+    scalar: str = ""
     key_value_heads: int = 0
     no_tp: str = ""
     no_pp: str = ""
@@ -150,7 +152,8 @@ def facts_of(
 ) -> ModelFacts:
     """Return what a plan asks of a model."""
     name = type(module).__name__
-    has_batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+    counts = any(map(_counts_batches, module.modules()))
+    scalar = next((name for name, p in module.named_parameters() if p.ndim == 0), "")
     if isinstance(module, BlockModel):
         first = module.blocks[0]
         sizes = dict.fromkeys(hints.column_linears, "out_features")
@@ -161,12 +164,19 @@ def facts_of(
         )
         return ModelFacts(
             name, hints.heads, len(module.blocks), widths, has_context=True,
-            sequence_length=sequence_length, has_batch_norm=has_batch_norm,
+            sequence_length=sequence_length, counts_batches=counts, scalar=scalar,
         )  # fmt: skip
     if (foreign := pretrained_facts(module)) is not None:
-        return ModelFacts(name, has_batch_norm=has_batch_norm, is_pretrained=True, **vars(foreign))
+        return ModelFacts(
+            name, counts_batches=counts, scalar=scalar, is_pretrained=True, **vars(foreign)
+        )
     num_blocks = len(module) if isinstance(module, nn.Sequential) else 0
-    return ModelFacts(name, num_blocks=num_blocks, has_batch_norm=has_batch_norm)
+    return ModelFacts(name, num_blocks=num_blocks, counts_batches=counts, scalar=scalar)
+
+
+def _counts_batches(module: nn.Module) -> bool:
+    has_statistics = bool(getattr(module, "track_running_stats", False))
+    return has_statistics or type(module).__name__ in ("_SpectralNorm", "SpectralNorm")
 
 
 def resolve_plan(
@@ -185,10 +195,10 @@ def resolve_plan(
     plan = Plan(settings, **degrees)
     problems = []
     if plan.world_size != world_size:
-        axes = " x ".join(f"{axis}={n}" for axis, n in degrees.items() if n != 1) or "1"
+        axes = " x ".join(f"{axis}={n}" for axis, n in degrees.items() if n != 1)
         problems.append(
             f"parallel={settings.describe()} is for {plan.world_size}"
-            f" process{'es' * (plan.world_size > 1)} ({axes}), and there"
+            f" process{'es' * (plan.world_size > 1)}{axes and f' ({axes})'}, and there"
             f" {'is' if world_size == 1 else 'are'} {world_size}"
         )
     plan = _cut_batch(plan, model, batch)
@@ -271,6 +281,8 @@ def _problems(plan: Plan, model: ModelFacts, batch: BatchFacts) -> Iterator[str]
             f"optimizer={batch.optimizer} needs whole weights, and dp_shard or tp divide them (one"
             f" of {', '.join(sorted(ELEMENTWISE))} does not)"
         )
+    if plan.uses_fsdp and model.scalar:
+        yield f"dp_shard cannot divide {model.scalar}, a scalar: give it the shape (1,)"
     if plan.settings.compression == "powersgd" and (plan.uses_fsdp or plan.pp > 1):
         yield "compression=powersgd works with dp_replicate alone"
 
@@ -367,8 +379,11 @@ def _pipeline_problems(plan: Plan, model: ModelFacts, batch: BatchFacts) -> Iter
         yield f"schedule={schedule} has one stage per rank, not {plan.stages_per_rank}"
     if "zero_bubble" in schedule and batch.graph == "static":
         yield f"schedule={schedule} splits the backward pass, which graph=static has as one"
-    if model.has_batch_norm:
-        yield f"pp={plan.pp}: a pipeline's trial pass would spoil the statistics of batch norms"
+    if model.counts_batches:
+        yield (
+            f"pp={plan.pp}: a pipeline's trial pass would spoil the running statistics of"
+            f" {model.name} (batch, instance or spectral norm)"
+        )
 
 
 def _advice(plan: Plan, world_size: int, model: ModelFacts, batch: BatchFacts) -> str:

@@ -11,8 +11,10 @@ waits for the device's queue nor depends on it.
 """
 
 import atexit
+import gc
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -28,12 +30,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from deepseek import errors
 from deepseek.config.parallel import ParallelConfig
 from deepseek.errors import CommunicationError, ConfigError, DeepSeekError
-from deepseek.parallel.flat import unflatten_into
 from deepseek.parallel.plan import Plan
 from deepseek.parallel.watch import Watch
 
 T = TypeVar("T")
 WATCH_MARGIN_S = 60.0
+LEAVE_S = 0.2
 _LOST = (
     "Connection closed by peer", "Connection reset", "Broken pipe", "Timed out waiting", "NCCL",
     "Connection refused", "Read error", "timed out", "failed to recv",
@@ -158,7 +160,8 @@ class World:
             return self.coordinate("shard") % self.plan.cp
         if axis == "dp_shard":
             return self.coordinate("shard") // self.plan.cp
-        return self.mesh.get_local_rank(axis) if self._has(axis) else 0
+        mesh = self._mesh_with(axis)
+        return 0 if mesh is None else mesh.get_local_rank(axis)
 
     @property
     def share(self) -> tuple[int, int]:
@@ -182,7 +185,8 @@ class World:
             return self._data_group
         if axis == "cp":
             return self._cp_group
-        return self.mesh.get_group(axis) if self._has(axis) else None
+        mesh = self._mesh_with(axis)
+        return None if mesh is None else mesh.get_group(axis)
 
     def seed(self, seed: int) -> None:
         """Seed torch's generators: ranks that hold the same activations draw the same numbers."""
@@ -191,8 +195,9 @@ class World:
         # an odd constant of 63 bits spreads neighbouring seeds; alone, the seed is as given
         torch.manual_seed((seed + stream * 0x1F3D_5B79_A8C6_E425) % 2**63)
 
-    def _has(self, axis: str) -> bool:
-        return self.mesh is not None and axis in (self.mesh.mesh_dim_names or ())
+    def _mesh_with(self, axis: str) -> DeviceMesh | None:
+        has_it = self.mesh is not None and axis in (self.mesh.mesh_dim_names or ())
+        return self.mesh if has_it else None
 
     # -- agreement ---------------------------------------------------------------------------
 
@@ -289,14 +294,22 @@ class World:
         return dist.distributed_c10d._get_default_store().clone()
 
     @torch.no_grad()
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Average floating-point tensors in place over the ranks that see different samples."""
-        if self._data_group is None or not tensors:
+    def average(self, changed: Sequence[tuple[Tensor, Tensor]], weight: float) -> None:
+        """Average what ranks that see different samples have made of the same tensors, in place.
+
+        Args:
+            changed: floating-point tensors as they are, and as they were on every rank.
+            weight: of this rank, its number of samples.
+        """
+        if self._data_group is None or not changed:
             return
-        flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
+        # differences: what nobody has changed stays as it is, to the bit
+        parts = [(now.double() - before.double()).reshape(-1) for now, before in changed]
+        flat = torch.cat([*parts, parts[0].new_ones(1)]) * weight
         dist.all_reduce(flat, group=self._data_group)
-        flat /= dist.get_world_size(self._data_group)
-        unflatten_into(flat, tensors)
+        means = (flat[:-1] / flat[-1].clamp(min=1e-9)).split([part.numel() for part in parts])
+        for (now, before), mean in zip(changed, means, strict=True):
+            now.copy_(before.double() + mean.view_as(before))
 
 
 class ItemCount:
@@ -342,6 +355,10 @@ def _start(plan: Plan, device: torch.device) -> None:
 
 def _leave() -> None:
     if dist.is_initialized():
+        # A thread of Gloo that lets go of a collective's tensors while the interpreter ends would
+        # abort the process: they have time to do so, and the collector must not hold any back.
+        gc.collect()
+        time.sleep(LEAVE_S)
         dist.destroy_process_group()
 
 
@@ -376,4 +393,5 @@ def _context_group(plan: Plan, mesh: DeviceMesh, rank: int) -> dist.ProcessGroup
     ranks = torch.arange(plan.world_size).view(-1, plan.cp, plan.tp)
     rows = ranks.transpose(1, 2).reshape(-1, plan.cp).tolist()
     groups = [dist.new_group(row) for row in rows]  # every rank takes part in making each
-    return groups[next(at for at, row in enumerate(rows) if rank in row)]
+    at = next(at for at, row in enumerate(rows) if rank in row)
+    return groups[at]  # pyright: ignore[reportReturnType]

@@ -25,7 +25,7 @@ from deepseek.trainer.graph import StepGraph
 from deepseek.trainer.guard import BadStep, Guard
 from deepseek.trainer.memory_budget import check_loss_chunks, choose_policy
 from deepseek.trainer.micro_batches import MicroBatches
-from deepseek.trainer.optimizer import Optimizer
+from deepseek.trainer.optimizer import Optimizer, check_trainable
 from deepseek.trainer.precision import Precision, resolve_precision
 from deepseek.trainer.schedule import Schedule, resolve_warmup
 from deepseek.trainer.step import TrainStep
@@ -94,6 +94,7 @@ def assemble(
     precision = resolve_precision(config.precision, device, step_flops)
     channels_last = _place(engine, config, precision, world)
     parameters = list(engine.parameters())
+    check_trainable(engine.module)
     averaged = copy.deepcopy(engine) if config.ema_decay else None
     parallel = _spread(engine, task, config, precision, world)
     ema = None
@@ -208,6 +209,9 @@ def _spread(
 
 def _leaves_weights_out(engine: ModelEngine, world: World) -> bool:
     """Return whether a model of the user's has weights that the loss does not depend on."""
+    given = world.plan.settings.unused_parameters
+    if given != "auto":
+        return given
     if not world.is_distributed or not engine.is_foreign or engine.spec is None:
         return False
     field = engine.spec.fields["inputs"]
@@ -238,7 +242,13 @@ def _place(engine: ModelEngine, config: TrainerConfig, precision: Precision, wor
     """Put the model on its device, in its formats; return whether images are channels-last."""
     channels_last = config.channels_last
     if channels_last == "auto":
-        channels_last = prefers_channels_last(engine.module)
+        channels_last = prefers_channels_last(engine.module) and not world.plan.uses_fsdp
+    if channels_last and world.plan.uses_fsdp:
+        raise ConfigError(
+            f"channels_last=true with parallel={world.plan.describe()}: torch divides weights that"
+            " lie in a row only",
+            fix="set channels_last to auto, or copy the model instead: parallel=dp",
+        )
     if not world.is_distributed:  # else each rank takes its part, block by block
         engine.to(world.device)
     if precision.name == "fp8":

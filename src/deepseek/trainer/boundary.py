@@ -79,10 +79,10 @@ class Boundary:
         """Return the buffers at the boundary, by name."""
         return self._kept if self.is_open else self._buffers
 
-    def running_statistics(self) -> list[Tensor]:
-        """Return the small floating-point buffers, which ranks see different samples of."""
+    def running_statistics(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the small floating-point buffers, and as they were at the boundary."""
         return [
-            buffer
+            (buffer, self._kept[name])
             for name, buffer in self._buffers.items()
             if self._versions[name] < 0 and buffer.is_floating_point()
         ]

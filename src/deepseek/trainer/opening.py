@@ -3,6 +3,7 @@
 Rank 0 makes and finds; every rank loads its part.
 """
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from deepseek.trainer.trainer import Trainer
 
 LAUNCHED = ".launched"
+_numbers = itertools.count()
+"""Of the runs of this process: a script that is started again begins the same ones in turn."""
 
 
 def open_folder(
@@ -58,40 +61,39 @@ def _choose(
     trainer: "Trainer", resume: bool | str | Path | None, run_dir: Path | None, output: Path
 ) -> tuple[str, bool | str | None]:
     """Return the run folder, and what of it to resume."""
-    name = trainer.name
-    if not resume and (launched := _find_launched(output)) is not None:
+    name, mark = trainer.name, _launch_mark(output, next(_numbers))
+    if not resume and (launched := _find_launched(mark)) is not None:
         return str(launched), True
     if resume:
         folder = RunFolder.find(name, run_dir, resume, output).path
         return str(folder), resume if isinstance(resume, bool) else str(resume)
     folder = RunFolder.create(name, run_dir, output).path
-    if (mark := _launch_mark(output)) is not None:
+    if mark is not None:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.write_text(str(folder.resolve()), encoding="utf-8")
     return str(folder), None
 
 
-def _launch_mark(output: Path) -> Path | None:
-    """Return the file that leads the processes of a restart to the run of those before."""
+def _launch_mark(output: Path, number: int) -> Path | None:
+    """Return the file that leads the processes of a restart to the run of those before.
+
+    Args:
+        output: folder of runs.
+        number: of the run, among those of this process.
+    """
     launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     if launch == "none" or "TORCHELASTIC_RESTART_COUNT" not in os.environ:
         return None
-    return output / LAUNCHED / "".join(c if c.isalnum() or c in "-_." else "_" for c in launch)
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in launch)
+    return output / LAUNCHED / (f"{name}-{number}" if number else name)
 
 
-def _find_launched(output: Path) -> Path | None:
+def _find_launched(mark: Path | None) -> Path | None:
     """Return the run that this launch began before it was restarted, if it has saved anything."""
-    mark = _launch_mark(output)
     if mark is None or not mark.exists():
         return None
     folder = Path(mark.read_text(encoding="utf-8"))
-    has_saved = any((folder / "checkpoints").glob("step_*"))
-    has_ended = '"finish"' in _tail(folder / "events.jsonl")
-    return folder if has_saved and not has_ended else None
-
-
-def _tail(path: Path) -> str:
-    return path.read_text(encoding="utf-8")[-4096:] if path.exists() else ""
+    return folder if any((folder / "checkpoints").glob("step_*")) else None
 
 
 def _go_on(trainer: "Trainer", resume: bool | str) -> str:

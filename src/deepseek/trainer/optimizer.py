@@ -133,12 +133,8 @@ class Optimizer:
         Raises:
             ConfigError: the module has nothing to train.
         """
+        check_trainable(module)
         trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        if not trained:
-            raise ConfigError(
-                f"{type(module).__name__} has no parameter that requires a gradient",
-                fix="unfreeze a part of the model (requires_grad_(True)), or only evaluate it",
-            )
         return self.bind_weights(trained, no_weight_decay)
 
     def bind_weights(
@@ -166,6 +162,19 @@ class Optimizer:
 
     def __repr__(self) -> str:
         return "Optimizer(" + ", ".join(f"{k}={v!r}" for k, v in self.describe().items()) + ")"
+
+
+def check_trainable(module: nn.Module) -> None:
+    """Refuse a model that nothing of would be trained.
+
+    Raises:
+        ConfigError: no parameter requires a gradient.
+    """
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ConfigError(
+            f"{type(module).__name__} has no parameter that requires a gradient",
+            fix="unfreeze a part of the model (requires_grad_(True)), or only evaluate it",
+        )
 
 
 def group_parameters(

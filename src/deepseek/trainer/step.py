@@ -30,6 +30,7 @@ from deepseek.trainer.micro_batches import MicroBatches, move_batch
 from deepseek.trainer.out_of_memory import is_out_of_memory
 from deepseek.trainer.precision import Precision
 from deepseek.trainer.schedule import Schedule
+from deepseek.trainer.step_errors import explain_step
 from deepseek.trainer.task import Batch, Task
 
 MIN_SCALE = 1.0  # what overflows in fp16 without being scaled up is not the scale's fault
@@ -174,9 +175,9 @@ class TrainStep:
         while True:
             try:
                 return self.accumulate_once(batch, check, num_samples)
-            except (RuntimeError, MemoryError) as error:
+            except (RuntimeError, MemoryError, ValueError) as error:
                 if not is_out_of_memory(error):
-                    raise
+                    raise explain_step(error, self._world, len(batch.get("targets", ()))) from error
                 shortage = str(error).splitlines()[0] if str(error) else "out of memory"
             # outside `except`: the traceback holds the tensors of the failed pass
             self._halve(len(batch["targets"]), shortage)
@@ -387,7 +388,8 @@ class TrainStep:
             if self.precision.needs_scaler:
                 self.scaler.update(self.scaler.get_scale())  # forget this step's unscaling
         self.parallel.weights.drop_gradients()
-        self._world.average(self.boundary.running_statistics())
+        num_own = len(batch["targets"]) if batch else 0
+        self._world.average(self.boundary.running_statistics(), num_own)
         return StepResult(
             measured.loss_sum, num_items, num_samples, lr, norm, bad, measured.wants_stop
         )

@@ -138,21 +138,21 @@ def test_our_transformers_say_what_can_be_divided(model, num_blocks):
     assert (facts.heads, facts.num_blocks, facts.sequence_length) == (4, num_blocks, 8)
     assert sorted(width for _, width in facts.widths) == [24, 72, 96, 96]
     assert facts.has_context
-    assert not facts.has_batch_norm
+    assert not facts.counts_batches
 
 
 def test_a_row_of_modules_can_be_cut_into_stages_and_nothing_else():
     module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     facts = facts_of(module, ModelEngine.wrap(module).hints)
     assert (facts.num_blocks, facts.widths, facts.has_context) == (3, (), False)
-    assert facts.has_batch_norm
+    assert facts.counts_batches
 
 
 def test_a_resnet_is_no_row_of_blocks():
     model = ModelEngine("resnet20", num_classes=10).module
     assert isinstance(model, ResNet)
     facts = facts_of(model, model.hints)
-    assert (facts.num_blocks, facts.has_batch_norm) == (0, True)
+    assert (facts.num_blocks, facts.counts_batches) == (0, True)
 
 
 # -- problems --------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ PROBLEMS = [
     ("dp2-tp2", 3, {}, "parallel=dp2-tp2 is for 4 processes (dp_replicate=2 x tp=2), and there"
      " are 3"),
     ("dp2", 1, {}, "parallel=dp2 is for 2 processes (dp_replicate=2), and there is 1"),
-    ("none", 2, {}, "parallel=none is for 1 process (1), and there are 2"),
+    ("none", 2, {}, "parallel=none is for 1 process, and there are 2"),
     ("fsdp-tp2", 7, {}, "parallel=fsdp-tp2 is for 6 processes (dp_shard=3 x tp=2), and there are"
      " 7"),
     ("dp4", 4, {"batch_size": 3}, "batch_size=3 is below the 4 ranks that samples are shared out"
@@ -220,10 +220,11 @@ PROBLEMS = [
     ({"tp": 2, "sequence_parallel": True}, 2, {"ramps_sequence": True}, "sequence_parallel=true:"
      " tp=2 must divide the tokens of a rank in every step, and sequences of 8 tokens that grow by"
      " sequence_length_ramp do not let it"),
-    ("pp2", 2, {"model": ModelFacts("Sequential", num_blocks=4, has_batch_norm=True)}, "pp=2: a"
-     " pipeline's trial pass would spoil the statistics of batch norms"),
-    ("pp2", 2, {"model": replace(GPT_FACTS, has_batch_norm=True)}, "pp=2: a pipeline's trial pass"
-     " would spoil the statistics of batch norms"),
+    ("pp2", 2, {"model": ModelFacts("Sequential", num_blocks=4, counts_batches=True)}, "pp=2: a"
+     " pipeline's trial pass would spoil the running statistics of Sequential (batch, instance or"
+     " spectral norm)"),
+    ("pp2", 2, {"model": replace(GPT_FACTS, counts_batches=True)}, "pp=2: a pipeline's trial pass"
+     " would spoil the running statistics of GPT (batch, instance or spectral norm)"),
     ("cp2", 2, {"model": FOREIGN}, "cp=2: the attention of Net cannot be divided by tokens (only"
      " that of this library's transformers can)"),
     ("cp16", 16, {}, "cp=16 ranks for sequences of 8 tokens"),
@@ -274,7 +275,7 @@ def test_an_optimizer_that_needs_whole_weights_has_them(plan):
 
 @pytest.mark.parametrize("plan", ["dp2", "cp2", "fsdp2"])
 def test_batch_norms_are_refused_in_a_pipeline_alone(plan):
-    assert resolve(plan, 2, replace(GPT_FACTS, has_batch_norm=True)).world_size == 2
+    assert resolve(plan, 2, replace(GPT_FACTS, counts_batches=True)).world_size == 2
 
 
 @pytest.mark.parametrize(

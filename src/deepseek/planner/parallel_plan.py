@@ -1,0 +1,62 @@
+"""One way to spread a training over devices: the thing that is costed and searched."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Recompute = Literal["none", "pointwise", "selective", "full"]
+Precision = Literal["bf16", "fp16", "fp8", "fp32"]
+Schedule = Literal[
+    "gpipe", "1f1b", "interleaved_1f1b", "looped_bfs", "interleaved_zero_bubble", "zbv_zero_bubble"
+]
+
+
+@dataclass(frozen=True)
+class ParallelPlan:
+    """Degrees of the axes and how a batch is cut under them.
+
+    Attributes:
+        dp_replicate: copies of the model.
+        dp_shard: ranks that weights, gradients and optimizer state are divided between (ZeRO-3).
+        tp: ranks of a block; sequence_parallel: its tokens divided where features are whole.
+        pp: ranks that the blocks are divided between; `virtual_stages` on each.
+        cp: ranks of a sequence.
+        micro_batch_size: samples of a forward pass on one rank.
+        num_micro_batches: of a step, on each rank (accumulation, or the pipeline's).
+        recompute: `none`; `pointwise`: norms, activations, casts; `selective`: the core of
+            attention (Korthikanti et al. 2022) beside them; `full`: whole blocks.
+        precision: of matrix products.
+        attention: `flash` keeps no matrix of scores; `plain` writes it to memory.
+        reshards: with `dp_shard`, whether weights are freed after a block and gathered again.
+        master_bytes, gradient_bytes, state_bytes: per weight, beside its compute copy of
+            `weight_bytes`.
+    """
+
+    dp_replicate: int = 1
+    dp_shard: int = 1
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    sequence_parallel: bool = True
+    schedule: Schedule = "1f1b"
+    virtual_stages: int = 1
+    micro_batch_size: int = 1
+    num_micro_batches: int = 1
+    recompute: Recompute = "none"
+    precision: Precision = "bf16"
+    attention: Literal["flash", "plain"] = "flash"
+    reshards: bool = True
+    weight_bytes: float = 2.0
+    gradient_bytes: float = 4.0
+    master_bytes: float = 4.0
+    state_bytes: float = 8.0
+
+    @property
+    def world_size(self) -> int:
+        """Number of devices."""
+        return self.dp_replicate * self.dp_shard * self.tp * self.pp * self.cp
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences of an optimizer step over all ranks."""
+        shares = self.dp_replicate * self.dp_shard
+        return shares * self.micro_batch_size * self.num_micro_batches

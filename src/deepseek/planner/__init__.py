@@ -2,7 +2,16 @@
 
 ```
 TransformerShape, Cluster, ParallelPlan   ->  predict  ->  Prediction     any plan, costed
-TransformerShape, Cluster                 ->  search   ->  Candidates     every feasible plan, ranked
+TransformerShape, Cluster                 ->  search   ->  Candidates     all that run, ranked
 ```
 Pure Python and numpy: nothing here needs torch.
 """
+
+from deepseek.planner.cluster import Cluster as Cluster
+from deepseek.planner.cluster import Gpu as Gpu
+from deepseek.planner.hardware import GPUS as GPUS
+from deepseek.planner.hardware import find_gpu as find_gpu
+from deepseek.planner.parallel_plan import ParallelPlan as ParallelPlan
+from deepseek.planner.predict import predict as predict
+from deepseek.planner.prediction import Prediction as Prediction
+from deepseek.planner.shape import TransformerShape as TransformerShape

@@ -22,13 +22,20 @@ class ParallelPlan:
         cp: ranks of a sequence.
         micro_batch_size: samples of a forward pass on one rank.
         num_micro_batches: of a step, on each rank (accumulation, or the pipeline's).
-        recompute: `none`; `pointwise`: norms, activations, casts; `selective`: the core of
-            attention (Korthikanti et al. 2022) beside them; `full`: whole blocks.
+        recompute: `none`; `pointwise`: norms, activations, casts; `selective`: with `plain`
+            attention its core (Korthikanti et al. 2022), with `flash`, which keeps no scores, the
+            same as `pointwise`; `full`: whole blocks.
+        recompute_share: of the blocks that `recompute` applies to.
         precision: of matrix products.
         attention: `flash` keeps no matrix of scores; `plain` writes it to memory.
         reshards: with `dp_shard`, whether weights are freed after a block and gathered again.
         master_bytes, gradient_bytes, state_bytes: per weight, beside its compute copy of
             `weight_bytes`.
+        shards_optimizer: master weights and state are divided between all copies (ZeRO-1,
+            "distributed optimizer").
+        is_fused: norms, activations and rotations are single kernels (compiled, or written so);
+            eager ones pass over memory several times.
+        overlaps_tp: tensor-parallel communication runs beside the products it feeds.
     """
 
     dp_replicate: int = 1
@@ -49,6 +56,10 @@ class ParallelPlan:
     gradient_bytes: float = 4.0
     master_bytes: float = 4.0
     state_bytes: float = 8.0
+    recompute_share: float = 1.0
+    shards_optimizer: bool = False
+    is_fused: bool = True
+    overlaps_tp: bool = False
 
     @property
     def world_size(self) -> int:

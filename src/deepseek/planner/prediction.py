@@ -19,6 +19,7 @@ class Prediction:
             `optimizer`, `activations`, `logits`, `buffers`.
         peak_bytes: largest sum over ranks.
         fits: whether that is within the device, less what the driver and fragmentation take.
+        model_flops_per_s: of one GPU, in the convention of `mfu`.
     """
 
     step_s: float
@@ -29,3 +30,4 @@ class Prediction:
     memory: list[dict[str, float]] = field(repr=False)
     peak_bytes: float
     fits: bool
+    model_flops_per_s: float = 0.0

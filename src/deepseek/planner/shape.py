@@ -5,6 +5,8 @@ Letters: B batch, T tokens of a sequence, D dim, F hidden features, V vocabulary
 
 from dataclasses import dataclass
 
+from deepseek.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class TransformerShape:
@@ -15,8 +17,9 @@ class TransformerShape:
         num_layers: blocks.
         dim: width of a token.
         heads: of queries.
-        kv_heads: of keys and values; fewer than `heads` with grouped queries.
-        hidden_dim: features inside the feed-forward network (of one expert).
+        kv_heads: of keys and values; fewer than `heads` with grouped queries; `heads` where 0.
+        hidden_dim: features inside the feed-forward network (of one expert); where 0, `4 * dim`,
+            or with a gate `8/3 * dim`.
         vocab_size: rows of the embedding.
         context_length: tokens of a sequence in training.
         is_gated: a gate beside the first projection (SwiGLU): three matrices, not two.
@@ -47,3 +50,26 @@ class TransformerShape:
     head_dim: int = 0
     num_experts: int = 1
     active_experts: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "dim", "heads", "vocab_size", "context_length", "num_experts"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} of shape {self.name!r} must be 1 or more.",
+                    fix=f"set {name}",
+                )
+        if self.head_dim == 0 and self.dim % self.heads:
+            raise ConfigError(
+                f"heads={self.heads} does not divide dim={self.dim} of shape {self.name!r}.",
+                fix="change heads or dim, or give head_dim",
+            )
+        kv_heads = self.kv_heads or self.heads
+        if self.heads % kv_heads:
+            raise ConfigError(
+                f"kv_heads={kv_heads} does not divide heads={self.heads} of shape {self.name!r}.",
+                fix="change heads or kv_heads",
+            )
+        hidden_dim = self.hidden_dim or (8 * self.dim // 3 if self.is_gated else 4 * self.dim)
+        object.__setattr__(self, "kv_heads", kv_heads)
+        object.__setattr__(self, "hidden_dim", hidden_dim)
+        object.__setattr__(self, "head_dim", self.head_dim or self.dim // self.heads)

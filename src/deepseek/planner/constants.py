@@ -1,0 +1,46 @@
+"""The few numbers of the planner that were fitted, not derived: one set for all models and GPUs.
+
+`benchmarks/planner_fit.py` finds the fitted ones from a stated few published rows and
+`benchmarks/planner_validation.py` holds the rest against them.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a datasheet does not say.
+
+    Attributes:
+        matmul_share: of the best product's rate that a long run keeps (heat, power, data).
+        wave_start_s: seconds of a wave of tiles that no arithmetic hides (first loads, last store).
+        wave_rounding: how much of an unfinished last wave is paid for; 1: all of it.
+        kernel_start_s: seconds between two kernels.
+        flash_share: of the best product's rate that fused attention reaches with wide heads.
+        flash_head_dim: width of a head at which it reaches half of that.
+        hbm_share: of the datasheet's memory bandwidth that pointwise kernels reach.
+        link_share: of the bandwidth within a node that a ring reaches.
+        node_share: of the bandwidth between nodes that a ring reaches.
+        link_hop_s: seconds of one step of a ring within a node.
+        node_hop_s: seconds of one step of a ring between nodes.
+        overlap_tax: seconds lost for each second of communication hidden behind arithmetic (both
+            need processors and memory).
+        tp_overlap_share: of tensor-parallel communication that a plan that overlaps it hides.
+    """
+
+    matmul_share: float = 0.95
+    wave_start_s: float = 2e-6
+    wave_rounding: float = 0.6
+    kernel_start_s: float = 3e-6
+    flash_share: float = 0.75
+    flash_head_dim: float = 16.0
+    hbm_share: float = 0.8
+    link_share: float = 0.78
+    node_share: float = 0.8
+    link_hop_s: float = 3e-6
+    node_hop_s: float = 10e-6
+    overlap_tax: float = 0.2
+    tp_overlap_share: float = 0.6
+
+
+CALIBRATION = Calibration()

@@ -1,0 +1,240 @@
+"""Time and memory of any plan, from one physical model.
+
+A step is, on the slowest pipeline rank, all micro-batches forward and backward; then the wait for
+the other ranks (the bubble), communication that nothing hides, and the optimizer.
+"""
+
+from typing import NamedTuple
+
+from deepseek.planner.cluster import Cluster
+from deepseek.planner.compute import recompute_s, time_block, time_head
+from deepseek.planner.constants import CALIBRATION, Calibration
+from deepseek.planner.feasibility import check_plan
+from deepseek.planner.flops import (
+    attention_flops_per_token,
+    count_weights,
+    layers_forward_flops_per_token,
+    model_flops_per_token,
+)
+from deepseek.planner.footprint import (
+    count_memory,
+    count_rank_weights,
+    count_shards,
+    fits_device,
+)
+from deepseek.planner.network import Ring, exposed_s, make_ring, send_s
+from deepseek.planner.parallel_plan import ParallelPlan
+from deepseek.planner.pipeline import bubble_share, divide_layers, find_head_rank
+from deepseek.planner.prediction import Prediction
+from deepseek.planner.shape import TransformerShape
+
+
+class PassTime(NamedTuple):
+    """Seconds of one micro-batch on the slowest pipeline rank, and of all ranks together."""
+
+    compute_s: float
+    recompute_s: float
+    tp_s: float
+    cp_s: float
+    pp_s: float
+    all_ranks_s: float
+    backward_share: float
+    rank: int
+    """The slowest."""
+
+    @property
+    def total_s(self) -> float:
+        """Forward and backward with communication that is in their way."""
+        return self.compute_s + self.recompute_s + self.tp_s + self.cp_s + self.pp_s
+
+
+def predict(
+    model: TransformerShape,
+    cluster: Cluster,
+    plan: ParallelPlan,
+    calibration: Calibration = CALIBRATION,
+) -> Prediction:
+    """What one optimizer step of `model` on `cluster` under `plan` takes.
+
+    Args:
+        model: sizes of the transformer.
+        cluster: GPUs and links; `plan.world_size` of its GPUs are used.
+        plan: degrees, micro-batches, recomputation, precision.
+        calibration: the fitted constants.
+
+    Raises:
+        ConfigError: the plan is impossible for this model or cluster; the message says why.
+    """
+    check_plan(model, cluster, plan)
+    weights = count_weights(model)
+    local = count_rank_weights(model, weights, plan)
+    once = _time_micro_batch(model, cluster, plan, calibration)
+    micro_batches = plan.num_micro_batches
+    bubble_s = bubble_share(plan.schedule, plan.virtual_stages) * (once.all_ranks_s - once.total_s)
+    dp_s = _data_parallel_s(model, cluster, plan, once, max(local), calibration)
+    time_s = {
+        "compute": micro_batches * once.compute_s,
+        "recompute": micro_batches * once.recompute_s,
+        "tp": micro_batches * once.tp_s,
+        "cp": micro_batches * once.cp_s,
+        "pp": micro_batches * once.pp_s,
+        "dp": dp_s,
+        "bubble": bubble_s,
+        "optimizer": _optimizer_s(cluster, plan, max(local), calibration),
+    }
+    return _make_prediction(model, cluster, plan, time_s, count_memory(model, weights, plan))
+
+
+def _time_micro_batch(
+    model: TransformerShape, cluster: Cluster, plan: ParallelPlan, cal: Calibration
+) -> PassTime:
+    """Seconds of a micro-batch on the pipeline rank that sets the pace."""
+    kind = (plan.precision, plan.attention, plan.sequence_parallel, plan.is_fused)
+    block = time_block(model, cluster.gpu, plan.micro_batch_size, plan.tp, plan.cp, kind, cal)
+    tokens = plan.micro_batch_size * model.context_length / plan.cp
+    item = 4 if plan.precision == "fp32" else 2
+    boundary = item * tokens * model.dim
+    tp_s = _tensor_parallel_s(cluster, plan, boundary, cal)
+    cp_s = _context_parallel_s(model, cluster, plan, block.core_s, cal)
+    again_s = recompute_s(block, plan)
+    compute_s = block.forward_s + block.backward_s
+    layers = divide_layers(model.num_layers, plan.pp, plan.virtual_stages, plan.schedule)
+    per_layer_s = compute_s + again_s + tp_s + cp_s
+    ranks_s = [count * per_layer_s for count in layers]
+    head_rank = find_head_rank(plan.pp, plan.schedule)
+    head = time_head(model, cluster.gpu, tokens, plan.tp, plan.precision, plan.is_fused, cal)
+    head_s = head[0] + head[1]
+    ranks_s[head_rank] += head_s
+    slowest_s = max(ranks_s)
+    rank = ranks_s.index(slowest_s)
+    count = layers[rank]
+    pp_s = 0.0
+    if plan.pp > 1:
+        distance = plan.world_size // plan.pp
+        sends = 2 * plan.virtual_stages
+        pp_s = sends * send_s(cluster, boundary / plan.tp, distance, cal)
+    extra_s = head_s if rank == head_rank else 0.0
+    forward_s = count * block.forward_s + (head[0] if rank == head_rank else 0.0)
+    total_s = slowest_s + pp_s
+    return PassTime(
+        count * compute_s + extra_s,
+        count * again_s,
+        count * tp_s,
+        count * cp_s,
+        pp_s,
+        sum(ranks_s) + plan.pp * pp_s,
+        1 - forward_s / total_s,
+        rank,
+    )
+
+
+def _tensor_parallel_s(
+    cluster: Cluster, plan: ParallelPlan, boundary: float, cal: Calibration
+) -> float:
+    """Seconds of a block's sums over `tp`: two forward, two backward, two in a full recompute."""
+    if plan.tp == 1:
+        return 0.0
+    sums = 4.0 + (2.0 * plan.recompute_share if plan.recompute == "full" else 0.0)
+    seconds = sums * make_ring(cluster, plan.tp, 1, cal).all_reduce_s(boundary)
+    return seconds * (1 - cal.tp_overlap_share) if plan.overlaps_tp else seconds
+
+
+def _context_parallel_s(
+    model: TransformerShape, cluster: Cluster, plan: ParallelPlan, core_s: float, cal: Calibration
+) -> float:
+    """Seconds that keys and values going round `cp` ranks add to attention's core."""
+    if plan.cp == 1:
+        return 0.0
+    item = 4 if plan.precision == "fp32" else 2
+    samples_tokens = plan.micro_batch_size * model.context_length
+    num_bytes = item * 2 * samples_tokens * model.kv_heads * model.head_dim / plan.tp
+    passes = 2.0 if plan.recompute == "full" else 1.0
+    ring_s = make_ring(cluster, plan.cp, plan.tp, cal).gather_s(num_bytes)
+    # Backward sends keys and values again and their gradients with them.
+    return passes * exposed_s(ring_s, core_s, cal) + exposed_s(2 * ring_s, 2.5 * core_s, cal)
+
+
+def _data_parallel_s(
+    model: TransformerShape,
+    cluster: Cluster,
+    plan: ParallelPlan,
+    once: PassTime,
+    local: float,
+    cal: Calibration,
+) -> float:
+    """Seconds of a step that gathering weights and reducing gradients add."""
+    backward_s = once.backward_share * once.total_s
+    forward_s = once.total_s - backward_s
+    shards = count_shards(plan)
+    if shards == 1:
+        ring = make_ring(cluster, plan.dp_replicate * plan.cp, plan.tp, cal)
+        back = plan.weight_bytes if plan.shards_optimizer else plan.gradient_bytes
+        return exposed_s(
+            ring.gather_s(plan.gradient_bytes * local) + ring.gather_s(back * local),
+            backward_s,
+            cal,
+        )
+    ring = make_ring(cluster, shards, plan.tp, cal)
+    calls = max(1, model.num_layers // plan.pp)
+    gather_s = _in_calls_s(ring, plan.weight_bytes * local, calls)
+    reduce_s = _in_calls_s(ring, plan.gradient_bytes * local, calls)
+    again_s = gather_s if plan.reshards else 0.0
+    each_s = exposed_s(gather_s, forward_s, cal) + exposed_s(again_s + reduce_s, backward_s, cal)
+    # Nothing runs yet beside the first gather of a step, nor beside its last reduction.
+    ends_s = (gather_s + reduce_s) / calls
+    copies = make_ring(cluster, plan.dp_replicate, plan.tp * shards, cal)
+    copies_s = copies.all_reduce_s(plan.gradient_bytes * local / shards)
+    return plan.num_micro_batches * each_s + ends_s + exposed_s(copies_s, backward_s, cal)
+
+
+def _in_calls_s(ring: Ring, num_bytes: float, calls: int) -> float:
+    """Seconds of gathering `num_bytes` block by block."""
+    return ring.gather_s(num_bytes) + (calls - 1) * ring.latency_s
+
+
+def _optimizer_s(cluster: Cluster, plan: ParallelPlan, local: float, cal: Calibration) -> float:
+    """Seconds of moving gradients and states through memory, once a step and once a micro-batch.
+
+    A step reads gradients for the norm, scales them, reads and writes master weights and state,
+    writes compute weights and clears gradients; a micro-batch adds its gradients to the sum.
+    """
+    shards = count_shards(plan)
+    grads, copies = plan.gradient_bytes, 1
+    if shards == 1 and plan.shards_optimizer:
+        copies = plan.dp_replicate * plan.cp
+    update = (4 * grads + 2 * plan.master_bytes + 2 * plan.state_bytes) / copies
+    update += plan.weight_bytes + grads
+    accumulate = plan.num_micro_batches * (2 * grads + plan.weight_bytes)
+    num_bytes = local / shards * (update + accumulate)
+    return num_bytes / (cluster.gpu.memory_bandwidth * cal.hbm_share)
+
+
+def _make_prediction(
+    model: TransformerShape,
+    cluster: Cluster,
+    plan: ParallelPlan,
+    time_s: dict[str, float],
+    memory: list[dict[str, float]],
+) -> Prediction:
+    """Rates and shares from seconds and bytes."""
+    step_s = sum(time_s.values())
+    tokens_per_s = plan.batch_size * model.context_length / step_s / plan.world_size
+    flops = model_flops_per_token(model)
+    again = 0.0
+    if plan.recompute == "full":
+        again = plan.recompute_share * layers_forward_flops_per_token(model)
+    elif plan.recompute == "selective" and plan.attention == "plain":
+        again = plan.recompute_share * attention_flops_per_token(model) / 3
+    peak_flops = cluster.gpu.peak_flops[plan.precision]
+    peak_bytes = max(sum(rank.values()) for rank in memory)
+    return Prediction(
+        step_s=step_s,
+        time_s=time_s,
+        tokens_per_s_per_gpu=tokens_per_s,
+        mfu=tokens_per_s * flops / peak_flops,
+        hfu=tokens_per_s * (flops + again) / peak_flops,
+        memory=memory,
+        peak_bytes=peak_bytes,
+        fits=fits_device(cluster.gpu, peak_bytes),
+        model_flops_per_s=tokens_per_s * flops,
+    )

@@ -11,7 +11,11 @@ from deepseek.planner.cluster import Cluster as Cluster
 from deepseek.planner.cluster import Gpu as Gpu
 from deepseek.planner.hardware import GPUS as GPUS
 from deepseek.planner.hardware import find_gpu as find_gpu
+from deepseek.planner.huggingface import shape_from_huggingface as shape_from_huggingface
+from deepseek.planner.huggingface import shape_from_table as shape_from_table
 from deepseek.planner.parallel_plan import ParallelPlan as ParallelPlan
 from deepseek.planner.predict import predict as predict
 from deepseek.planner.prediction import Prediction as Prediction
+from deepseek.planner.presets import PRESETS as PRESETS
+from deepseek.planner.presets import find_shape as find_shape
 from deepseek.planner.shape import TransformerShape as TransformerShape

@@ -18,6 +18,7 @@ class Gpu:
         link_bandwidth: bytes per second and direction to the GPUs of its node.
         num_sms: processors that tiles of a matrix product are spread over.
         node_bandwidth: bytes per second and direction out of the usual node of 8 such GPUs.
+        is_power_limited: whether a long run of products draws more than it may, and slows down.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Gpu:
     link_bandwidth: float
     num_sms: int
     node_bandwidth: float = 200e9
+    is_power_limited: bool = False
 
     def __hash__(self) -> int:
         # The tables of rates are dicts, which have no hash of their own.

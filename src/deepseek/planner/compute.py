@@ -45,6 +45,8 @@ class BlockTime(NamedTuple):
 def get_chip(gpu: Gpu, precision: str, cal: Calibration) -> Chip:
     """The rates of `gpu` for products in `precision`."""
     rate = gpu.matmul_flops[precision] * cal.matmul_share
+    if gpu.is_power_limited:
+        rate *= cal.power_share
     return Chip(
         rate / gpu.num_sms,
         gpu.num_sms,
@@ -125,11 +127,12 @@ def time_block(
     light, other = _count_pointwise_bytes(
         shape, tokens, tp, tokens / (tp if sequence_parallel else 1), attention, is_fused
     )
+    bias_s = _count_bias_reads(shape, tokens, tp) * item / chip.bytes_per_s
     light_s = light * item / chip.bytes_per_s + 3 * cal.kernel_start_s
     pointwise_s = light_s + other * item / chip.bytes_per_s + 4 * cal.kernel_start_s
     return BlockTime(
         products_s + core[0] + pointwise_s,
-        products_backward_s + core[1] + 1.5 * pointwise_s,
+        products_backward_s + core[1] + 1.5 * pointwise_s + bias_s,
         core[0],
         light_s,
     )
@@ -220,6 +223,15 @@ def _count_pointwise_bytes(
         layout = (2 if is_fused else 10) * tokens * (q + kv)
     routing = 4 * tokens * shape.active_experts * dim if shape.num_experts > 1 else 0
     return norms + activation, branches + layout + routing
+
+
+def _count_bias_reads(shape: TransformerShape, tokens: float, tp: int) -> float:
+    """Elements read backward to sum the gradients of biases: outputs of all linear layers."""
+    if not shape.has_biases:
+        return 0.0
+    qkv = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    hidden = (2 if shape.is_gated else 1) * shape.hidden_dim
+    return tokens * ((qkv + hidden) / tp + 2 * shape.dim)
 
 
 @lru_cache(maxsize=4096)

@@ -12,7 +12,8 @@ class Calibration:
     """What a datasheet does not say.
 
     Attributes:
-        matmul_share: of the best product's rate that a long run keeps (heat, power, data).
+        matmul_share: of the best product's rate that products of a long run reach.
+        power_share: of that, what GPUs keep that are held by their power limit: Hopper and later.
         wave_start_s: seconds of a wave of tiles that no arithmetic hides (first loads, last store).
         wave_rounding: how much of an unfinished last wave is paid for; 1: all of it.
         kernel_start_s: seconds between two kernels.
@@ -29,6 +30,7 @@ class Calibration:
     """
 
     matmul_share: float = 0.95
+    power_share: float = 0.85
     wave_start_s: float = 2e-6
     wave_rounding: float = 0.6
     kernel_start_s: float = 3e-6

@@ -45,6 +45,7 @@ def _gpu(
         link_bandwidth * GB,
         num_sms,
         node_bandwidth * GB,
+        is_power_limited=bool(fp8),
     )
 
 

@@ -35,6 +35,7 @@ class ParallelPlan:
             "distributed optimizer").
         is_fused: norms, activations and rotations are single kernels (compiled, or written so);
             eager ones pass over memory several times.
+        overlaps_dp: gradients are reduced while backward runs, not after it.
         overlaps_tp: tensor-parallel communication runs beside the products it feeds.
     """
 
@@ -59,6 +60,7 @@ class ParallelPlan:
     recompute_share: float = 1.0
     shards_optimizer: bool = False
     is_fused: bool = True
+    overlaps_dp: bool = True
     overlaps_tp: bool = False
 
     @property

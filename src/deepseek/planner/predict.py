@@ -169,11 +169,8 @@ def _data_parallel_s(
     if shards == 1:
         ring = make_ring(cluster, plan.dp_replicate * plan.cp, plan.tp, cal)
         back = plan.weight_bytes if plan.shards_optimizer else plan.gradient_bytes
-        return exposed_s(
-            ring.gather_s(plan.gradient_bytes * local) + ring.gather_s(back * local),
-            backward_s,
-            cal,
-        )
+        sum_s = ring.gather_s(plan.gradient_bytes * local) + ring.gather_s(back * local)
+        return exposed_s(sum_s, backward_s, cal) if plan.overlaps_dp else sum_s
     ring = make_ring(cluster, shards, plan.tp, cal)
     calls = max(1, model.num_layers // plan.pp)
     gather_s = _in_calls_s(ring, plan.weight_bytes * local, calls)

@@ -40,6 +40,8 @@ class BlockTime(NamedTuple):
     """Of `forward_s`: scores, softmax and mixing of values."""
     light_s: float
     """Of `forward_s`: norms and activations, cheap to compute again."""
+    last_s: float
+    """Of `forward_s`: the last product."""
 
 
 def get_chip(gpu: Gpu, precision: str, cal: Calibration) -> Chip:
@@ -115,15 +117,17 @@ def time_block(
     half = "bf16" if precision == "fp8" and "bf16" in gpu.matmul_flops else precision
     tokens = samples * shape.context_length / cp
     item = 4 if precision == "fp32" else 2
-    products_s, products_backward_s = _time_products(shape, chip, tokens, tp, item)
+    products_s, products_backward_s, last_s = _time_products(shape, chip, tokens, tp, item)
     if precision == "fp8":
         cast_s = _count_cast_bytes(shape, tokens, tp) / chip.bytes_per_s
         products_s, products_backward_s = products_s + cast_s, products_backward_s + cast_s
     half_chip = get_chip(gpu, half, cal)
-    if attention == "flash":
-        core = _time_flash(shape, gpu.matmul_flops[half], samples, tp, cp, cal)
-    else:
+    if attention == "plain":
         core = _time_plain(shape, half_chip, samples, tp, cp, item)
+    else:
+        share = cal.flash_share if attention == "flash" else cal.flash1_share
+        rate = half_chip.tile_rate * half_chip.num_sms * share
+        core = _time_flash(shape, rate, samples, tp, cp, cal)
     light, other = _count_pointwise_bytes(
         shape, tokens, tp, tokens / (tp if sequence_parallel else 1), attention, is_fused
     )
@@ -135,13 +139,14 @@ def time_block(
         products_backward_s + core[1] + 1.5 * pointwise_s + bias_s,
         core[0],
         light_s,
+        last_s,
     )
 
 
 def _time_products(
     shape: TransformerShape, chip: Chip, tokens: float, tp: int, item: float
-) -> tuple[float, float]:
-    """Seconds forward and backward of the linear layers of a block."""
+) -> tuple[float, float, float]:
+    """Seconds forward and backward of the linear layers of a block, and of the last forward."""
     dim, q = shape.dim, shape.heads * shape.head_dim
     qkv = q + 2 * shape.kv_heads * shape.head_dim
     hidden = (2 if shape.is_gated else 1) * shape.hidden_dim
@@ -153,7 +158,7 @@ def _time_products(
         _linear_s(chip, routed, hidden / tp, dim, item, experts),
         _linear_s(chip, routed, dim, shape.hidden_dim / tp, item, experts),
     )
-    return sum(part[0] for part in parts), sum(part[1] for part in parts)
+    return sum(part[0] for part in parts), sum(part[1] for part in parts), parts[-1][0]
 
 
 def _count_cast_bytes(shape: TransformerShape, tokens: float, tp: int) -> float:
@@ -168,14 +173,14 @@ def _count_cast_bytes(shape: TransformerShape, tokens: float, tp: int) -> float:
 def _time_flash(
     shape: TransformerShape, rate: float, samples: int, tp: int, cp: int, cal: Calibration
 ) -> tuple[float, float]:
-    """Seconds forward and backward of fused attention; backward has 5 products to the 2."""
+    """Seconds forward and backward of fused attention."""
     width = shape.heads * shape.head_dim / tp
     pairs = samples * shape.context_length * shape.context_length / cp
     if shape.is_causal:
         pairs /= 2
-    reached = cal.flash_share * shape.head_dim / (shape.head_dim + cal.flash_head_dim)
+    reached = shape.head_dim / (shape.head_dim + cal.flash_head_dim)
     forward_s = 4 * pairs * width / (rate * reached) + cal.kernel_start_s
-    return forward_s, 2.5 * forward_s
+    return forward_s, cal.flash_backward * forward_s
 
 
 def _time_plain(
@@ -218,7 +223,8 @@ def _count_pointwise_bytes(
     if attention == "plain":
         layout = 2 * tokens * (2 * q + 2 * kv)
     elif shape.has_positions:
-        layout = 0
+        # Eager gradients of queries, keys and values are packed into one tensor.
+        layout = 0 if is_fused else tokens * (q + 2 * kv)
     else:
         layout = (2 if is_fused else 10) * tokens * (q + kv)
     routing = 4 * tokens * shape.active_experts * dim if shape.num_experts > 1 else 0
@@ -265,7 +271,7 @@ def recompute_s(block: BlockTime, plan: ParallelPlan) -> float:
     if plan.recompute == "none":
         return 0.0
     if plan.recompute == "full":
-        seconds = block.forward_s
+        seconds = block.forward_s - (block.last_s if plan.stops_early else 0.0)
     elif plan.recompute == "selective" and plan.attention == "plain":
         seconds = block.core_s
     else:

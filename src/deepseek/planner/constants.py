@@ -17,15 +17,18 @@ class Calibration:
         wave_start_s: seconds of a wave of tiles that no arithmetic hides (first loads, last store).
         wave_rounding: how much of an unfinished last wave is paid for; 1: all of it.
         kernel_start_s: seconds between two kernels.
-        flash_share: of the best product's rate that fused attention reaches with wide heads.
+        flash_share: of the products' rate that fused attention reaches with wide heads.
+        flash1_share: the same of its first version.
         flash_head_dim: width of a head at which it reaches half of that.
+        flash_backward: seconds of its backward pass for each of its forward pass: 5 products to
+            the 2, at a lower rate.
         hbm_share: of the datasheet's memory bandwidth that pointwise kernels reach.
         link_share: of the bandwidth within a node that a ring reaches.
         node_share: of the bandwidth between nodes that a ring reaches.
         link_hop_s: seconds of one step of a ring within a node.
         node_hop_s: seconds of one step of a ring between nodes.
-        overlap_tax: seconds lost for each second of communication hidden behind arithmetic (both
-            need processors and memory).
+        overlap_passes: times that a communicated byte goes through memory; arithmetic that hides
+            the communication waits meanwhile.
         tp_overlap_share: of tensor-parallel communication that a plan that overlaps it hides.
     """
 
@@ -35,13 +38,15 @@ class Calibration:
     wave_rounding: float = 0.6
     kernel_start_s: float = 3e-6
     flash_share: float = 0.75
+    flash1_share: float = 0.5
     flash_head_dim: float = 16.0
+    flash_backward: float = 3.0
     hbm_share: float = 0.8
     link_share: float = 0.78
     node_share: float = 0.8
     link_hop_s: float = 3e-6
     node_hop_s: float = 10e-6
-    overlap_tax: float = 0.2
+    overlap_passes: float = 3.0
     tp_overlap_share: float = 0.6
 
 

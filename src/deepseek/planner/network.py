@@ -55,7 +55,16 @@ def send_s(cluster: Cluster, num_bytes: float, distance: int, cal: Calibration) 
     return num_bytes / (card * cal.node_share) + cal.node_hop_s
 
 
-def exposed_s(communication_s: float, compute_s: float, cal: Calibration) -> float:
-    """Seconds that communication beside computation adds to it."""
+def exposed_s(
+    cluster: Cluster, communication_s: float, num_bytes: float, compute_s: float, cal: Calibration
+) -> float:
+    """Seconds that communication of `num_bytes` for each rank, beside computation, adds to it.
+
+    What is longer than the computation, and the memory traffic of what is hidden behind it.
+    """
     hidden_s = min(communication_s, compute_s)
-    return communication_s - hidden_s + cal.overlap_tax * hidden_s
+    if hidden_s <= 0:
+        return communication_s
+    traffic_s = cal.overlap_passes * num_bytes / (cluster.gpu.memory_bandwidth * cal.hbm_share)
+    tax_s = min(1.0, traffic_s / communication_s) * hidden_s
+    return communication_s - hidden_s + tax_s

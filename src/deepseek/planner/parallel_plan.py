@@ -5,6 +5,7 @@ from typing import Literal
 
 Recompute = Literal["none", "pointwise", "selective", "full"]
 Precision = Literal["bf16", "fp16", "fp8", "fp32"]
+Attention = Literal["flash", "flash1", "plain"]
 Schedule = Literal[
     "gpipe", "1f1b", "interleaved_1f1b", "looped_bfs", "interleaved_zero_bubble", "zbv_zero_bubble"
 ]
@@ -26,8 +27,11 @@ class ParallelPlan:
             attention its core (Korthikanti et al. 2022), with `flash`, which keeps no scores, the
             same as `pointwise`; `full`: whole blocks.
         recompute_share: of the blocks that `recompute` applies to.
+        stops_early: a full recomputation leaves out the last product of a block, whose output
+            nothing needs: PyTorch from 2.1 on, without reentrance; Megatron computes it.
         precision: of matrix products.
-        attention: `flash` keeps no matrix of scores; `plain` writes it to memory.
+        attention: `flash` keeps no matrix of scores (FlashAttention 2 and later, cuDNN); `flash1` is
+            its first version, slower; `plain` writes scores to memory.
         reshards: with `dp_shard`, whether weights are freed after a block and gathered again.
         master_bytes, gradient_bytes, state_bytes: per weight, beside its compute copy of
             `weight_bytes`.
@@ -51,13 +55,14 @@ class ParallelPlan:
     num_micro_batches: int = 1
     recompute: Recompute = "none"
     precision: Precision = "bf16"
-    attention: Literal["flash", "plain"] = "flash"
+    attention: Attention = "flash"
     reshards: bool = True
     weight_bytes: float = 2.0
     gradient_bytes: float = 4.0
     master_bytes: float = 4.0
     state_bytes: float = 8.0
     recompute_share: float = 1.0
+    stops_early: bool = True
     shards_optimizer: bool = False
     is_fused: bool = True
     overlaps_dp: bool = True

@@ -131,12 +131,20 @@ def _time_micro_batch(
 def _tensor_parallel_s(
     cluster: Cluster, plan: ParallelPlan, boundary: float, cal: Calibration
 ) -> float:
-    """Seconds of a block's sums over `tp`: two forward, two backward, two in a full recompute."""
+    """Seconds of a block's sums over `tp`: two forward, two backward, more in a recompute."""
     if plan.tp == 1:
         return 0.0
-    sums = 4.0 + (2.0 * plan.recompute_share if plan.recompute == "full" else 0.0)
-    seconds = sums * make_ring(cluster, plan.tp, 1, cal).all_reduce_s(boundary)
-    return seconds * (1 - cal.tp_overlap_share) if plan.overlaps_tp else seconds
+    again = 1.0 if plan.stops_early else 2.0
+    sums = 4.0 + (again * plan.recompute_share if plan.recompute == "full" else 0.0)
+    ring = make_ring(cluster, plan.tp, 1, cal)
+    seconds = sums * ring.all_reduce_s(boundary)
+    if plan.overlaps_tp:
+        seconds *= 1 - cal.tp_overlap_share
+    if plan.sequence_parallel:
+        # Inputs are gathered once more, beside a product, for the gradients of weights.
+        again_s = 2 * ring.gather_s(boundary)
+        seconds += exposed_s(cluster, again_s, 2 * boundary, again_s, cal)
+    return seconds
 
 
 def _context_parallel_s(
@@ -151,7 +159,9 @@ def _context_parallel_s(
     passes = 2.0 if plan.recompute == "full" else 1.0
     ring_s = make_ring(cluster, plan.cp, plan.tp, cal).gather_s(num_bytes)
     # Backward sends keys and values again and their gradients with them.
-    return passes * exposed_s(ring_s, core_s, cal) + exposed_s(2 * ring_s, 2.5 * core_s, cal)
+    forward_s = exposed_s(cluster, ring_s, num_bytes, core_s, cal)
+    backward_s = exposed_s(cluster, 2 * ring_s, 2 * num_bytes, 2.5 * core_s, cal)
+    return passes * forward_s + backward_s
 
 
 def _data_parallel_s(
@@ -169,19 +179,28 @@ def _data_parallel_s(
     if shards == 1:
         ring = make_ring(cluster, plan.dp_replicate * plan.cp, plan.tp, cal)
         back = plan.weight_bytes if plan.shards_optimizer else plan.gradient_bytes
-        sum_s = ring.gather_s(plan.gradient_bytes * local) + ring.gather_s(back * local)
-        return exposed_s(sum_s, backward_s, cal) if plan.overlaps_dp else sum_s
+        num_bytes = (plan.gradient_bytes + back) * local
+        if ring.size == 1:
+            return 0.0
+        sum_s = ring.gather_s(num_bytes) + ring.latency_s
+        if not plan.overlaps_dp:
+            return sum_s
+        return exposed_s(cluster, sum_s, num_bytes, backward_s, cal)
     ring = make_ring(cluster, shards, plan.tp, cal)
     calls = max(1, model.num_layers // plan.pp)
-    gather_s = _in_calls_s(ring, plan.weight_bytes * local, calls)
-    reduce_s = _in_calls_s(ring, plan.gradient_bytes * local, calls)
-    again_s = gather_s if plan.reshards else 0.0
-    each_s = exposed_s(gather_s, forward_s, cal) + exposed_s(again_s + reduce_s, backward_s, cal)
+    weights, gradients = plan.weight_bytes * local, plan.gradient_bytes * local
+    gather_s = _in_calls_s(ring, weights, calls)
+    reduce_s = _in_calls_s(ring, gradients, calls)
+    times = 1 if plan.reshards else 0
+    each_s = exposed_s(cluster, gather_s, weights, forward_s, cal) + exposed_s(
+        cluster, times * gather_s + reduce_s, times * weights + gradients, backward_s, cal
+    )
     # Nothing runs yet beside the first gather of a step, nor beside its last reduction.
     ends_s = (gather_s + reduce_s) / calls
     copies = make_ring(cluster, plan.dp_replicate, plan.tp * shards, cal)
-    copies_s = copies.all_reduce_s(plan.gradient_bytes * local / shards)
-    return plan.num_micro_batches * each_s + ends_s + exposed_s(copies_s, backward_s, cal)
+    sums = 2 * gradients / shards
+    copies_s = exposed_s(cluster, copies.all_reduce_s(sums / 2), sums, backward_s, cal)
+    return plan.num_micro_batches * each_s + ends_s + copies_s
 
 
 def _in_calls_s(ring: Ring, num_bytes: float, calls: int) -> float:

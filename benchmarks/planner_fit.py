@@ -27,11 +27,11 @@ RANGES: dict[str, tuple[float, float, float]] = {
     "flash_share": (0.75, 0.5, 0.9),
     "flash1_share": (0.6, 0.35, 0.8),
     "flash_head_dim": (16.0, 4.0, 40.0),
-    "flash_backward": (3.0, 2.5, 3.5),
     "hbm_share": (0.8, 0.6, 0.92),
     "link_share": (0.78, 0.65, 0.9),
     "node_share": (0.75, 0.55, 0.9),
-    "overlap_passes": (3.0, 1.0, 8.0),
+    "overlap_share": (0.15, 0.05, 0.25),
+    "overlap_passes": (3.0, 1.0, 5.0),
 }
 PULL = 0.05
 """How strongly a constant is held: being off by all of its value costs as much as 5 % in a row."""

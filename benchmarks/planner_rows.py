@@ -240,6 +240,7 @@ def _sc21_table_1(lines: list[dict[str, str]]) -> Iterator[Row]:
             sequence_parallel=False,
             attention="plain",
             stops_early=False,
+            adds_in_product=False,
             precision="fp16",
             gradient_bytes=2.0,
             overlaps_dp=overlaps,
@@ -273,6 +274,7 @@ def _sc21_table_2(lines: list[dict[str, str]]) -> Iterator[Row]:
             sequence_parallel=False,
             attention="plain",
             stops_early=False,
+            adds_in_product=False,
             precision="fp16",
             gradient_bytes=2.0,
         )
@@ -323,6 +325,7 @@ def _megatron_2020(lines: list[dict[str, str]]) -> Iterator[Row]:
             sequence_parallel=False,
             attention="plain",
             stops_early=False,
+            adds_in_product=False,
             precision="fp16",
             gradient_bytes=2.0,
         )
@@ -413,7 +416,7 @@ def _fms(lines: list[dict[str, str]]) -> Iterator[Row]:
 
 
 FITTED_KORTHIKANTI = ("22B selective", "175B full", "1T selective")
-FITTED_SC21 = ("7.5B", "145B", "ZeRO-3 174.6B 1536 GPUs")
+FITTED_SC21 = ("7.5B", "145B", "ZeRO-3 174.6B 384 GPUs")
 FITTED_MEGATRON_2020 = ("1B V100 DGX-2 1 GPUs",)
 FITTED_FMS = ("7b H100", "70b H100")
 FITTED_MPT = (

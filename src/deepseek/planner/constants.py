@@ -27,6 +27,7 @@ class Calibration:
         node_share: of the bandwidth between nodes that a ring reaches.
         link_hop_s: seconds of one step of a ring within a node.
         node_hop_s: seconds of one step of a ring between nodes.
+        overlap_share: of the processors that communication takes from arithmetic it hides behind.
         overlap_passes: times that a communicated byte goes through memory; arithmetic that hides
             the communication waits meanwhile.
         tp_overlap_share: of tensor-parallel communication that a plan that overlaps it hides.
@@ -46,6 +47,7 @@ class Calibration:
     node_share: float = 0.8
     link_hop_s: float = 3e-6
     node_hop_s: float = 10e-6
+    overlap_share: float = 0.15
     overlap_passes: float = 3.0
     tp_overlap_share: float = 0.6
 

@@ -60,11 +60,12 @@ def exposed_s(
 ) -> float:
     """Seconds that communication of `num_bytes` for each rank, beside computation, adds to it.
 
-    What is longer than the computation, and the memory traffic of what is hidden behind it.
+    What is longer than the computation, and what the hidden part takes from it: processors, and
+    memory traffic.
     """
     hidden_s = min(communication_s, compute_s)
     if hidden_s <= 0:
         return communication_s
     traffic_s = cal.overlap_passes * num_bytes / (cluster.gpu.memory_bandwidth * cal.hbm_share)
-    tax_s = min(1.0, traffic_s / communication_s) * hidden_s
+    tax_s = min(1.0, cal.overlap_share + traffic_s / communication_s) * hidden_s
     return communication_s - hidden_s + tax_s

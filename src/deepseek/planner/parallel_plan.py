@@ -39,6 +39,8 @@ class ParallelPlan:
             "distributed optimizer").
         is_fused: norms, activations and rotations are single kernels (compiled, or written so);
             eager ones pass over memory several times.
+        adds_in_product: the product that makes a weight's gradient adds it to the sum over
+            micro-batches; otherwise a kernel of its own does. Of no effect with `dp_shard`.
         overlaps_dp: gradients are reduced while backward runs, not after it.
         overlaps_tp: tensor-parallel communication runs beside the products it feeds.
     """
@@ -65,6 +67,7 @@ class ParallelPlan:
     stops_early: bool = True
     shards_optimizer: bool = False
     is_fused: bool = True
+    adds_in_product: bool = True
     overlaps_dp: bool = True
     overlaps_tp: bool = False
 

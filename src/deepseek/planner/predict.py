@@ -212,7 +212,8 @@ def _optimizer_s(cluster: Cluster, plan: ParallelPlan, local: float, cal: Calibr
     """Seconds of moving gradients and states through memory, once a step and once a micro-batch.
 
     A step reads gradients for the norm, scales them, reads and writes master weights and state,
-    writes compute weights and clears gradients; a micro-batch adds its gradients to the sum.
+    writes compute weights and clears gradients; a micro-batch adds its gradients to the sum, unless
+    the products do.
     """
     shards = count_shards(plan)
     grads, copies = plan.gradient_bytes, 1
@@ -220,7 +221,9 @@ def _optimizer_s(cluster: Cluster, plan: ParallelPlan, local: float, cal: Calibr
         copies = plan.dp_replicate * plan.cp
     update = (4 * grads + 2 * plan.master_bytes + 2 * plan.state_bytes) / copies
     update += plan.weight_bytes + grads
-    accumulate = plan.num_micro_batches * (2 * grads + plan.weight_bytes)
+    accumulate = 0.0
+    if shards > 1 or not plan.adds_in_product:
+        accumulate = plan.num_micro_batches * (2 * grads + plan.weight_bytes)
     num_bytes = local / shards * (update + accumulate)
     return num_bytes / (cluster.gpu.memory_bandwidth * cal.hbm_share)
 

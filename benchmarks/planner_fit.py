@@ -21,14 +21,12 @@ from planner_validation import evaluate, find_data, report
 RANGES: dict[str, tuple[float, float, float]] = {
     # name: (what hardware suggests, lowest, highest)
     "matmul_share": (0.95, 0.85, 1.0),
-    "power_share": (0.85, 0.7, 1.0),
     "wave_start_s": (2e-6, 0.5e-6, 6e-6),
     "wave_rounding": (0.6, 0.3, 1.0),
-    "flash_share": (0.75, 0.5, 0.9),
-    "flash1_share": (0.6, 0.35, 0.8),
+    "flash1_share": (0.5, 0.35, 0.7),
     "flash_head_dim": (16.0, 4.0, 40.0),
     "hbm_share": (0.8, 0.6, 0.92),
-    "link_share": (0.78, 0.65, 0.9),
+    "link_share": (0.78, 0.7, 0.9),
     "node_share": (0.75, 0.55, 0.9),
     "overlap_share": (0.15, 0.05, 0.25),
     "overlap_passes": (3.0, 1.0, 5.0),

@@ -42,12 +42,14 @@ class BlockTime(NamedTuple):
     """Of `forward_s`: norms and activations, cheap to compute again."""
     last_s: float
     """Of `forward_s`: the last product."""
+    products_s: float
+    """Of `forward_s`: all products with weights."""
 
 
 def get_chip(gpu: Gpu, precision: str, cal: Calibration) -> Chip:
     """The rates of `gpu` for products in `precision`."""
     rate = gpu.matmul_flops[precision] * cal.matmul_share
-    if gpu.is_power_limited:
+    if gpu.is_power_limited and precision != "fp8":
         rate *= cal.power_share
     return Chip(
         rate / gpu.num_sms,
@@ -126,7 +128,7 @@ def time_block(
         core = _time_plain(shape, half_chip, samples, tp, cp, item)
     else:
         share = cal.flash_share if attention == "flash" else cal.flash1_share
-        rate = half_chip.tile_rate * half_chip.num_sms * share
+        rate = gpu.matmul_flops[half] * share
         core = _time_flash(shape, rate, samples, tp, cp, cal)
     light, other = _count_pointwise_bytes(
         shape, tokens, tp, tokens / (tp if sequence_parallel else 1), attention, is_fused
@@ -140,6 +142,7 @@ def time_block(
         core[0],
         light_s,
         last_s,
+        products_s,
     )
 
 
@@ -247,7 +250,7 @@ def time_head(
     tokens: float,
     tp: int,
     precision: str,
-    is_fused: bool,
+    is_loss_fused: bool,
     cal: Calibration,
 ) -> tuple[float, float]:
     """Seconds forward and backward of logits and loss of a micro-batch of `tokens`."""
@@ -261,8 +264,8 @@ def time_head(
     # Fused: a cast to fp32, maximum, exponential and sum, one pass back. Eager: each on its own.
     passes_s = tokens * vocab / chip.bytes_per_s
     return (
-        forward_s + (16 if is_fused else 28) * passes_s,
-        backward_s + (10 if is_fused else 18) * passes_s,
+        forward_s + (16 if is_loss_fused else 28) * passes_s,
+        backward_s + (10 if is_loss_fused else 18) * passes_s,
     )
 
 
@@ -276,4 +279,6 @@ def recompute_s(block: BlockTime, plan: ParallelPlan) -> float:
         seconds = block.core_s
     else:
         seconds = block.light_s
+        if plan.recompute == "selective":
+            seconds += plan.selective_products * block.products_s
     return plan.recompute_share * seconds

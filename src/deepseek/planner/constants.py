@@ -13,11 +13,12 @@ class Calibration:
 
     Attributes:
         matmul_share: of the best product's rate that products of a long run reach.
-        power_share: of that, what GPUs keep that are held by their power limit: Hopper and later.
+        power_share: of that, what 16-bit products keep on GPUs that their power limit slows down:
+            Hopper and later.
         wave_start_s: seconds of a wave of tiles that no arithmetic hides (first loads, last store).
         wave_rounding: how much of an unfinished last wave is paid for; 1: all of it.
         kernel_start_s: seconds between two kernels.
-        flash_share: of the products' rate that fused attention reaches with wide heads.
+        flash_share: of the best product's rate that fused attention reaches with wide heads.
         flash1_share: the same of its first version.
         flash_head_dim: width of a head at which it reaches half of that.
         flash_backward: seconds of its backward pass for each of its forward pass: 5 products to
@@ -33,22 +34,22 @@ class Calibration:
         tp_overlap_share: of tensor-parallel communication that a plan that overlaps it hides.
     """
 
-    matmul_share: float = 0.95
-    power_share: float = 0.85
-    wave_start_s: float = 2e-6
-    wave_rounding: float = 0.6
+    matmul_share: float = 0.905
+    power_share: float = 0.8
+    wave_start_s: float = 2.45e-6
+    wave_rounding: float = 0.71
     kernel_start_s: float = 3e-6
-    flash_share: float = 0.75
-    flash1_share: float = 0.5
-    flash_head_dim: float = 16.0
+    flash_share: float = 0.7
+    flash1_share: float = 0.467
+    flash_head_dim: float = 17.0
     flash_backward: float = 3.0
-    hbm_share: float = 0.8
-    link_share: float = 0.78
-    node_share: float = 0.8
+    hbm_share: float = 0.77
+    link_share: float = 0.7
+    node_share: float = 0.775
     link_hop_s: float = 3e-6
     node_hop_s: float = 10e-6
-    overlap_share: float = 0.15
-    overlap_passes: float = 3.0
+    overlap_share: float = 0.13
+    overlap_passes: float = 3.2
     tp_overlap_share: float = 0.6
 
 

@@ -14,9 +14,9 @@ from deepseek.planner.parallel_plan import ParallelPlan
 from deepseek.planner.pipeline import count_in_flight, divide_layers, find_head_rank
 from deepseek.planner.shape import TransformerShape
 
-RESERVED_BYTES = 1.5 * 2**30
+RESERVED_BYTES = 1.25 * 2**30
 """Taken by the driver, loaded kernels and buffers of the communication library."""
-FRAGMENTED_SHARE = 0.04
+FRAGMENTED_SHARE = 0.02
 """Of the memory that an allocator cannot hand out."""
 
 
@@ -31,7 +31,7 @@ class BlockBytes(NamedTuple):
 
 def count_block_bytes(shape: TransformerShape, plan: ParallelPlan) -> BlockBytes:
     """Activations of a block under `plan`."""
-    everything, core, light = _count_kept(shape, plan)
+    everything, core, light, outputs = _count_kept(shape, plan)
     mode = plan.recompute
     if mode == "none":
         return BlockBytes(everything, 0.0)
@@ -43,6 +43,8 @@ def count_block_bytes(shape: TransformerShape, plan: ParallelPlan) -> BlockBytes
         kept = everything - core
     else:
         kept = everything - light
+        if mode == "selective":
+            kept -= plan.selective_products * outputs
     kept = plan.recompute_share * kept + (1 - plan.recompute_share) * everything
     return BlockBytes(kept, everything - kept)
 
@@ -51,21 +53,24 @@ def _count_tokens(shape: TransformerShape, plan: ParallelPlan) -> float:
     return plan.micro_batch_size * shape.context_length / plan.cp
 
 
-def _count_kept(shape: TransformerShape, plan: ParallelPlan) -> tuple[float, float, float]:
-    """Bytes of all activations of a block; of them attention's core, norms and activations."""
+def _count_kept(shape: TransformerShape, plan: ParallelPlan) -> tuple[float, ...]:
+    """Bytes a block keeps: all; of them attention's core, norms and activations, products."""
     tokens, tp = _count_tokens(shape, plan), plan.tp
     item = 4 if plan.precision == "fp32" else 2
     whole = tokens * shape.dim / (tp if plan.sequence_parallel else 1)
     q = shape.heads * shape.head_dim
     kv = shape.kv_heads * shape.head_dim
     active, hidden = shape.active_experts, shape.hidden_dim
-    norms = item * 2 * whole
+    # In fp8, what only products read (outputs of norms and of the activation) is kept as cast.
+    read = 1 if plan.precision == "fp8" else item
+    norms = read * 2 * whole
     # Inputs of the two norms and their outputs; a mask of one byte after each branch.
-    total = 2 * norms + (2 * whole if shape.dropout else 0)
+    total = item * 2 * whole + norms + (2 * whole if shape.dropout else 0)
     total += item * tokens * (2 * q + 2 * kv) / tp
     # Gated: gate, up, activated gate, their product. Else: before and after the activation.
-    total += item * tokens * active * hidden * (4 if shape.is_gated else 2) / tp
-    light = norms + item * tokens * active * hidden * (2 if shape.is_gated else 1) / tp
+    features = tokens * active * hidden / tp
+    total += features * (3 * item + read if shape.is_gated else item + read)
+    light = norms + features * (item + read if shape.is_gated else read)
     if shape.num_experts > 1:
         total += item * 2 * tokens * active * shape.dim / tp
     scores = tokens * shape.context_length * shape.heads / tp
@@ -74,7 +79,8 @@ def _count_kept(shape: TransformerShape, plan: ParallelPlan) -> tuple[float, flo
     else:
         # One fp32 number for each row of scores.
         core = 4 * tokens * shape.heads / tp
-    return total + core, core if plan.attention == "plain" else 0.0, light
+    outputs = item * tokens * (q + 2 * kv + (2 if shape.is_gated else 1) * active * hidden) / tp
+    return total + core, core if plan.attention == "plain" else 0.0, light, outputs
 
 
 def count_rank_weights(
@@ -143,9 +149,12 @@ def count_shards(plan: ParallelPlan) -> int:
 
 
 def _count_logits_bytes(shape: TransformerShape, plan: ParallelPlan) -> float:
-    """Logits in compute precision, in fp32, and the gradient in place; eager keeps both in fp32."""
+    """Fused: in compute precision, and fp32 probabilities that the gradient overwrites.
+
+    Else: in compute precision and in fp32, logarithms of probabilities, the gradient.
+    """
     elements = _count_tokens(shape, plan) * shape.vocab_size / plan.tp
-    return elements * (8 if plan.is_fused else 12)
+    return elements * (6 if plan.is_loss_fused else 12)
 
 
 def _count_buffer_bytes(plan: ParallelPlan, count: float, num_layers: int, layer: float) -> float:
@@ -153,10 +162,12 @@ def _count_buffer_bytes(plan: ParallelPlan, count: float, num_layers: int, layer
     if count_shards(plan) == 1:
         return 0.0
     ends = count - num_layers * layer
+    # A pipeline stage adds up whole gradients until its last micro-batch.
+    sums = plan.gradient_bytes * count if plan.pp > 1 else 0.0
     if not plan.reshards:
-        return plan.weight_bytes * count + 2 * layer * plan.weight_bytes
+        return plan.weight_bytes * (count + layer) + sums
     # The block that runs and the next one; one block's gradients; embedding and head throughout.
-    return plan.weight_bytes * (3 * layer + ends)
+    return plan.weight_bytes * (3 * layer + ends) + sums
 
 
 def fits_device(gpu: Gpu, peak_bytes: float) -> bool:

@@ -25,7 +25,9 @@ class ParallelPlan:
         num_micro_batches: of a step, on each rank (accumulation, or the pipeline's).
         recompute: `none`; `pointwise`: norms, activations, casts; `selective`: with `plain`
             attention its core (Korthikanti et al. 2022), with `flash`, which keeps no scores, the
-            same as `pointwise`; `full`: whole blocks.
+            same as `pointwise` and `selective_products`; `full`: whole blocks.
+        selective_products: share of products that `selective` beside `flash` computes again;
+            every second one in PyTorch's stock policy, 0 if products are always kept.
         recompute_share: of the blocks that `recompute` applies to.
         stops_early: a full recomputation leaves out the last product of a block, whose output
             nothing needs: PyTorch from 2.1 on, without reentrance; Megatron computes it.
@@ -39,6 +41,8 @@ class ParallelPlan:
             "distributed optimizer").
         is_fused: norms, activations and rotations are single kernels (compiled, or written so);
             eager ones pass over memory several times.
+        is_loss_fused: cross-entropy is one kernel that keeps logits once and overwrites them with
+            their gradient (Megatron, flash-attn); PyTorch's own keeps copies in fp32.
         adds_in_product: the product that makes a weight's gradient adds it to the sum over
             micro-batches; otherwise a kernel of its own does. Of no effect with `dp_shard`.
         overlaps_dp: gradients are reduced while backward runs, not after it.
@@ -63,10 +67,12 @@ class ParallelPlan:
     gradient_bytes: float = 4.0
     master_bytes: float = 4.0
     state_bytes: float = 8.0
+    selective_products: float = 0.5
     recompute_share: float = 1.0
     stops_early: bool = True
     shards_optimizer: bool = False
     is_fused: bool = True
+    is_loss_fused: bool = False
     adds_in_product: bool = True
     overlaps_dp: bool = True
     overlaps_tp: bool = False

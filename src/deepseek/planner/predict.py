@@ -102,7 +102,7 @@ def _time_micro_batch(
     per_layer_s = compute_s + again_s + tp_s + cp_s
     ranks_s = [count * per_layer_s for count in layers]
     head_rank = find_head_rank(plan.pp, plan.schedule)
-    head = time_head(model, cluster.gpu, tokens, plan.tp, plan.precision, plan.is_fused, cal)
+    head = time_head(model, cluster.gpu, tokens, plan.tp, plan.precision, plan.is_loss_fused, cal)
     head_s = head[0] + head[1]
     ranks_s[head_rank] += head_s
     slowest_s = max(ranks_s)
@@ -191,14 +191,23 @@ def _data_parallel_s(
     weights, gradients = plan.weight_bytes * local, plan.gradient_bytes * local
     gather_s = _in_calls_s(ring, weights, calls)
     reduce_s = _in_calls_s(ring, gradients, calls)
+    if plan.pp > 1:
+        # A pipeline stage reduces after its last micro-batch, and keeps weights if it may.
+        reduce_s, gradients = reduce_s / plan.num_micro_batches, gradients / plan.num_micro_batches
+        if not plan.reshards:
+            gather_s, weights = gather_s / plan.num_micro_batches, weights / plan.num_micro_batches
     times = 1 if plan.reshards else 0
-    each_s = exposed_s(cluster, gather_s, weights, forward_s, cal) + exposed_s(
-        cluster, times * gather_s + reduce_s, times * weights + gradients, backward_s, cal
-    )
+    each_s = exposed_s(cluster, gather_s, weights, forward_s, cal)
+    beside_s, beside = times * gather_s, times * weights
+    if plan.overlaps_dp:
+        beside_s, beside = beside_s + reduce_s, beside + gradients
+    else:
+        each_s += reduce_s
+    each_s += exposed_s(cluster, beside_s, beside, backward_s, cal)
     # Nothing runs yet beside the first gather of a step, nor beside its last reduction.
-    ends_s = (gather_s + reduce_s) / calls
+    ends_s = (_in_calls_s(ring, plan.weight_bytes * local, calls) + reduce_s) / calls
     copies = make_ring(cluster, plan.dp_replicate, plan.tp * shards, cal)
-    sums = 2 * gradients / shards
+    sums = 2 * plan.gradient_bytes * local / shards
     copies_s = exposed_s(cluster, copies.all_reduce_s(sums / 2), sums, backward_s, cal)
     return plan.num_micro_batches * each_s + ends_s + copies_s
 
@@ -242,8 +251,10 @@ def _make_prediction(
     again = 0.0
     if plan.recompute == "full":
         again = plan.recompute_share * layers_forward_flops_per_token(model)
-    elif plan.recompute == "selective" and plan.attention == "plain":
-        again = plan.recompute_share * attention_flops_per_token(model) / 3
+    elif plan.recompute == "selective":
+        core = attention_flops_per_token(model) / 3
+        products = plan.selective_products * (layers_forward_flops_per_token(model) - core)
+        again = plan.recompute_share * (core if plan.attention == "plain" else products)
     peak_flops = cluster.gpu.peak_flops[plan.precision]
     peak_bytes = max(sum(rank.values()) for rank in memory)
     return Prediction(

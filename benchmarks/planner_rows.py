@@ -30,6 +30,8 @@ class Row:
     is_timing: bool = True
     group: str = ""
     """Rows of one group are compared with each other, too: which of them is faster."""
+    fits: Callable[[], bool] = lambda: True
+    """Whether the planner says that the plan, which did run, fits its GPUs."""
 
 
 def read_rows(folder: Path) -> tuple[list[Row], list[str]]:
@@ -287,12 +289,12 @@ def _sc21_table_2(lines: list[dict[str, str]]) -> Iterator[Row]:
             precision="fp16",
             gradient_bytes=2.0,
         )
+        copies = gpus if is_sharded else gpus // parallel
         if is_sharded:
             plan = replace(plan, dp_shard=gpus, overlaps_dp=False)
         else:
-            copies = gpus // parallel
             plan = replace(plan, dp_replicate=copies, tp=8, pp=parallel // 8, overlaps_dp=False)
-        count = batch // (gpus if is_sharded else copies) // micro_batch
+        count = batch // copies // micro_batch
         plan = replace(plan, num_micro_batches=max(1, count))
         name = f"{line['scheme']} {line['params_b']}B {gpus} GPUs"
         yield Row(
@@ -387,12 +389,14 @@ def _mpt(lines: list[dict[str, str]]) -> Iterator[Row]:
             gradient_bytes=2.0 if is_pure else 4.0,
         )
         is_fitted = name in FITTED_MPT
+        cluster = Cluster(gpu, gpus)
         yield Row(
             f"MPT, step s, {'fitted' if is_fitted else 'held out'}",
             name,
             plan.batch_size * length / rate / gpus,
-            _step_s(model, Cluster(gpu, gpus), plan),
+            _step_s(model, cluster, plan),
             is_fitted,
+            fits=lambda model=model, cluster=cluster, plan=plan: predict(model, cluster, plan).fits,
         )
 
 

@@ -34,7 +34,7 @@ class Result:
 
 
 def find_data(given: str | None) -> Path:
-    """The folder of published tables: as given, by `$DEEPSEEK_PUBLISHED`, or beside the checkout."""
+    """The folder of published tables: as given, by `$DEEPSEEK_PUBLISHED`, or beside the code."""
     return Path(given or os.environ.get("DEEPSEEK_PUBLISHED") or DEFAULT_DATA).resolve()
 
 
@@ -94,7 +94,7 @@ def _describe(result: Result) -> str:
 
 def main() -> None:
     """Print the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Hold the planner against published tables.")
     parser.add_argument("--data", help=f"folder of the tables (default {DEFAULT_DATA})")
     parser.add_argument("-v", "--verbose", action="store_true", help="print every row")
     arguments = parser.parse_args()

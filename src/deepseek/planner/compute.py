@@ -218,8 +218,9 @@ def _count_pointwise_bytes(
     dim, q = shape.dim, shape.heads * shape.head_dim / tp
     kv = shape.kv_heads * shape.head_dim / tp
     is_eager_llama = shape.is_gated and not is_fused
-    # An eager RMS norm works in fp32 through five kernels.
-    norms = 2 * (7 if is_eager_llama else 2) * whole * dim
+    # An eager RMS norm works in fp32 through five kernels; an eager layer norm casts before it and
+    # sums gradients of its weights in kernels of their own.
+    norms = 2 * (2 if is_fused else 7 if shape.is_gated else 4) * whole * dim
     passes = (5 if is_eager_llama else 3) if shape.is_gated else 2
     activation = passes * tokens * shape.active_experts * shape.hidden_dim / tp
     branches = 2 * (3.5 if shape.dropout else 3) * whole * dim

@@ -62,6 +62,13 @@ def _find_size_problems(
             problems.append(
                 (f"tp={plan.tp} does not divide {name}={size}.", f"use a tp that divides {name}")
             )
+    if model.kv_heads % plan.tp and plan.tp % model.kv_heads:
+        problems.append(
+            (
+                f"tp={plan.tp} and kv_heads={model.kv_heads}: neither divides the other.",
+                "use a tp that divides kv_heads, or a multiple of it",
+            )
+        )
     if model.context_length % (2 * plan.cp if plan.cp > 1 else 1):
         problems.append(
             (

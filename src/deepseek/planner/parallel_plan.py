@@ -32,8 +32,8 @@ class ParallelPlan:
         stops_early: a full recomputation leaves out the last product of a block, whose output
             nothing needs: PyTorch from 2.1 on, without reentrance; Megatron computes it.
         precision: of matrix products.
-        attention: `flash` keeps no matrix of scores (FlashAttention 2 and later, cuDNN); `flash1` is
-            its first version, slower; `plain` writes scores to memory.
+        attention: `flash` keeps no matrix of scores (FlashAttention 2 and later, cuDNN); `flash1`
+            is its first version, slower; `plain` writes scores to memory.
         reshards: with `dp_shard`, whether weights are freed after a block and gathered again.
         master_bytes, gradient_bytes, state_bytes: per weight, beside its compute copy of
             `weight_bytes`.

@@ -29,7 +29,7 @@ from deepseek.planner.prediction import Prediction
 from deepseek.planner.shape import TransformerShape
 
 
-class PassTime(NamedTuple):
+class MicroBatchTime(NamedTuple):
     """Seconds of one micro-batch on the slowest pipeline rank, and of all ranks together."""
 
     compute_s: float
@@ -87,7 +87,7 @@ def predict(
 
 def _time_micro_batch(
     model: TransformerShape, cluster: Cluster, plan: ParallelPlan, cal: Calibration
-) -> PassTime:
+) -> MicroBatchTime:
     """Seconds of a micro-batch on the pipeline rank that sets the pace."""
     kind = (plan.precision, plan.attention, plan.sequence_parallel, plan.is_fused)
     block = time_block(model, cluster.gpu, plan.micro_batch_size, plan.tp, plan.cp, kind, cal)
@@ -116,7 +116,7 @@ def _time_micro_batch(
     extra_s = head_s if rank == head_rank else 0.0
     forward_s = count * block.forward_s + (head[0] if rank == head_rank else 0.0)
     total_s = slowest_s + pp_s
-    return PassTime(
+    return MicroBatchTime(
         count * compute_s + extra_s,
         count * again_s,
         count * tp_s,
@@ -168,7 +168,7 @@ def _data_parallel_s(
     model: TransformerShape,
     cluster: Cluster,
     plan: ParallelPlan,
-    once: PassTime,
+    once: MicroBatchTime,
     local: float,
     cal: Calibration,
 ) -> float:
@@ -191,25 +191,39 @@ def _data_parallel_s(
     weights, gradients = plan.weight_bytes * local, plan.gradient_bytes * local
     gather_s = _in_calls_s(ring, weights, calls)
     reduce_s = _in_calls_s(ring, gradients, calls)
-    if plan.pp > 1:
-        # A pipeline stage reduces after its last micro-batch, and keeps weights if it may.
-        reduce_s, gradients = reduce_s / plan.num_micro_batches, gradients / plan.num_micro_batches
-        if not plan.reshards:
-            gather_s, weights = gather_s / plan.num_micro_batches, weights / plan.num_micro_batches
-    times = 1 if plan.reshards else 0
-    each_s = exposed_s(cluster, gather_s, weights, forward_s, cal)
-    beside_s, beside = times * gather_s, times * weights
-    if plan.overlaps_dp:
-        beside_s, beside = beside_s + reduce_s, beside + gradients
+    again_s, again = (gather_s, weights) if plan.reshards else (0.0, 0.0)
+    if not plan.overlaps_dp:
+        after_s, beside_s, beside = reduce_s, again_s, again
     else:
-        each_s += reduce_s
-    each_s += exposed_s(cluster, beside_s, beside, backward_s, cal)
+        after_s, beside_s, beside = 0.0, again_s + reduce_s, again + gradients
+    gathers, reductions = _count_rounds(plan)
+    each_s = exposed_s(cluster, gather_s, weights, forward_s, cal)
+    if gathers == reductions:
+        each_s += exposed_s(cluster, beside_s, beside, backward_s, cal)
+        total_s = gathers * (each_s + after_s)
+    else:
+        each_s += exposed_s(cluster, again_s, again, backward_s, cal)
+        reduced_s = exposed_s(cluster, reduce_s, gradients, backward_s, cal)
+        total_s = gathers * each_s + reductions * max(after_s, reduced_s)
     # Nothing runs yet beside the first gather of a step, nor beside its last reduction.
-    ends_s = (_in_calls_s(ring, plan.weight_bytes * local, calls) + reduce_s) / calls
+    ends_s = (gather_s + reduce_s) / calls
     copies = make_ring(cluster, plan.dp_replicate, plan.tp * shards, cal)
-    sums = 2 * plan.gradient_bytes * local / shards
+    sums = 2 * gradients / shards
     copies_s = exposed_s(cluster, copies.all_reduce_s(sums / 2), sums, backward_s, cal)
-    return plan.num_micro_batches * each_s + ends_s + copies_s
+    return total_s + ends_s + copies_s
+
+
+def _count_rounds(plan: ParallelPlan) -> tuple[int, int]:
+    """How often a step gathers all weights of a rank, and reduces all its gradients.
+
+    A pipeline stage reduces after its last micro-batch only. It gathers once if it keeps weights,
+    or if all micro-batches pass a stage before the next.
+    """
+    if plan.pp == 1:
+        return plan.num_micro_batches, plan.num_micro_batches
+    if not plan.reshards or plan.schedule in ("gpipe", "looped_bfs"):
+        return 1, 1
+    return plan.num_micro_batches, 1
 
 
 def _in_calls_s(ring: Ring, num_bytes: float, calls: int) -> float:

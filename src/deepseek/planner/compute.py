@@ -128,7 +128,7 @@ def time_block(
         core = _time_plain(shape, half_chip, samples, tp, cp, item)
     else:
         share = cal.flash_share if attention == "flash" else cal.flash1_share
-        rate = gpu.matmul_flops[half] * share
+        rate = gpu.matmul_flops[half] * share * (cal.power_share if gpu.is_power_limited else 1)
         core = _time_flash(shape, rate, samples, tp, cp, cal)
     light, other = _count_pointwise_bytes(
         shape, tokens, tp, tokens / (tp if sequence_parallel else 1), attention, is_fused

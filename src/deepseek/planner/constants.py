@@ -20,8 +20,8 @@ class Calibration:
 
     Attributes:
         matmul_share: of the best product's rate that products of a long run reach.
-        power_share: of that, what 16-bit products keep on GPUs that their power limit slows down:
-            Hopper and later.
+        power_share: of that, what 16-bit products and attention keep on GPUs that their power
+            limit slows down: Hopper and later.
         wave_start_s: seconds of a wave of tiles that no arithmetic hides (first loads, last store).
         wave_rounding: how much of an unfinished last wave is paid for; 1: all of it.
         kernel_start_s: seconds between two kernels.

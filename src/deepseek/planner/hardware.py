@@ -56,7 +56,8 @@ _TABLE = (
     _gpu("a100-80", 80, (312, 0, 19.5), (271.2, 0), 2039, 300, 200, 108),
     _gpu("a100-pcie", 80, (312, 0, 19.5), (252.9, 0), 1935, 32, 100, 108),
     _gpu("h100", 80, (989.4, 1978.9, 66.9), (794.5, 1402.6), 3350, 450, 400, 132),
-    # H100 of Grand Teton servers (96 GB of HBM2e, 500 W): not in the table; between SXM and NVL.
+    # H100 of Grand Teton servers (96 GB of HBM2e at 2.4 TB/s, 500 W), which torchtitan's figures
+    # are of: not in the table of reached rates; between SXM and NVL.
     _gpu("h100-96", 96, (989.4, 1978.9, 66.9), (700, 1250), 2400, 450, 400, 132),
     # PCIe and NVL: not in the table of reached rates; A100 PCIe's share of the peak, less power.
     _gpu("h100-pcie", 80, (756, 1513, 51.2), (530, 940), 2000, 64, 200, 114),

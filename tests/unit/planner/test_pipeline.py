@@ -1,6 +1,11 @@
 import pytest
 
-from deepseek.planner.pipeline import bubble_share, count_in_flight, divide_layers
+from deepseek.planner.pipeline import (
+    bubble_share,
+    count_in_flight,
+    divide_layers,
+    find_head_rank,
+)
 
 
 def test_layers_that_do_not_divide_go_to_the_middle():
@@ -9,10 +14,10 @@ def test_layers_that_do_not_divide_go_to_the_middle():
 
 
 def test_v_shape_gives_the_first_rank_both_ends():
-    assert (
-        divide_layers(9, 4, 2, "zbv_zero_bubble") == (1 + 1, 2, 2, 3)
-        or sum(divide_layers(9, 4, 2, "zbv_zero_bubble")) == 9
-    )
+    # Stages 0 to 7 have 1 block each but for stage 3 with 2: rank 3 has stages 3 and 4.
+    assert divide_layers(9, 4, 2, "zbv_zero_bubble") == (2, 2, 2, 3)
+    assert find_head_rank(4, "zbv_zero_bubble") == 0
+    assert find_head_rank(4, "1f1b") == 3
 
 
 @pytest.mark.parametrize(

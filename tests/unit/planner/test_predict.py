@@ -86,10 +86,13 @@ def test_fp8_and_newer_gpus_are_faster():
 
 
 def test_torchtitan_throughput_of_llama_3_8b_is_met():
-    """6,258 tokens/s eager, 6,674 compiled: arXiv:2410.06511, table 1."""
+    """5,762 tokens/s eager, 6,667 compiled: benchmarks/llama3_h100_202412_torchtitan.md, table 1.
+
+    No constant was fitted on them.
+    """
     cluster = Cluster(find_gpu("h100-96"), 8)
     plan = ParallelPlan(dp_shard=8, micro_batch_size=2, recompute="selective")
-    for is_fused, published in ((False, 6258), (True, 6674)):
+    for is_fused, published in ((False, 5762), (True, 6667)):
         rate = predict(LLAMA, cluster, replace(plan, is_fused=is_fused)).tokens_per_s_per_gpu
         assert rate == pytest.approx(published, rel=0.1)
 

@@ -1,5 +1,8 @@
+from typing import get_args
+
 import pytest
 
+from deepseek.planner.parallel_plan import Schedule
 from deepseek.planner.pipeline import (
     bubble_share,
     count_in_flight,
@@ -50,5 +53,5 @@ def test_interleaved_first_rank_holds_what_korthikanti_says(pp, chunks):
 
 
 def test_no_rank_holds_more_micro_batches_than_there_are():
-    for schedule in ("gpipe", "1f1b", "interleaved_1f1b", "zbv_zero_bubble"):
+    for schedule in get_args(Schedule):
         assert max(count_in_flight(schedule, 8, 2, 3)) <= 3

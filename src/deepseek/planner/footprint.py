@@ -170,6 +170,11 @@ def _count_buffer_bytes(plan: ParallelPlan, count: float, num_layers: int, layer
     return plan.weight_bytes * (3 * layer + ends) + sums
 
 
+def count_usable_bytes(gpu: Gpu) -> float:
+    """Bytes of `gpu` that are left to a training by the driver and by fragmentation."""
+    return (gpu.memory_bytes - RESERVED_BYTES) * (1 - FRAGMENTED_SHARE)
+
+
 def fits_device(gpu: Gpu, peak_bytes: float) -> bool:
     """Whether `peak_bytes` leave room for the driver and for fragmentation."""
-    return peak_bytes <= (gpu.memory_bytes - RESERVED_BYTES) * (1 - FRAGMENTED_SHARE)
+    return peak_bytes <= count_usable_bytes(gpu)

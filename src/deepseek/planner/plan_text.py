@@ -64,7 +64,9 @@ def read_axes(text: str, num_gpus: int | None) -> dict[str, int]:
             fix="give each axis a number, or one of them the rest of --gpus",
         )
     axes = {axis: given.get(axis, 1) for axis in AXES}
-    whole = {axis: d if isinstance(d, int) else (num_gpus or 1) // fixed for axis, d in axes.items()}
+    whole = {
+        axis: d if isinstance(d, int) else (num_gpus or 1) // fixed for axis, d in axes.items()
+    }
     if num_gpus is not None and prod(whole.values()) != num_gpus:
         raise ConfigError(
             f"--plan {text} needs {prod(whole.values())} GPUs and --gpus={num_gpus}.",

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from deepseek.errors import ConfigError
 from deepseek.planner.shape import TransformerShape
+from deepseek.registry import did_you_mean
 
 
 def _gpt(name: str, layers: int, dim: int, heads: int, vocab: int, length: int) -> TransformerShape:
@@ -138,6 +139,6 @@ def find_shape(name: str, context_length: int = 0) -> TransformerShape:
     if shape is None:
         raise ConfigError(
             f"model={name!r} is not among the named shapes.",
-            fix=f"use one of {', '.join(PRESETS)}, or give its sizes",
+            fix=f"{did_you_mean(name, PRESETS)} Or give its sizes",
         )
     return replace(shape, context_length=context_length) if context_length else shape

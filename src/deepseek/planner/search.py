@@ -3,6 +3,9 @@
 A layout (degrees of the axes) is costed with each schedule and micro-batch size, each with the
 first policy of recomputation that fits: what keeps less takes longer. Left out are layouts that do
 not fit even with the least, and micro-batches larger than two that were slower already.
+
+Plans closer than the planner's own error are not told apart by it: of those the one with the fewest
+axes is the choice.
 """
 
 import time
@@ -12,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from deepseek.errors import ConfigError
 from deepseek.planner.cluster import Cluster
 from deepseek.planner.parallel_plan import ParallelPlan
-from deepseek.planner.plan_text import name_family
+from deepseek.planner.plan_text import AXES, name_family
 from deepseek.planner.predict import predict
 from deepseek.planner.prediction import Prediction
 from deepseek.planner.search_space import (
@@ -23,6 +26,9 @@ from deepseek.planner.search_space import (
     list_micro_batches,
 )
 from deepseek.planner.shape import TransformerShape
+
+TIE_SHARE = 0.03
+"""Of a step: less than the planner's mean error (`deepseek.planner.accuracy`)."""
 
 Progress = Callable[[int, int], None]
 """Called with layouts done and layouts in all."""
@@ -39,6 +45,11 @@ class Candidate:
     def family(self) -> str:
         """Its axes, `fsdp-tp`."""
         return name_family(self.plan)
+
+    @property
+    def num_axes(self) -> int:
+        """How many axes have more than one rank."""
+        return sum(getattr(self.plan, axis) > 1 for axis in AXES)
 
 
 @dataclass
@@ -61,8 +72,12 @@ class Candidates:
 
     @property
     def best(self) -> Candidate | None:
-        """The fastest that fits."""
-        return self.ranked[0] if self.ranked else None
+        """The plan to take: of those as fast as the fastest, within the error, the simplest."""
+        if not self.ranked:
+            return None
+        most_s = (1 + TIE_SHARE) * self.ranked[0].prediction.step_s
+        ties = [c for c in self.ranked if c.prediction.step_s <= most_s]
+        return min(ties, key=lambda c: (c.num_axes, c.prediction.step_s))
 
     @property
     def least(self) -> Candidate | None:
@@ -117,8 +132,7 @@ def search(
         raise refused
     if not found.num_costed:
         _raise_uncut(cluster, batch_size, space)
-    # Of plans equally fast, the one with fewer axes.
-    found.ranked.sort(key=lambda c: (c.prediction.step_s, c.family.count("-")))
+    found.ranked.sort(key=lambda c: (c.prediction.step_s, c.num_axes))
     found.search_s = time.perf_counter() - start
     return found
 
@@ -158,19 +172,20 @@ def _fit(
     found: Candidates,
 ) -> Candidate | None:
     """`plan` with the fastest policy that fits; else the least it needs goes to `found.nearest`."""
-    candidate, least = None, None
-    policies = space.policies
+    least: Candidate | None = None
+    policies, limit = space.policies, space.limit_bytes(cluster.gpu)
     # What does not fit with the least kept is not costed with more.
     for policy in (policies[-1], *policies[:-1]):
-        candidate = Candidate(plan := replace(plan, recompute=policy), predict(shape, cluster, plan))
+        plan = replace(plan, recompute=policy)
+        candidate = Candidate(plan, predict(shape, cluster, plan))
         found.num_costed += 1
         if policy == policies[-1]:
             least = candidate
-            if not candidate.prediction.fits:
+            if candidate.prediction.peak_bytes > limit:
                 break
-        elif candidate.prediction.fits:
+        elif candidate.prediction.peak_bytes <= limit:
             return candidate
-    if least is None or least.prediction.fits:
+    if least is None or least.prediction.peak_bytes <= limit:
         return least
     known = found.nearest.get(least.family)
     if known is None or least.prediction.peak_bytes < known.prediction.peak_bytes:

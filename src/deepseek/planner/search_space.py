@@ -1,22 +1,28 @@
-"""What a search goes through: layouts, schedules, micro-batches, and the software that runs them."""
+"""What a search goes through: layouts, schedules, micro-batches, and the software they are for."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from deepseek.planner.cluster import Cluster
+from deepseek.planner.cluster import Cluster, Gpu
+from deepseek.planner.footprint import count_usable_bytes
 from deepseek.planner.parallel_plan import ParallelPlan, Precision, Recompute, Schedule
 from deepseek.planner.shape import TransformerShape
 
 Software = Literal["deepseek", "megatron"]
 POLICIES: tuple[Recompute, ...] = ("none", "pointwise", "selective", "full")
 """From the fastest to the smallest."""
-SCHEDULES: dict[Software, tuple[Schedule, ...]] = {
-    "deepseek": ("1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble"),
-    "megatron": ("1f1b", "interleaved_1f1b"),
-}
-"""`gpipe` waits as long as `1f1b`, and `looped_bfs` as `interleaved_1f1b`, and they keep more."""
+SCHEDULES: tuple[Schedule, ...] = ("1f1b", "interleaved_1f1b")
+"""Those that the planner was held against measurements of. `gpipe` waits as long as `1f1b`, and
+`looped_bfs` as `interleaved_1f1b`, and they keep more; zero-bubble ones are costed if asked for."""
+MEMORY_SHARE = 0.9
+"""Of the device that a plan may take: allocators are slow near the end of it, by an amount that is
+not modelled."""
+ALL_SCHEDULES: tuple[Schedule, ...] = (
+    *("gpipe", "1f1b", "interleaved_1f1b", "looped_bfs"),
+    *("interleaved_zero_bubble", "zbv_zero_bubble"),
+)
 TOKENS_PER_CP = 4096
 """A rank of `cp` has at least so many tokens of a sequence: shorter parts are not searched."""
 
@@ -42,20 +48,26 @@ class SearchSpace:
         precision: of matrix products.
         axes: degrees that are fixed, by name of the axis.
         policies: of recomputation.
-        schedules: of pipelines; empty: those of the software.
+        schedules: of pipelines.
         virtual_stages: on each pipeline rank; 0: all that divide the layers.
         micro_batch_size: samples; 0: any that divides.
         max_tp: largest `tp`; 0: the GPUs of a node.
+        memory_share: of the device's memory that a plan may take, 0..1.
     """
 
     software: Software = "deepseek"
     precision: Precision = "bf16"
     axes: Mapping[str, int] = field(default_factory=dict)
     policies: tuple[Recompute, ...] = POLICIES
-    schedules: tuple[Schedule, ...] = ()
+    schedules: tuple[Schedule, ...] = SCHEDULES
     virtual_stages: int = 0
     micro_batch_size: int = 0
     max_tp: int = 0
+    memory_share: float = MEMORY_SHARE
+
+    def limit_bytes(self, gpu: Gpu) -> float:
+        """Return the bytes of `gpu` that a plan may take."""
+        return min(count_usable_bytes(gpu), self.memory_share * gpu.memory_bytes)
 
 
 @lru_cache(maxsize=1024)
@@ -108,7 +120,9 @@ def _list_cp(shape: TransformerShape, num_gpus: int, space: SearchSpace) -> tupl
     return _choose(space, "cp", tuple(options))
 
 
-def list_forms(shape: TransformerShape, layout: Layout, space: SearchSpace) -> Iterator[ParallelPlan]:
+def list_forms(
+    shape: TransformerShape, layout: Layout, space: SearchSpace
+) -> Iterator[ParallelPlan]:
     """Yield plans of a layout, with each schedule and with tokens divided by `tp` or not."""
     tokens = shape.context_length // layout.cp
     divides = (True, False) if layout.tp > 1 and tokens % layout.tp == 0 else (False,)
@@ -131,7 +145,7 @@ def _list_pipelines(
         yield "1f1b", 1
         return
     each, rest = divmod(shape.num_layers, pp)
-    for schedule in space.schedules or SCHEDULES[space.software]:
+    for schedule in space.schedules:
         if schedule in ("1f1b", "gpipe"):
             options: tuple[int, ...] = (1,)
         elif schedule == "zbv_zero_bubble":

@@ -6,11 +6,12 @@ from rich.text import Text
 
 from deepseek.planner.explanation import GIB, Loss, find_worst_rank, say_plan
 from deepseek.planner.plan_report import MFU_CONVENTION, PlanReport
-from deepseek.planner.plan_text import describe_axes, describe_pipeline
+from deepseek.planner.plan_text import describe_axes, shorten_pipeline
 from deepseek.planner.prediction import Prediction
+from deepseek.planner.quantity import show_seconds
 from deepseek.planner.search import TIE_SHARE, Candidate
 
-MIN_WIDTH = 120
+MIN_WIDTH = 136
 """Characters of a line where nobody looks on, or the terminal is narrow."""
 COMMUNICATION = ("tp", "cp", "pp", "dp")
 
@@ -82,7 +83,7 @@ def _time_table(report: PlanReport, shown: list[Candidate]) -> Table:
         cells = [
             ">" if candidate is report.found.best else "",
             describe_axes(plan),
-            _shorten(describe_pipeline(plan)),
+            shorten_pipeline(plan),
             f"{plan.num_micro_batches}x{plan.micro_batch_size}",
             plan.recompute,
             *_time_cells(prediction),
@@ -91,10 +92,6 @@ def _time_table(report: PlanReport, shown: list[Candidate]) -> Table:
         cells += [f"{report.count_usd(prediction):,.0f}"] if has_money else []
         table.add_row(*cells)
     return table
-
-
-def _shorten(pipeline: str) -> str:
-    return pipeline.replace("interleaved", "il").replace("_zero_bubble", "_zb")
 
 
 def _time_cells(prediction: Prediction) -> list[str]:
@@ -109,13 +106,6 @@ def _time_cells(prediction: Prediction) -> list[str]:
         f"{prediction.tokens_per_s_per_gpu:,.0f}",
         f"{prediction.mfu:.1%}",
     ]
-
-
-def show_seconds(seconds: float) -> str:
-    """Return seconds with the digits that matter in a table."""
-    if seconds < 1:
-        return f"{abs(seconds):.3f}"
-    return f"{seconds:.2f}" if seconds < 100 else f"{seconds:,.0f}"
 
 
 def _memory_table(report: PlanReport, shown: list[Candidate]) -> Table:

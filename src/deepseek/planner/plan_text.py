@@ -33,6 +33,11 @@ def describe_pipeline(plan: ParallelPlan) -> str:
     return plan.schedule + (f" x{plan.virtual_stages}" if plan.virtual_stages > 1 else "")
 
 
+def shorten_pipeline(plan: ParallelPlan) -> str:
+    """Return schedule and stages in the few letters of a table, `il_1f1b x4`."""
+    return describe_pipeline(plan).replace("interleaved", "il").replace("_zero_bubble", "_zb")
+
+
 def read_axes(text: str, num_gpus: int | None) -> dict[str, int]:
     """Return the degree of every axis that `text` asks for, 1 where it names none.
 

@@ -59,3 +59,10 @@ def show_count(number: float) -> str:
         if number >= 0.9995 * size:
             return f"{number / size:.3g}{letter}"
     return f"{number:.3g}"
+
+
+def show_seconds(seconds: float) -> str:
+    """Return seconds with the digits that matter in a table."""
+    if seconds < 1:
+        return f"{abs(seconds):.3f}"
+    return f"{seconds:.2f}" if seconds < 100 else f"{seconds:,.0f}"

@@ -5,7 +5,7 @@ first policy of recomputation that fits: what keeps less takes longer. Left out 
 not fit even with the least, and micro-batches larger than two that were slower already.
 
 Plans closer than the planner's own error are not told apart by it: of those the one with the fewest
-axes is the choice.
+axes is the choice, and whole weights before divided ones.
 """
 
 import time
@@ -77,7 +77,7 @@ class Candidates:
             return None
         most_s = (1 + TIE_SHARE) * self.ranked[0].prediction.step_s
         ties = [c for c in self.ranked if c.prediction.step_s <= most_s]
-        return min(ties, key=lambda c: (c.num_axes, c.prediction.step_s))
+        return min(ties, key=lambda c: (c.num_axes, c.plan.dp_shard > 1, c.prediction.step_s))
 
     @property
     def least(self) -> Candidate | None:
@@ -131,7 +131,7 @@ def search(
     if refused is not None and not found.ranked and not found.nearest:
         raise refused
     if not found.num_costed:
-        _raise_uncut(cluster, batch_size, space)
+        _raise_uncut(shape, cluster, batch_size, space)
     found.ranked.sort(key=lambda c: (c.prediction.step_s, c.num_axes))
     found.search_s = time.perf_counter() - start
     return found
@@ -207,10 +207,13 @@ def _raise_undivided(
     )
 
 
-def _raise_uncut(cluster: Cluster, batch_size: int, space: SearchSpace) -> None:
+def _raise_uncut(
+    shape: TransformerShape, cluster: Cluster, batch_size: int, space: SearchSpace
+) -> None:
     asked = f" of {space.micro_batch_size} sequences" if space.micro_batch_size else ""
     raise ConfigError(
         f"batch_size={batch_size} on num_gpus={cluster.num_gpus} cannot be cut into"
-        f" micro-batches{asked} that fill the stages of any pipeline.",
-        fix="raise the batch, or allow another micro-batch size or schedule",
+        f" micro-batches{asked} that fill the stages of a pipeline of {', '.join(space.schedules)}"
+        f" (stages of interleaved ones divide num_layers={shape.num_layers}).",
+        fix="raise the batch, or allow another micro-batch size, schedule or number of stages",
     )

@@ -83,3 +83,30 @@ def test_absent_tables_are_named(validation, tmp_path):
     rows, absent = importlib.import_module("planner_rows").read_rows(tmp_path)
     assert rows == []
     assert set(absent) == set(TARGETS)
+
+
+def test_the_errors_that_the_command_prints_are_those_of_today(tables, validation):
+    from deepseek.planner.accuracy import VALIDATION
+
+    evaluated, absent, folder = tables
+    if absent:
+        pytest.skip(f"{', '.join(absent)} not in {folder} (set DEEPSEEK_PUBLISHED)")
+    assert len(evaluated) == len(VALIDATION)
+    for entry, (name, results) in zip(VALIDATION, evaluated.items(), strict=True):
+        assert name.startswith(entry.table)
+        mean, worst = validation.summarise(results)
+        assert (entry.num_rows, entry.num_fitted) == (
+            len(results),
+            sum(result.row.is_fitted for result in results),
+        )
+        assert entry.mean == pytest.approx(mean, abs=0.006)
+        assert entry.worst == pytest.approx(worst, abs=0.006)
+
+
+def test_the_documentation_has_the_errors_that_the_command_prints():
+    from deepseek.planner.accuracy import VALIDATION
+
+    page = (BENCHMARKS.parent / "docs" / "plan.md").read_text(encoding="utf-8")
+    for entry in VALIDATION:
+        row = f"| {entry.table} | {entry.num_rows} | {entry.num_fitted} |"
+        assert f"{row} {entry.mean:.2f} | {entry.worst:.2f} |" in page

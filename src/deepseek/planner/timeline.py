@@ -128,10 +128,11 @@ def draw_up(
     else:
         passes = _follow_orders(plan, stages)
     end_s = max(entry.end_s for entry in passes)
-    for kind, seconds in (
+    ends: tuple[tuple[Kind, float], ...] = (
         ("communication", prediction.time_s["dp"]),
         ("optimizer", prediction.time_s["optimizer"]),
-    ):
+    )
+    for kind, seconds in ends:
         passes += [Pass(rank, kind, 0, 0, end_s, end_s + seconds) for rank in range(plan.pp)]
         end_s += seconds
     return passes

@@ -2,9 +2,10 @@
 
 ```
 TransformerShape, Cluster, ParallelPlan   ->  predict  ->  Prediction     any plan, costed
-TransformerShape, Cluster                 ->  search   ->  Candidates     all that run, ranked
+TransformerShape, Cluster                 ->  search   ->  Candidates     all that fit, ranked
+TransformerShape, Cluster  ->  choose_settings  ->  settings of a run that follow the best
 ```
-Pure Python and numpy: nothing here needs torch.
+Pure Python: nothing here needs torch.
 """
 
 from deepseek.planner.cluster import Cluster as Cluster
@@ -18,4 +19,8 @@ from deepseek.planner.predict import predict as predict
 from deepseek.planner.prediction import Prediction as Prediction
 from deepseek.planner.presets import PRESETS as PRESETS
 from deepseek.planner.presets import find_shape as find_shape
+from deepseek.planner.run_settings import choose_settings as choose_settings
+from deepseek.planner.search import Candidates as Candidates
+from deepseek.planner.search import search as search
+from deepseek.planner.search_space import SearchSpace as SearchSpace
 from deepseek.planner.shape import TransformerShape as TransformerShape

@@ -23,6 +23,7 @@ _ALIASES = {
     "causal": "is_causal",
 }
 _NEED_VOCABULARY = "give --vocab-size: the tokens of the vocabulary, which come from the data"
+_EXPERTS = "all experts are on every rank that has the layer: ranks of experts (ep) are not planned"
 VOCABULARY_MULTIPLE = 64
 """The library's GPT pads its vocabulary to a multiple of this."""
 
@@ -69,6 +70,8 @@ def find_model(text: str, context_length: int = 0, vocab_size: int = 0) -> Model
         and path.suffix not in (".yaml", ".yml")
     ):
         source = replace(source, shape=replace(source.shape, vocab_size=vocab_size))
+    if source.shape.num_experts > 1:
+        source = replace(source, note=_EXPERTS)
     return source
 
 

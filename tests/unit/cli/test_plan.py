@@ -111,6 +111,14 @@ def test_measured_links_change_the_plan(capsys, tmp_path):
     assert slow["step_s"] == pytest.approx(by_option["step_s"], rel=1e-6)
 
 
+def test_what_is_weak_is_said_with_the_error(capsys):
+    fp8 = run_json(capsys, "llama3-8b", "--gpus", "64", "--precision", "fp8")
+    assert "5 to 15 %" in fp8["error"]
+    long = run_json(capsys, "llama3-8b", "--gpus", "64", "--seq", "131072", "--plan", "fsdp8-cp8")
+    assert "No published row has cp" in long["error"]
+    assert "cp" not in run_json(capsys, "llama3-8b", "--gpus", "64")["error"]
+
+
 def test_a_batch_is_found_for_gpus_that_are_no_power_of_two(capsys):
     found = run_json(capsys, "gpt3-20b", "--gpus", "24")
     assert found["batch_size"] % 3 == 0

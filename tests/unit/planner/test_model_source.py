@@ -25,6 +25,11 @@ def test_a_name_is_a_preset_and_its_sequence_can_be_another():
     assert (source.shape.context_length, source.shape.vocab_size) == (16384, 1000)
 
 
+def test_experts_have_a_note():
+    assert "ep" in find_model("mixtral-8x7b").note
+    assert find_model("mistral-7b").note == ""
+
+
 def test_a_table_has_short_names_for_its_sizes():
     shape = find_model("layers=2,dim=64,heads=4,vocab=1_000,seq=128,gated=true,kv_heads=2").shape
     assert (shape.num_layers, shape.vocab_size, shape.context_length) == (2, 1000, 128)

@@ -27,6 +27,7 @@ LIGHT = [
     "deepseek.config",
     "deepseek.cli.main",
     "deepseek.doctor",
+    "deepseek.planner",
     "deepseek.launch.supervisor",
     "deepseek.launch.manifest_rules",
 ]

@@ -21,6 +21,7 @@ from deepseek.cli import (
     init,
     launch,
     lr_range,
+    plan,
     predict,
     report,
     runs,
@@ -49,6 +50,7 @@ app.command("verify-resume")(verify_resume.verify_resume)
 app.command("chaos")(chaos.chaos)
 app.command("launch", context_settings=launch.CONTEXT_SETTINGS)(launch.launch)
 app.command("doctor")(doctor.doctor)
+app.command("plan")(plan.plan)
 app.add_typer(runs.app, name="runs")
 app.add_typer(config.app, name="config")
 

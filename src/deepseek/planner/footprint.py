@@ -1,0 +1,180 @@
+"""Bytes of a plan by category on each pipeline rank.
+
+Activations follow Korthikanti et al. (2022, arXiv:2205.05198), equations 1 to 6, in general form:
+with 16-bit activations, `4 * dim` features, dropout and plain attention a block keeps
+`tokens * dim * (10 + 24 / tp + 5 * heads * length / (dim * tp))` bytes. An activation needed by two
+products is counted once; what is kept in fp32 by an eager norm is not counted.
+"""
+
+from typing import NamedTuple
+
+from deepseek.planner.cluster import Gpu
+from deepseek.planner.flops import Weights
+from deepseek.planner.parallel_plan import ParallelPlan
+from deepseek.planner.pipeline import count_in_flight, divide_layers, find_head_rank
+from deepseek.planner.shape import TransformerShape
+
+RESERVED_BYTES = 1.25 * 2**30
+"""Taken by the driver, loaded kernels and buffers of the communication library."""
+FRAGMENTED_SHARE = 0.02
+"""Of the memory that an allocator cannot hand out."""
+
+
+class BlockBytes(NamedTuple):
+    """Activations of one block and micro-batch on one rank."""
+
+    kept: float
+    """From forward to backward, under the plan's recomputation."""
+    working: float
+    """While one block runs backward: what recomputation brings back, whole."""
+
+
+def count_block_bytes(shape: TransformerShape, plan: ParallelPlan) -> BlockBytes:
+    """Activations of a block under `plan`."""
+    everything, core, light, outputs = _count_kept(shape, plan)
+    mode = plan.recompute
+    if mode == "none":
+        return BlockBytes(everything, 0.0)
+    if mode == "full":
+        item = 4 if plan.precision == "fp32" else 2
+        whole = plan.tp if plan.sequence_parallel else 1
+        kept = item * _count_tokens(shape, plan) * shape.dim / whole
+    elif mode == "selective" and plan.attention == "plain":
+        kept = everything - core
+    else:
+        kept = everything - light
+        if mode == "selective":
+            kept -= plan.selective_products * outputs
+    kept = plan.recompute_share * kept + (1 - plan.recompute_share) * everything
+    return BlockBytes(kept, everything - kept)
+
+
+def _count_tokens(shape: TransformerShape, plan: ParallelPlan) -> float:
+    return plan.micro_batch_size * shape.context_length / plan.cp
+
+
+def _count_kept(shape: TransformerShape, plan: ParallelPlan) -> tuple[float, ...]:
+    """Bytes a block keeps: all; of them attention's core, norms and activations, products."""
+    tokens, tp = _count_tokens(shape, plan), plan.tp
+    item = 4 if plan.precision == "fp32" else 2
+    whole = tokens * shape.dim / (tp if plan.sequence_parallel else 1)
+    q = shape.heads * shape.head_dim
+    kv = shape.kv_heads * shape.head_dim
+    active, hidden = shape.active_experts, shape.hidden_dim
+    # In fp8, what only products read (outputs of norms and of the activation) is kept as cast.
+    read = 1 if plan.precision == "fp8" else item
+    norms = read * 2 * whole
+    # Inputs of the two norms and their outputs; a mask of one byte after each branch.
+    total = item * 2 * whole + norms + (2 * whole if shape.dropout else 0)
+    total += item * tokens * (2 * q + 2 * kv) / tp
+    # Gated: gate, up, activated gate, their product. Else: before and after the activation.
+    features = tokens * active * hidden / tp
+    total += features * (3 * item + read if shape.is_gated else item + read)
+    light = norms + features * (item + read if shape.is_gated else read)
+    if shape.num_experts > 1:
+        total += item * 2 * tokens * active * shape.dim / tp
+    scores = tokens * shape.context_length * shape.heads / tp
+    if plan.attention == "plain":
+        core = scores * (item + (1 + item if shape.dropout else 0))
+    else:
+        # One fp32 number for each row of scores.
+        core = 4 * tokens * shape.heads / tp
+    outputs = item * tokens * (q + 2 * kv + (2 if shape.is_gated else 1) * active * hidden) / tp
+    return total + core, core if plan.attention == "plain" else 0.0, light, outputs
+
+
+def count_rank_weights(
+    shape: TransformerShape, weights: Weights, plan: ParallelPlan
+) -> tuple[float, ...]:
+    """Weights of each pipeline rank after `tp`, before `dp_shard`."""
+    layers = divide_layers(shape.num_layers, plan.pp, plan.virtual_stages, plan.schedule)
+    layer = _divide_layer(shape, weights, plan.tp)
+    counts = [count * layer for count in layers]
+    head_rank = find_head_rank(plan.pp, plan.schedule)
+    counts[0] += weights.embedding / plan.tp
+    counts[head_rank] += weights.head / plan.tp
+    if shape.is_tied and head_rank:
+        # The last rank has a copy of the tied matrix.
+        counts[head_rank] += shape.vocab_size * shape.dim / plan.tp
+    return tuple(counts)
+
+
+def _divide_layer(shape: TransformerShape, weights: Weights, tp: int) -> float:
+    """Weights of a block on one rank: norms are whole on each."""
+    return (weights.layer - weights.norms) / tp + weights.norms
+
+
+def count_memory(
+    shape: TransformerShape, weights: Weights, plan: ParallelPlan
+) -> list[dict[str, float]]:
+    """Bytes by category on each pipeline rank, first to last."""
+    per_rank = count_rank_weights(shape, weights, plan)
+    layers = divide_layers(shape.num_layers, plan.pp, plan.virtual_stages, plan.schedule)
+    in_flight = count_in_flight(plan.schedule, plan.pp, plan.virtual_stages, plan.num_micro_batches)
+    block = count_block_bytes(shape, plan)
+    per_weight = _bytes_per_weight(plan)
+    head_rank = find_head_rank(plan.pp, plan.schedule)
+    logits = _count_logits_bytes(shape, plan)
+    layer = _divide_layer(shape, weights, plan.tp)
+    ranks = []
+    for rank, (count, num_layers, held) in enumerate(zip(per_rank, layers, in_flight, strict=True)):
+        ranks.append(
+            {
+                "weights": count * per_weight[0],
+                "gradients": count * per_weight[1],
+                "optimizer": count * per_weight[2],
+                "activations": num_layers * held * block.kept + block.working,
+                "logits": logits if rank == head_rank else 0.0,
+                "buffers": _count_buffer_bytes(plan, count, num_layers, layer),
+            }
+        )
+    return ranks
+
+
+def _bytes_per_weight(plan: ParallelPlan) -> tuple[float, float, float]:
+    """Stored bytes for each weight of a rank: of weights, gradients, optimizer."""
+    shards = count_shards(plan)
+    if shards > 1:
+        # Fully sharded: the master weight is the weight; the compute copy lives in buffers.
+        stored = plan.master_bytes or plan.weight_bytes
+        return stored / shards, plan.gradient_bytes / shards, plan.state_bytes / shards
+    copies = plan.dp_replicate * plan.cp if plan.shards_optimizer else 1
+    optimizer = (plan.master_bytes + plan.state_bytes) / copies
+    return plan.weight_bytes, plan.gradient_bytes, optimizer
+
+
+def count_shards(plan: ParallelPlan) -> int:
+    """Ranks that weights are divided between: `dp_shard`, and `cp` with it."""
+    return plan.dp_shard * plan.cp if plan.dp_shard > 1 else 1
+
+
+def _count_logits_bytes(shape: TransformerShape, plan: ParallelPlan) -> float:
+    """Fused: in compute precision, and fp32 probabilities that the gradient overwrites.
+
+    Else: in compute precision and in fp32, logarithms of probabilities, the gradient.
+    """
+    elements = _count_tokens(shape, plan) * shape.vocab_size / plan.tp
+    return elements * (6 if plan.is_loss_fused else 12)
+
+
+def _count_buffer_bytes(plan: ParallelPlan, count: float, num_layers: int, layer: float) -> float:
+    """Gathered weights and unreduced gradients of fully sharded ranks."""
+    if count_shards(plan) == 1:
+        return 0.0
+    ends = count - num_layers * layer
+    # A pipeline stage adds up whole gradients until its last micro-batch.
+    sums = plan.gradient_bytes * count if plan.pp > 1 else 0.0
+    if not plan.reshards:
+        return plan.weight_bytes * (count + layer) + sums
+    # The block that runs and the next one; one block's gradients; embedding and head throughout.
+    return plan.weight_bytes * (3 * layer + ends) + sums
+
+
+def count_usable_bytes(gpu: Gpu) -> float:
+    """Bytes of `gpu` that are left to a training by the driver and by fragmentation."""
+    return (gpu.memory_bytes - RESERVED_BYTES) * (1 - FRAGMENTED_SHARE)
+
+
+def fits_device(gpu: Gpu, peak_bytes: float) -> bool:
+    """Whether `peak_bytes` leave room for the driver and for fragmentation."""
+    return peak_bytes <= count_usable_bytes(gpu)

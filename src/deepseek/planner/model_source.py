@@ -1,0 +1,200 @@
+"""Where the sizes of a model come from: a name, a file of Hugging Face or ours, or a table."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from deepseek.config import read_config
+from deepseek.errors import ConfigError
+from deepseek.planner.huggingface import shape_from_huggingface, shape_from_table
+from deepseek.planner.presets import find_shape
+from deepseek.planner.shape import TransformerShape
+
+_ALIASES = {
+    "layers": "num_layers",
+    "seq": "context_length",
+    "vocab": "vocab_size",
+    "hidden": "hidden_dim",
+    "experts": "num_experts",
+    "gated": "is_gated",
+    "tied": "is_tied",
+    "causal": "is_causal",
+}
+_NEED_VOCABULARY = "give --vocab-size: the tokens of the vocabulary, which come from the data"
+_EXPERTS = "all experts are on every rank that has the layer: ranks of experts (ep) are not planned"
+VOCABULARY_MULTIPLE = 64
+"""The library's GPT pads its vocabulary to a multiple of this."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A shape, and what was assumed to get it.
+
+    Attributes:
+        shape: sizes.
+        note: an approximation that a reader must know of; may be empty.
+        batch_size: sequences of a step that the file asks for; 0 where it does not.
+    """
+
+    shape: TransformerShape
+    note: str = ""
+    batch_size: int = 0
+
+
+def find_model(text: str, context_length: int = 0, vocab_size: int = 0) -> ModelSource:
+    """Return the sizes of the model that `text` names.
+
+    Args:
+        text: a preset, a `config.json` or a folder with one, a `model_config.yaml`, or a table
+            such as `layers=48,dim=6144,heads=64,vocab=51200,seq=2048`.
+        context_length: tokens of a sequence; 0: what the source says.
+        vocab_size: tokens of the vocabulary; 0: what the source says.
+
+    Raises:
+        ConfigError: it is none of these, or lacks a size.
+    """
+    path = Path(text)
+    if "=" in text:
+        source = ModelSource(_read_table(text, context_length, vocab_size))
+    elif path.suffix in (".yaml", ".yml"):
+        source = _read_own(path, context_length, vocab_size)
+    elif path.suffix == ".json" or path.is_dir():
+        source = ModelSource(_read_huggingface(path, context_length))
+    else:
+        source = ModelSource(find_shape(text, context_length))
+    if (
+        vocab_size
+        and source.shape.vocab_size != vocab_size
+        and path.suffix not in (".yaml", ".yml")
+    ):
+        source = replace(source, shape=replace(source.shape, vocab_size=vocab_size))
+    if source.shape.num_experts > 1:
+        source = replace(source, note=_EXPERTS)
+    return source
+
+
+def _read_table(text: str, context_length: int, vocab_size: int) -> TransformerShape:
+    table: dict[str, Any] = {}
+    for part in text.split(","):
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or not value:
+            raise ConfigError(
+                f"MODEL {text!r}: {part!r} is no KEY=NUMBER.",
+                fix="write layers=48,dim=6144,heads=64,vocab=51200,seq=2048",
+            )
+        table[_ALIASES.get(key, key)] = _read_value(text, key, value)
+    if context_length:
+        table["context_length"] = context_length
+    if vocab_size:
+        table["vocab_size"] = vocab_size
+    return shape_from_table(table)
+
+
+def _read_value(text: str, key: str, value: str) -> int | bool | str:
+    kinds = {field.name: field.type for field in fields(TransformerShape)}
+    kind = kinds.get(_ALIASES.get(key, key))
+    if kind in (str, "str"):
+        return value
+    if kind in (bool, "bool") and value.lower() in ("true", "yes", "1", "false", "no", "0"):
+        return value.lower() in ("true", "yes", "1")
+    try:
+        return int(value.replace("_", ""))
+    except ValueError:
+        raise ConfigError(
+            f"MODEL {text!r}: {key}={value} is no whole number.", fix=f"give {key} digits"
+        ) from None
+
+
+def _read_huggingface(path: Path, context_length: int) -> TransformerShape:
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"MODEL {path}: {file} cannot be read ({error}).",
+            fix="give a folder with a config.json of Hugging Face, or that file",
+        ) from error
+    if not isinstance(config, dict):
+        raise ConfigError(
+            f"MODEL {file}: holds a {type(config).__name__}, and no object with the sizes.",
+            fix="give the config.json of a Hugging Face model",
+        )
+    # A model of text and pictures has the sizes of its language model one level down.
+    inner = config.get("text_config")
+    shape = shape_from_huggingface(inner if isinstance(inner, dict) else config, context_length)
+    return replace(shape, name=file.resolve().parent.name or shape.name)
+
+
+def _read_own(path: Path, context_length: int, vocab_size: int) -> ModelSource:
+    config = read_config(path).config
+    kind, args = config.model.architecture, dict(config.model.args)
+    readers = {"gpt": _read_gpt, "encoder": _read_encoder, "vit": _read_vit}
+    if kind not in readers:
+        raise ConfigError(
+            f"MODEL {path}: model.architecture={kind} is no transformer that the planner knows the"
+            f" sizes of ({', '.join(readers)}).",
+            fix="give the sizes: layers=12,dim=768,heads=12,vocab=50304,seq=1024",
+        )
+    if context_length:
+        args["context_length"] = context_length
+    try:
+        shape, note = readers[kind](args, vocab_size)
+    except KeyError as error:
+        raise ConfigError(
+            f"MODEL {path}: model.args has no {error.args[0]}.",
+            fix=f"add model.args.{error.args[0]}",
+        ) from error
+    return ModelSource(replace(shape, name=path.stem), note, config.trainer.batch_size)
+
+
+def _sizes(args: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "num_layers": args["num_layers"],
+        "dim": args["dim"],
+        "heads": args["heads"],
+        "hidden_dim": args.get("hidden_dim") or 0,
+        "dropout": args.get("dropout", 0) > 0,
+        "has_positions": True,
+    }
+
+
+def _read_gpt(args: Mapping[str, Any], vocab_size: int) -> tuple[TransformerShape, str]:
+    tokens = vocab_size or args.get("num_classes")
+    if not tokens:
+        raise ConfigError("model.args.num_classes of a gpt is not set.", fix=_NEED_VOCABULARY)
+    rows = -(-tokens // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    sizes = _sizes(args)
+    shape = TransformerShape("gpt", vocab_size=rows, context_length=args["context_length"], **sizes)
+    return shape, ""
+
+
+def _read_encoder(args: Mapping[str, Any], vocab_size: int) -> tuple[TransformerShape, str]:
+    tokens = vocab_size or args["vocab_size"]
+    sizes = {**_sizes(args), "dropout": args.get("dropout", 0.1) > 0}
+    shape = TransformerShape(
+        "encoder",
+        vocab_size=tokens,
+        context_length=args["context_length"],
+        has_biases=True,
+        is_causal=False,
+        **sizes,
+    )
+    return shape, "costed as if logits of the vocabulary came from every token (as in pretraining)"
+
+
+def _read_vit(args: Mapping[str, Any], vocab_size: int) -> tuple[TransformerShape, str]:
+    del vocab_size  # pictures have none
+    size, patch = args["image_size"], args["patch_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = TransformerShape(
+        "vit",
+        # As many rows as a patch has numbers: the projection of patches, counted as the head.
+        vocab_size=patch * patch * args.get("channels", 3),
+        context_length=height // patch * (width // patch) + (args.get("pool", "cls") == "cls"),
+        has_biases=True,
+        is_causal=False,
+        **_sizes(args),
+    )
+    return shape, "the projection of patches is costed in the place of logits"

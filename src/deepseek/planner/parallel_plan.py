@@ -1,0 +1,89 @@
+"""One way to spread a training over devices: the thing that is costed and searched."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Recompute = Literal["none", "pointwise", "selective", "full"]
+Precision = Literal["bf16", "fp16", "fp8", "fp32"]
+Attention = Literal["flash", "flash1", "plain"]
+Schedule = Literal[
+    "gpipe", "1f1b", "interleaved_1f1b", "looped_bfs", "interleaved_zero_bubble", "zbv_zero_bubble"
+]
+
+
+@dataclass(frozen=True)
+class ParallelPlan:
+    """Degrees of the axes and how a batch is cut under them.
+
+    Attributes:
+        dp_replicate: copies of the model.
+        dp_shard: ranks that weights, gradients and optimizer state are divided between (ZeRO-3).
+        tp: ranks of a block; sequence_parallel: its tokens divided where features are whole.
+        pp: ranks that the blocks are divided between; `virtual_stages` on each.
+        cp: ranks of a sequence.
+        micro_batch_size: samples of a forward pass on one rank.
+        num_micro_batches: of a step, on each rank (accumulation, or the pipeline's).
+        recompute: `none`; `pointwise`: norms, activations, casts; `selective`: with `plain`
+            attention its core (Korthikanti et al. 2022), with `flash`, which keeps no scores, the
+            same as `pointwise` and `selective_products`; `full`: whole blocks.
+        selective_products: share of products that `selective` beside `flash` computes again;
+            every second one in PyTorch's stock policy, 0 if products are always kept.
+        recompute_share: of the blocks that `recompute` applies to.
+        stops_early: a full recomputation leaves out the last product of a block, whose output
+            nothing needs: PyTorch from 2.1 on, without reentrance; Megatron computes it.
+        precision: of matrix products.
+        attention: `flash` keeps no matrix of scores (FlashAttention 2 and later, cuDNN); `flash1`
+            is its first version, slower; `plain` writes scores to memory.
+        reshards: with `dp_shard`, whether weights are freed after a block and gathered again.
+        master_bytes, gradient_bytes, state_bytes: per weight, beside its compute copy of
+            `weight_bytes`.
+        shards_optimizer: master weights and state are divided between all copies (ZeRO-1,
+            "distributed optimizer").
+        is_fused: norms, activations and rotations are single kernels (compiled, or written so);
+            eager ones pass over memory several times.
+        is_loss_fused: cross-entropy is one kernel that keeps logits once and overwrites them with
+            their gradient (Megatron, flash-attn); PyTorch's own keeps copies in fp32.
+        adds_in_product: the product that makes a weight's gradient adds it to the sum over
+            micro-batches; otherwise a kernel of its own does. Of no effect with `dp_shard`.
+        overlaps_dp: gradients are reduced while backward runs, not after it.
+        overlaps_tp: tensor-parallel communication runs beside the products it feeds.
+    """
+
+    dp_replicate: int = 1
+    dp_shard: int = 1
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    sequence_parallel: bool = True
+    schedule: Schedule = "1f1b"
+    virtual_stages: int = 1
+    micro_batch_size: int = 1
+    num_micro_batches: int = 1
+    recompute: Recompute = "none"
+    precision: Precision = "bf16"
+    attention: Attention = "flash"
+    reshards: bool = True
+    weight_bytes: float = 2.0
+    gradient_bytes: float = 4.0
+    master_bytes: float = 4.0
+    state_bytes: float = 8.0
+    selective_products: float = 0.5
+    recompute_share: float = 1.0
+    stops_early: bool = True
+    shards_optimizer: bool = False
+    is_fused: bool = True
+    is_loss_fused: bool = False
+    adds_in_product: bool = True
+    overlaps_dp: bool = True
+    overlaps_tp: bool = False
+
+    @property
+    def world_size(self) -> int:
+        """Number of devices."""
+        return self.dp_replicate * self.dp_shard * self.tp * self.pp * self.cp
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences of an optimizer step over all ranks."""
+        shares = self.dp_replicate * self.dp_shard
+        return shares * self.micro_batch_size * self.num_micro_batches

@@ -1,0 +1,284 @@
+"""Time and memory of any plan, from one physical model.
+
+A step is, on the slowest pipeline rank, all micro-batches forward and backward; then the wait for
+the other ranks (the bubble), communication that nothing hides, and the optimizer.
+"""
+
+from typing import NamedTuple
+
+from deepseek.planner.cluster import Cluster
+from deepseek.planner.compute import recompute_s, time_block, time_head
+from deepseek.planner.constants import CALIBRATION, Calibration
+from deepseek.planner.feasibility import check_plan
+from deepseek.planner.flops import (
+    attention_flops_per_token,
+    count_weights,
+    layers_forward_flops_per_token,
+    model_flops_per_token,
+)
+from deepseek.planner.footprint import (
+    count_memory,
+    count_rank_weights,
+    count_shards,
+    fits_device,
+)
+from deepseek.planner.network import Ring, exposed_s, make_ring, send_s
+from deepseek.planner.parallel_plan import ParallelPlan
+from deepseek.planner.pipeline import bubble_share, divide_layers, find_head_rank
+from deepseek.planner.prediction import Prediction
+from deepseek.planner.shape import TransformerShape
+
+
+class MicroBatchTime(NamedTuple):
+    """Seconds of one micro-batch on the slowest pipeline rank, and of all ranks together."""
+
+    compute_s: float
+    recompute_s: float
+    tp_s: float
+    cp_s: float
+    pp_s: float
+    all_ranks_s: float
+    backward_share: float
+    rank: int
+    """The slowest."""
+
+    @property
+    def total_s(self) -> float:
+        """Forward and backward with communication that is in their way."""
+        return self.compute_s + self.recompute_s + self.tp_s + self.cp_s + self.pp_s
+
+
+def predict(
+    model: TransformerShape,
+    cluster: Cluster,
+    plan: ParallelPlan,
+    calibration: Calibration = CALIBRATION,
+) -> Prediction:
+    """What one optimizer step of `model` on `cluster` under `plan` takes.
+
+    Args:
+        model: sizes of the transformer.
+        cluster: GPUs and links; `plan.world_size` of its GPUs are used.
+        plan: degrees, micro-batches, recomputation, precision.
+        calibration: the fitted constants.
+
+    Raises:
+        ConfigError: the plan is impossible for this model or cluster; the message says why.
+    """
+    check_plan(model, cluster, plan)
+    weights = count_weights(model)
+    local = count_rank_weights(model, weights, plan)
+    once = _time_micro_batch(model, cluster, plan, calibration)
+    micro_batches = plan.num_micro_batches
+    bubble_s = bubble_share(plan.schedule, plan.virtual_stages) * (once.all_ranks_s - once.total_s)
+    dp_s = _data_parallel_s(model, cluster, plan, once, max(local), calibration)
+    time_s = {
+        "compute": micro_batches * once.compute_s,
+        "recompute": micro_batches * once.recompute_s,
+        "tp": micro_batches * once.tp_s,
+        "cp": micro_batches * once.cp_s,
+        "pp": micro_batches * once.pp_s,
+        "dp": dp_s,
+        "bubble": bubble_s,
+        "optimizer": _optimizer_s(cluster, plan, max(local), calibration),
+    }
+    return _make_prediction(model, cluster, plan, time_s, count_memory(model, weights, plan))
+
+
+def _time_micro_batch(
+    model: TransformerShape, cluster: Cluster, plan: ParallelPlan, cal: Calibration
+) -> MicroBatchTime:
+    """Seconds of a micro-batch on the pipeline rank that sets the pace."""
+    kind = (plan.precision, plan.attention, plan.sequence_parallel, plan.is_fused)
+    block = time_block(model, cluster.gpu, plan.micro_batch_size, plan.tp, plan.cp, kind, cal)
+    tokens = plan.micro_batch_size * model.context_length / plan.cp
+    item = 4 if plan.precision == "fp32" else 2
+    boundary = item * tokens * model.dim
+    tp_s = _tensor_parallel_s(cluster, plan, boundary, cal)
+    cp_s = _context_parallel_s(model, cluster, plan, block.core_s, cal)
+    again_s = recompute_s(block, plan)
+    compute_s = block.forward_s + block.backward_s
+    layers = divide_layers(model.num_layers, plan.pp, plan.virtual_stages, plan.schedule)
+    per_layer_s = compute_s + again_s + tp_s + cp_s
+    ranks_s = [count * per_layer_s for count in layers]
+    head_rank = find_head_rank(plan.pp, plan.schedule)
+    head = time_head(model, cluster.gpu, tokens, plan.tp, plan.precision, plan.is_loss_fused, cal)
+    head_s = head[0] + head[1]
+    ranks_s[head_rank] += head_s
+    slowest_s = max(ranks_s)
+    rank = ranks_s.index(slowest_s)
+    count = layers[rank]
+    pp_s = 0.0
+    if plan.pp > 1:
+        distance = plan.world_size // plan.pp
+        sends = 2 * plan.virtual_stages
+        pp_s = sends * send_s(cluster, boundary / plan.tp, distance, cal)
+    extra_s = head_s if rank == head_rank else 0.0
+    forward_s = count * block.forward_s + (head[0] if rank == head_rank else 0.0)
+    total_s = slowest_s + pp_s
+    return MicroBatchTime(
+        count * compute_s + extra_s,
+        count * again_s,
+        count * tp_s,
+        count * cp_s,
+        pp_s,
+        sum(ranks_s) + plan.pp * pp_s,
+        1 - forward_s / total_s,
+        rank,
+    )
+
+
+def _tensor_parallel_s(
+    cluster: Cluster, plan: ParallelPlan, boundary: float, cal: Calibration
+) -> float:
+    """Seconds of a block's sums over `tp`: two forward, two backward, more in a recompute."""
+    if plan.tp == 1:
+        return 0.0
+    again = 1.0 if plan.stops_early else 2.0
+    sums = 4.0 + (again * plan.recompute_share if plan.recompute == "full" else 0.0)
+    ring = make_ring(cluster, plan.tp, 1, cal)
+    seconds = sums * ring.all_reduce_s(boundary)
+    if plan.overlaps_tp:
+        seconds *= 1 - cal.tp_overlap_share
+    if plan.sequence_parallel:
+        # Inputs are gathered once more, beside a product, for the gradients of weights.
+        again_s = 2 * ring.gather_s(boundary)
+        seconds += exposed_s(cluster, again_s, 2 * boundary, again_s, cal)
+    return seconds
+
+
+def _context_parallel_s(
+    model: TransformerShape, cluster: Cluster, plan: ParallelPlan, core_s: float, cal: Calibration
+) -> float:
+    """Seconds that keys and values going round `cp` ranks add to attention's core."""
+    if plan.cp == 1:
+        return 0.0
+    item = 4 if plan.precision == "fp32" else 2
+    samples_tokens = plan.micro_batch_size * model.context_length
+    num_bytes = item * 2 * samples_tokens * model.kv_heads * model.head_dim / plan.tp
+    passes = 2.0 if plan.recompute == "full" else 1.0
+    ring_s = make_ring(cluster, plan.cp, plan.tp, cal).gather_s(num_bytes)
+    # Backward sends keys and values again and their gradients with them.
+    forward_s = exposed_s(cluster, ring_s, num_bytes, core_s, cal)
+    backward_s = exposed_s(cluster, 2 * ring_s, 2 * num_bytes, 2.5 * core_s, cal)
+    return passes * forward_s + backward_s
+
+
+def _data_parallel_s(
+    model: TransformerShape,
+    cluster: Cluster,
+    plan: ParallelPlan,
+    once: MicroBatchTime,
+    local: float,
+    cal: Calibration,
+) -> float:
+    """Seconds of a step that gathering weights and reducing gradients add."""
+    backward_s = once.backward_share * once.total_s
+    forward_s = once.total_s - backward_s
+    shards = count_shards(plan)
+    if shards == 1:
+        ring = make_ring(cluster, plan.dp_replicate * plan.cp, plan.tp, cal)
+        back = plan.weight_bytes if plan.shards_optimizer else plan.gradient_bytes
+        num_bytes = (plan.gradient_bytes + back) * local
+        if ring.size == 1:
+            return 0.0
+        sum_s = ring.gather_s(num_bytes) + ring.latency_s
+        if not plan.overlaps_dp:
+            return sum_s
+        return exposed_s(cluster, sum_s, num_bytes, backward_s, cal)
+    ring = make_ring(cluster, shards, plan.tp, cal)
+    calls = max(1, model.num_layers // plan.pp)
+    weights, gradients = plan.weight_bytes * local, plan.gradient_bytes * local
+    gather_s = _in_calls_s(ring, weights, calls)
+    reduce_s = _in_calls_s(ring, gradients, calls)
+    again_s, again = (gather_s, weights) if plan.reshards else (0.0, 0.0)
+    if not plan.overlaps_dp:
+        after_s, beside_s, beside = reduce_s, again_s, again
+    else:
+        after_s, beside_s, beside = 0.0, again_s + reduce_s, again + gradients
+    gathers, reductions = _count_rounds(plan)
+    each_s = exposed_s(cluster, gather_s, weights, forward_s, cal)
+    if gathers == reductions:
+        each_s += exposed_s(cluster, beside_s, beside, backward_s, cal)
+        total_s = gathers * (each_s + after_s)
+    else:
+        each_s += exposed_s(cluster, again_s, again, backward_s, cal)
+        reduced_s = exposed_s(cluster, reduce_s, gradients, backward_s, cal)
+        total_s = gathers * each_s + reductions * max(after_s, reduced_s)
+    # Nothing runs yet beside the first gather of a step, nor beside its last reduction.
+    ends_s = (gather_s + reduce_s) / calls
+    copies = make_ring(cluster, plan.dp_replicate, plan.tp * shards, cal)
+    sums = 2 * gradients / shards
+    copies_s = exposed_s(cluster, copies.all_reduce_s(sums / 2), sums, backward_s, cal)
+    return total_s + ends_s + copies_s
+
+
+def _count_rounds(plan: ParallelPlan) -> tuple[int, int]:
+    """How often a step gathers all weights of a rank, and reduces all its gradients.
+
+    A pipeline stage reduces after its last micro-batch only. It gathers once if it keeps weights,
+    or if all micro-batches pass a stage before the next.
+    """
+    if plan.pp == 1:
+        return plan.num_micro_batches, plan.num_micro_batches
+    if not plan.reshards or plan.schedule in ("gpipe", "looped_bfs"):
+        return 1, 1
+    return plan.num_micro_batches, 1
+
+
+def _in_calls_s(ring: Ring, num_bytes: float, calls: int) -> float:
+    """Seconds of gathering `num_bytes` block by block."""
+    return ring.gather_s(num_bytes) + (calls - 1) * ring.latency_s
+
+
+def _optimizer_s(cluster: Cluster, plan: ParallelPlan, local: float, cal: Calibration) -> float:
+    """Seconds of moving gradients and states through memory, once a step and once a micro-batch.
+
+    A step reads gradients for the norm, scales them, reads and writes master weights and state,
+    writes compute weights and clears gradients; a micro-batch adds its gradients to the sum, unless
+    the products do.
+    """
+    shards = count_shards(plan)
+    grads, copies = plan.gradient_bytes, 1
+    if shards == 1 and plan.shards_optimizer:
+        copies = plan.dp_replicate * plan.cp
+    update = (4 * grads + 2 * plan.master_bytes + 2 * plan.state_bytes) / copies
+    update += plan.weight_bytes + grads
+    accumulate = 0.0
+    if shards > 1 or not plan.adds_in_product:
+        accumulate = plan.num_micro_batches * (2 * grads + plan.weight_bytes)
+    num_bytes = local / shards * (update + accumulate)
+    return num_bytes / (cluster.gpu.memory_bandwidth * cal.hbm_share)
+
+
+def _make_prediction(
+    model: TransformerShape,
+    cluster: Cluster,
+    plan: ParallelPlan,
+    time_s: dict[str, float],
+    memory: list[dict[str, float]],
+) -> Prediction:
+    """Rates and shares from seconds and bytes."""
+    step_s = sum(time_s.values())
+    tokens_per_s = plan.batch_size * model.context_length / step_s / plan.world_size
+    flops = model_flops_per_token(model)
+    again = 0.0
+    if plan.recompute == "full":
+        again = plan.recompute_share * layers_forward_flops_per_token(model)
+    elif plan.recompute == "selective":
+        core = attention_flops_per_token(model) / 3
+        products = plan.selective_products * (layers_forward_flops_per_token(model) - core)
+        again = plan.recompute_share * (core if plan.attention == "plain" else products)
+    peak_flops = cluster.gpu.peak_flops[plan.precision]
+    peak_bytes = max(sum(rank.values()) for rank in memory)
+    return Prediction(
+        step_s=step_s,
+        time_s=time_s,
+        tokens_per_s_per_gpu=tokens_per_s,
+        mfu=tokens_per_s * flops / peak_flops,
+        hfu=tokens_per_s * (flops + again) / peak_flops,
+        memory=memory,
+        peak_bytes=peak_bytes,
+        fits=fits_device(cluster.gpu, peak_bytes),
+        model_flops_per_s=tokens_per_s * flops,
+    )

@@ -9,7 +9,6 @@ from deepseek.parallel.data import reduction
 from deepseek.trainer.assembly import Assembly
 from deepseek.trainer.console import MIB, format_count
 from deepseek.trainer.run_folder import describe_device
-from deepseek.trainer.throughput import peak_memory_bytes, total_memory_bytes
 from deepseek.version import __version__
 
 
@@ -33,14 +32,8 @@ def model_line(engine: ModelEngine, assembly: Assembly, device: torch.device) ->
     parts = [f"model  {engine.architecture}", f"{format_count(total)}params"]
     if trainable != total:
         parts.append(f"({format_count(trainable)}trainable)")
-    if assembly.estimate and assembly.predicted_memory_bytes is not None:
-        # the process itself weighs something before the model does
-        base = peak_memory_bytes(device) if device.type == "cpu" else 0
-        predicted = (base + assembly.predicted_memory_bytes) / MIB
+    if assembly.estimate:
         parts.append(f"{format_count(assembly.estimate.forward_flops)}FLOPs/sample")
-        parts.append(
-            f"predicted memory {predicted:,.0f} of {total_memory_bytes(device) / MIB:,.0f} MiB"
-        )
     precision = assembly.precision
     parts.append(f"weights fp32, computed in {precision.name} ({precision.reason})")
     if assembly.step.graph.is_static:

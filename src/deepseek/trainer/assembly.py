@@ -49,7 +49,6 @@ class Assembly:
     batch_size: int
     estimate: StepEstimate | None
     activation_share: float
-    predicted_memory_bytes: float | None
     cpu_threads: int
     sequence_ramp: Ramp | None
     num_parameters: int
@@ -109,13 +108,11 @@ def assemble(
     step = _build_step(engine, task, config, loader, parallel, optimizer, schedule, precision, ema)
     step.channels_last = channels_last
     share = 1.0 if precision.name == "fp32" else 0.5
-    memory, threads = None, torch.get_num_threads()
+    threads = torch.get_num_threads()
     states = 2 if recipe.algorithm in ("adam", "adamw", "nadamw", "lamb", "adan") else 1
-    if estimate:
-        if device.type == "cpu":
-            forward_flops = estimate.forward_flops * micro_batch_size
-            threads = choose_cpu_threads(forward_flops, estimate.num_ops)
-        memory = estimate.memory_bytes(micro_batch_size, states, share)
+    if estimate and device.type == "cpu":
+        forward_flops = estimate.forward_flops * micro_batch_size
+        threads = choose_cpu_threads(forward_flops, estimate.num_ops)
     return Assembly(
         step,
         recipe,
@@ -128,7 +125,6 @@ def assemble(
         config.batch_size,
         estimate,
         share,
-        memory,
         threads,
         sequence_ramp(config, spec),
         sum(p.numel() for p in parameters),

@@ -31,19 +31,6 @@ class StepEstimate:
         """Forward and backward of a batch: the backward pass does twice the forward's work."""
         return 3 * self.forward_flops * batch_size
 
-    def memory_bytes(
-        self, batch_size: int, state_per_parameter: int, activation_share: float
-    ) -> float:
-        """Weights, gradients, optimizer state and saved activations.
-
-        Args:
-            batch_size: samples in one forward pass.
-            state_per_parameter: fp32 values that the optimizer keeps per parameter (Adam: 2).
-            activation_share: bytes of an activation relative to fp32 (about 0.5 in bf16).
-        """
-        fixed = 4 * self.num_parameters + 4 * (1 + state_per_parameter) * self.num_trainable
-        return fixed + self.activation_bytes * batch_size * activation_share
-
 
 def estimate_step(
     module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype = torch.float32

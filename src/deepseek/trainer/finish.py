@@ -55,7 +55,7 @@ def finish_run(trainer: "Trainer", signals: StopSignals) -> History:
         "best": history.best,
         "time_s": trainer.recorder.time_s(),
         "peak_memory_bytes": peak_memory_bytes(trainer.device),
-        "predicted_memory_bytes": trainer.assembly.predicted_memory_bytes,
+        "predicted_memory_bytes": trainer.footprint.peak if trainer.footprint else None,
         "graph": graph.summary() if graph.is_static else None,
     }
     _write_outputs(trainer, summary, best_step, signals.check)

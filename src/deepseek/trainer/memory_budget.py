@@ -12,7 +12,7 @@ from deepseek.models import ModelEngine
 from deepseek.models.classifier import BlockModel
 from deepseek.parallel.apply import ParallelModel
 from deepseek.trainer.console import MIB
-from deepseek.trainer.throughput import peak_memory_bytes
+from deepseek.trainer.throughput import resident_bytes
 
 if TYPE_CHECKING:
     from deepseek.trainer.trainer import Trainer
@@ -162,7 +162,7 @@ def _fixed_bytes(trainer: "Trainer") -> float:
     weights = trainer.assembly.step.parallel.weights
     held = sum(weight.local.nbytes for weight in weights.weights)
     trained = sum(weight.local.nbytes for weight in weights.trained)
-    process = peak_memory_bytes(trainer.device) if trainer.device.type == "cpu" else held
+    process = resident_bytes(trainer.device) if trainer.device.type == "cpu" else held
     average = held if trainer.assembly.step.ema is not None else 0
     return process + average + trained * (1 + trainer.assembly.states_per_parameter)
 

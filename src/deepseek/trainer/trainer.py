@@ -30,6 +30,7 @@ from deepseek.trainer.device import cpu_threads, resolve_device
 from deepseek.trainer.evaluation import evaluation_loader
 from deepseek.trainer.evaluation_pass import Evaluation, evaluate
 from deepseek.trainer.finish import finish_run
+from deepseek.trainer.footprint import Footprint, announce_footprint, check_footprint
 from deepseek.trainer.history import History
 from deepseek.trainer.memory_budget import keep_to_budget
 from deepseek.trainer.model_saving import save_model
@@ -126,6 +127,8 @@ class Trainer:
         self._run_dir = None if run_dir is None else Path(run_dir)
         self._output = Path(output)
         self.name, self.run_config = name, run_config
+        self.footprint: Footprint | None = None
+        self.checks_memory_at: int | None = None
         self.wish: str | None = None  # of this rank; the reason is what all agree on
         self._folder: RunFolder | None = None
         self._world: World | None = None
@@ -269,6 +272,7 @@ class Trainer:
                     if self.config.grad_accum_steps == "auto" and not resumed:
                         probe(self)
                     keep_to_budget(self)
+                    announce_footprint(self)
                     self._loop(assembly, signals)
                     self.world.mark("the end of the run")
                     return finish_run(self, signals)
@@ -355,6 +359,8 @@ class Trainer:
         if self.callbacks:
             self._emit("on_step_end", result)
         self.recorder.show_progress(self.step, result)
+        if self.step == self.checks_memory_at:
+            check_footprint(self)
 
     def _complete(self, assembly: Assembly, signals: StopSignals) -> None:
         """Do what is due after a step: evaluate, end the epoch, save."""

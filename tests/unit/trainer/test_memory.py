@@ -134,3 +134,17 @@ def test_chunks_are_refused_where_there_are_none(tmp_path):
         train(tmp_path, "off", model, data, loss_chunks=4)
     with pytest.raises(ConfigError, match="graph=static fuses"):
         train(tmp_path, "off", graph="static", loss_chunks=4)
+
+
+def test_the_peak_is_predicted_by_category_and_compared(tmp_path, capsys):
+    trainer = train(tmp_path, "pointwise", loggers=["console", "jsonl"])
+    out = capsys.readouterr().out
+    [predicted] = [line for line in out.splitlines() if line.startswith("memory predicted")]
+    for category in ("process", "weights", "optimizer", "gradients", "activations"):
+        assert f"{category} " in predicted
+    assert [line for line in out.splitlines() if line.startswith("memory measured")]
+    lines = (trainer.folder.path / "events.jsonl").read_text().splitlines()
+    said = [event for event in map(json.loads, lines) if event["kind"] == "memory"]
+    assert [event["predicted_bytes"] > 0 for event in said] == [True]
+    summary = json.loads((trainer.folder.path / "summary.json").read_text())
+    assert summary["predicted_memory_bytes"] == trainer.footprint.peak

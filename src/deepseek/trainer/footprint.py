@@ -1,0 +1,182 @@
+"""The memory that a run will need, by category: said before its first step, measured after it."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from deepseek.datasets.host_memory import release_freed_memory
+from deepseek.memory.simulation import Simulated, simulate_step
+from deepseek.trainer.console import MIB
+from deepseek.trainer.throughput import (
+    peak_memory_bytes,
+    resident_bytes,
+    total_memory_bytes,
+)
+
+if TYPE_CHECKING:
+    from deepseek.trainer.trainer import Trainer
+
+CHECKED_AFTER = 2
+"""Optimizer steps: the first makes the optimizer's state, the second has it."""
+TOLERANCES = {"cpu": 0.25}
+"""Beyond this, in either direction, a run warns; 0.1 elsewhere. The process of a CPU also holds
+what was freed and not yet used again, which no allocator tells."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes by category at the peak of a step.
+
+    Attributes:
+        process: of the process before, on a CPU.
+        weights: and buffers.
+        optimizer: its state.
+        average: moving average of the weights.
+        step: activations, gradients and what kernels hand on for a moment, at their most.
+        activations: of these, what is kept from forward to backward.
+        gradients: of all that is trained.
+    """
+
+    process: int
+    weights: int
+    optimizer: int
+    average: int
+    step: int
+    activations: int
+    gradients: int
+
+    @property
+    def peak(self) -> int:
+        """The sum; of the end of the backward pass, if that is more than the step's own peak."""
+        return self.process + self.weights + self.optimizer + self.average + self.step
+
+    def describe(self) -> str:
+        """Return it in words."""
+        parts = [
+            ("process", self.process), ("weights", self.weights), ("optimizer", self.optimizer),
+            ("average", self.average), ("gradients", self.gradients),
+            ("activations", self.activations),
+        ]  # fmt: skip
+        shown = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in parts if size)
+        return f"{self.peak / MIB:,.0f} MiB ({shown})"
+
+
+def predict_footprint(trainer: "Trainer") -> Footprint | None:
+    """Return what a step will need; `None` for a divided model, or one that needs real numbers."""
+    assembly, plan = trainer.assembly, trainer.world.plan
+    is_divided = plan.divides_weights or plan.pp > 1 or plan.cp > 1
+    if is_divided or assembly.step.graph.is_static or assembly.step.keep_graph:
+        return None
+    simulated = _simulate(trainer)
+    if simulated is None:
+        return None
+    weights = assembly.step.parallel.weights
+    held = sum(weight.local.nbytes for weight in weights.weights)
+    trained = sum(weight.local.nbytes for weight in weights.trained)
+    buffers = sum(buffer.nbytes for buffer in assembly.step.parallel.buffers().values())
+    device = trainer.device
+    process = resident_bytes(device) - held - buffers if device.type == "cpu" else 0
+    return Footprint(
+        process=max(0, process),
+        weights=held + buffers,
+        optimizer=trained * assembly.states_per_parameter,
+        average=held if assembly.step.ema is not None else 0,
+        step=max(simulated.peak_bytes, simulated.gradient_bytes),
+        activations=simulated.activation_bytes,
+        gradients=simulated.gradient_bytes,
+    )
+
+
+def _simulate(trainer: "Trainer") -> Simulated | None:
+    step, spec = trainer.assembly.step, trainer.spec
+    if not {"inputs", "targets"} <= spec.fields.keys():
+        return None
+    count = step.micro_batch_size
+    takes_images = len(spec.fields["inputs"].shape) == 3
+    # pictures come as uint8 and are normalised before the module
+    dtype = "float32" if takes_images else spec.fields["inputs"].dtype
+    inputs = _maker(count, spec.fields["inputs"].shape, dtype)
+    targets = _maker(count, spec.fields["targets"].shape, spec.fields["targets"].dtype)
+    # The first step of an epoch has no gradients before it; accumulation has, from the second
+    # micro-batch on.
+    accumulates = step.micro_batch_size * trainer.world.plan.num_shares < trainer.config.batch_size
+    try:
+        return simulate_step(
+            trainer.model.module,
+            inputs,
+            lambda outputs: step.task.loss(outputs, {"targets": targets()}),
+            policy=step.graph.memory.name,
+            remade_places=step.graph.memory.remade_places,
+            autocast=_autocast(trainer),
+            has_gradients=accumulates,
+        )
+    except Exception:
+        # any model and any task may do anything; the prediction is a courtesy
+        return None
+
+
+def _maker(count: int, shape: tuple[int, ...], dtype: str) -> Callable[[], Tensor]:
+    return lambda: torch.zeros((count, *shape), dtype=getattr(torch, dtype))
+
+
+def _autocast(trainer: "Trainer") -> Callable[[], AbstractContextManager]:
+    """Fake tensors are on the CPU, whose autocast list is nearly CUDA's."""
+    precision = trainer.assembly.precision
+    return lambda: torch.autocast(
+        "cpu", dtype=precision.compute_dtype, enabled=precision.compute_dtype is not torch.float32
+    )
+
+
+def announce_footprint(trainer: "Trainer") -> None:
+    """Say what the run will need, and keep it to be compared."""
+    footprint = predict_footprint(trainer)
+    trainer.footprint = footprint
+    if footprint is None:
+        return
+    trainer.checks_memory_at = trainer.step + CHECKED_AFTER
+    total = total_memory_bytes(trainer.device)
+    trainer.recorder.console.line(
+        f"memory predicted peak {footprint.describe()} of {total / MIB:,.0f} MiB"
+    )
+    if footprint.peak > total:
+        trainer.warn(
+            f"the predicted peak is above the {total / MIB:,.0f} MiB of this device: set"
+            " trainer.memory, a larger trainer.grad_accum_steps, or trainer.parallel=fsdp"
+        )
+
+
+def check_footprint(trainer: "Trainer") -> None:
+    """Compare the prediction with what has been used, once."""
+    footprint = trainer.footprint
+    if footprint is None:
+        return
+    optimizer = _state_bytes(trainer)
+    if trainer.device.type == "cpu":
+        # libraries that were loaded since are the process's, too; what a step frees is given back
+        release_freed_memory()
+        held = footprint.weights + optimizer + footprint.average
+        footprint = replace(footprint, process=resident_bytes(trainer.device) - held)
+    measured = peak_memory_bytes(trainer.device)
+    off = measured / footprint.peak - 1
+    trainer.folder.add_event(
+        "memory", step=trainer.step, predicted_bytes=footprint.peak, measured_bytes=measured
+    )
+    trainer.recorder.console.line(f"memory measured {measured / MIB:,.0f} MiB ({off:+.1%})")
+    if math.fabs(off) > TOLERANCES.get(trainer.device.type, 0.1):
+        by_optimizer = optimizer - footprint.optimizer
+        rest = measured - footprint.peak - by_optimizer
+        culprit = f"activations, and what kernels and loaders take ({rest / MIB:+,.0f} MiB)"
+        if math.fabs(by_optimizer) > math.fabs(rest):
+            culprit = f"the optimizer's state ({by_optimizer / MIB:+,.0f} MiB)"
+        trainer.warn(f"memory is {off:+.0%} off what was predicted, by {culprit}")
+
+
+def _state_bytes(trainer: "Trainer") -> int:
+    state = trainer.assembly.step.optimizer.state
+    tensors = [value for each in state.values() for value in each.values()]
+    return sum(value.nbytes for value in tensors if isinstance(value, Tensor))

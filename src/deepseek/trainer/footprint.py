@@ -12,6 +12,7 @@ from torch import Tensor
 from deepseek.datasets.host_memory import release_freed_memory
 from deepseek.memory.simulation import Simulated, simulate_step
 from deepseek.trainer.console import MIB
+from deepseek.trainer.memory_budget import NAMES
 from deepseek.trainer.throughput import (
     peak_memory_bytes,
     resident_bytes,
@@ -92,7 +93,26 @@ def predict_footprint(trainer: "Trainer") -> Footprint | None:
     )
 
 
-def _simulate(trainer: "Trainer") -> Simulated | None:
+def describe_savings(trainer: "Trainer") -> str:
+    """Return what each stronger memory policy would leave of a step's peak; empty if unknown."""
+    memory = trainer.assembly.step.graph.memory
+    now = _simulate(trainer)
+    if now is None or memory.name not in NAMES:
+        return ""
+    parts = []
+    for name in NAMES[NAMES.index(memory.name) + 1 :]:
+        found = _simulate(trainer, name)
+        if found is not None and found.peak_bytes < now.peak_bytes:
+            parts.append(f"memory={name} {found.peak_bytes / MIB:,.0f} MiB")
+    if not parts:
+        return ""
+    return (
+        f"a micro-batch needs {now.peak_bytes / MIB:,.0f} MiB beside weights and optimizer state;"
+        f" with {', '.join(parts)}"
+    )
+
+
+def _simulate(trainer: "Trainer", policy: str | None = None) -> Simulated | None:
     step, spec = trainer.assembly.step, trainer.spec
     if not {"inputs", "targets"} <= spec.fields.keys():
         return None
@@ -110,8 +130,8 @@ def _simulate(trainer: "Trainer") -> Simulated | None:
             trainer.model.module,
             inputs,
             lambda outputs: step.task.loss(outputs, {"targets": targets()}),
-            policy=step.graph.memory.name,
-            remade_places=step.graph.memory.remade_places,
+            policy=policy or step.graph.memory.name,
+            remade_places=step.graph.memory.remade_places if policy is None else None,
             autocast=_autocast(trainer),
             has_gradients=accumulates,
         )
@@ -146,7 +166,8 @@ def announce_footprint(trainer: "Trainer") -> None:
     if footprint.peak > total:
         trainer.warn(
             f"the predicted peak is above the {total / MIB:,.0f} MiB of this device: set"
-            " trainer.memory, a larger trainer.grad_accum_steps, or trainer.parallel=fsdp"
+            " trainer.memory, a larger trainer.grad_accum_steps, or trainer.parallel=fsdp."
+            f" {describe_savings(trainer)}"
         )
 
 

@@ -30,7 +30,12 @@ from deepseek.trainer.device import cpu_threads, resolve_device
 from deepseek.trainer.evaluation import evaluation_loader
 from deepseek.trainer.evaluation_pass import Evaluation, evaluate
 from deepseek.trainer.finish import finish_run
-from deepseek.trainer.footprint import Footprint, announce_footprint, check_footprint
+from deepseek.trainer.footprint import (
+    Footprint,
+    announce_footprint,
+    check_footprint,
+    describe_savings,
+)
 from deepseek.trainer.history import History
 from deepseek.trainer.memory_budget import keep_to_budget
 from deepseek.trainer.model_saving import save_model
@@ -409,6 +414,8 @@ class Trainer:
             "out_of_memory", step=self.step, micro_batch_size=micro_batch_size, message=text
         )
         self.recorder.console.line(text)
+        if savings := describe_savings(self):
+            self.recorder.console.line(savings)
 
     def _note_other_shape(self, shape: tuple[int, ...]) -> None:
         shown = "x".join(str(size) for size in shape)

@@ -1,6 +1,7 @@
 """`memory=...` in a run: the same weights, and a budget that is kept to."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from deepseek.datasets import TokenDataset
 from deepseek.errors import ConfigError
 from deepseek.models import GPT
 from deepseek.trainer import Trainer
+from deepseek.trainer.step import TrainStep
 
 SIZES = {"num_layers": 2, "dim": 64, "heads": 4}
 
@@ -148,3 +150,22 @@ def test_the_peak_is_predicted_by_category_and_compared(tmp_path, capsys):
     assert [event["predicted_bytes"] > 0 for event in said] == [True]
     summary = json.loads((trainer.folder.path / "summary.json").read_text())
     assert summary["predicted_memory_bytes"] == trainer.footprint.peak
+
+
+def test_what_would_save_memory_is_told_where_it_runs_out(tmp_path, capsys, monkeypatch):
+    accumulate, has_failed = TrainStep.accumulate_once, []
+
+    def fail_once(self, *args, **kwargs):
+        if not has_failed:
+            has_failed.append(True)
+            raise torch.OutOfMemoryError("out of memory")
+        return accumulate(self, *args, **kwargs)
+
+    monkeypatch.setattr(TrainStep, "accumulate_once", fail_once)
+    train(tmp_path, "off", loggers=["console"])
+    [said] = [
+        line for line in capsys.readouterr().out.splitlines() if "a micro-batch needs" in line
+    ]
+    sizes = [float(word) for word in re.findall(r"([\d.]+) MiB", said)]
+    assert [name in said for name in ("pointwise", "selective", "full")] == [True] * 3
+    assert sizes == sorted(sizes, reverse=True)

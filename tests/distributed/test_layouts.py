@@ -119,3 +119,16 @@ def test_evaluation_and_average_are_those_of_one_process(layout, tmp_path):
     kept = [load_file(tmp_path / r / "evaluation/predictions.safetensors") for r in ("one", "run")]
     assert torch.equal(kept[0]["index"], kept[1]["index"])
     torch.testing.assert_close(kept[0]["loss"], kept[1]["loss"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.long  # compiles C++
+@pytest.mark.parametrize("kind", ["gpt", "vit"])
+@pytest.mark.parametrize("layout", ["dp2", "fsdp2", "tp2", "pp2", "cp2"])
+def test_compiled_blocks_learn_what_one_process_learns(layout, kind, reference, tmp_path):
+    run = tmp_path / "run"
+    found = run_ranks(
+        2, train, kind, run, parallel=layout, graph="static", folder=tmp_path / "ranks",
+        timeout_s=300,
+    )  # fmt: skip
+    (losses, _, _), _ = reference(kind)
+    assert found[0][0] == pytest.approx(losses, abs=1e-4)

@@ -17,8 +17,17 @@ def reference(tmp_path_factory):
     return train("gpt", run), load_file(run / "model.bin")
 
 
-@pytest.mark.parametrize("memory", ["selective", "full"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+def often(*values):
+    """These are tried in every run of the tests, the others in the long ones."""
+    return [v if v in QUICK else pytest.param(*v, marks=pytest.mark.long) for v in values]
+
+
+QUICK = {("fsdp2", "selective"), ("fsdp2", "full"), ("tp2", "selective"), ("pp2", "selective")}
+
+
+@pytest.mark.parametrize(
+    ("layout", "memory"), often(*((each, m) for each in LAYOUTS for m in ("selective", "full")))
+)
 def test_a_policy_changes_nothing_that_a_layout_learns(layout, memory, reference, tmp_path):
     run = tmp_path / "run"
     found = run_ranks(
@@ -48,7 +57,9 @@ def test_a_policy_changes_nothing_that_a_pipeline_learns(schedule, memory, refer
     compare(reference, found[0], run)
 
 
-@pytest.mark.parametrize("layout", ["dp2", "fsdp2", "cp2"])
+@pytest.mark.parametrize(
+    "layout", ["fsdp2", *(pytest.param(each, marks=pytest.mark.long) for each in ("dp2", "cp2"))]
+)
 def test_a_loss_in_chunks_changes_nothing_that_a_layout_learns(layout, reference, tmp_path):
     run = tmp_path / "run"
     found = run_ranks(2, train, "gpt", run, parallel=layout, loss_chunks=3, folder=tmp_path / "r")

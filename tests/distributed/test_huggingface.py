@@ -55,7 +55,10 @@ def check(expected, size, layout, kind, changes, folder, **settings):
         assert found[0][2]["val_loss"] == pytest.approx(record["val_loss"], abs=LOSS_TOLERANCE)
 
 
-@pytest.mark.parametrize(("kind", "changes"), [("llama", {}), ("qwen2", TIED)])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("llama", {}), pytest.param("qwen2", TIED, marks=pytest.mark.long)],
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_learns_what_one_process_learns(layout, kind, changes, reference, tmp_path):
     expected = reference(kind, changes, val_size=21)

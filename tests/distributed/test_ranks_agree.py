@@ -86,7 +86,7 @@ def test_ranks_may_log_different_keys(tmp_path):
     assert '"rank_1"' not in text
 
 
-@pytest.mark.parametrize("how", ["sleep", "stop"])
+@pytest.mark.parametrize("how", ["sleep", pytest.param("stop", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "plan", [{"dp_replicate": 2}, pytest.param({"tp": 2}, marks=pytest.mark.long)]
 )

@@ -57,6 +57,7 @@ def test_rendezvous_host_that_comes_back_joins_the_others(hosts):
     assert_counted_on(hosts.steps())
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_rendezvous_host_goes_on_alone_after_everything_on_the_other_was_killed(hosts):
     first, _ = start_both(hosts)
@@ -69,7 +70,7 @@ def test_rendezvous_host_goes_on_alone_after_everything_on_the_other_was_killed(
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("host", ["a", "b"])
+@pytest.mark.parametrize("host", [pytest.param("a", marks=pytest.mark.long), "b"])
 def test_agent_that_was_killed_leaves_no_worker_and_its_host_joins_again(hosts, host):
     both = dict(zip("ab", start_both(hosts), strict=True))
     agent, workers = both[host].wait_for_workers(1)

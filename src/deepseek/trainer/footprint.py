@@ -27,6 +27,8 @@ CHECKED_AFTER = 2
 TOLERANCES = {"cpu": 0.25}
 """Beyond this, in either direction, a run warns; 0.1 elsewhere. The process of a CPU also holds
 what was freed and not yet used again, which no allocator tells."""
+LITTLE_BYTES = 256 << 20
+"""What libraries that are loaded late make of a process, whatever the model."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,10 @@ def announce_footprint(trainer: "Trainer") -> None:
     trainer.footprint = footprint
     if footprint is None:
         return
-    trainer.checks_memory_at = trainer.step + CHECKED_AFTER
+    is_host = trainer.device.type == "cpu"
+    if not is_host or peak_memory_bytes(trainer.device) < footprint.peak:
+        # else the process has had more before, and its peak says nothing of this run
+        trainer.checks_memory_at = trainer.step + CHECKED_AFTER
     total = total_memory_bytes(trainer.device)
     trainer.recorder.console.line(
         f"memory predicted peak {footprint.describe()} of {total / MIB:,.0f} MiB"
@@ -185,10 +190,11 @@ def check_footprint(trainer: "Trainer") -> None:
     measured = peak_memory_bytes(trainer.device)
     off = measured / footprint.peak - 1
     trainer.folder.add_event(
-        "memory", step=trainer.step, predicted_bytes=footprint.peak, measured_bytes=measured
+        "memory_peak", step=trainer.step, predicted_bytes=footprint.peak, measured_bytes=measured
     )
     trainer.recorder.console.line(f"memory measured {measured / MIB:,.0f} MiB ({off:+.1%})")
-    if math.fabs(off) > TOLERANCES.get(trainer.device.type, 0.1):
+    is_little = trainer.device.type == "cpu" and math.fabs(measured - footprint.peak) < LITTLE_BYTES
+    if not is_little and math.fabs(off) > TOLERANCES.get(trainer.device.type, 0.1):
         by_optimizer = optimizer - footprint.optimizer
         rest = measured - footprint.peak - by_optimizer
         culprit = f"activations, and what kernels and loaders take ({rest / MIB:+,.0f} MiB)"

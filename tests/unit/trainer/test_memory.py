@@ -144,12 +144,26 @@ def test_the_peak_is_predicted_by_category_and_compared(tmp_path, capsys):
     [predicted] = [line for line in out.splitlines() if line.startswith("memory predicted")]
     for category in ("process", "weights", "optimizer", "gradients", "activations"):
         assert f"{category} " in predicted
-    assert [line for line in out.splitlines() if line.startswith("memory measured")]
-    lines = (trainer.folder.path / "events.jsonl").read_text().splitlines()
-    said = [event for event in map(json.loads, lines) if event["kind"] == "memory"]
-    assert [event["predicted_bytes"] > 0 for event in said] == [True]
     summary = json.loads((trainer.folder.path / "summary.json").read_text())
     assert summary["predicted_memory_bytes"] == trainer.footprint.peak
+
+
+def test_a_prediction_is_compared_with_what_was_used(tmp_path, capsys, monkeypatch):
+    used = iter([0, *[10**12] * 100])
+    monkeypatch.setattr("deepseek.trainer.footprint.peak_memory_bytes", lambda device: next(used))
+    trainer = train(tmp_path, "off", loggers=["console", "jsonl"])
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("memory measured 953,674 MiB")]
+    assert "off what was predicted, by activations" in out
+    lines = (trainer.folder.path / "events.jsonl").read_text().splitlines()
+    [said] = [each for each in map(json.loads, lines) if each["kind"] == "memory_peak"]
+    assert said["predicted_bytes"] < said["measured_bytes"]
+
+
+def test_a_process_that_has_had_more_before_is_not_compared(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("deepseek.trainer.footprint.peak_memory_bytes", lambda device: 10**12)
+    train(tmp_path, "off", loggers=["console"])
+    assert "memory measured" not in capsys.readouterr().out
 
 
 def test_what_would_save_memory_is_told_where_it_runs_out(tmp_path, capsys, monkeypatch):

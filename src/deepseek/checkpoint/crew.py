@@ -102,9 +102,9 @@ class Save:
             try:
                 act()
             except Exception as error:  # whatever it is, the others must not wait for it
-                self._store.set(key, json.dumps(_reason(error)))
+                self._tell(key, _reason(error))
                 raise
-            self._store.set(key, json.dumps(None))
+            self._tell(key, None)
             return
         if (problem := self._wait(key, "rank 0", 2 * self._timeout_s)) is not None:
             raise CheckpointError(f"rank 0: {problem}", fix="free disk space")
@@ -122,10 +122,10 @@ class Save:
         try:
             made = make()
         except Exception as error:
-            self._store.set(own, json.dumps({"error": _reason(error)}))
+            self._tell(own, {"error": _reason(error)})
             self.abort(_reason(error))
             raise
-        self._store.set(own, json.dumps({"made": made}))
+        self._tell(own, {"made": made})
         if not self._crew.is_main:
             return []
         deadline = time.monotonic() + self._timeout_s
@@ -147,7 +147,7 @@ class Save:
     def abort(self, reason: str) -> None:
         """Tell the others, where this is rank 0, that there will be no checkpoint."""
         if self._store is not None and self._crew.is_main:
-            self._store.set(f"{self._prefix}/{END}", json.dumps(reason))
+            self._tell(f"{self._prefix}/{END}", reason)
 
     def part(self) -> None:
         """Let rank 0 stay until the others are done: it may keep the store, and delete the folder.
@@ -166,11 +166,24 @@ class Save:
                 return
             time.sleep(POLL_S)
 
+    def _tell(self, key: str, value: object) -> None:
+        if self._store is not None:
+            try:
+                self._store.set(key, json.dumps(value))
+            except RuntimeError as error:
+                raise _gone() from error
+
+    def _has(self, key: str) -> bool:
+        try:
+            return self._store is not None and self._store.check([key])
+        except RuntimeError as error:
+            raise _gone() from error
+
     def _wait(self, key: str, whom: str, timeout_s: float):
         if self._store is None:
             raise RuntimeError("one process waits for nobody")
         deadline, pause = time.monotonic() + timeout_s, POLL_S
-        while not self._store.check([key]):
+        while not self._has(key):
             if self._crew.has_given_up:
                 raise CheckpointError("this rank ends, and waits for the others no longer")
             if time.monotonic() > deadline:
@@ -181,6 +194,13 @@ class Save:
             time.sleep(pause)
             pause = min(MAX_POLL_S, pause * 1.5)
         return json.loads(self._store.get(key))
+
+
+def _gone() -> CheckpointError:
+    return CheckpointError(
+        "the rank that kept the store of the run is gone",
+        fix="look at the log of rank 0; earlier checkpoints are intact",
+    )
 
 
 def _reason(error: Exception) -> str:

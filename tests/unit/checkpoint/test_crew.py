@@ -330,6 +330,22 @@ def test_rank_0_does_not_stay_for_ranks_that_are_gone(monkeypatch):
     assert run_threads([save.part]) == [None]
 
 
+def test_a_save_ends_where_the_store_is_gone(tmp_path):
+    class Gone:
+        def set(self, key, value):
+            raise torch.distributed.DistNetworkError("Broken pipe")
+
+        def check(self, keys):
+            self.set(keys, "")
+
+    for rank in range(2):
+        store = CheckpointStore(tmp_path, crew=Crew(rank, 2, Gone(), LONG_S))
+        with pytest.raises(
+            CheckpointError, match="the rank that kept the store of the run is gone"
+        ):
+            store.save(make_part(1, rank))
+
+
 def test_one_process_needs_no_store(tmp_path):
     save = Crew().begin(1)
     done = []

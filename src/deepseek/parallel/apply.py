@@ -180,11 +180,7 @@ class ParallelModel:
                 shard(root, blocks, world, dtype)
         elif trains and world.plan.pp == 1 and world.plan.num_shares * world.plan.cp > 1:
             self.engine.to(world.device)
-            is_own = isinstance(self.engine.module, BlockModel)
-            self.forward = replicate(
-                self.engine, world, has_unused=has_unused,
-                is_static=is_own and world.plan.num_micro_batches == 1,
-            )  # fmt: skip
+            self.forward = replicate(self.engine, world, has_unused=has_unused)
 
     def _note_tokens(self, inputs: Tensor) -> None:
         model = self.engine.module

@@ -5,14 +5,15 @@ same state; statistics of batches are not counted twice.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+SMALL_NUMEL = 1 << 16
+"""Larger buffers are tables, which a forward pass does not change."""
 
 
 def find_blocks(root: nn.Module) -> list[nn.Module]:
@@ -40,11 +41,15 @@ class RecomputedBlocks:
 
     Args:
         blocks: of a model; what each computes is found when it is first opened.
+        roots: the models, whose caches of keys and values are left out: a block that is run again
+            would append to them again.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], roots: Sequence[nn.Module] = ()) -> None:
         self._blocks = tuple(blocks)
         self._recomputing: list[Callable] = []  # the same each time: compiled graphs guard them
+        configs = {id(c): c for root in roots for m in root.modules() if (c := _config(m))}
+        self._caching = [each for each in configs.values() if each.use_cache]
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -55,9 +60,13 @@ class RecomputedBlocks:
             self._recomputing = [_recomputing(block) for block in blocks]
         for block, forward in zip(blocks, self._recomputing, strict=True):
             block.forward = forward
+        for config in self._caching:
+            config.use_cache = False
         try:
             yield
         finally:
+            for config in self._caching:
+                config.use_cache = True
             for block, forward in zip(blocks, own, strict=True):
                 if forward is None:
                     del block.forward
@@ -65,32 +74,44 @@ class RecomputedBlocks:
                     block.forward = forward
 
 
+def _config(module: nn.Module) -> Any:
+    """Return the settings of a Hugging Face model, if it keeps keys and values."""
+    config = getattr(module, "config", None)
+    return config if isinstance(getattr(config, "use_cache", None), bool) else None
+
+
 def _recomputing(block: nn.Module) -> Callable:
     forward: Any = block.forward
-    options: dict[str, Any] = {"use_reentrant": False}
-    if any(getattr(module, "track_running_stats", False) for module in block.modules()):
-        options["context_fn"] = partial(_contexts, block)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, **options, **kwargs)
+        if torch.compiler.is_compiling():
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        before = _small_buffers(block)
+        contexts = (lambda: (nullcontext(), _with(before))) if before else None
+        options = {"context_fn": contexts} if contexts else {}
+        return checkpoint(forward, *args, use_reentrant=False, **options, **kwargs)
 
     return run
 
 
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    return nullcontext(), _without_statistics(block)
+def _small_buffers(block: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
+    """Return copies of what a forward pass may change: running statistics and the like."""
+    return [
+        (module, name, buffer.clone())
+        for module in block.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and buffer.numel() <= SMALL_NUMEL
+    ]
 
 
 @contextmanager
-def _without_statistics(block: nn.Module) -> Iterator[None]:
-    """Let running statistics be counted on copies, which nobody looks at."""
-    counting = [m for m in block.modules() if getattr(m, "track_running_stats", False)]
-    counted = [dict(module._buffers) for module in counting]
-    for module, buffers in zip(counting, counted, strict=True):
-        copies = {n: b.clone() for n, b in buffers.items() if n in _STATISTICS and b is not None}
-        module._buffers.update(copies)
+def _with(before: Sequence[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
+    """Let a block find its buffers as they were, and change them where nobody looks."""
+    now = [module._buffers[name] for module, name, _ in before]
+    for module, name, copy in before:
+        module._buffers[name] = copy.clone()
     try:
         yield
     finally:
-        for module, buffers in zip(counting, counted, strict=True):
-            module._buffers.update(buffers)
+        for (module, name, _), buffer in zip(before, now, strict=True):
+            module._buffers[name] = buffer

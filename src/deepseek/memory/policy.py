@@ -59,7 +59,8 @@ class MemoryPolicy:
         self.remade_places: frozenset[int] | None = None
         self.modules = tuple(modules)
         self.blocks = tuple(blocks) or tuple(b for m in modules for b in find_blocks(m))
-        self._recomputed = RecomputedBlocks(self.blocks)
+        self._recomputed = RecomputedBlocks(self.blocks, self.modules)
+        self._epsilons: Epsilons | None = None
         self._share = share
         self.compiles = compiles
 
@@ -78,7 +79,9 @@ class MemoryPolicy:
         if self.name == "off" and self.observer is None:
             yield
             return
-        epsilons = Epsilons(*self.modules)
+        if self._epsilons is None:
+            self._epsilons = Epsilons(*self.modules)
+        epsilons = self._epsilons
         cheap = Cookbook(epsilons, frozenset() if self.name == "off" else CHEAP)
         products = Cookbook(epsilons, ALL_KINDS) if self.name == "selective" else None
         with Saving(cheap, products, self._remakes, self.observer)():

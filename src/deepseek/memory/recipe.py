@@ -39,6 +39,8 @@ class Kind(Enum):
     PRODUCT = "product"
 
 
+MAX_DEPTH = 16
+"""Operations in a row that are done again for one tensor."""
 CHEAP = frozenset({Kind.CAST, Kind.POINTWISE, Kind.NORM})
 
 # -- what nodes have saved -------------------------------------------------------------------
@@ -124,6 +126,15 @@ class Recipe:
         return made
 
 
+def _unchanged(weight: Tensor, version: int) -> Tensor:
+    if weight._version != version:
+        raise RuntimeError(
+            "a weight that is needed to compute an activation again has been modified by an inplace"
+            f" operation: {tuple(weight.shape)} is at version {weight._version}, expected {version}"
+        )
+    return weight
+
+
 class Cookbook:
     """Finds recipes; one for each node, whoever asks.
 
@@ -135,6 +146,7 @@ class Cookbook:
     def __init__(self, epsilons: Epsilons, kinds: frozenset[Kind]) -> None:
         self.kinds = kinds
         self._epsilons = epsilons
+        self._depth = 0
         self._recipes: WeakValueDictionary[int, Recipe] = WeakValueDictionary()
 
     def find(self, tensor: Tensor) -> Recipe | None:
@@ -163,9 +175,13 @@ class Cookbook:
 
     def _of(self, node: Node) -> Recipe | None:
         known = self._recipes.get(id(node))
-        if known is not None:
+        if known is not None or self._depth == MAX_DEPTH:
             return known
-        found = self._write(node)
+        self._depth += 1
+        try:
+            found = self._write(node)
+        finally:
+            self._depth -= 1
         if found is None or found[0] not in self.kinds:
             return None
         recipe = Recipe(*found, node)
@@ -199,7 +215,8 @@ class Cookbook:
         if before is None:
             return None
         if before.name() == _LEAF:
-            return lambda: before.variable
+            version = before.variable._version
+            return lambda: _unchanged(before.variable, version)
         recipe = self._of(before) if output == 0 else None
         return None if recipe is None else recipe.value
 

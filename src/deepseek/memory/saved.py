@@ -142,7 +142,10 @@ class Saving:
         self._place += 1
         if tensor.is_leaf:
             return Kept(tensor)
-        if tensor.nbytes < MIN_BYTES or (tensor._base is not None and tensor._base.is_leaf):
+        if tensor.layout is not torch.strided or tensor.is_nested or tensor.nbytes < MIN_BYTES:
+            return Kept(tensor.detach())
+        base = tensor._base
+        if base is not None and (base.is_leaf or base.dtype != tensor.dtype):
             return Kept(tensor.detach())
         packed, kind = self._replace(tensor, place)
         if self._observer is not None:

@@ -1,8 +1,16 @@
 """Plans that cannot run: every broken rule of a plan, collected and raised once."""
 
+from typing import get_args
+
 from deepseek.errors import ConfigError
 from deepseek.planner.cluster import Cluster
-from deepseek.planner.parallel_plan import ParallelPlan
+from deepseek.planner.parallel_plan import (
+    Attention,
+    ParallelPlan,
+    Precision,
+    Recompute,
+    Schedule,
+)
 from deepseek.planner.pipeline import LOOPED
 from deepseek.planner.shape import TransformerShape
 
@@ -16,6 +24,13 @@ _COUNTS = (
     "micro_batch_size",
     "num_micro_batches",
 )
+_NAMES = {
+    "recompute": get_args(Recompute),
+    "precision": get_args(Precision),
+    "attention": get_args(Attention),
+    "schedule": get_args(Schedule),
+}
+_BYTES = ("weight_bytes", "gradient_bytes", "master_bytes", "state_bytes")
 
 
 def check_plan(model: TransformerShape, cluster: Cluster, plan: ParallelPlan) -> None:
@@ -25,10 +40,14 @@ def check_plan(model: TransformerShape, cluster: Cluster, plan: ParallelPlan) ->
         ConfigError: with every rule that is broken, and a fix for each.
     """
     problems = [
-        (f"{name}={getattr(plan, name)} must be 1 or more.", f"set {name} to 1 or more")
+        (
+            f"{name}={getattr(plan, name)} must be a whole number of 1 or more.",
+            f"set {name} to 1 or more",
+        )
         for name in _COUNTS
-        if getattr(plan, name) < 1
+        if not isinstance(getattr(plan, name), int) or getattr(plan, name) < 1
     ]
+    problems += _find_value_problems(plan)
     if not problems:
         problems = [
             *_find_size_problems(model, cluster, plan),
@@ -38,6 +57,28 @@ def check_plan(model: TransformerShape, cluster: Cluster, plan: ParallelPlan) ->
         raise ConfigError(
             "\n".join(message for message, _ in problems), fix="; ".join(fix for _, fix in problems)
         )
+
+
+def _find_value_problems(plan: ParallelPlan) -> list[tuple[str, str]]:
+    """Names that there are not, and quantities that cannot be."""
+    problems = [
+        (f"{name}={getattr(plan, name)} is none of {', '.join(known)}.", "use one of them")
+        for name, known in _NAMES.items()
+        if getattr(plan, name) not in known
+    ]
+    problems += [
+        (f"{name}={getattr(plan, name)} is below 0.", f"set {name} to 0 or more")
+        for name in _BYTES
+        if getattr(plan, name) < 0
+    ]
+    if not 0 <= plan.selective_products <= 1:
+        problems.append(
+            (
+                f"selective_products={plan.selective_products} is no share.",
+                "set selective_products between 0 and 1",
+            )
+        )
+    return problems
 
 
 def _find_size_problems(

@@ -112,6 +112,11 @@ def search(
         ConfigError: no layout divides the GPUs, the model and the batch as it must, or every one
             that does breaks a rule.
     """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(
+            f"batch_size={batch_size} must be a whole number of 1 or more",
+            fix="set batch_size to the sequences of an optimizer step",
+        )
     start = time.perf_counter()
     layouts = list_layouts(shape, cluster, batch_size, space)
     if not layouts:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from deepseek.config.memory import parse_bytes
 from deepseek.datasets.host_memory import release_freed_memory
+from deepseek.errors import ConfigError
 from deepseek.memory.simulation import Simulated, simulate_step
 from deepseek.trainer.console import MIB
 from deepseek.trainer.memory_budget import NAMES
@@ -168,11 +170,23 @@ def announce_footprint(trainer: "Trainer") -> None:
     trainer.recorder.console.line(
         f"memory predicted peak {footprint.describe()} of {total / MIB:,.0f} MiB"
     )
+    setting = trainer.config.memory
+    if isinstance(setting, str) and setting not in NAMES:
+        _check_budget(footprint, setting)
     if footprint.peak > total:
         trainer.warn(
             f"the predicted peak is above the {total / MIB:,.0f} MiB of this device: set"
             " trainer.memory, a larger trainer.grad_accum_steps, or trainer.parallel=fsdp."
             f" {describe_savings(trainer)}"
+        )
+
+
+def _check_budget(footprint: Footprint, setting: str) -> None:
+    if footprint.peak > parse_bytes(setting):
+        raise ConfigError(
+            f"memory={setting} cannot be kept to: the least is {footprint.describe()}",
+            fix="raise memory or grad_accum_steps, or divide the model: parallel=fsdp",
+            see="docs/errors.md#memory",
         )
 
 

@@ -140,7 +140,7 @@ def _look(trainer: "Trainer") -> tuple[Census, float]:
     policy = step.graph.memory
     place = loader.state_dict()
     step.boundary.open(is_step=False)
-    batch = next(iter(loader))
+    batch = next(iter(loader), None) or next(iter(loader))  # an epoch may have just ended
     loader.load_state_dict(place)
     size = min(2, step.micro_batch_size)
     if step.parallel.pipeline is None:  # which takes whole batches only

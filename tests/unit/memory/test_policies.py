@@ -200,18 +200,99 @@ def test_norms_of_different_epsilons_are_each_made_with_their_own():
     assert_same(run("", "pointwise", False, make, x)[0], run("", "off", False, make, x)[0])
 
 
-def test_a_norm_of_unknown_epsilon_is_kept():
-    class Own(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linears = nn.ModuleList([nn.Linear(48, 48), nn.Linear(48, 48)])
+class OwnNorm(nn.Module):
+    """Has an epsilon that no norm of torch's has."""
 
-        def forward(self, x):
-            x = F.layer_norm(self.linears[0](x), (48,), eps=0.3)
-            return self.linears[1](x)
+    def __init__(self, weighted):
+        super().__init__()
+        self.linears = nn.ModuleList([nn.Linear(48, 48), nn.Linear(48, 48)])
+        self.norm = nn.LayerNorm(48)
+        self.weight = nn.Parameter(torch.ones(48)) if weighted else None
+
+    def forward(self, x):
+        x = F.layer_norm(self.norm(self.linears[0](x)), (48,), self.weight, eps=0.3)
+        return self.linears[1](x)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_norm_of_unknown_epsilon_is_kept(weighted):
+    make, x = partial(OwnNorm, weighted), MODELS["swiglu"][1]
+    assert_same(run("", "pointwise", False, make, x)[0], run("", "off", False, make, x)[0])
+
+
+class Averaging(nn.Module):
+    """Uses a buffer that it changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.act = nn.Linear(48, 48), nn.GELU()
+        self.register_buffer("mean", torch.zeros(48))
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().flatten(0, -2).mean(0)
+        return self.act(self.linear(x - self.mean))
+
+
+def test_a_recomputed_block_finds_its_buffers_as_they_were():
+    def make():
+        blocks = [Averaging() for _ in range(3)]
+        nn.utils.parametrizations.spectral_norm(blocks[1].linear)
+        return nn.Sequential(*blocks)
 
     x = MODELS["swiglu"][1]
-    assert_same(run("", "pointwise", False, Own, x)[0], run("", "off", False, Own, x)[0])
+    for found, expected in zip(
+        run("", "full", False, make, x)[:2], run("", "off", False, make, x)[:2], strict=True
+    ):
+        assert_same(found, expected)
+
+
+def test_a_cache_of_keys_is_left_out_where_blocks_are_recomputed():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=50, attn_implementation="eager",
+    )  # fmt: skip
+    grads = []
+    for name in ("off", "full"):
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(config).train()
+        with MemoryPolicy(name, [model]).saving():
+            loss = model(TOKENS).logits.square().mean()
+        loss.backward()
+        assert model.config.use_cache
+        grads.append({name: p.grad for name, p in model.named_parameters()})
+    assert_same(grads[1], grads[0])
+
+
+def test_a_weight_that_was_written_to_is_an_error():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    with MemoryPolicy("pointwise", [model]).saving():
+        loss = model(IMAGES).sum()
+    with torch.no_grad():
+        model[1].bias.add_(1)
+    with pytest.raises(RuntimeError, match="a weight that is needed"):
+        loss.backward()
+
+
+def test_a_long_row_of_operations_is_no_recursion():
+    x = torch.ones(64, 64, requires_grad=True)
+    with MemoryPolicy("pointwise").saving():
+        y = x * 1.0
+        for _ in range(400):
+            y = y * 1.001
+        loss = (y @ y).sum()
+    loss.backward()
+    assert x.grad is not None
+
+
+def test_sparse_and_complex_tensors_are_kept():
+    weight = torch.randn(64, 64, requires_grad=True)
+    with MemoryPolicy("pointwise").saving():
+        spread = torch.view_as_complex(F.gelu(weight).view(64, 32, 2))
+        loss = (spread * spread).abs().sum()
+        loss = loss + torch.sparse.mm(weight.to_sparse(), weight).sum()
+    loss.backward()
+    assert torch.isfinite(weight.grad).all()
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,11 @@ def test_experts_cost_what_is_active():
         ({"virtual_stages": 2, "pp": 2}, ["virtual_stages=2", "schedule=1f1b"]),
         ({"schedule": "zbv_zero_bubble", "pp": 2}, ["virtual_stages=1", "zbv_zero_bubble"]),
         ({"precision": "int4"}, ["precision=int4", "bf16"]),
+        ({"recompute": "some"}, ["recompute=some", "pointwise"]),
+        ({"schedule": "zzz", "pp": 2}, ["schedule=zzz", "1f1b"]),
+        ({"weight_bytes": -2.0}, ["weight_bytes=-2.0"]),
+        ({"selective_products": 7.0}, ["selective_products=7.0"]),
+        ({"dp_shard": 2.0}, ["dp_shard=2.0"]),
         ({"micro_batch_size": 0}, ["micro_batch_size=0"]),
         ({"recompute_share": 2.0}, ["recompute_share=2.0"]),
         (

@@ -183,3 +183,21 @@ def test_what_would_save_memory_is_told_where_it_runs_out(tmp_path, capsys, monk
     sizes = [float(word) for word in re.findall(r"([\d.]+) MiB", said)]
     assert [name in said for name in ("pointwise", "selective", "full")] == [True] * 3
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_bytes_that_are_too_few_are_refused_with_what_is_needed(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"memory=1MiB cannot be kept to: the least is [\d,]+ MiB"
+    ):
+        train(tmp_path, "1MiB")
+
+
+def test_a_budget_is_resolved_where_an_epoch_has_just_ended(tmp_path):
+    train(tmp_path, "off", max_steps=3)  # an epoch of 24 samples
+    model = GPT(context_length=64, num_classes=50, dropout=0.1, **SIZES)
+    trainer = Trainer(
+        model, tokens(), memory=0.6, run_dir=tmp_path / "off", resume=True, batch_size=8,
+        max_steps=6, loggers=["jsonl"], device="cpu", num_workers=0,
+    )  # fmt: skip
+    trainer.fit()
+    assert trainer.step == 6

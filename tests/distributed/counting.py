@@ -6,6 +6,7 @@ reduce-scatter is an all-reduce); the counts of both must agree, or something we
 """
 
 import json
+from collections import Counter
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import torch._C._distributed_c10d as c10d
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -148,6 +150,35 @@ class Talker(Callback):
 
     def on_step_end(self, trainer, result):
         trainer.world.agree([1.0])
+
+
+class TorchCounts(Callback):
+    """What torch's own `CommDebugMode` counts up to the end of each step, by kind."""
+
+    def __init__(self, mode):
+        self.by_step = []
+        self._mode = mode
+
+    def on_step_end(self, trainer, result):
+        names = {op: str(op).rpartition(".")[2] for op in self._mode.get_comm_counts()}
+        counts = Counter()
+        for op, count in self._mode.get_comm_counts().items():
+            if names[op] in KINDS:
+                counts[KINDS[names[op]]] += count
+        self.by_step.append(counts)
+
+
+def count_with_torch(plans, run_dir):
+    """Return what `CommDebugMode` counts in the third step of each plan, and what we count."""
+    found = {}
+    for plan in plans:
+        mode = CommDebugMode()
+        counts = TorchCounts(mode)
+        with mode:
+            ours = trace_steps({plan: {"parallel": plan, "callbacks": [counts]}}, run_dir)
+        asked = Counter(each.kind for each in ours[plan][0])
+        found[plan] = (counts.by_step[2] - counts.by_step[1], asked)
+    return found
 
 
 def trace_steps(runs, run_dir):

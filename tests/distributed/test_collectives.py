@@ -16,6 +16,7 @@ from tests.distributed.counting import (
     NUM_ROWS,
     Reader,
     Talker,
+    count_with_torch,
     trace_steps,
 )
 from tests.distributed.ranks import run_ranks
@@ -98,6 +99,14 @@ def test_all_ranks_ask_for_the_same_and_gloo_does_no_more(name, ranks):
     assert len(collectives) == num_done  # the recorder leaves out what is between two ranks
     if name != "pp":  # whose ends differ
         assert counted(ranks[1][name][0]) == counted(asked)
+
+
+def test_torchs_own_counter_counts_the_same(tmp_path):
+    plans = ("dp2", "fsdp2", "tp2", "cp2")
+    for rank in run_ranks(2, count_with_torch, plans, tmp_path / "runs", folder=tmp_path / "r"):
+        for plan in plans:
+            by_torch, ours = rank[plan]
+            assert by_torch == ours, plan
 
 
 # -- tensor parallel -------------------------------------------------------------------------

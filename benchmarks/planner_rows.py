@@ -69,6 +69,19 @@ def _gpt(row: dict[str, str], length: int, dropout: bool = True) -> TransformerS
     )
 
 
+MEGATRON = ParallelPlan(
+    recompute="full",
+    sequence_parallel=False,
+    attention="plain",
+    stops_early=False,
+    is_loss_fused=True,
+    adds_in_product=False,
+    precision="fp16",
+    gradient_bytes=2.0,
+)
+"""What the tables of Megatron-LM of 2020 and 2021 have in common."""
+
+
 # Korthikanti et al. 2022: no data parallelism, fused kernels, scores written to memory.
 
 
@@ -232,7 +245,8 @@ def _sc21_table_1(lines: list[dict[str, str]]) -> Iterator[Row]:
         gpus, batch = int(line["gpus"]), int(line["global_batch_seqs"])
         tp, pp = int(line["tp"]), int(line["pp"])
         copies = gpus // (tp * pp)
-        plan = ParallelPlan(
+        plan = replace(
+            MEGATRON,
             dp_replicate=copies,
             tp=tp,
             pp=pp,
@@ -240,14 +254,6 @@ def _sc21_table_1(lines: list[dict[str, str]]) -> Iterator[Row]:
             virtual_stages=chunks,
             micro_batch_size=micro_batch,
             num_micro_batches=batch // (copies * micro_batch),
-            recompute="full",
-            sequence_parallel=False,
-            attention="plain",
-            stops_early=False,
-            is_loss_fused=True,
-            adds_in_product=False,
-            precision="fp16",
-            gradient_bytes=2.0,
             overlaps_dp=overlaps,
         )
         yield Row(
@@ -278,16 +284,9 @@ def _sc21_table_2(lines: list[dict[str, str]]) -> Iterator[Row]:
         micro_batch, parallel = int(line["micro_batch"]), int(line["model_parallel"])
         is_sharded = line["scheme"] == "ZeRO-3"
         cluster = Cluster(find_gpu("a100-80"), gpus, cards_per_ring=1 if is_sharded else 0)
-        plan = ParallelPlan(
+        plan = replace(
+            MEGATRON,
             micro_batch_size=micro_batch,
-            recompute="full",
-            sequence_parallel=False,
-            attention="plain",
-            stops_early=False,
-            is_loss_fused=True,
-            adds_in_product=False,
-            precision="fp16",
-            gradient_bytes=2.0,
         )
         copies = gpus if is_sharded else gpus // parallel
         if is_sharded:
@@ -328,18 +327,11 @@ def _megatron_2020(lines: list[dict[str, str]]) -> Iterator[Row]:
             find_gpu("v100" if is_v100 else "a100-40"), gpus, gpus_per_node=16 if is_v100 else 8
         )
         copies = gpus // tp
-        plan = ParallelPlan(
+        plan = replace(
+            MEGATRON,
             dp_replicate=copies,
             tp=tp,
             micro_batch_size=int(line["global_batch"]) // copies,
-            recompute="full",
-            sequence_parallel=False,
-            attention="plain",
-            stops_early=False,
-            is_loss_fused=True,
-            adds_in_product=False,
-            precision="fp16",
-            gradient_bytes=2.0,
         )
         name = f"{line['case']} {line['gpu']} {gpus} GPUs"
         yield Row(

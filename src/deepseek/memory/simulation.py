@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from deepseek.memory.policy import MemoryPolicy
 
@@ -29,15 +28,11 @@ class Simulated:
         activation_bytes: alive between forward and backward.
         gradient_bytes: of all that is trained.
         peak_bytes: most at any time, gradients and what kernels hand on for a moment included.
-        forward_flops: of the forward pass; a multiply-add is two.
-        num_ops: operators of the forward pass.
     """
 
     activation_bytes: int
     gradient_bytes: int
     peak_bytes: int
-    forward_flops: float
-    num_ops: int
 
 
 def simulate_step(
@@ -74,15 +69,14 @@ def simulate_step(
         allocations = _Allocations()
         memory = MemoryPolicy(policy, [mirror])
         memory.remade_places = remade_places
-        flops = FlopCounterMode(display=False)
         with allocations:
-            with flops, autocast(), memory.saving():
+            with autocast(), memory.saving():
                 loss = loss_of(mirror(batch))
-            num_ops, alive = allocations.num_ops, allocations.alive_bytes
+            alive = allocations.alive_bytes
             loss.backward()
         gradient_bytes = sum(p.nbytes for p in trained)
         peak = allocations.peak_bytes + (gradient_bytes if has_gradients else 0)
-        return Simulated(alive, gradient_bytes, peak, flops.get_total_flops(), num_ops)
+        return Simulated(alive, gradient_bytes, peak)
 
 
 def _mirror(module: nn.Module, fake: FakeTensorMode) -> nn.Module:
@@ -101,7 +95,7 @@ class _Allocations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.num_ops = self.alive_bytes = self.peak_bytes = 0
+        self.alive_bytes = self.peak_bytes = 0
         self._known: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -111,7 +105,6 @@ class _Allocations(TorchDispatchMode):
             if isinstance(tensor, Tensor)
         }
         result = func(*args, **(kwargs or {}))
-        self.num_ops += 1
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._note(tensor.untyped_storage(), given)

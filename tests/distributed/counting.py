@@ -169,7 +169,7 @@ class TorchCounts(Callback):
 
 
 def count_with_torch(plans, run_dir):
-    """Return what `CommDebugMode` counts in the third step of each plan, and what we count."""
+    """Return what `CommDebugMode` counts in the last step of each plan, and what we count."""
     found = {}
     for plan in plans:
         mode = CommDebugMode()
@@ -177,12 +177,14 @@ def count_with_torch(plans, run_dir):
         with mode:
             ours = trace_steps({plan: {"parallel": plan, "callbacks": [counts]}}, run_dir)
         asked = Counter(each.kind for each in ours[plan][0])
-        found[plan] = (counts.by_step[2] - counts.by_step[1], asked)
+        found[plan] = (counts.by_step[-1] - counts.by_step[-2], asked)
     return found
 
 
 def trace_steps(runs, run_dir):
-    """Train a GPT for three steps of each of some settings, one after the other.
+    """Train a GPT for four steps of each of some settings, one after the other.
+
+    In the third DDP tells the other ranks its buckets, once and for all.
 
     Args:
         runs: name -> settings of `Trainer`, and `num_layers`.
@@ -194,7 +196,7 @@ def trace_steps(runs, run_dir):
     found = {}
     for name, settings in runs.items():
         chosen = {
-            "batch_size": 16, "max_steps": 3, "lr": 1e-3, "grad_accum_steps": 1,
+            "batch_size": 16, "max_steps": 4, "lr": 1e-3, "grad_accum_steps": 1,
             "precision": "fp32", "clip_grad_norm": 0.5, "loggers": ["jsonl"], "num_workers": 0,
             "device": "cpu", "checkpoint_every": None, **settings,
         }  # fmt: skip

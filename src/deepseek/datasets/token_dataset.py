@@ -24,6 +24,7 @@ class TokenDataset(torch.utils.data.Dataset):
     """
 
     is_light = True
+    lengths = None
 
     def __init__(
         self, tokens: np.ndarray | Tensor, sequence_length: int, vocabulary: Sequence[str]

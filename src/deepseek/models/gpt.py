@@ -10,14 +10,15 @@ Shapes: B batch, T tokens, D dim, V vocabulary.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from deepseek.errors import ConfigError
-from deepseek.models.attention import causal_attention
+from deepseek.models.attention import attention, causal_attention
 from deepseek.models.checks import check_positive, check_share, missing_head
 from deepseek.models.classifier import BlockModel
 from deepseek.models.hints import ParallelHints
@@ -36,11 +37,17 @@ class CausalAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=False)
         self.attend = causal_attention  # context parallelism puts its own here
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Let every token attend to those up to it."""
+    def forward(
+        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "B 1 T T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Let every token attend to those up to it, or to those whose `mask` is `True`."""
         qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = self.attend(q, k, v, dropout=self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        if mask is None:
+            mixed = self.attend(q, k, v, dropout=dropout)
+        else:
+            mixed = attention(q, k, v, mask=mask, dropout=dropout)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -56,9 +63,11 @@ class GPTBlock(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim, bias=False)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "B 1 T T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
         """Return the tokens after both branches."""
-        x = x + self.dropout(self.attn(self.norm1(x)))
+        x = x + self.dropout(self.attn(self.norm1(x), mask))
         return x + self.dropout(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
 
 
@@ -86,6 +95,8 @@ class GPT(BlockModel):
             `bind_classes`.
         hidden_dim: width inside the feed-forward network; `4 * dim` by default.
         dropout: probability in 0..1, on attention weights, branches and embeddings.
+        document_token: the token with which a document begins; what follows it sees nothing before
+            it, and is counted from it. `None`: a sequence is one document, and attention is faster.
 
     Raises:
         ConfigError: a size is not positive, or `heads` does not divide `dim`.
@@ -107,6 +118,7 @@ class GPT(BlockModel):
         num_classes: int | None = None,
         hidden_dim: int | None = None,
         dropout: float = 0.0,
+        document_token: int | None = None,
     ) -> None:
         super().__init__()
         hidden_dim = 4 * dim if hidden_dim is None else hidden_dim
@@ -120,7 +132,9 @@ class GPT(BlockModel):
         self._config = {
             "context_length": context_length, "num_layers": num_layers, "dim": dim, "heads": heads,
             "num_classes": None, "hidden_dim": hidden_dim, "dropout": dropout,
+            "document_token": document_token,
         }  # fmt: skip
+        self.document_token = document_token
         self.tok_embed: nn.Embedding | None = None
         self.pos_embed = nn.Parameter(torch.empty(context_length, dim))
         self.dropout = nn.Dropout(dropout)
@@ -183,8 +197,12 @@ class GPT(BlockModel):
         self.trim = TrimVocabulary(num_classes)
         self._config["num_classes"] = num_classes
 
+    def separate_documents(self, document_token: int) -> None:
+        """From now on, let no token see what is before the last `document_token` up to it."""
+        self.document_token = self._config["document_token"] = document_token
+
     def embed(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """Return the tokens' embeddings with their positions.
+        """Return the tokens' embeddings with their positions in the document.
 
         Raises:
             ConfigError: if the model has no vocabulary yet, or there are too many tokens.
@@ -197,7 +215,20 @@ class GPT(BlockModel):
                 f"{num_tokens} tokens do not fit a model with context_length={len(self.pos_embed)}",
                 fix="cut the sequences, or build the model with a longer context",
             )
-        return self.dropout(self.tok_embed(inputs) + self.pos_embed[:num_tokens])
+        positions = self.pos_embed[:num_tokens]
+        if self.document_token is not None:
+            places = torch.arange(num_tokens, device=inputs.device)
+            begins = torch.where(inputs == self.document_token, places, 0).cummax(1).values
+            positions = self.pos_embed[places - begins]
+        return self.dropout(self.tok_embed(inputs) + positions)
+
+    def beside(self, inputs: Int[Tensor, "B T"]) -> Mapping[str, Tensor]:
+        """Return the mask of the same document up to a token, (B, 1, T, T)."""
+        if self.document_token is None:
+            return {}
+        document = (inputs == self.document_token).cumsum(1)
+        is_same = document[:, None, :, None] == document[:, None, None, :]
+        return {"mask": is_same.tril()}
 
     def classify(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
         """Return the logits of the token after each.

@@ -10,7 +10,6 @@ import torch
 from deepseek.datasets.ramp import Ramp
 from deepseek.datasets.randomness import permutation
 
-
 BATCHES_IN_BUCKET = 32
 
 
@@ -112,7 +111,8 @@ def order_by_length(
         order: random, int64 (N,).
         lengths: of sample 0, 1, ..., (N,).
         batch_size: samples in a batch.
-        seed, epoch: of the order of the batches.
+        seed: of the order of the batches.
+        epoch: likewise.
     """
     num_whole = len(order) - len(order) % batch_size
     whole, bucket = order[:num_whole].copy(), batch_size * BATCHES_IN_BUCKET

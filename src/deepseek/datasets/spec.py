@@ -8,7 +8,6 @@ import torch
 from deepseek.datasets.normalization import Normalization
 from deepseek.errors import CheckpointError, ConfigError
 
-
 _TEXT_KEYS = ("tokenizer", "pad_token", "document_token")
 
 

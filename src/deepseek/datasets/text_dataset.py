@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepseek.datasets.padding import pad_rows
 from deepseek.datasets.randomness import permutation
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.datasets.text_arguments import (
@@ -25,15 +26,19 @@ from deepseek.datasets.text_arguments import (
     make_options,
 )
 from deepseek.datasets.text_options import Column, DocumentPer
-from deepseek.datasets.text_samples import LabelledTexts, MaskedTexts, PackedTokens, Samples
+from deepseek.datasets.text_samples import (
+    LabelledTexts,
+    MaskedTexts,
+    PackedTokens,
+    Rows,
+    Samples,
+)
 from deepseek.datasets.text_source import TextSource
 from deepseek.datasets.token_masking import TokenMasking
-from deepseek.datasets.token_store import TokenStore, cache_folder, open_store
+from deepseek.datasets.token_store import IGNORE_INDEX, TokenStore, cache_folder, open_store
 from deepseek.datasets.tokenizer import Tokenizer
 from deepseek.datasets.tokenizer_choice import choose_tokenizer
 from deepseek.errors import ConfigError, DataError
-
-PAD_MULTIPLE = 8
 
 
 class TextDataset(torch.utils.data.Dataset):
@@ -182,7 +187,10 @@ class TextDataset(torch.utils.data.Dataset):
         is_whole = self.task == "sequence_classification"
         return DataSpec(
             task=self.task,
-            fields={"inputs": sequence, "targets": FieldSpec((), "int64") if is_whole else sequence},
+            fields={
+                "inputs": sequence,
+                "targets": FieldSpec((), "int64") if is_whole else sequence,
+            },
             class_names=self.class_names,
             class_counts=tuple(self._samples.count_classes(len(self.class_names)).tolist()),
             tokenizer=self.tokenizer.to_json(),
@@ -202,18 +210,14 @@ class TextDataset(torch.utils.data.Dataset):
         """Return `inputs` (B, T), `targets` (B, T) or (B,), and `index` (B,); none is ever bad."""
         positions = np.array([self._check_index(index) for index in indices], np.int64)
         inputs, targets = self._samples.get(positions, self.seed, epoch)
-        if isinstance(inputs, list):
-            longest = max(len(tokens) for tokens in inputs)
-            width = min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, self.sequence_length)
-            width = width if self._padding == "batch" else self.sequence_length
-            inputs = _pad(inputs, width, self.tokenizer.pad_token or 0)
-        if isinstance(targets, list):
-            targets = _pad(targets, inputs.shape[1], -100)
-        return {
-            "inputs": torch.from_numpy(inputs),
-            "targets": torch.from_numpy(targets),
+        length, to_length = self.sequence_length, self._padding == "sequence_length"
+        pad = self.tokenizer.pad_token or 0
+        batch = {
+            "inputs": _to_tensor(inputs, length, pad, to_length),
+            "targets": _to_tensor(targets, length, IGNORE_INDEX, to_length),
             "index": torch.from_numpy(positions),
-        }, []
+        }
+        return batch, []
 
     # -- views -------------------------------------------------------------------------------
 
@@ -283,9 +287,7 @@ def _check_tokens(store: TokenStore, tokenizer: Tokenizer) -> None:
             )
 
 
-def _pad(rows: list[np.ndarray], width: int, fill: int) -> np.ndarray:
-    padded = np.full((len(rows), width), fill, np.int64)
-    for row, tokens in zip(padded, rows, strict=True):
-        row[: len(tokens)] = tokens
-    return padded
-
+def _to_tensor(rows: Rows, length: int, fill: int, to_length: bool) -> Tensor:
+    if isinstance(rows, list):
+        return pad_rows(rows, length, fill, to_length=to_length)
+    return torch.from_numpy(rows)

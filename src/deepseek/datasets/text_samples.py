@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from typing_extensions import override
 
+from deepseek.datasets.padding import Frame, put_in_frame
 from deepseek.datasets.randomness import Draws
 from deepseek.datasets.token_masking import TokenMasking
 from deepseek.datasets.token_store import IGNORE_INDEX, TokenStore
 from deepseek.errors import DataError
 
-Frame = tuple[tuple[int, ...], tuple[int, ...]]
 Rows = np.ndarray | list[np.ndarray]
 _COUNTED_AT_ONCE = 1 << 24
 
@@ -171,8 +171,8 @@ class MaskedTexts(Samples):
         for position in positions.tolist():
             where = (seed, epoch if self.draws_anew else 0, int(self.begins[position]))
             hidden, found = self.masking.hide(self.tokens(position).astype(np.int64), where)
-            inputs.append(_framed(hidden, self.frame))
-            targets.append(_framed_targets(found, self.frame))
+            inputs.append(put_in_frame(hidden, self.frame))
+            targets.append(put_in_frame(found, self.frame, IGNORE_INDEX))
         return inputs, targets
 
     @override
@@ -228,13 +228,12 @@ class LabelledTexts(Samples):
     @override
     def get(self, positions: np.ndarray, seed: int, epoch: int) -> tuple[Rows, Rows]:
         inputs = [
-            _framed(self.tokens(position).astype(np.int64), self._frame)
-            for position in positions.tolist()
+            put_in_frame(self.tokens(position), self._frame) for position in positions.tolist()
         ]
         if not self._per_token:
             return inputs, self._store.labels[self._rows[positions]]
         targets = [
-            _framed_targets(self._store.labels[self._span(position)], self._frame)
+            put_in_frame(self._store.labels[self._span(position)], self._frame, IGNORE_INDEX)
             for position in positions.tolist()
         ]
         return inputs, targets
@@ -266,14 +265,3 @@ class LabelledTexts(Samples):
         row = self._rows[position]
         start, end = self._store.starts[row : row + 2].tolist()
         return slice(start, min(end, start + self._room))
-
-
-def _framed(tokens: np.ndarray, frame: Frame) -> np.ndarray:
-    before, after = frame
-    return np.concatenate([np.array(before, np.int64), tokens, np.array(after, np.int64)])
-
-
-def _framed_targets(targets: np.ndarray, frame: Frame) -> np.ndarray:
-    widths = len(frame[0]), len(frame[1])
-    return np.pad(targets, widths, constant_values=IGNORE_INDEX)
-

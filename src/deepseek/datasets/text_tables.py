@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 

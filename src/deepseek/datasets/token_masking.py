@@ -31,9 +31,7 @@ class TokenMasking:
     replacements: np.ndarray
     continues_word: np.ndarray | None = None
 
-    def hide(
-        self, tokens: np.ndarray, parts: Sequence[int]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def hide(self, tokens: np.ndarray, parts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return tokens (T,) with some hidden, and targets (T,): the chosen ones, -100 elsewhere.
 
         At least one token is chosen.

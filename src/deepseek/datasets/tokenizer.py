@@ -168,9 +168,7 @@ class Tokenizer:
             self._backend.encode(letter, add_special_tokens=is_whole).ids
             for is_whole in (False, True)
         )
-        start = next(
-            (i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), len(whole)
-        )
+        start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), len(whole))
         return tuple(whole[:start]), tuple(whole[start + len(bare) :])
 
     # -- text -> tokens ----------------------------------------------------------------------
@@ -337,9 +335,7 @@ def _load_wordpiece(path: Path) -> Tokenizer:
     special = [name for name in (PAD, UNKNOWN, CLASSIFY, SEPARATE, MASK) if name in vocabulary]
     has_capitals = any(text != text.lower() for text in vocabulary if not text.startswith("["))
     lowercase = settings.get("do_lower_case", not has_capitals)
-    _dress_wordpiece(
-        backend, vocabulary[CLASSIFY], vocabulary[SEPARATE], lowercase=bool(lowercase)
-    )
+    _dress_wordpiece(backend, vocabulary[CLASSIFY], vocabulary[SEPARATE], lowercase=bool(lowercase))
     backend.add_special_tokens(special)
     return Tokenizer(backend.to_str(), str(path))
 

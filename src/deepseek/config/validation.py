@@ -116,9 +116,9 @@ def unknown_key(root: type[Settings], path: Path, value: Any = None, tree: Any =
 
 def _format_with(root: type[Settings], path: Path, tree: Any) -> str | None:
     """Return the `format` with which the section would have the key at `path`."""
-    above = field_at(root, path[:-1], tree) if len(path) > 1 else None
+    word, above = str(path[-1]), field_at(root, path[:-1], tree)
     for kind in _kinds(above) if above is not None else []:
-        if path[-1] in kind.model_fields:
+        if word in kind.model_fields:
             return kind.model_fields["format"].default
     return None
 

@@ -10,6 +10,7 @@ KEY is a hash of the files' bytes, the tokenizer and the options; the folder app
 all. Tokens around a text ([CLS], [SEP]) are not stored.
 """
 
+import io
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
+from typing import BinaryIO
 
 import numpy as np
 import xxhash
@@ -88,7 +90,7 @@ def open_store(
     """
     folder = cache_folder(cache)
     if folder is None:
-        return _make(source, tokenizer, options, class_names, document_token, None)
+        return _make_in_memory(source, tokenizer, options, class_names, document_token)
     words = [FORMAT_VERSION, source.content_hash(), tokenizer.to_json(), asdict(options)]
     words += [list(class_names or ()), document_token]
     described = json.dumps(words, sort_keys=True)
@@ -100,9 +102,13 @@ def open_store(
         temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=folder))
     except OSError as error:
         warnings.warn(f"tokens are not cached: {folder} cannot be written: {error}", stacklevel=2)
-        return _make(source, tokenizer, options, class_names, document_token, None)
+        return _make_in_memory(source, tokenizer, options, class_names, document_token)
     try:
-        _make(source, tokenizer, options, class_names, document_token, temporary)
+        with open(temporary / "tokens.bin", "wb") as file:
+            starts, labels, names = _make(
+                source, tokenizer, options, class_names, document_token, file
+            )
+        _write(temporary, _dtype_for(tokenizer), starts, labels, names)
         shutil.rmtree(place, ignore_errors=True)  # one that did not read
         try:
             temporary.rename(place)
@@ -135,12 +141,11 @@ def _make(
     options: TextOptions,
     class_names: Sequence[str] | None,
     document_token: int | None,
-    folder: Path | None,
-) -> TokenStore:
-    """Tokenise everything, into a folder or memory."""
+    file: BinaryIO,
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Write the tokens of everything to a file; return starts, labels and class names."""
     opening = np.array([] if document_token is None else [document_token], np.int64)
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    row = _Row(folder, dtype)
+    dtype = _dtype_for(tokenizer)
     starts, labels = [0], []
     report = _Report(source.path)
     records = iter(source)
@@ -152,24 +157,38 @@ def _make(
                     f"{record.place}: the text is empty, and has the label {record.label!r}",
                     fix="remove the line",
                 )
-            row.add(opening)
-            row.add(tokens)
+            file.write(opening.astype(dtype).tobytes())
+            file.write(tokens.astype(dtype).tobytes())
             starts.append(starts[-1] + len(opening) + len(tokens))
             if options.label_column is not None:
                 labels += _labels_of(record, words)
         report.note(starts[-1])
     report.end(starts[-1])
-    row.add(opening)
+    file.write(opening.astype(dtype).tobytes())
     if starts[-1] <= len(opening) * (len(starts) - 1):
         raise DataError(f"{source.path} ({source.layout}) holds no text", fix="check the path")
     numbers, names = np.zeros(0, np.int64), ()
     if options.label_column is not None:
         known = class_names if class_names is not None else source.class_names
         numbers, names = _number(labels, known, source.path)
-    store = TokenStore(row.close(), np.array(starts, np.int64), numbers, tuple(names))
-    if folder is not None:
-        _write(store, folder, dtype)
-    return store
+    return np.array(starts, np.int64), numbers, tuple(names)
+
+
+def _make_in_memory(
+    source: TextSource,
+    tokenizer: Tokenizer,
+    options: TextOptions,
+    class_names: Sequence[str] | None,
+    document_token: int | None,
+) -> TokenStore:
+    buffer = io.BytesIO()
+    starts, labels, names = _make(source, tokenizer, options, class_names, document_token, buffer)
+    tokens = np.frombuffer(buffer.getbuffer(), _dtype_for(tokenizer))
+    return TokenStore(tokens, starts, labels, names)
+
+
+def _dtype_for(tokenizer: Tokenizer) -> np.dtype:
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
 
 
 def _encode(
@@ -211,36 +230,15 @@ def _number(
     return numbers, names
 
 
-class _Row:
-    """Grows a row of tokens, in a file or in memory."""
-
-    def __init__(self, folder: Path | None, dtype: np.dtype) -> None:
-        self._dtype = dtype
-        self._parts: list[np.ndarray] = []
-        self._path = None if folder is None else folder / "tokens.bin"
-        self._file = None if self._path is None else open(self._path, "wb")  # noqa: SIM115
-
-    def add(self, tokens: np.ndarray) -> None:
-        part = tokens.astype(self._dtype)
-        if self._file is None:
-            self._parts.append(part)
-        else:
-            self._file.write(part.tobytes())
-
-    def close(self) -> np.ndarray:
-        if self._file is None or self._path is None:
-            return np.concatenate([np.zeros(0, self._dtype), *self._parts])
-        self._file.close()
-        return np.memmap(self._path, self._dtype, "r")
-
-
-def _write(store: TokenStore, folder: Path, dtype: np.dtype) -> None:
-    store.starts.tofile(folder / "starts.bin")
-    store.labels.tofile(folder / "labels.bin")
+def _write(
+    folder: Path, dtype: np.dtype, starts: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> None:
+    starts.tofile(folder / "starts.bin")
+    labels.tofile(folder / "labels.bin")
     content = {
         "format_version": FORMAT_VERSION,
         "dtype": dtype.name,
-        "class_names": list(store.class_names),
+        "class_names": list(names),
         "num_bytes": {name: (folder / f"{name}.bin").stat().st_size for name in _ARRAYS},
     }
     (folder / "store.json").write_text(json.dumps(content), encoding="utf-8")

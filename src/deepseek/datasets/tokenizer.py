@@ -6,7 +6,10 @@ no path that a file names, no class of a `tokenizer_config.json`.
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+import re
+import string
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -161,11 +164,11 @@ class Tokenizer:
     @cached_property
     def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The tokens that stand before and after a text, such as [CLS] and [SEP]."""
-        letter = next((t for t in self.vocabulary if len(t) == 1 and t.isalnum()), None)
-        if letter is None:
+        word = next((text for text in self.vocabulary if text.isalnum()), None)
+        if word is None:
             return (), ()
         bare, whole = (
-            self._backend.encode(letter, add_special_tokens=is_whole).ids
+            self._backend.encode(word, add_special_tokens=is_whole).ids
             for is_whole in (False, True)
         )
         start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), len(whole))
@@ -275,7 +278,7 @@ def train_tokenizer(
     Devlin et al. 2018, arXiv 1810.04805.
 
     Args:
-        texts: documents, lines or paragraphs; read once. Those of files: `read_texts(path)`.
+        texts: documents, lines or paragraphs. Those of files: `read_texts(path)`.
         kind: "bpe" (byte-level: no text is unknown) or "wordpiece" (BERT's rules and special
             tokens).
         vocab_size: tokens at most; a small text gives fewer.
@@ -296,26 +299,49 @@ def train_tokenizer(
             f"vocab_size={vocab_size} is too small for {kind}: it begins with {smallest[kind]}",
             fix=f"give at least {smallest[kind]}",
         )
+    if kind == "wordpiece":
+        return _train_wordpiece(texts, vocab_size, lowercase=lowercase)
     library = _library()
-    if kind == "bpe":
-        backend = library.Tokenizer(library.models.BPE())
-        _dress_byte_level(backend)
-        trainer = library.trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[BPE_PAD, END_OF_TEXT, BPE_MASK],
-            initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-    else:
-        backend = library.Tokenizer(library.models.WordPiece(unk_token=UNKNOWN))
-        trainer = library.trainers.WordPieceTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[PAD, UNKNOWN, CLASSIFY, SEPARATE, MASK],
-            show_progress=False,
-        )
-        _dress_wordpiece(backend, 2, 3, lowercase=lowercase)
+    backend = library.Tokenizer(library.models.BPE())
+    _dress_byte_level(backend)
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[BPE_PAD, END_OF_TEXT, BPE_MASK],
+        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     backend.train_from_iterator(iter(texts), trainer)
-    return Tokenizer(backend.to_str(), f"the trained {kind} tokenizer")
+    return Tokenizer(backend.to_str(), "the trained bpe tokenizer")
+
+
+def _train_wordpiece(texts: Iterable[str], vocab_size: int, *, lowercase: bool) -> Tokenizer:
+    library = _library()
+    texts = list(texts) if isinstance(texts, Iterator) else texts
+    special = [PAD, UNKNOWN, CLASSIFY, SEPARATE, MASK]
+    backend = library.Tokenizer(library.models.WordPiece(unk_token=UNKNOWN))
+    _dress_wordpiece(backend, 2, 3, lowercase=lowercase)
+    letters: set[str] = set()
+    for text in texts:
+        letters.update(re.findall(r"(?<=\S)\S", backend.normalizer.normalize_str(text)))
+    inside = [f"##{letter}" for letter in sorted(letters) if not _is_punctuation(letter)]
+    trainer = library.trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        # the library numbers letters inside words in the order of a hash table, another one in
+        # each run, and breaks ties by number: so they are numbered beforehand
+        special_tokens=[*special, *inside],
+        show_progress=False,
+    )
+    backend.train_from_iterator(iter(texts), trainer)
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    trained = library.Tokenizer(library.models.WordPiece(vocabulary, unk_token=UNKNOWN))
+    _dress_wordpiece(trained, 2, 3, lowercase=lowercase)
+    trained.add_special_tokens(special)
+    return Tokenizer(trained.to_str(), "the trained wordpiece tokenizer")
+
+
+def _is_punctuation(letter: str) -> bool:
+    """Return whether BERT's rules make a word of the letter."""
+    return letter in string.punctuation or unicodedata.category(letter).startswith("P")
 
 
 def _load_wordpiece(path: Path) -> Tokenizer:

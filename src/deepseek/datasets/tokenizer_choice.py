@@ -46,7 +46,7 @@ def choose_tokenizer(
     if given == "characters":
         letters: set[str] = set()
         num_texts = 0
-        for text in _texts(source):
+        for text in _Texts(source):
             letters.update(text)
             num_texts += 1
         return make_character_tokenizer(letters, has_documents=keeps_apart or num_texts > 1)
@@ -59,14 +59,14 @@ def _train(
     kind: str, source: TextSource, options: TextOptions, vocab_size: int, cache: Path | None
 ) -> Tokenizer:
     if cache is None:
-        return train_tokenizer(_texts(source), kind, vocab_size)
+        return train_tokenizer(_Texts(source), kind, vocab_size)
     words = [kind, vocab_size, source.content_hash(), asdict(options)]
     key = xxhash.xxh3_128_hexdigest(json.dumps(words, sort_keys=True).encode())
     place = cache / f"{key}.tokenizer.json"
     if place.is_file():
         with suppress(DataError):  # a damaged one is made anew
             return load_tokenizer(place)
-    tokenizer = train_tokenizer(_texts(source), kind, vocab_size)
+    tokenizer = train_tokenizer(_Texts(source), kind, vocab_size)
     with suppress(OSError):  # the tokens' own store says that the folder cannot be written
         cache.mkdir(parents=True, exist_ok=True)
         temporary = cache / f".{key}.{os.getpid()}"
@@ -75,6 +75,12 @@ def _train(
     return tokenizer
 
 
-def _texts(source: TextSource) -> Iterator[str]:
-    for record in source:
-        yield record.text if isinstance(record.text, str) else " ".join(record.text)
+class _Texts:
+    """The texts of a source, as often as they are asked for."""
+
+    def __init__(self, source: TextSource) -> None:
+        self._source = source
+
+    def __iter__(self) -> Iterator[str]:
+        for record in self._source:
+            yield record.text if isinstance(record.text, str) else " ".join(record.text)

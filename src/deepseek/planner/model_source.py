@@ -129,24 +129,41 @@ def _read_huggingface(path: Path, context_length: int) -> TransformerShape:
 
 def _read_own(path: Path, context_length: int, vocab_size: int) -> ModelSource:
     config = read_config(path).config
-    kind, args = config.model.architecture, dict(config.model.args)
-    readers = {"gpt": _read_gpt, "encoder": _read_encoder, "vit": _read_vit}
-    if kind not in readers:
-        raise ConfigError(
-            f"MODEL {path}: model.architecture={kind} is no transformer that the planner knows the"
-            f" sizes of ({', '.join(readers)}).",
-            fix="give the sizes: layers=12,dim=768,heads=12,vocab=50304,seq=1024",
-        )
+    args = dict(config.model.args)
     if context_length:
         args["context_length"] = context_length
     try:
-        shape, note = readers[kind](args, vocab_size)
+        source = shape_of_own(config.model.architecture, args, vocab_size)
+    except ConfigError as error:
+        raise ConfigError(f"MODEL {path}: {error.message}", fix=error.fix) from error
+    shape = replace(source.shape, name=path.stem)
+    return replace(source, shape=shape, batch_size=config.trainer.batch_size)
+
+
+def shape_of_own(architecture: str, args: Mapping[str, Any], vocab_size: int = 0) -> ModelSource:
+    """Return the sizes of a model of this library.
+
+    Args:
+        architecture: its name in the zoo, without a preset.
+        args: of its constructor.
+        vocab_size: tokens of the vocabulary; 0: what `args` say.
+
+    Raises:
+        ConfigError: it is no transformer, or lacks a size.
+    """
+    readers = {"gpt": _read_gpt, "encoder": _read_encoder, "vit": _read_vit}
+    if architecture not in readers:
+        raise ConfigError(
+            f"model.architecture={architecture} is no transformer that the planner knows the"
+            f" sizes of ({', '.join(readers)}).",
+            fix="give the sizes: layers=12,dim=768,heads=12,vocab=50304,seq=1024",
+        )
+    try:
+        return ModelSource(*readers[architecture](args, vocab_size))
     except KeyError as error:
         raise ConfigError(
-            f"MODEL {path}: model.args has no {error.args[0]}.",
-            fix=f"add model.args.{error.args[0]}",
+            f"model.args has no {error.args[0]}.", fix=f"add model.args.{error.args[0]}"
         ) from error
-    return ModelSource(replace(shape, name=path.stem), note, config.trainer.batch_size)
 
 
 def _sizes(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from PIL import Image
+from tests.integration.browser import CHROMIUM, Browser
 
 from deepseek.datasets import ImageDataset
 from deepseek.models import ModelEngine, VisionTransformer
@@ -178,6 +179,27 @@ def test_clients_that_send_nothing_do_not_keep_others_out(service):
     finally:
         for client in silent:
             client.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on the path")
+def test_a_picture_is_dropped_on_the_page_and_its_classes_are_shown(service, tmp_path):
+    (tmp_path / "seven.png").write_bytes(picture((8, 8)))
+    browser = Browser(tmp_path / "profile")
+    try:
+        browser.open(service.url + "/")
+        browser.wait_for("document.querySelectorAll('#model option').length")
+        browser.choose_file("#file", tmp_path / "seven.png")
+        rows = browser.wait_for(
+            "[...document.querySelectorAll('#result tr')].map((row) => row.innerText)"
+        )
+        browser.screenshot(tmp_path / "page.png")
+        assert len(rows) == 5
+        assert all("%" in row for row in rows)
+        browser.choose_file("#file", __file__)  # no picture
+        said = browser.wait_for("document.getElementById('error').textContent")
+        assert "the picture" in said
+    finally:
+        browser.close()
 
 
 def test_a_slow_body_is_given_up(models):

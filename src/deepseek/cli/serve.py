@@ -61,7 +61,7 @@ def serve(
         raise ConfigError("two model files have the same name", fix="name them: NAME=MODEL.bin")
     from deepseek.registry import import_extra
 
-    for module in ("fastapi", "uvicorn", "prometheus_client"):
+    for module in ("fastapi", "uvicorn", "httptools", "uvloop", "prometheus_client"):
         import_extra(module, "serve")
     from deepseek.deploy.service import Limits, Pace, ServiceSettings
     from deepseek.deploy.service import serve as run

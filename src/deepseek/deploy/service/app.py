@@ -4,10 +4,8 @@ Beside a simple `/predict` it speaks the Open Inference Protocol, version 2 (`/v
 clients of KServe and Triton speak.
 """
 
-import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
 
@@ -18,9 +16,9 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from torch import Tensor
 
-from deepseek.deploy.service.measures import Measures
+from deepseek.deploy.service.measures import Counting, Measures
 from deepseek.deploy.service.protection import Limits, Protection
-from deepseek.deploy.service.question import answer, parse_json, read_samples, to_samples
+from deepseek.deploy.service.question import answer, aside, parse_json, read_samples, to_samples
 from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.shelf import Shelf, Version
 from deepseek.version import __version__
@@ -112,21 +110,10 @@ def make_app(
         body = {"error": "the service failed", "fix": "see its log"}
         return JSONResponse(body, 500)
 
-    @app.middleware("http")
-    async def count(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        began = time.perf_counter()
-        response = await call_next(request)
-        route = getattr(request.scope.get("route"), "path", "other")
-        measures.requests.labels(route, response.status_code).inc()
-        measures.latency.labels(route).observe(time.perf_counter() - began)
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        return response
-
     _add_predictions(app, shelf, limits)
     _add_protocol(app, shelf, limits)
     _add_administration(app, shelf, measures)
+    app.add_middleware(Counting, measures=measures)
     app.add_middleware(Protection, limits=limits, hashes=hashes, is_loopback=is_loopback)
     return app
 
@@ -274,9 +261,9 @@ def _add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
     async def infer(request: Request, model: str) -> dict:
         """Compute with numbers."""
         version = shelf.active(model)
-        content = await asyncio.to_thread(parse_json, await request.body())
-        numbers, known = _read_tensor(content)
-        samples, _ = await asyncio.to_thread(to_samples, numbers, version, limits)
+        body = await request.body()
+        numbers, known = _read_tensor(await aside(len(body), parse_json, body))
+        samples, _ = await aside(len(body), to_samples, numbers, version, limits)
         rows = await version.batcher.submit(samples, limits.timeout_s)
         data = [value for row in rows for value in row.flatten().tolist()]
         output = {"name": "probs", "datatype": "FP32",
@@ -300,7 +287,7 @@ def _add_administration(app: FastAPI, shelf: Shelf, measures: Measures) -> None:
     @app.post("/models/{model}/activate", tags=["models"], openapi_extra=_VERSION)
     async def activate(request: Request, model: str) -> dict:
         """Load a version beside the one that answers, and put it in its place."""
-        content = await asyncio.to_thread(parse_json, await request.body())
+        content = parse_json(await request.body())
         version = content.get("version") if isinstance(content, dict) else None
         if not isinstance(version, str):
             raise Refusal(400, "the body names no version", fix='send {"version": "..."}')

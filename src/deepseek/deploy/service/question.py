@@ -12,6 +12,8 @@ import base64
 import binascii
 import json
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ from deepseek.deploy.service.protection import Limits
 from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.shelf import Version
 
+T = TypeVar("T")
+LARGE_BYTES = 64 << 10
+"""Of a body that takes a millisecond or more to read."""
 PICTURE_TYPES = ("image/", "application/octet-stream")
 _reading = asyncio.Semaphore(4)  # bodies of many MiB that are objects of Python at a time
 
@@ -41,7 +46,7 @@ async def read_samples(
             415, f"Content-Type {kind[:80]!r} is not taken", fix="send image/* or application/json"
         )
     async with _reading:
-        content = await asyncio.to_thread(parse_json, body)
+        content = await aside(len(body), parse_json, body)
         known = content if isinstance(content, dict) else {}
         if set(known) not in ({"inputs"}, {"images"}):
             raise Refusal(
@@ -50,7 +55,7 @@ async def read_samples(
                 fix='send {"inputs": numbers} or {"images": [base64, ...]}',
             )  # fmt: skip
         if "inputs" in known:
-            return await asyncio.to_thread(to_samples, known["inputs"], version, limits)
+            return await aside(len(body), to_samples, known["inputs"], version, limits)
     return await _decode_all(known["images"], version, limits)
 
 
@@ -70,6 +75,13 @@ def parse_json(body: bytes) -> object:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+async def aside(num_bytes: int, act: Callable[..., T], *arguments: object) -> T:
+    """Return what `act` makes of a body; in a thread, where a large one would hold others up."""
+    if num_bytes < LARGE_BYTES:
+        return act(*arguments)
+    return await asyncio.to_thread(act, *arguments)
 
 
 async def _decode(content: bytes, version: Version) -> Tensor:

@@ -141,6 +141,7 @@ def _divide_vocabulary(model: Decoder, mesh: DeviceMesh) -> dict[str, Division]:
     divisions = {}
     if model.tok_embed is not None:
         parallelize_module(model.tok_embed, mesh, RowwiseParallel(input_layouts=Replicate()))
+        model.tok_embed.register_forward_hook(_wait)
         divisions["tok_embed.weight"] = Division(0)
     if model.head is not None and isinstance(model.trim, TrimVocabulary):
         style = ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)
@@ -151,6 +152,15 @@ def _divide_vocabulary(model: Decoder, mesh: DeviceMesh) -> dict[str, Division]:
     if is_tied and model.head is not None and model.tok_embed is not None:
         model.head.weight = model.tok_embed.weight
     return divisions
+
+
+def _wait(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    """Return the sum over ranks, and no promise of it.
+
+    A promise is a tensor of a class of its own, which any operation but a view waits for. Given to
+    a compiled block as it is, no gradient comes back to it (torch 2.14).
+    """
+    return output.clone()
 
 
 class MaskVocabulary(nn.Module):

@@ -230,11 +230,10 @@ class ModelEngine(nn.Module):
             want is None or want == size for want, size in zip(takes, shape, strict=True)
         )
         if not fits:
-            what, axes = (
-                ("images", " (channels x height x width)")
-                if len(takes) == 3
-                else ("inputs", " (tokens)")
-            )
+            what, axes = {
+                1: ("inputs", " (tokens)"),
+                4: ("volumes", " (channels x depth x height x width)"),
+            }.get(len(takes), ("images", " (channels x height x width)"))
             raise ConfigError(
                 f"the data has {what} {_shown(shape)}{axes}, {self.architecture!r} takes"
                 f" {_shown(takes)}",

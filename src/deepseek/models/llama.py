@@ -232,7 +232,7 @@ class Llama(Decoder):
         if positions is None:
             # one row for all, seen B times: a pipeline cuts what is beside the stream by samples
             row = torch.arange(inputs.shape[1], device=inputs.device)[None]
-            return {"rotation": self._rotary.rotation(row).expand(len(inputs), -1, -1)}
+            return {"rotation": self._rotary.rotation(row).expand(inputs.shape[0], -1, -1)}
         return {"rotation": self._rotary.rotation(positions)}
 
 

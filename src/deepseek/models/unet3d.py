@@ -185,12 +185,7 @@ class UNet3D(Classifier):
         """
         if self.head is None:
             raise missing_head(type(self).__name__)
-        for axis, size, step in zip("DHW", volumes.shape[2:], self._total_stride, strict=True):
-            if size % step:
-                raise ConfigError(
-                    f"{axis}={size} voxels are no multiple of {step}, the product of the strides",
-                    fix="pad or crop the volumes, or change strides",
-                )
+        _check_sizes(volumes.shape[2:], self._total_stride)
         kept, x = [], volumes
         for level in self.encoder:
             x = level(x)
@@ -205,6 +200,21 @@ class UNet3D(Classifier):
         finer = found[-2:0:-1] if len(found) > 2 else []
         sides = [head(x) for head, x in zip(self.side_heads, finer, strict=True)]
         return (logits, *sides)
+
+
+def _check_sizes(sizes: Sequence[int], steps: Sequence[int]) -> None:
+    for axis, size, step in zip("DHW", sizes, steps, strict=True):
+        if size % step:
+            raise ConfigError(
+                f"{axis}={size} voxels are no multiple of {step}, the product of the strides",
+                fix="pad or crop the volumes, or change strides",
+            )
+    if list(sizes) == list(steps):
+        raise ConfigError(
+            f"a volume of {' x '.join(map(str, sizes))} is one voxel in the lowest level, which has"
+            " no variance to normalise by",
+            fix="give larger volumes, or fewer levels",
+        )
 
 
 def _check_count(name: str, items: Sequence[object], count: int) -> None:

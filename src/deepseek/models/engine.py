@@ -346,7 +346,9 @@ class ModelEngine(nn.Module):
 
         Args:
             prompt: text, or token ids.
-            max_new_tokens: as in `generate`, as are `stop` and `sampling`.
+            max_new_tokens: as in `generate`.
+            stop: as in `generate`.
+            **sampling: as in `generate`.
 
         Returns:
             Text where the prompt is text, else token ids.

@@ -1,7 +1,7 @@
 """What names such as `llama3_8b` or `vit_base_patch16_224` stand for: a class and its arguments.
 
-The sizes of transformers are in `deepseek.published`, which the planner reads as well. A name is the
-planner's with an underscore: `deepseek plan llama3_8b`, `ModelEngine("llama3_8b")`.
+The sizes of transformers are in `deepseek.published`, which the planner reads as well. A name is
+the planner's with an underscore: `deepseek plan llama3_8b`, `ModelEngine("llama3_8b")`.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,10 +1,10 @@
 """3D U-Net: a class for every voxel of a volume.
 
-Papers: Çiçek et al. 2016, arXiv 1606.06650 (3D U-Net: levels of halved resolution, each joined with
-its like on the way back); Isensee et al. 2018, arXiv 1809.10486, and 2024, arXiv 2404.09556 (nnU-Net
-with residual encoder: instance norm, leaky ReLU, strides and kernels for each level and axis, losses
-at several resolutions). Departures: a level of the decoder has one residual block; shortcuts are
-plain where nothing changes, else a strided convolution of 1 and a norm.
+Papers: Çiçek et al. 2016, arXiv 1606.06650 (3D U-Net: levels of halved resolution, each joined
+with its like on the way back); Isensee et al. 2018, arXiv 1809.10486, and 2024, arXiv 2404.09556
+(nnU-Net with residual encoder: instance norm, leaky ReLU, strides and kernels for each level and
+axis, losses at several resolutions). Departures: a level of the decoder has one residual block;
+shortcuts are plain where nothing changes, else a strided convolution of 1 and a norm.
 
 Shapes: B batch, C channels, D H W voxels, K classes; a volume has D slices of H x W.
 """
@@ -31,7 +31,8 @@ class ResidualBlock3d(nn.Module):
 
     def __init__(self, in_width: int, width: int, kernel: Triple, stride: Triple) -> None:
         super().__init__()
-        padding = tuple(size // 2 for size in kernel)
+        d, h, w = kernel
+        padding = (d // 2, h // 2, w // 2)
         self.conv1 = nn.Conv3d(in_width, width, kernel, stride, padding, bias=False)
         self.norm1 = nn.InstanceNorm3d(width, affine=True)
         self.conv2 = nn.Conv3d(width, width, kernel, padding=padding, bias=False)
@@ -51,7 +52,7 @@ class ResidualBlock3d(nn.Module):
 
 
 class DecoderLevel(nn.Module):
-    """Features of the level below brought to the resolution of this one, and joined with its own."""
+    """Features of the level below at the resolution of this one, joined with its own."""
 
     def __init__(self, below: int, width: int, kernel: Triple, stride: Triple) -> None:
         super().__init__()
@@ -229,9 +230,9 @@ def _triples(
 ) -> list[Triple]:
     """Return one size for each axis, for each of `count` levels."""
     if given is None:
-        return [(default,) * 3 for _ in range(count)]
+        return [(default, default, default) for _ in range(count)]
     _check_count(name, given, count)
-    found = []
+    found: list[Triple] = []
     for sizes in given:
         if len(sizes) != 3:
             raise ConfigError(
@@ -240,5 +241,5 @@ def _triples(
             )
         for size in sizes:
             check_positive(**{name: size})
-        found.append(tuple(sizes))
+        found.append((sizes[0], sizes[1], sizes[2]))
     return found

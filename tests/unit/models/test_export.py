@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from tests.unit.models.test_contract import make_engine, make_inputs
 from torch import nn
 
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.datasets.transforms import IMAGENET
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import ModelEngine
-from tests.unit.models.test_contract import make_engine, make_inputs
 
 QUICK = ["gpt", "llama", "resnet"]
 

@@ -1,4 +1,4 @@
-"""Published sizes have the published numbers of parameters. Nothing is allocated: the meta device."""
+"""Published sizes have the published numbers of parameters, counted on the meta device."""
 
 import inspect
 
@@ -139,7 +139,9 @@ def test_the_planner_counts_what_the_zoo_builds(name):
 
 
 def test_u_nets_grow_with_their_names():
-    sizes = [count(build(f"unet3d_{size}", 3)) for size in ("tiny", "small", "base", "medium", "large")]
+    sizes = [
+        count(build(f"unet3d_{size}", 3)) for size in ("tiny", "small", "base", "medium", "large")
+    ]
     assert sizes == sorted(sizes)
     assert sizes[0] < 1e5
     assert sizes[-1] > 1e8

@@ -7,7 +7,9 @@ from deepseek.models import UNet3D
 
 def make_unet(**args):
     torch.manual_seed(0)
-    return UNet3D(**{"channels": 2, "num_classes": 3, "features": (4, 6, 8, 10), "blocks": 1, **args})
+    return UNet3D(
+        **{"channels": 2, "num_classes": 3, "features": (4, 6, 8, 10), "blocks": 1, **args}
+    )
 
 
 def test_every_voxel_has_logits_and_levels_have_their_own_strides_and_kernels():

@@ -78,7 +78,7 @@ def ranks(tmp_path_factory):
         for layout in LAYOUTS
         for name, settings in (QUIET | {"talks": {"callbacks": [Talker()]}}).items()
     }
-    return run_ranks(2, trace_steps, runs, folder / "runs", folder=folder / "ranks")
+    return run_ranks(2, trace_steps, runs, folder / "runs", folder=folder / "ranks", timeout_s=300)
 
 
 @pytest.fixture(scope="module")

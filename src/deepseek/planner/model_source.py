@@ -11,6 +11,7 @@ from deepseek.errors import ConfigError
 from deepseek.planner.huggingface import shape_from_huggingface, shape_from_table
 from deepseek.planner.presets import find_shape
 from deepseek.planner.shape import TransformerShape
+from deepseek.published import gated_hidden_dim
 
 _ALIASES = {
     "layers": "num_layers",
@@ -25,7 +26,7 @@ _ALIASES = {
 _NEED_VOCABULARY = "give --vocab-size: the tokens of the vocabulary, which come from the data"
 _EXPERTS = "all experts are on every rank that has the layer: ranks of experts (ep) are not planned"
 VOCABULARY_MULTIPLE = 64
-"""The library's GPT pads its vocabulary to a multiple of this."""
+"""The library's decoders pad their vocabulary to a multiple of this."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def shape_of_own(architecture: str, args: Mapping[str, Any], vocab_size: int = 0
     Raises:
         ConfigError: it is no transformer, or lacks a size.
     """
-    readers = {"gpt": _read_gpt, "encoder": _read_encoder, "vit": _read_vit}
+    readers = {"gpt": _read_gpt, "llama": _read_llama, "encoder": _read_encoder, "vit": _read_vit}
     if architecture not in readers:
         raise ConfigError(
             f"model.architecture={architecture} is no transformer that the planner knows the"
@@ -181,10 +182,31 @@ def _read_gpt(args: Mapping[str, Any], vocab_size: int) -> tuple[TransformerShap
     tokens = vocab_size or args.get("num_classes")
     if not tokens:
         raise ConfigError("model.args.num_classes of a gpt is not set.", fix=_NEED_VOCABULARY)
-    rows = -(-tokens // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-    sizes = _sizes(args)
-    shape = TransformerShape("gpt", vocab_size=rows, context_length=args["context_length"], **sizes)
+    sizes = {**_sizes(args), "vocab_size": _pad(tokens)}
+    shape = TransformerShape("gpt", context_length=args["context_length"], **sizes)
     return shape, ""
+
+
+def _read_llama(args: Mapping[str, Any], vocab_size: int) -> tuple[TransformerShape, str]:
+    tokens = vocab_size or args.get("num_classes")
+    if not tokens:
+        raise ConfigError("model.args.num_classes of a llama is not set.", fix=_NEED_VOCABULARY)
+    sizes = {**_sizes(args), "has_positions": False, "vocab_size": _pad(tokens)}
+    sizes["hidden_dim"] = sizes["hidden_dim"] or gated_hidden_dim(args["dim"])
+    shape = TransformerShape(
+        "llama",
+        context_length=args["context_length"],
+        kv_heads=args.get("kv_heads") or 0,
+        head_dim=args.get("head_dim") or 0,
+        is_gated=True,
+        is_tied=args.get("tied", False),
+        **sizes,
+    )
+    return shape, ""
+
+
+def _pad(tokens: int) -> int:
+    return -(-tokens // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def _read_encoder(args: Mapping[str, Any], vocab_size: int) -> tuple[TransformerShape, str]:

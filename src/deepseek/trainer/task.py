@@ -168,6 +168,7 @@ TASKS: Registry = Registry(
     {
         "classification": "deepseek.trainer.task:_classification",
         "language_modelling": "deepseek.trainer.task:_language_modelling",
+        "segmentation": "deepseek.trainer.segmentation:segmentation",
     },
 )
 

@@ -342,7 +342,7 @@ def _check_pad_token(pad_token: int | None, vocab_size: int, is_needed: bool) ->
     if pad_token is None and not is_needed:
         return
     is_number = isinstance(pad_token, int) and not isinstance(pad_token, bool)
-    if not is_number or not 0 <= pad_token < vocab_size:
+    if pad_token is None or not is_number or not 0 <= pad_token < vocab_size:
         raise ConfigError(
             f"pad_token={pad_token!r} is not of a vocabulary of vocab_size={vocab_size}",
             fix=f"give a number from 0 to {vocab_size - 1}, or None where nothing is padded",

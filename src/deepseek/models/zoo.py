@@ -17,6 +17,7 @@ from deepseek.models.classifier import Classifier
 from deepseek.models.encoder import Encoder
 from deepseek.models.gpt import GPT
 from deepseek.models.hints import ParallelHints
+from deepseek.models.imagenet_resnet import ImageNetResNet
 from deepseek.models.resnet import ResNet
 from deepseek.models.vit import VisionTransformer
 from deepseek.registry import Registry, did_you_mean, nearest
@@ -61,6 +62,7 @@ class ArgumentProblem(NamedTuple):
 ARCHITECTURES: Registry[Architecture] = Registry("model")
 ARCHITECTURES.register("vit")(Architecture(VisionTransformer))
 ARCHITECTURES.register("resnet")(Architecture(ResNet))
+ARCHITECTURES.register("imagenet_resnet")(Architecture(ImageNetResNet))
 ARCHITECTURES.register("gpt")(Architecture(GPT))
 # Radford et al. 2019, table 2, first row.
 ARCHITECTURES.register("gpt_small")(

@@ -166,7 +166,13 @@ def _read_gpt(args: Mapping[str, Any], vocab_size: int) -> tuple[TransformerShap
         raise ConfigError("model.args.num_classes of a gpt is not set.", fix=_NEED_VOCABULARY)
     rows = -(-tokens // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     sizes = _sizes(args)
-    shape = TransformerShape("gpt", vocab_size=rows, context_length=args["context_length"], **sizes)
+    shape = TransformerShape(
+        "gpt",
+        vocab_size=rows,
+        context_length=args["context_length"],
+        has_biases=args.get("bias", False),
+        **sizes,
+    )
     return shape, ""
 
 
@@ -192,7 +198,9 @@ def _read_vit(args: Mapping[str, Any], vocab_size: int) -> tuple[TransformerShap
         "vit",
         # As many rows as a patch has numbers: the projection of patches, counted as the head.
         vocab_size=patch * patch * args.get("channels", 3),
-        context_length=height // patch * (width // patch) + (args.get("pool", "cls") == "cls"),
+        context_length=height // patch * (width // patch)
+        + (args.get("pool", "cls") == "cls")
+        + (args.get("distillation", "none") != "none"),
         has_biases=True,
         is_causal=False,
         **_sizes(args),

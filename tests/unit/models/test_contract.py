@@ -16,6 +16,7 @@ from deepseek.models.zoo import ARCHITECTURES
 SMALL = {
     "vit": {"image_size": 16, "patch_size": 8, "num_layers": 2, "dim": 24, "heads": 3},
     "resnet": {"num_layers": 8, "width": 4},
+    "imagenet_resnet": {"depths": (1, 1, 1, 1), "block": "basic"},
     "encoder": {"vocab_size": 11, "context_length": 8, "num_layers": 2, "dim": 24, "heads": 3},
 }
 SHRUNK = {"image_size": 16, "patch_size": 8, "num_layers": 2, "dim": 24, "heads": 3}

@@ -236,9 +236,7 @@ class EncoderFamily(Family):
         unlike = {name for name, value in self.fixed.items() if args[name] != value}
         if args["outputs"] != "sequence":
             unlike -= {"pooler"}  # which only a class of the sequence needs
-        # DistilBERT's norms have an epsilon that no configuration changes.
-        is_fixed = self.name == "distilbert" and args["norm_eps"] != 1e-12
-        return not unlike and not is_fixed and self.names.has_types == (args["num_types"] > 0)
+        return not unlike and self.names.has_types == (args["num_types"] > 0)
 
     def written_prefix(self, args: Mapping[str, Any]) -> str:
         """Return the prefix; a model without a head has none."""
@@ -366,7 +364,8 @@ DISTILBERT = EncoderFamily(
         dropouts=("dropout", "attention_dropout"),
         classes=_classes("DistilBert"),
     ),
-    fixed={"pooler": "relu", "num_types": 0, "skips_padding_positions": False},
-    assumed={"pad_token": 0, "norm_eps": 1e-12},
+    # the epsilon is in transformers' code, where no configuration changes it
+    fixed={"pooler": "relu", "num_types": 0, "norm_eps": 1e-12, "skips_padding_positions": False},
+    assumed={"pad_token": 0},
     activation="activation",
 )

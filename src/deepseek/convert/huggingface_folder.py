@@ -113,6 +113,7 @@ def write_folder(
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tensors = {name: state[name].contiguous() for name in unique.values()}
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        (temporary / WEIGHTS).chmod(0o644)  # save_file lets nobody else read it
         temporary.chmod(0o755)
         os.replace(temporary, path)
     finally:

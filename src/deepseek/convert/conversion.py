@@ -214,9 +214,14 @@ def _convert_weights(
     config = skeleton.config if isinstance(skeleton, Classifier) else {}
     fresh = family.fresh_parts if "outputs" in given else ()
     rules = family.rules(config, found.prefix)
-    state, report.fates = bring_in(rules, found.state, shapes, family.leftovers, source.name, fresh)
-    state, casts = cast_weights(state, dtype, source.name)
+    # before anything is fused: torch would make one dtype of two without a word
+    taken = {name for rule in rules for name in (*rule.theirs, *rule.copies)}
+    weights = {name: tensor for name, tensor in found.state.items() if name in taken}
+    weights, casts = cast_weights(weights, dtype, source.name)
     report.notes += casts
+    state, report.fates = bring_in(
+        rules, {**found.state, **weights}, shapes, family.leftovers, source.name, fresh
+    )
     _add_fresh(state, skeleton, args, num_classes, report)
     content = ModelFile(family.architecture, config, None, state)
     module, _ = build_from_file(source.name, content, args, num_classes, None)

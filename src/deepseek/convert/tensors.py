@@ -1,5 +1,6 @@
 """Which tensors can be weights of ours: plain, floating, finite."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -62,15 +63,8 @@ def cast_weights(
     """
     if dtype != "keep" and dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r} is not known", fix=f"use one of {[*DTYPES, 'keep']}")
-    made: dict[str, Tensor] = {}
-    copies: dict[int, Tensor] = {}
-    counts: dict[torch.dtype, int] = {}
-    for name, tensor in state.items():
-        if id(tensor) not in copies:
-            copies[id(tensor)] = _cast(name, tensor, dtype, source)
-            if copies[id(tensor)].dtype != tensor.dtype:
-                counts[tensor.dtype] = counts.get(tensor.dtype, 0) + 1
-        made[name] = copies[id(tensor)]
+    made = {name: _cast(name, tensor, dtype, source) for name, tensor in state.items()}
+    counts = Counter(state[name].dtype for name in state if made[name].dtype != state[name].dtype)
     short = {old: str(old).removeprefix("torch.") for old in counts}
     return made, [f"{n} tensors cast from {short[old]} to {dtype}" for old, n in counts.items()]
 

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from deepseek.datasets import TokenDataset
-from deepseek.models import GPT, Encoder, VisionTransformer
+from deepseek.models import GPT, Encoder, Llama, VisionTransformer
 from deepseek.trainer import Callback, Trainer
 
 PRELOADED = (
@@ -114,6 +114,8 @@ def make_model(kind, dropout=0.0, seed=1):
         return Encoder(vocab_size=20, context_length=8, **sizes)
     if kind == "gpt":
         return GPT(context_length=8, **sizes)
+    if kind == "llama":
+        return Llama(8, 4, 32, heads=4, kv_heads=2, hidden_dim=48, qkv_bias=True)
     raise KeyError(kind)
 
 

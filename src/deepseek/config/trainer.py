@@ -125,13 +125,13 @@ class TrainerConfig(Settings):
     device: str = Field(default="auto", min_length=1)
     """`cpu`, `cuda`, `cuda:1`, `mps`, ... `auto`: the first accelerator, else the CPU."""
     parallel: ParallelConfig = Field(
-        default=ParallelConfig(dp_replicate="auto"),
+        default=ParallelConfig(dp_replicate="auto", planned=True),
         json_schema_extra=lambda schema: schema.update(
             anyOf=[{"$ref": schema.pop("$ref")}, _PLAN_TEXT]
         ),
     )
-    """How the model is spread over processes, as axes or as text: `dp2-tp2-pp2`. `auto`: the data
-    over all processes that there are."""
+    """How the model is spread over processes, as axes or as text: `dp2-tp2-pp2`. `auto`: by the
+    planner, for a known GPU and transformer; else the data over all processes that there are."""
     seed: Whole = Field(default=0, ge=0, lt=2**63)
     """Decides weights, order of the data and augmentation."""
     loggers: tuple[str, ...] = (

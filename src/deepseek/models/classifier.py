@@ -47,10 +47,14 @@ class BlockModel(Classifier):
 
     Attributes:
         keeps_tokens: whether there are logits for every token, and `classify` treats each alone.
+        is_causal: whether tokens attend to those before them only.
+        token_arguments: names in `beside` of what goes with the tokens of the stream, (B, T, ...).
     """
 
     blocks: nn.ModuleList
     keeps_tokens = False
+    is_causal = False
+    token_arguments: tuple[str, ...] = ()
 
     @abstractmethod
     def embed(self, inputs: Tensor) -> Tensor:

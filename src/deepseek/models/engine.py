@@ -1,7 +1,9 @@
 """A model ready to compute: architecture, weights, and what it knows of its data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +15,16 @@ from deepseek.models import prediction
 from deepseek.models.assembly import build_from_file, build_head, build_pretrained
 from deepseek.models.checks import check_positive, missing_head
 from deepseek.models.classifier import Classifier
+from deepseek.models.decoder import Decoder
+from deepseek.models.generation import generate_tokens, make_sampling
 from deepseek.models.hints import ParallelHints
 from deepseek.models.model_file import ModelFile, read_model_file, write_model_file
 from deepseek.models.prediction import Prediction
+from deepseek.models.prompts import Generation, Prompt, Vocabulary, is_single
 from deepseek.models.zoo import build_model, name_of, timm_hints, timm_input_shape
 
 GRAPHS = ("dynamic", "static")
+T = TypeVar("T")
 
 
 class ModelEngine(nn.Module):
@@ -304,21 +310,102 @@ class ModelEngine(nn.Module):
         batches, is_single = prediction.to_batches(x, self.spec, batch_size)
         names = self.spec.class_names if self.spec else ()
         device, dtype = self.device, self._compute_dtype(self.device.type)
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
         found: list[Prediction] = []
-        try:
-            with torch.inference_mode():
-                for batch in batches:
-                    on_device = batch.to(device)
-                    if on_device.is_floating_point():
-                        on_device = on_device.to(dtype)
-                    probs = self(on_device).float().softmax(-1).cpu()
-                    found += prediction.name_probs(probs, names, top_k)
-        finally:
-            for module, was_training in modes:  # one by one: frozen batch norms stay in eval
-                module.training = was_training
+        with _evaluating(self), torch.inference_mode():
+            for batch in batches:
+                on_device = batch.to(device)
+                if on_device.is_floating_point():
+                    on_device = on_device.to(dtype)
+                probs = self(on_device).float().softmax(-1).cpu()
+                found += prediction.name_probs(probs, names, top_k)
         return found[0] if is_single else found
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        max_new_tokens: int | None = None,
+        *,
+        stop: Sequence[str | int] = (),
+        **sampling: Any,
+    ) -> Generation | list[Generation]:
+        """Continue prompts with a decoder; those of a list together, whatever their lengths.
+
+        Args:
+            prompts: text of the characters that the model was trained on, token ids, or a list.
+            max_new_tokens: of each prompt; by default as many as fit the context.
+            stop: tokens that end a text, by their text or id.
+            **sampling: `temperature`, `top_k`, `top_p`, `seed` of `Sampling`.
+
+        Returns:
+            A `Generation`; for a list, a list of them.
+
+        Raises:
+            ConfigError: if the model is no decoder, or a prompt does not fit it.
+        """
+        alone = is_single(prompts)
+        rows = [prompts] if alone else list(prompts)  # pyright: ignore[reportArgumentType]
+        found: list[list[int]] = [[] for _ in rows]
+        has_stopped = [False] * len(rows)
+        for drawn in self._generate(rows, max_new_tokens, stop, sampling):  # pyright: ignore[reportArgumentType]
+            for row, token in enumerate(drawn):
+                if token is None:
+                    has_stopped[row] = True
+                else:
+                    found[row].append(token)
+        vocabulary = self._vocabulary()
+        made = [
+            Generation(tokens, vocabulary.decode(tokens), stopped)
+            for tokens, stopped in zip(found, has_stopped, strict=True)
+        ]
+        return made[0] if alone else made
+
+    def stream(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int | None = None,
+        *,
+        stop: Sequence[str | int] = (),
+        **sampling: Any,
+    ) -> Iterator[str | int]:
+        """Continue one prompt, and return each token as soon as it is drawn.
+
+        Args:
+            prompt: text, or token ids.
+            max_new_tokens: as in `generate`, as are `stop` and `sampling`.
+
+        Returns:
+            Text where the prompt is text, else token ids.
+        """
+        vocabulary = self._vocabulary()
+        drawn = self._generate([prompt], max_new_tokens, stop, sampling)
+        tokens = (row[0] for row in drawn if row[0] is not None)
+        if not isinstance(prompt, str):
+            return tokens
+        return (vocabulary.decode([token]) or "" for token in tokens)
+
+    def _generate(
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int | None,
+        stop: Sequence[str | int],
+        sampling: dict[str, Any],
+    ) -> Iterator[list[int | None]]:
+        if not isinstance(self.module, Decoder):
+            raise ConfigError(
+                f"{self.architecture!r} is no decoder, so it cannot generate",
+                fix='use an architecture such as "gpt" or "llama"',
+            )
+        vocabulary = self._vocabulary()
+        how = make_sampling(sampling, [vocabulary.id_of(token) for token in stop])
+        rows = [vocabulary.encode(prompt) for prompt in prompts]
+        drawn = generate_tokens(
+            self.module, rows, max_new_tokens=max_new_tokens, sampling=how,
+            compiles=self.graph == "static",
+        )  # fmt: skip
+        return _in_eval(self, drawn)
+
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.spec.class_names if self.spec else ())
 
     def flops(self, input_shape: Sequence[int]) -> int:
         """Count the floating-point operations of one sample's forward, a multiply-add as two.
@@ -330,19 +417,11 @@ class ModelEngine(nn.Module):
         """
         state = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         on_meta = {name: tensor.detach().to("meta") for name, tensor in state.items()}
-        modes = [(module, module.training) for module in self.module.modules()]
-        self.module.eval()
-        try:
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                takes_tokens = (
-                    isinstance(self.module, Classifier) and len(self.module.input_shape) == 1
-                )
-                dtype = torch.int64 if takes_tokens else None
-                inputs = torch.empty((1, *input_shape), dtype=dtype, device="meta")
-                torch.func.functional_call(self.module, on_meta, (inputs,))
-        finally:
-            for module, was_training in modes:
-                module.training = was_training
+        takes_tokens = isinstance(self.module, Classifier) and len(self.module.input_shape) == 1
+        dtype = torch.int64 if takes_tokens else None
+        inputs = torch.empty((1, *input_shape), dtype=dtype, device="meta")
+        with _evaluating(self.module), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            torch.func.functional_call(self.module, on_meta, (inputs,))
         return counter.get_total_flops()
 
     def describe(self) -> str:
@@ -356,6 +435,28 @@ class ModelEngine(nn.Module):
                 flops = self.flops(self.spec.fields["inputs"].shape)
                 parts.append(f"{flops / 1e9:.2f} GFLOPs per sample")
         return ", ".join(parts)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Let a module and its parts be in the mode `eval`."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, was_training in modes:  # one by one: frozen batch norms stay in eval
+            part.training = was_training
+
+
+def _in_eval(module: nn.Module, items: Iterator[T]) -> Iterator[T]:
+    """Take items one by one, each in the mode `eval`."""
+    while True:
+        with _evaluating(module):
+            item = next(items, None)
+        if item is None:
+            return
+        yield item
 
 
 def _check_graph(graph: str) -> None:

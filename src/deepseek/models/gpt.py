@@ -1,13 +1,11 @@
 """GPT: a decoder-only transformer over tokens.
 
-Papers: Radford et al. 2019 (GPT-2), section 2.3: normalisation before each branch, residual
-projections begun smaller by `sqrt(2 num_layers)`, output tied to the token embedding (Press & Wolf
-2017, arXiv 1608.05859). Departures: no biases beside those of the norms and an exact GELU, unless
-asked for (`bias`, `activation`: published weights need them), and the vocabulary is padded inside
-the embedding to a multiple of 64, which makes the last product faster. The "classes" of this
-classifier are the tokens of its vocabulary.
+Paper: Radford et al. 2019 (GPT-2), section 2.3: normalisation before each branch, residual
+projections begun smaller by `sqrt(2 num_layers)`, output tied to the token embedding. Departures:
+no biases beside those of the norms and an exact GELU, unless asked for (`bias`, `activation`:
+published weights need them). The "classes" of this classifier are the tokens of its vocabulary.
 
-Shapes: B batch, T tokens, D dim, V vocabulary.
+Shapes: B batch, T tokens, D dim.
 """
 
 import math
@@ -20,11 +18,11 @@ from torch import Tensor, nn
 
 from deepseek.errors import ConfigError
 from deepseek.models.attention import causal_attention
-from deepseek.models.checks import check_choice, check_positive, check_share, missing_head
-from deepseek.models.classifier import BlockModel
+from deepseek.models.checks import check_choice, check_positive, check_share
+from deepseek.models.decoder import INIT_STD, Decoder
 from deepseek.models.hints import ParallelHints
+from deepseek.models.kv_cache import LayerCache
 
-VOCABULARY_MULTIPLE = 64
 ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 
 
@@ -39,11 +37,14 @@ class CausalAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=bias)
         self.attend = causal_attention  # context parallelism puts its own here
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, x: Float[Tensor, "B T D"], cache: LayerCache | None = None
+    ) -> Float[Tensor, "B T D"]:
         """Let every token attend to those up to it."""
         qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = self.attend(q, k, v, dropout=self.dropout if self.training else 0.0)
+        attend = self.attend if cache is None else cache.attend
+        mixed = attend(q, k, v, dropout=self.dropout if self.training else 0.0)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -62,25 +63,15 @@ class GPTBlock(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, x: Float[Tensor, "B T D"], cache: LayerCache | None = None
+    ) -> Float[Tensor, "B T D"]:
         """Return the tokens after both branches."""
-        x = x + self.dropout(self.attn(self.norm1(x)))
+        x = x + self.dropout(self.attn(self.norm1(x), cache=cache))
         return x + self.dropout(self.fc2(self.activation(self.fc1(self.norm2(x)))))
 
 
-class TrimVocabulary(nn.Module):
-    """Leaves the logits out that pad a vocabulary of `num_classes`."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-
-    def forward(self, logits: Float[Tensor, "B T V"]) -> Float[Tensor, "B T K"]:
-        """Return the first `num_classes` logits."""
-        return logits[..., : self.num_classes]
-
-
-class GPT(BlockModel):
+class GPT(Decoder):
     """Decoder-only transformer: the logits of the next token at every position.
 
     Args:
@@ -104,8 +95,6 @@ class GPT(BlockModel):
         >>> model(torch.zeros(1, 16, dtype=torch.int64)).shape
         torch.Size([1, 16, 65])
     """
-
-    keeps_tokens = True
 
     def __init__(
         self,
@@ -148,19 +137,14 @@ class GPT(BlockModel):
             self.bind_classes(num_classes)
 
     def _reset_parameters(self, num_layers: int) -> None:
-        nn.init.normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.pos_embed, std=INIT_STD)
         for name, module in self.blocks.named_modules():
             if isinstance(module, nn.Linear):
                 ends_branch = name.endswith(("proj", "fc2"))
-                std = 0.02 / math.sqrt(2 * num_layers) if ends_branch else 0.02
+                std = INIT_STD / math.sqrt(2 * num_layers) if ends_branch else INIT_STD
                 nn.init.normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-
-    @property
-    def config(self) -> dict:
-        """The constructor's arguments, JSON-able."""
-        return dict(self._config)
 
     @property
     def hints(self) -> ParallelHints:
@@ -177,49 +161,18 @@ class GPT(BlockModel):
         )
 
     @property
-    def input_shape(self) -> tuple[None]:
-        """Any number of tokens up to `context_length`."""
-        return (None,)
+    def kv_shape(self) -> tuple[int, int]:
+        """Heads of keys and values of a block, and the width of a head."""
+        return self._config["heads"], self._config["dim"] // self._config["heads"]
 
-    def bind_classes(self, num_classes: int) -> None:
-        """Build token embedding and head, which share their weight, for a vocabulary.
-
-        Raises:
-            ConfigError: if `num_classes` is not positive.
-        """
-        check_positive(num_classes=num_classes)
-        like = self.pos_embed
-        num_rows = -(-num_classes // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-        dim = self._config["dim"]
-        self.tok_embed = nn.Embedding(num_rows, dim, device=like.device, dtype=like.dtype)
-        nn.init.normal_(self.tok_embed.weight, std=0.02)
-        self.head = nn.Linear(dim, num_rows, bias=False, device=like.device, dtype=like.dtype)
-        self.head.weight = self.tok_embed.weight
-        self.trim = TrimVocabulary(num_classes)
-        self._config["num_classes"] = num_classes
-
-    def embed(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+    def embed(
+        self, inputs: Int[Tensor, "B T"], positions: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
         """Return the tokens' embeddings with their positions.
 
         Raises:
             ConfigError: if the model has no vocabulary yet, or there are too many tokens.
         """
-        if self.tok_embed is None:
-            raise missing_head(type(self).__name__)
-        num_tokens = inputs.shape[1]
-        if num_tokens > len(self.pos_embed):
-            raise ConfigError(
-                f"{num_tokens} tokens do not fit a model with context_length={len(self.pos_embed)}",
-                fix="cut the sequences, or build the model with a longer context",
-            )
-        return self.dropout(self.tok_embed(inputs) + self.pos_embed[:num_tokens])
-
-    def classify(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
-        """Return the logits of the token after each.
-
-        Raises:
-            ConfigError: if the model has no vocabulary yet.
-        """
-        if self.head is None or self.trim is None:
-            raise missing_head(type(self).__name__)
-        return self.trim(self.head(self.norm(x)))
+        x = self.embed_tokens(inputs)
+        where = slice(inputs.shape[1]) if positions is None else positions
+        return self.dropout(x + self.pos_embed[where])

@@ -147,7 +147,8 @@ class ParallelModel:
             return
         self.context = ContextParallel(model, group, self.world.device.type)
         for other in models[1:]:
-            self.context.adopt(other)
+            if isinstance(other, BlockModel):
+                self.context.adopt(other)
         if not stages:
             self.context.begin(model.blocks[0])
         for stage in stages:

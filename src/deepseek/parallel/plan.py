@@ -165,6 +165,7 @@ def facts_of(
         return ModelFacts(
             name, hints.heads, len(module.blocks), widths, has_context=True,
             sequence_length=sequence_length, counts_batches=counts, scalar=scalar,
+            key_value_heads=hints.kv_heads,
         )  # fmt: skip
     if (foreign := pretrained_facts(module)) is not None:
         return ModelFacts(

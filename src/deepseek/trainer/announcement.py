@@ -76,8 +76,13 @@ def _micro_batches(assembly: Assembly) -> list[str]:
     return parts
 
 
-def plan_line(parallel: ParallelModel) -> str:
-    """Return the line on who computes what, and how gradients are reduced."""
+def plan_line(parallel: ParallelModel, reason: str) -> str:
+    """Return the line on who computes what, and how gradients are reduced.
+
+    Args:
+        parallel: the model as this rank computes it.
+        reason: of the plan, where it was not given.
+    """
     world, plan = parallel.world, parallel.world.plan
     parts = [f"parallel {plan.describe()}: {world.size} processes"]
     if plan.num_shares > 1:
@@ -93,4 +98,4 @@ def plan_line(parallel: ParallelModel) -> str:
         parts.append(f"tp divides {', '.join(divided)}")
     if plan.num_shares * plan.cp > 1:
         parts.append(reduction(world))
-    return "  ".join(parts)
+    return "  ".join([*parts, reason] if reason else parts)

@@ -153,7 +153,7 @@ def begin_records(trainer: "Trainer", assembly: Assembly, resumed: str) -> None:
     console.line(model_line(trainer.model, assembly, trainer.device))
     console.line(data_line(trainer.train_loader, trainer.val_loader, trainer.spec))
     if trainer.world.is_distributed:
-        console.line(plan_line(assembly.step.parallel))
+        console.line(plan_line(assembly.step.parallel, trainer.plan_reason))
     settings = trainer.config.model_dump(mode="json")
     loggers: list[Logger] = []
     if is_main:

@@ -21,9 +21,10 @@ from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.tensor import explain_mixture
-from deepseek.parallel.world import World
+from deepseek.parallel.world import World, processes
 from deepseek.trainer.agreement import agree_if_asked, agree_to_stop, stop_check
 from deepseek.trainer.assembly import Assembly, assemble, recipe_from
+from deepseek.trainer.auto_parallel import choose_parallel
 from deepseek.trainer.bad_steps import BadSteps
 from deepseek.trainer.callbacks import BestModel, Callback, EarlyStopping
 from deepseek.trainer.device import cpu_threads, resolve_device
@@ -105,8 +106,10 @@ class Trainer:
         self.model = model if isinstance(model, ModelEngine) else ModelEngine.wrap(model)
         self.train_loader = self._train_loader(train_data)
         self.spec = infer_spec(self.train_loader.dataset)
+        self.device = resolve_device(self.config.device, processes()[1] > 1)
+        chosen = choose_parallel(self.config, self.model, self.spec, self.device)
+        self.config, self.plan_reason = chosen
         self.plan = plan_run(self.config, self.model, self.spec)
-        self.device = resolve_device(self.config.device, self.plan.is_distributed)
         self.val_loader = None
         if val_data is not None:
             check_evaluation(self.plan)

@@ -263,6 +263,7 @@ def _resolve_args(
     known = {**source.facts, **configured, **given}
     shapes = found.shapes(source.name)
     told = family.args_from_shapes(shapes, known)
+    told |= family.args_from_values(found.state, found.prefix)
     _check_agreement(source, told, configured, given)
     args = {**told, **configured, **given}
     # what the user asked for decides on the head, not the weights
@@ -275,8 +276,14 @@ def _resolve_args(
             args[assumption.name] = assumption.value
             report.assumptions.append(assumption)
     if "heads" in family.unknown and "heads" not in args:
-        report.assumptions.append(_assume_heads(family, args, source))
-        args["heads"] = report.assumptions[-1].value
+        _assume_heads(family, args, report)
+    asked = {name: value for name, value in family.asked(args).items() if name not in args}
+    if "heads" in family.unknown and "heads" not in args:
+        dim = args["dim"]
+        likely = family.likely_heads.get(dim) or _likely_heads(dim, family.head_dim)
+        asked = {"heads": likely, **asked}
+    if asked:
+        raise _asking(asked, family, args, source)
     return args
 
 
@@ -309,22 +316,34 @@ def _check_agreement(
                 )
 
 
-def _assume_heads(family: Family, args: Mapping[str, Any], source: Source) -> Assumption:
+def _assume_heads(family: Family, args: dict[str, Any], report: Report) -> None:
+    """Take the number of heads of published models, where one has these sizes."""
     size = (args["num_layers"], args["dim"])
     if size in family.published_heads:
         reason = f"published models of {size[0]} layers {size[1]} wide have it"
-        return Assumption("heads", family.published_heads[size], reason)
-    likely = family.likely_heads.get(args["dim"]) or _likely_heads(args["dim"])
-    raise ConfigError(
-        f"{source.name}: the number of attention heads cannot be told from weights, and no"
-        f" published {family.name} has num_layers={size[0]}, dim={size[1]}",
-        fix=f"give heads=, likely {likely} (--set heads={likely})",
+        args["heads"] = family.published_heads[size]
+        report.assumptions.append(Assumption("heads", args["heads"], reason))
+
+
+def _asking(
+    asked: Mapping[str, Any], family: Family, args: Mapping[str, Any], source: Source
+) -> ConfigError:
+    """Return the error that asks for what weights do not tell, by name, with likely values."""
+    known = {"heads": "the number of attention heads"}
+    what = " and ".join(known.get(name, name) for name in asked)
+    likely = ", ".join(f"{name}={value}" for name, value in asked.items())
+    options = " ".join(f"--set {name}={value}" for name, value in asked.items())
+    size = f"num_layers={args['num_layers']}, dim={args['dim']}"
+    return ConfigError(
+        f"{source.name}: {what} cannot be told from weights"
+        + (f", and no known {family.name} has {size}" if "heads" in asked else ""),
+        fix=f"give {likely} if that is what it has, as is likely ({options})",
     )
 
 
-def _likely_heads(dim: int) -> int:
-    """Return the number of heads of the usual 64 features, or of the nearest below it."""
-    return next(dim // width for width in range(min(64, dim), 0, -1) if dim % width == 0)
+def _likely_heads(dim: int, head_dim: int) -> int:
+    """Return the number of heads of the usual number of features, or of the nearest below it."""
+    return next(dim // width for width in range(min(head_dim, dim), 0, -1) if dim % width == 0)
 
 
 def _unrecognised(source: Source, family: str | None) -> CheckpointError:

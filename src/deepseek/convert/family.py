@@ -93,7 +93,8 @@ class Family(ABC):
         published_heads: heads of published models by (num_layers, dim): what weights do not tell.
         unknown: arguments that weights do not tell.
         fresh_parts: beginnings of names of ours that may begin fresh where the user says what for.
-        likely_heads: heads of most models by `dim`, where they have not 64 features each.
+        head_dim: features of a head, usually.
+        likely_heads: heads of most models by `dim`, where they have not that many features each.
         requirements: on `config.json`.
         leftovers: tensors that may be left out; patterns of names without the prefix of a wrapper.
         old_spellings: pairs of an old part of a name and what it is called now.
@@ -106,6 +107,7 @@ class Family(ABC):
     prefixes: tuple[str, ...] = ("",)
     anchors: tuple[str, ...]
     published_heads: Mapping[tuple[int, int], int] = {}
+    head_dim: int = 64
     likely_heads: Mapping[int, int] = {}
     unknown: tuple[str, ...] = ("heads", "norm_eps")
     fresh_parts: tuple[str, ...] = ()
@@ -132,6 +134,16 @@ class Family(ABC):
             shapes: of the weights.
             given: what the user or a configuration says, some of which shapes need.
         """
+
+    def args_from_values(self, state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
+        """Return the arguments of our architecture that the numbers themselves tell."""
+        del state, prefix
+        return {}
+
+    def asked(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Return arguments without which nothing can be computed, and their likely values."""
+        del args
+        return {}
 
     def args_from_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of our architecture that a `config.json` tells."""

@@ -20,6 +20,15 @@ _GPT2 = {
     "vocab_size": 40, "n_positions": 16, "n_layer": 2, "n_embd": 24, "n_head": 3,
     "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
+_LLAMA = {
+    "vocab_size": 40, "max_position_embeddings": 32, "num_hidden_layers": 2, "hidden_size": 24,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 56,
+    "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+_LLAMA3_ROTARY = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+}  # fmt: skip
 _VIT = {
     "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 56,
     "image_size": 16, "patch_size": 8, "num_labels": 5,
@@ -59,6 +68,18 @@ ORIGINALS = {
     "gpt2_exact_gelu": _huggingface(
         "GPT2LMHeadModel", transformers.GPT2Config, **_GPT2, activation_function="gelu"
     ),
+    "llama": _huggingface("LlamaForCausalLM", transformers.LlamaConfig, **_LLAMA),
+    "llama3": _huggingface(
+        "LlamaForCausalLM", transformers.LlamaConfig, **_LLAMA, rope_parameters=_LLAMA3_ROTARY,
+        head_dim=8,
+    ),
+    "llama_tied": _huggingface(
+        "LlamaForCausalLM", transformers.LlamaConfig, **_LLAMA, tie_word_embeddings=True
+    ),
+    "mistral": _huggingface(
+        "MistralForCausalLM", transformers.MistralConfig, **_LLAMA, sliding_window=24
+    ),
+    "qwen2": _huggingface("Qwen2ForCausalLM", transformers.Qwen2Config, **_LLAMA),
     "vit_huggingface": _huggingface("ViTForImageClassification", transformers.ViTConfig, **_VIT),
     "vit_features": _huggingface("ViTModel", transformers.ViTConfig, **_VIT),
     "deit_huggingface": _huggingface("DeiTForImageClassification", transformers.DeiTConfig, **_VIT),

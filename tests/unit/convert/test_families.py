@@ -64,8 +64,9 @@ def test_weights_come_back_as_they_were(name, original):
 
 def test_a_state_dict_needs_what_weights_do_not_tell_and_no_more(name, original):
     want = convert(original).engine
-    given = {key: want.config[key] for key in ("heads", "norm_eps", "activation")
-             if key in want.config}  # fmt: skip
+    needed = ["heads", "norm_eps", "activation", "rope_theta", "rope_scaling"]
+    needed += ["context_length"] if want.architecture == "llama" else []
+    given = {key: want.config[key] for key in needed if key in want.config}
     engine = convert(original.state_dict(), **given).engine
     dropout = {"dropout": want.config.get("dropout")}
     assert {**engine.config, **dropout} == {**want.config, **dropout}

@@ -131,7 +131,7 @@ def test_a_wrong_state_dict_is_refused(what, state):
 
 
 ARGUMENTS = {
-    "no heads": ({}, "number of attention heads .*(.|\n)*give heads=, likely 1"),
+    "no heads": ({}, "number of attention heads .*(.|\n)*give heads=1 if"),
     "heads that do not divide": ({"heads": 5}, "heads=5 does not divide dim=24"),
     "a depth of another model": ({"heads": 3, "num_layers": 4}, "num_layers=4, the weights 2"),
     "a width of another model": ({"heads": 3, "dim": 48}, "dim=48, the weights 24"),

@@ -23,6 +23,8 @@ from deepseek.models.model_file import ModelFile
 from deepseek.models.weights import load_weights
 from deepseek.models.zoo import build_model, is_timm
 
+_CHOSEN = ("context_length", "dropout", "num_classes", "outputs")
+"""Arguments that may be other than what a model was trained with."""
 _WEIGHTS_LOST = "left out of the conversion: {names} (all of it is in deepseek.convert.convert)"
 
 
@@ -314,6 +316,13 @@ def _check_agreement(
                     f"{source.name}: {where} says {name}={value!r}, the weights {told[name]!r}",
                     fix="leave it out" if values is given else "copy the folder again",
                 )
+    for name, value in given.items():
+        if name not in _CHOSEN and configured.get(name, value) != value:
+            raise ConfigError(
+                f"{source.name}: the argument says {name}={value!r}, config.json"
+                f" {configured[name]!r}",
+                fix="leave it out, or mend config.json",
+            )
 
 
 def _assume_heads(family: Family, args: dict[str, Any], report: Report) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from deepseek.models import Encoder, ImageNetResNet, ModelEngine
 from deepseek.models.weights import read_weights
 
 transformers = pytest.importorskip("transformers")
+DATA = Path(os.environ.get("DEEPSEEK_TEST_DATA", "../shared/data"))
 
 
 class Wrapper(nn.Module):
@@ -237,10 +239,10 @@ def test_real_minilm_gives_the_similarities_of_the_original(tmp_path):
 
 
 def test_published_cifar_weights_load_as_they_do_by_name():
-    path = Path("/work/shared/data/weights_resnet_cifar10/resnet20-12fca82f.th")
-    if not path.is_file():
-        pytest.skip("the weights are not here")
-    engine = convert(path, allow_pickle=True).engine.eval()
-    by_name = ModelEngine("resnet20", weights=path, allow_pickle=True).eval()
+    found = sorted((DATA / "weights_resnet_cifar10").glob("resnet20-*.th"))
+    if not found:
+        pytest.skip(f"no weights of ResNet-20 in {DATA}")
+    engine = convert(found[0], allow_pickle=True).engine.eval()
+    by_name = ModelEngine("resnet20", weights=found[0], allow_pickle=True).eval()
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(engine(images), by_name(images))

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
 from deepseek.convert import convert, deepseek_to_pytorch, pytorch_to_deepseek, verify_conversion
@@ -95,6 +96,37 @@ def test_a_module_that_nothing_is_known_of_is_kept(tmp_path):
     assert set(deepseek_to_pytorch(engine)) == set(original.state_dict())
     with pytest.raises(ConfigError, match="nothing to compare"):
         verify_conversion(conversion)
+
+
+def test_a_name_of_timm_takes_its_published_weights(tmp_path, monkeypatch):
+    original = timm.create_model("resnet18", num_classes=7).eval()
+    save_file(original.state_dict(), tmp_path / "resnet18.safetensors")
+    monkeypatch.setenv("DEEPSEEK_WEIGHTS", str(tmp_path))
+    engine = pytorch_to_deepseek("resnet18").eval()
+    assert engine.architecture == "imagenet_resnet"
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(engine(images), original(images))
+
+
+@pytest.mark.long  # 110 million weights
+def test_bert_of_the_published_size_needs_no_question(tmp_path):
+    original = transformers.BertModel(transformers.BertConfig()).eval()
+    engine = pytorch_to_deepseek(original.state_dict())
+    assert (engine.config["heads"], engine.config["outputs"]) == (12, "sequence")
+    engine.save(tmp_path / "bert_base.bin")
+    loaded = ModelEngine.load(tmp_path / "bert_base.bin").module.eval()
+    tokens = torch.randint(1, 30_000, (2, 40))
+    with torch.no_grad():
+        found = loaded.pooler(run_blocks(loaded, tokens))
+        want = original(tokens).pooler_output
+    torch.testing.assert_close(found, want, atol=1e-5, rtol=0)
+
+
+def run_blocks(module, tokens):
+    x, beside = module.embed(tokens), module.beside(tokens)
+    for block in module.blocks:
+        x = block(x, **beside)
+    return x
 
 
 def test_a_model_that_only_timm_has_is_timms():

@@ -26,6 +26,7 @@ from deepseek.cli import (
     predict,
     report,
     runs,
+    serve,
     train,
     verify_resume,
 )
@@ -46,6 +47,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)
+app.command("serve")(serve.serve)
 app.command("report")(report.report)
 app.command("lr-range")(lr_range.lr_range)
 app.command("verify-resume")(verify_resume.verify_resume)

@@ -22,6 +22,7 @@ from deepseek.parallel.world import processes
 from deepseek.planner import Cluster, SearchSpace, TransformerShape, choose_settings
 from deepseek.planner.hardware import match_gpu
 from deepseek.planner.model_source import shape_of_own
+from deepseek.planner.parallel_plan import Recompute
 from deepseek.planner.run_settings import MEMORY
 from deepseek.trainer.planning import plan_run
 from deepseek.trainer.throughput import total_memory_bytes
@@ -92,12 +93,13 @@ def ask_planner(
     It may not where micro-batches or a budget of memory are fixed, or the optimizer needs whole
     weights.
     """
-    policies = {name: policy for policy, name in MEMORY.items()}
-    is_free = config.grad_accum_steps == 1 and config.optimizer.lower() in ELEMENTWISE
-    if not is_free or config.memory not in policies or config.precision == "fp8":
-        return None
     # `off` is the default, and not a wish
-    allowed = tuple(policies.values()) if config.memory == "off" else (policies[config.memory],)
+    allowed: tuple[Recompute, ...] = tuple(
+        policy for policy, name in MEMORY.items() if config.memory in ("off", name)
+    )
+    is_free = config.grad_accum_steps == 1 and config.optimizer.lower() in ELEMENTWISE
+    if not is_free or not allowed or config.precision == "fp8":
+        return None
     space = SearchSpace(
         precision=config.precision if config.precision in ("fp16", "fp32") else "bf16",
         policies=allowed,

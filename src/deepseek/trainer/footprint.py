@@ -80,17 +80,15 @@ def predict_footprint(trainer: "Trainer") -> Footprint | None:
     simulated = _simulate(trainer)
     if simulated is None:
         return None
-    weights = assembly.step.parallel.weights
-    held = sum(weight.local.nbytes for weight in weights.weights)
-    trained = sum(weight.local.nbytes for weight in weights.trained)
-    buffers = sum(buffer.nbytes for buffer in assembly.step.parallel.buffers().values())
+    held = held_bytes(trainer)
+    trained = sum(weight.local.nbytes for weight in assembly.step.parallel.weights.trained)
     device = trainer.device
-    process = resident_bytes(device) - held - buffers if device.type == "cpu" else 0
+    process = resident_bytes(device) - held["weights"] if device.type == "cpu" else 0
     return Footprint(
         process=max(0, process),
-        weights=held + buffers,
+        weights=held["weights"],
         optimizer=trained * assembly.states_per_parameter,
-        average=held if assembly.step.ema is not None else 0,
+        average=held["average"],
         step=max(simulated.peak_bytes, simulated.gradient_bytes),
         activations=simulated.activation_bytes,
         gradients=simulated.gradient_bytes,
@@ -195,7 +193,7 @@ def check_footprint(trainer: "Trainer") -> None:
     footprint = trainer.footprint
     if footprint is None:
         return
-    optimizer = _state_bytes(trainer)
+    optimizer = held_bytes(trainer)["optimizer"]
     if trainer.device.type == "cpu":
         # libraries that were loaded since are the process's, too; what a step frees is given back
         release_freed_memory()
@@ -217,7 +215,14 @@ def check_footprint(trainer: "Trainer") -> None:
         trainer.warn(f"memory is {off:+.0%} off what was predicted, by {culprit}")
 
 
-def _state_bytes(trainer: "Trainer") -> int:
-    state = trainer.assembly.step.optimizer.state
-    tensors = [value for each in state.values() for value in each.values()]
-    return sum(value.nbytes for value in tensors if isinstance(value, Tensor))
+def held_bytes(trainer: "Trainer") -> dict[str, int]:
+    """Return the bytes of this rank that stay from step to step, by category."""
+    step = trainer.assembly.step
+    weights = sum(weight.local.nbytes for weight in step.parallel.weights.weights)
+    buffers = sum(buffer.nbytes for buffer in step.parallel.buffers().values())
+    state = [value for each in step.optimizer.state.values() for value in each.values()]
+    return {
+        "weights": weights + buffers,
+        "average": weights if step.ema is not None else 0,
+        "optimizer": sum(value.nbytes for value in state if isinstance(value, Tensor)),
+    }

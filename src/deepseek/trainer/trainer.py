@@ -36,6 +36,7 @@ from deepseek.trainer.footprint import (
     announce_footprint,
     check_footprint,
     describe_savings,
+    held_bytes,
 )
 from deepseek.trainer.history import History
 from deepseek.trainer.memory_budget import keep_to_budget
@@ -269,7 +270,9 @@ class Trainer:
         self.world.begin_watch(self.folder.path / "hang", self._note_hang)
         self.model.train()
         if self.config.profile:
-            assembly.step.clock = Profiler(self.folder.path / "profile", self.device)
+            assembly.step.clock = Profiler(
+                self.folder.path / "profile", self.device, lambda: held_bytes(self)
+            )
         model_graph, self.model.graph = self.model.graph, "dynamic"  # the whole step is captured
         try:
             self._emit("on_fit_begin")

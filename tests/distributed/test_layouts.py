@@ -73,9 +73,7 @@ def test_models_for_published_weights_do_as_well(layout, kind, reference, tmp_pa
 @pytest.mark.parametrize("layout", FURTHER)
 def test_further_products_of_axes_do_as_well(layout, kind, reference, tmp_path):
     run = tmp_path / "run"
-    found = run_ranks(
-        FURTHER[layout], train, kind, run, parallel=layout, folder=tmp_path / "ranks"
-    )
+    found = run_ranks(FURTHER[layout], train, kind, run, parallel=layout, folder=tmp_path / "ranks")
     compare(reference(kind), found[0], run)
 
 

@@ -1,4 +1,4 @@
-"""What our decoder-only transformers have in common: a vocabulary, and tokens that see those before.
+"""What our decoder-only transformers have in common: a vocabulary, and tokens that see none later.
 
 The vocabulary is padded inside the embedding to a multiple of 64, which makes the last product
 faster and lets tensor parallelism divide it. Sharing the weight of embedding and head: Press & Wolf

@@ -1,9 +1,8 @@
 """A model ready to compute: architecture, weights, and what it knows of its data."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +15,15 @@ from deepseek.models.assembly import build_from_file, build_head, build_pretrain
 from deepseek.models.checks import check_positive, missing_head
 from deepseek.models.classifier import Classifier
 from deepseek.models.decoder import Decoder
-from deepseek.models.generation import generate_tokens, make_sampling
+from deepseek.models.eval_mode import evaluating
+from deepseek.models.export import export_program
 from deepseek.models.hints import ParallelHints
 from deepseek.models.model_file import ModelFile, read_model_file, write_model_file
 from deepseek.models.prediction import Prediction
-from deepseek.models.prompts import Generation, Prompt, Vocabulary, is_single
+from deepseek.models.prompts import Generation, Prompt, Vocabulary, Writer
 from deepseek.models.zoo import build_model, name_of, timm_hints, timm_input_shape
 
 GRAPHS = ("dynamic", "static")
-T = TypeVar("T")
 
 
 class ModelEngine(nn.Module):
@@ -238,11 +237,10 @@ class ModelEngine(nn.Module):
             want is None or want == size for want, size in zip(takes, shape, strict=True)
         )
         if not fits:
-            what, axes = (
-                ("images", " (channels x height x width)")
-                if len(takes) == 3
-                else ("inputs", " (tokens)")
-            )
+            what, axes = {
+                1: ("inputs", " (tokens)"),
+                4: ("volumes", " (channels x depth x height x width)"),
+            }.get(len(takes), ("images", " (channels x height x width)"))
             raise ConfigError(
                 f"the data has {what} {_shown(shape)}{axes}, {self.architecture!r} takes"
                 f" {_shown(takes)}",
@@ -311,7 +309,7 @@ class ModelEngine(nn.Module):
         names = self.spec.class_names if self.spec else ()
         device, dtype = self.device, self._compute_dtype(self.device.type)
         found: list[Prediction] = []
-        with _evaluating(self), torch.inference_mode():
+        with evaluating(self), torch.inference_mode():
             for batch in batches:
                 on_device = batch.to(device)
                 if on_device.is_floating_point():
@@ -342,22 +340,7 @@ class ModelEngine(nn.Module):
         Raises:
             ConfigError: if the model is no decoder, or a prompt does not fit it.
         """
-        alone = is_single(prompts)
-        rows = [prompts] if alone else list(prompts)  # pyright: ignore[reportArgumentType]
-        found: list[list[int]] = [[] for _ in rows]
-        has_stopped = [False] * len(rows)
-        for drawn in self._generate(rows, max_new_tokens, stop, sampling):  # pyright: ignore[reportArgumentType]
-            for row, token in enumerate(drawn):
-                if token is None:
-                    has_stopped[row] = True
-                else:
-                    found[row].append(token)
-        vocabulary = self._vocabulary()
-        made = [
-            Generation(tokens, vocabulary.decode(tokens), stopped)
-            for tokens, stopped in zip(found, has_stopped, strict=True)
-        ]
-        return made[0] if alone else made
+        return self._writer().generate(prompts, max_new_tokens, stop, sampling)
 
     def stream(
         self,
@@ -371,41 +354,46 @@ class ModelEngine(nn.Module):
 
         Args:
             prompt: text, or token ids.
-            max_new_tokens: as in `generate`, as are `stop` and `sampling`.
+            max_new_tokens: as in `generate`.
+            stop: as in `generate`.
+            **sampling: as in `generate`.
 
         Returns:
             Text where the prompt is text, else token ids.
         """
-        vocabulary = self._vocabulary()
-        drawn = self._generate([prompt], max_new_tokens, stop, sampling)
-        tokens = (row[0] for row in drawn if row[0] is not None)
-        if not isinstance(prompt, str):
-            return tokens
-        return (vocabulary.decode([token]) or "" for token in tokens)
+        return self._writer().stream(prompt, max_new_tokens, stop, sampling)
 
-    def _generate(
-        self,
-        prompts: Sequence[Prompt],
-        max_new_tokens: int | None,
-        stop: Sequence[str | int],
-        sampling: dict[str, Any],
-    ) -> Iterator[list[int | None]]:
+    def _writer(self) -> Writer:
         if not isinstance(self.module, Decoder):
             raise ConfigError(
                 f"{self.architecture!r} is no decoder, so it cannot generate",
                 fix='use an architecture such as "gpt" or "llama"',
             )
-        vocabulary = self._vocabulary()
-        how = make_sampling(sampling, [vocabulary.id_of(token) for token in stop])
-        rows = [vocabulary.encode(prompt) for prompt in prompts]
-        drawn = generate_tokens(
-            self.module, rows, max_new_tokens=max_new_tokens, sampling=how,
-            compiles=self.graph == "static",
-        )  # fmt: skip
-        return _in_eval(self, drawn)
+        names = self.spec.class_names if self.spec else ()
+        return Writer(self.module, Vocabulary(names), compiles=self.graph == "static")
 
-    def _vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.spec.class_names if self.spec else ())
+    def export(self, path: str | Path, inputs: Tensor) -> float:
+        """Write the model as a program that runs without this library: `.pt2`, for any batch size.
+
+        The file is read back and compared with the model before it takes its name. Read only files
+        that you trust with `torch.export.load`: it can run code.
+
+        Args:
+            path: of the file.
+            inputs: a batch such as the model will be given, with all sizes but the first fixed;
+                uint8 images are normalised inside the program.
+
+        Returns:
+            The largest difference from the model that was seen, relative to the largest output.
+
+        Raises:
+            ConfigError: the model has no head yet, or cannot be exported.
+            CheckpointError: the program computes something else than the model.
+        """
+        if self.num_classes is None and not self._is_foreign:
+            raise missing_head(self.architecture)
+        with evaluating(self):
+            return export_program(_Prepared(self), path, inputs.to(self.device))
 
     def flops(self, input_shape: Sequence[int]) -> int:
         """Count the floating-point operations of one sample's forward, a multiply-add as two.
@@ -420,7 +408,7 @@ class ModelEngine(nn.Module):
         takes_tokens = isinstance(self.module, Classifier) and len(self.module.input_shape) == 1
         dtype = torch.int64 if takes_tokens else None
         inputs = torch.empty((1, *input_shape), dtype=dtype, device="meta")
-        with _evaluating(self.module), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with evaluating(self.module), torch.no_grad(), FlopCounterMode(display=False) as counter:
             torch.func.functional_call(self.module, on_meta, (inputs,))
         return counter.get_total_flops()
 
@@ -437,26 +425,16 @@ class ModelEngine(nn.Module):
         return ", ".join(parts)
 
 
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Let a module and its parts be in the mode `eval`."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, was_training in modes:  # one by one: frozen batch norms stay in eval
-            part.training = was_training
+class _Prepared(nn.Module):
+    """An engine's module with what comes before it, and nothing of how it is run."""
 
+    def __init__(self, engine: ModelEngine) -> None:
+        super().__init__()
+        self.module = engine.module
+        self._prepare = engine.prepare
 
-def _in_eval(module: nn.Module, items: Iterator[T]) -> Iterator[T]:
-    """Take items one by one, each in the mode `eval`."""
-    while True:
-        with _evaluating(module):
-            item = next(items, None)
-        if item is None:
-            return
-        yield item
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.module(self._prepare(inputs))
 
 
 def _check_graph(graph: str) -> None:

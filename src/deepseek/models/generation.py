@@ -1,8 +1,8 @@
 """Text, token by token, from a decoder: each token is drawn from what the model says comes next.
 
-Papers: Holtzman et al. 2020 (nucleus sampling: `top_p`), arXiv 1904.09751; Fan et al. 2018 (`top_k`),
-arXiv 1805.04833, section 5.4. Prompts of a batch begin together, whatever their lengths: a row's
-tokens have the positions, and see the keys, that they would have alone.
+Papers: Holtzman et al. 2020 (nucleus sampling: `top_p`), arXiv 1904.09751; Fan et al. 2018
+(`top_k`), arXiv 1805.04833, section 5.4. Prompts of a batch begin together, whatever their lengths:
+a row's tokens have the positions, and see the keys, that they would have alone.
 
 Shapes: B rows, T tokens, K tokens of the vocabulary.
 """
@@ -86,7 +86,8 @@ def make_sampling(options: Mapping[str, Any], stop: Sequence[int]) -> Sampling:
     for name in options:
         if name not in known:
             raise ConfigError(
-                f"unknown option {name}={options[name]!r} of generate", fix=did_you_mean(name, known)
+                f"unknown option {name}={options[name]!r} of generate",
+                fix=did_you_mean(name, known),
             )
     return Sampling(**options, stop=tuple(stop))
 
@@ -179,9 +180,7 @@ def _run(
         found = drawn.tolist()
         for row, token in enumerate(found):
             has_ended[row] = has_ended[row] or token in sampling.stop
-        yield [
-            None if ended else token for ended, token in zip(has_ended, found, strict=True)
-        ]
+        yield [None if ended else token for ended, token in zip(has_ended, found, strict=True)]
         if all(has_ended) or index == num_new - 1:
             return
         # Slots beyond the tokens so far are left out, but from a compiled step: it has one size.

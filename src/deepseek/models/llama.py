@@ -1,12 +1,13 @@
 """Llama: a decoder-only transformer with rotary positions, grouped queries and gated features.
 
 Papers: Touvron et al. 2023 (Llama 2), arXiv 2307.09288; Grattafiori et al. 2024 (Llama 3), arXiv
-2407.21783. Of it: rotary positions (Su et al. 2021, arXiv 2104.09864), heads of keys and values that
-serve several heads of queries (Ainslie et al. 2023, arXiv 2305.13245), SwiGLU (Shazeer 2020, arXiv
-2002.05202, eq. 6), RMSNorm before each branch (Zhang & Sennrich 2019, arXiv 1910.07467). Mistral's
-weights (Jiang et al. 2023, arXiv 2310.06825) fit up to its window of 4,096 tokens, and Qwen2's (Yang
-et al. 2024, arXiv 2407.10671) with biases of queries, keys and values. Weights begin as GPT-2's do:
-normal, and smaller by `sqrt(2 num_layers)` where a branch ends (the papers do not say).
+2407.21783. Of it: rotary positions (Su et al. 2021, arXiv 2104.09864), heads of keys and values
+that serve several heads of queries (Ainslie et al. 2023, arXiv 2305.13245), SwiGLU (Shazeer 2020,
+arXiv 2002.05202, eq. 6), RMSNorm before each branch (Zhang & Sennrich 2019, arXiv 1910.07467).
+Mistral's weights (Jiang et al. 2023, arXiv 2310.06825) fit up to its window of 4,096 tokens, and
+Qwen2's (Yang et al. 2024, arXiv 2407.10671) with biases of queries, keys and values. Weights begin
+as GPT-2's do: normal, and smaller by `sqrt(2 num_layers)` where a branch ends (the papers do not
+say).
 
 Queries, keys and values have a projection each: of fewer heads, they cannot be cut alike.
 
@@ -232,7 +233,7 @@ class Llama(Decoder):
         if positions is None:
             # one row for all, seen B times: a pipeline cuts what is beside the stream by samples
             row = torch.arange(inputs.shape[1], device=inputs.device)[None]
-            return {"rotation": self._rotary.rotation(row).expand(len(inputs), -1, -1)}
+            return {"rotation": self._rotary.rotation(row).expand(inputs.shape[0], -1, -1)}
         return {"rotation": self._rotary.rotation(positions)}
 
 

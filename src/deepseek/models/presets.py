@@ -1,7 +1,7 @@
 """What names such as `llama3_8b` or `vit_base_patch16_224` stand for: a class and its arguments.
 
-The sizes of transformers are in `deepseek.published`, which the planner reads as well. A name is the
-planner's with an underscore: `deepseek plan llama3_8b`, `ModelEngine("llama3_8b")`.
+The sizes of transformers are in `deepseek.published`, which the planner reads as well. A name is
+the planner's with an underscore: `deepseek plan llama3_8b`, `ModelEngine("llama3_8b")`.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,6 +12,7 @@ from deepseek.models.encoder import Encoder
 from deepseek.models.gpt import GPT
 from deepseek.models.llama import Llama
 from deepseek.models.resnet import ResNet
+from deepseek.models.unet3d import UNet3D
 from deepseek.models.vit import VisionTransformer
 from deepseek.published import (
     BERT_CONTEXT_LENGTH,
@@ -32,6 +33,18 @@ _VIT_INPUTS = {
     "huge": ((224, 14),),
 }
 _RESNET_DEPTHS = (20, 32, 44, 56, 110)
+
+
+# Features and blocks of each level. Tiny and small are for a CPU; base has the levels of nnU-Net's
+# default for large volumes, medium those of its residual encoder (Isensee et al. 2024); large is as
+# deep and half as wide again, for a GPU of 80 GB.
+_UNETS = {
+    "tiny": ((8, 16, 32), 1),
+    "small": ((16, 32, 64, 128), 1),
+    "base": ((32, 64, 128, 256, 320), 2),
+    "medium": ((32, 64, 128, 256, 320, 320), (1, 3, 4, 6, 6, 6)),
+    "large": ((48, 96, 192, 384, 480, 480), (1, 3, 4, 6, 6, 6)),
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,8 @@ def published_presets() -> dict[str, Architecture]:
             found[f"vit_{name}_patch{patch_size}_{image_size}"] = preset
     for depth in _RESNET_DEPTHS:
         found[f"resnet{depth}"] = Architecture(ResNet, {"num_layers": depth})
+    for name, (features, blocks) in _UNETS.items():
+        found[f"unet3d_{name}"] = Architecture(UNet3D, {"features": features, "blocks": blocks})
     return found
 
 

@@ -1,7 +1,7 @@
 """Rotary position embedding: queries and keys turned by an angle that grows with the position.
 
-Paper: Su et al. 2021 (RoFormer), arXiv 2104.09864, section 3.2.2, eq. 34. Departure: the two numbers
-that are turned together are `E / 2` apart rather than neighbours, as in published Llama weights.
+Paper: Su et al. 2021 (RoFormer), arXiv 2104.09864, section 3.2.2, eq. 34. Departure: the two
+numbers that are turned together are `E / 2` apart rather than neighbours, as in Llama's weights.
 Scaling to longer contexts: Grattafiori et al. 2024 (Llama 3), arXiv 2407.21783, in the form of
 Llama 3.1's code.
 

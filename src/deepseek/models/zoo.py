@@ -20,6 +20,7 @@ from deepseek.models.imagenet_resnet import ImageNetResNet
 from deepseek.models.llama import Llama
 from deepseek.models.presets import Architecture, published_presets
 from deepseek.models.resnet import ResNet
+from deepseek.models.unet3d import UNet3D
 from deepseek.models.vit import VisionTransformer
 from deepseek.registry import Registry, did_you_mean, nearest
 
@@ -54,6 +55,7 @@ ARCHITECTURES.register("imagenet_resnet")(Architecture(ImageNetResNet))
 ARCHITECTURES.register("gpt")(Architecture(GPT))
 ARCHITECTURES.register("llama")(Architecture(Llama))
 ARCHITECTURES.register("encoder")(Architecture(Encoder))
+ARCHITECTURES.register("unet3d")(Architecture(UNet3D))
 for _name, _preset in published_presets().items():
     ARCHITECTURES.register(_name)(_preset)
 

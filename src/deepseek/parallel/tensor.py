@@ -131,8 +131,7 @@ class _Gather:
 
 
 def _divide_vocabulary(model: Decoder, mesh: DeviceMesh) -> dict[str, Division]:
-    """Divide token embedding and head, which may share their weight, by tokens of the vocabulary.
-    """
+    """Divide token embedding and head, which may be one weight, by tokens of the vocabulary."""
     is_tied = (
         model.head is not None
         and model.tok_embed is not None

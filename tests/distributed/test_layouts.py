@@ -59,6 +59,16 @@ def test_a_layout_learns_what_one_process_learns(layout, kind, reference, tmp_pa
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("kind", ["gpt2", "masked_encoder"])
+@pytest.mark.parametrize("layout", ["tp2", "pp2", "cp2", "fsdp2-tp2"])
+def test_models_for_published_weights_do_as_well(layout, kind, reference, tmp_path):
+    run = tmp_path / "run"
+    size = 4 if "-" in layout else 2
+    found = run_ranks(size, train, kind, run, parallel=layout, folder=tmp_path / "ranks")
+    compare(reference(kind), found[0], run)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["gpt", "llama"])
 @pytest.mark.parametrize("layout", FURTHER)
 def test_further_products_of_axes_do_as_well(layout, kind, reference, tmp_path):

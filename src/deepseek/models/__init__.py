@@ -4,6 +4,7 @@ from deepseek.models.encoder import Encoder as Encoder
 from deepseek.models.engine import ModelEngine as ModelEngine
 from deepseek.models.gpt import GPT as GPT
 from deepseek.models.hints import ParallelHints as ParallelHints
+from deepseek.models.imagenet_resnet import ImageNetResNet as ImageNetResNet
 from deepseek.models.llama import Llama as Llama
 from deepseek.models.prediction import Prediction as Prediction
 from deepseek.models.prompts import Generation as Generation

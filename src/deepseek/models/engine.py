@@ -98,6 +98,8 @@ class ModelEngine(nn.Module):
         nn.Module.__init__(self)
         self.module = module
         self.architecture = architecture
+        if isinstance(module, Classifier):
+            num_classes = module.config["num_classes"]
         self.num_classes = num_classes
         self.graph = graph
         self.spec = spec
@@ -187,6 +189,12 @@ class ModelEngine(nn.Module):
         return self._is_foreign
 
     @property
+    def _makes_logits(self) -> bool:
+        if isinstance(self.module, Classifier):
+            return self.module.makes_logits
+        return not self._is_foreign
+
+    @property
     def device(self) -> torch.device:
         """Where the module computes."""
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
@@ -249,7 +257,7 @@ class ModelEngine(nn.Module):
         Raises:
             ConfigError: if there is no head yet, or the normalisation of uint8 images is unknown.
         """
-        if self.num_classes is None and not self._is_foreign:
+        if self.num_classes is None and self._makes_logits:
             raise missing_head(self.architecture)
         inputs = self.prepare(inputs)
         if self.graph == "static" and not self._is_compiled:
@@ -406,7 +414,8 @@ class ModelEngine(nn.Module):
 
     def describe(self) -> str:
         """Return one line: architecture, parameters, classes, FLOPs where the input is known."""
-        classes = "no head yet" if self.num_classes is None else f"{self.num_classes} classes"
+        missing = "no head yet" if self._makes_logits else "features, no classes"
+        classes = missing if self.num_classes is None else f"{self.num_classes} classes"
         parts = [self.architecture, f"{self.num_parameters / 1e6:.2f} M parameters"]
         if not self._is_foreign:
             parts.append(classes)

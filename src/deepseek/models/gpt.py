@@ -1,13 +1,15 @@
 """GPT: a decoder-only transformer over tokens.
 
 Paper: Radford et al. 2019 (GPT-2), section 2.3: normalisation before each branch, residual
-projections begun smaller by `sqrt(2 num_layers)`, output tied to the token embedding. Departure: no
-biases beside those of the norms. The "classes" of this classifier are the tokens of its vocabulary.
+projections begun smaller by `sqrt(2 num_layers)`, output tied to the token embedding. Departures:
+no biases beside those of the norms and an exact GELU, unless asked for (`bias`, `activation`:
+published weights need them). The "classes" of this classifier are the tokens of its vocabulary.
 
 Shapes: B batch, T tokens, D dim.
 """
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,21 +18,23 @@ from torch import Tensor, nn
 
 from deepseek.errors import ConfigError
 from deepseek.models.attention import causal_attention
-from deepseek.models.checks import check_positive, check_share
+from deepseek.models.checks import check_choice, check_positive, check_share
 from deepseek.models.decoder import INIT_STD, Decoder
 from deepseek.models.hints import ParallelHints
 from deepseek.models.kv_cache import LayerCache
+
+ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 
 
 class CausalAttention(nn.Module):
     """Multi-head self-attention to the tokens before, and to oneself."""
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float, bias: bool) -> None:
         super().__init__()
         self.head_dim = dim // heads
         self.dropout = dropout
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.proj = nn.Linear(dim, dim, bias=False)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.proj = nn.Linear(dim, dim, bias=bias)
         self.attend = causal_attention  # context parallelism puts its own here
 
     def forward(
@@ -47,13 +51,16 @@ class CausalAttention(nn.Module):
 class GPTBlock(nn.Module):
     """Attention, then feed-forward, each normalised before and added to the stream."""
 
-    def __init__(self, dim: int, heads: int, hidden_dim: int, dropout: float) -> None:
+    def __init__(
+        self, dim: int, heads: int, hidden_dim: int, dropout: float, bias: bool, activation: str
+    ) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = CausalAttention(dim, heads, dropout)
+        self.attn = CausalAttention(dim, heads, dropout, bias)
         self.norm2 = nn.LayerNorm(dim)
-        self.fc1 = nn.Linear(dim, hidden_dim, bias=False)
-        self.fc2 = nn.Linear(hidden_dim, dim, bias=False)
+        self.fc1 = nn.Linear(dim, hidden_dim, bias=bias)
+        self.fc2 = nn.Linear(hidden_dim, dim, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -61,7 +68,7 @@ class GPTBlock(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """Return the tokens after both branches."""
         x = x + self.dropout(self.attn(self.norm1(x), cache=cache))
-        return x + self.dropout(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
+        return x + self.dropout(self.fc2(self.activation(self.fc1(self.norm2(x)))))
 
 
 class GPT(Decoder):
@@ -76,9 +83,12 @@ class GPT(Decoder):
             `bind_classes`.
         hidden_dim: width inside the feed-forward network; `4 * dim` by default.
         dropout: probability in 0..1, on attention weights, branches and embeddings.
+        bias: whether linears of the blocks have biases, as GPT-2's do.
+        activation: of the feed-forward network: "gelu", or GPT-2's "gelu_tanh", its approximation.
 
     Raises:
-        ConfigError: a size is not positive, or `heads` does not divide `dim`.
+        ConfigError: a size is not positive, `heads` does not divide `dim`, or `activation` is
+            unknown.
 
     Example:
         >>> model = GPT(context_length=16, num_layers=2, dim=32, heads=4, num_classes=65)
@@ -95,6 +105,8 @@ class GPT(Decoder):
         num_classes: int | None = None,
         hidden_dim: int | None = None,
         dropout: float = 0.0,
+        bias: bool = False,
+        activation: str = "gelu",
     ) -> None:
         super().__init__()
         hidden_dim = 4 * dim if hidden_dim is None else hidden_dim
@@ -103,17 +115,19 @@ class GPT(Decoder):
             hidden_dim=hidden_dim,
         )  # fmt: skip
         check_share(dropout=dropout)
+        check_choice(activation=(activation, ACTIVATIONS))
         if dim % heads:
             raise ConfigError(f"heads={heads} does not divide dim={dim}", fix="change heads or dim")
         self._config = {
             "context_length": context_length, "num_layers": num_layers, "dim": dim, "heads": heads,
             "num_classes": None, "hidden_dim": hidden_dim, "dropout": dropout,
+            "bias": bias, "activation": activation,
         }  # fmt: skip
         self.tok_embed: nn.Embedding | None = None
         self.pos_embed = nn.Parameter(torch.empty(context_length, dim))
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            GPTBlock(dim, heads, hidden_dim, dropout) for _ in range(num_layers)
+            GPTBlock(dim, heads, hidden_dim, dropout, bias, activation) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim)
         self.head: nn.Linear | None = None
@@ -129,6 +143,8 @@ class GPT(Decoder):
                 ends_branch = name.endswith(("proj", "fc2"))
                 std = INIT_STD / math.sqrt(2 * num_layers) if ends_branch else INIT_STD
                 nn.init.normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     @property
     def hints(self) -> ParallelHints:

@@ -16,6 +16,7 @@ from deepseek.models.classifier import Classifier
 from deepseek.models.encoder import Encoder
 from deepseek.models.gpt import GPT
 from deepseek.models.hints import ParallelHints
+from deepseek.models.imagenet_resnet import ImageNetResNet
 from deepseek.models.llama import Llama
 from deepseek.models.presets import Architecture, published_presets
 from deepseek.models.resnet import ResNet
@@ -50,6 +51,7 @@ class ArgumentProblem(NamedTuple):
 ARCHITECTURES: Registry[Architecture] = Registry("model")
 ARCHITECTURES.register("vit")(Architecture(VisionTransformer))
 ARCHITECTURES.register("resnet")(Architecture(ResNet))
+ARCHITECTURES.register("imagenet_resnet")(Architecture(ImageNetResNet))
 ARCHITECTURES.register("gpt")(Architecture(GPT))
 ARCHITECTURES.register("llama")(Architecture(Llama))
 ARCHITECTURES.register("encoder")(Architecture(Encoder))

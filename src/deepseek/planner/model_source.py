@@ -183,7 +183,12 @@ def _read_gpt(args: Mapping[str, Any], vocab_size: int) -> tuple[TransformerShap
     if not tokens:
         raise ConfigError("model.args.num_classes of a gpt is not set.", fix=_NEED_VOCABULARY)
     sizes = {**_sizes(args), "vocab_size": _pad(tokens)}
-    shape = TransformerShape("gpt", context_length=args["context_length"], **sizes)
+    shape = TransformerShape(
+        "gpt",
+        context_length=args["context_length"],
+        has_biases=args.get("bias", False),
+        **sizes,
+    )
     return shape, ""
 
 
@@ -231,7 +236,9 @@ def _read_vit(args: Mapping[str, Any], vocab_size: int) -> tuple[TransformerShap
         "vit",
         # As many rows as a patch has numbers: the projection of patches, counted as the head.
         vocab_size=patch * patch * args.get("channels", 3),
-        context_length=height // patch * (width // patch) + (args.get("pool", "cls") == "cls"),
+        context_length=height // patch * (width // patch)
+        + (args.get("pool", "cls") == "cls")
+        + (args.get("distillation", "none") != "none"),
         has_biases=True,
         is_causal=False,
         **_sizes(args),

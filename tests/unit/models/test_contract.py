@@ -21,6 +21,7 @@ TOKENS = {"context_length": 8, "num_layers": 2, "dim": 24, "heads": 3}
 SMALL = {
     "vit": {"image_size": 16, "patch_size": 8, "num_layers": 2, "dim": 24, "heads": 3},
     "resnet": {"num_layers": 8, "width": 4},
+    "imagenet_resnet": {"depths": (1, 1, 1, 1), "block": "basic"},
     "encoder": {"vocab_size": 11, **TOKENS},
     "gpt": TOKENS,
     "llama": {**TOKENS, "dim": 32, "heads": 4, "kv_heads": 2, "qkv_bias": True},
@@ -29,6 +30,7 @@ SMALL = {
 WRONG = {
     "vit": [({"patch_size": 5}, "patch_size=5"), ({"heads": 7}, "heads=7")],
     "resnet": [({"num_layers": 9}, "num_layers=9"), ({"width": 0}, "width=0")],
+    "imagenet_resnet": [({"depths": (1, 1)}, "are not four"), ({"groups": 2}, "has none")],
     "encoder": [({"heads": 5}, "heads=5"), ({"pad_token": 11}, "pad_token=11")],
     "gpt": [({"heads": 5}, "heads=5"), ({"dropout": 1.0}, "dropout=1.0")],
     "llama": [
@@ -49,8 +51,13 @@ WRONG = {
         ({"channels": 0}, "channels=0"),
     ],
 }
-SHAPES = {"vit": (3, 16, 16), "resnet": (3, 16, 16), "unet3d": (1, 4, 8, 8)}
-IMAGE_MODELS = ["vit", "resnet"]
+SHAPES = {
+    "vit": (3, 16, 16),
+    "resnet": (3, 16, 16),
+    "imagenet_resnet": (3, 16, 16),
+    "unet3d": (1, 4, 8, 8),
+}
+IMAGE_MODELS = ["vit", "resnet", "imagenet_resnet"]
 LANGUAGE_MODELS = ["gpt", "llama"]
 
 

@@ -81,13 +81,12 @@ def predict_footprint(trainer: "Trainer") -> Footprint | None:
     if simulated is None:
         return None
     held = held_bytes(trainer)
-    trained = sum(weight.local.nbytes for weight in assembly.step.parallel.weights.trained)
     device = trainer.device
     process = resident_bytes(device) - held["weights"] if device.type == "cpu" else 0
     return Footprint(
         process=max(0, process),
         weights=held["weights"],
-        optimizer=trained * assembly.states_per_parameter,
+        optimizer=assembly.optimizer_bytes,
         average=held["average"],
         step=max(simulated.peak_bytes, simulated.gradient_bytes),
         activations=simulated.activation_bytes,
@@ -136,6 +135,7 @@ def _simulate(trainer: "Trainer", policy: str | None = None) -> Simulated | None
             remade_places=step.graph.memory.remade_places if policy is None else None,
             autocast=_autocast(trainer),
             has_gradients=accumulates,
+            frees_gradients=step.in_backward is not None,
         )
     except Exception:
         # any model and any task may do anything; the prediction is a courtesy
@@ -220,9 +220,10 @@ def held_bytes(trainer: "Trainer") -> dict[str, int]:
     step = trainer.assembly.step
     weights = sum(weight.local.nbytes for weight in step.parallel.weights.weights)
     buffers = sum(buffer.nbytes for buffer in step.parallel.buffers().values())
-    state = [value for each in step.optimizer.state.values() for value in each.values()]
+    values = [value for each in step.optimizer.state.values() for value in each.values()]
+    state = [value for value in values if isinstance(value, Tensor)]
     return {
         "weights": weights + buffers,
         "average": weights if step.ema is not None else 0,
-        "optimizer": sum(value.nbytes for value in state if isinstance(value, Tensor)),
+        "optimizer": sum(v.nbytes for v in state if v.device.type == trainer.device.type),
     }

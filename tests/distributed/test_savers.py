@@ -6,10 +6,15 @@ from safetensors.torch import load_file
 from tests.distributed.ranks import Trajectory, make_data, run_ranks
 
 from deepseek.checkpoint import load_checkpoint
-from deepseek.models import GPT
+from deepseek.config.parallel import ParallelConfig
+from deepseek.models import GPT, ModelEngine
+from deepseek.parallel.apply import ParallelModel
+from deepseek.parallel.plan import BatchFacts, ModelFacts, resolve_plan
+from deepseek.parallel.world import World
 from deepseek.trainer import Trainer
 
 pytest.importorskip("torchao", reason="the extra memory")
+CPU = torch.device("cpu")
 EIGHT_BITS = {"optimizer": "adamw8bit"}
 BF16 = {"param_dtype": "bf16", "precision": "bf16"}
 
@@ -93,3 +98,31 @@ def test_weights_in_bf16_stay_equal_where_they_are_copies_and_go_on_bit_for_bit(
     run(plan, tmp_path / "again", tmp_path / "run", resume=resume, **BF16)
     again = load_file(tmp_path / "run/model.bin")
     assert all(torch.equal(learnt[name], again[name]) for name in learnt)
+
+
+def gradients(folder, offloads):
+    torch.manual_seed(1)
+    world = World(
+        resolve_plan(ParallelConfig(dp_shard=2), 2, ModelFacts("GPT"), BatchFacts(8)), CPU
+    )
+    engine = ModelEngine.wrap(GPT(context_length=8, num_classes=67, num_layers=2, dim=32, heads=4))
+    parallel = ParallelModel(engine, world, offloads=offloads)
+    tokens = torch.arange(32).view(4, 8) + world.rank
+    for _ in range(2):
+        parallel.weights.drop_gradients()
+        parallel.forward(tokens).float().square().mean().backward()
+        found = parallel.take_gradients()
+        with torch.no_grad():
+            for weight in parallel.weights.trained:
+                weight.local.sub_(0.1 * weight.local.grad)
+    return [grad.clone() for grad in found]
+
+
+def test_offloaded_parameters_learn_the_same(tmp_path):
+    plain, offloaded = (
+        run_ranks(2, gradients, tmp_path, offloads, folder=tmp_path / f"{offloads}")
+        for offloads in (False, True)
+    )
+    for rank in range(2):
+        pairs = zip(plain[rank], offloaded[rank], strict=True)
+        assert all(torch.equal(one, two) for one, two in pairs)

@@ -20,6 +20,7 @@ generator has to be saved.
 """
 
 import math
+import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -30,13 +31,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from deepseek.errors import ConfigError
 from deepseek.registry import import_extra
 
 MAX_BLOCK = 256
 MIN_BLOCK = 64
 LEAST_CODES = {"exp_avg": 0, "exp_avg_sq": 1}
 """A second moment is never rounded to zero, which it is divided by: where a small gradient is
-followed by none, the step would be without bound (Li et al. 2023, arXiv 2309.01507, section 4.1)."""
+followed by none, the step would be without bound (Li et al. 2023, arXiv 2309.01507)."""
 MAX_NUMEL = 1 << 22
 """Numbers that are updated at a time: what an update makes for a moment stays small."""
 
@@ -87,7 +89,7 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         # a graph for each kind of weight, whatever their number; as torchao does
-        with self._own_randomness(), torch._dynamo.utils.disable_cache_limit():
+        with self._own_randomness(), torch._dynamo.utils.disable_cache_limit(), _needs_compiler():
             for group in self.param_groups:
                 for weight in group["params"]:
                     if weight.grad is not None:
@@ -271,6 +273,20 @@ def _pack(
     """Return codes of (N, BLOCK) values and the scale (N, 1) of each block."""
     scale = values.abs().amax(-1, keepdim=True).clip(1e-12)
     return quantize(values / scale, table).clamp(min=least), scale
+
+
+@contextmanager
+def _needs_compiler() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "compiler" in str(error).lower() and shutil.which("g++") is None:
+            raise ConfigError(
+                f"adamw8bit and param_dtype=bf16 need a C++ compiler, and there is none: {error}",
+                fix="install g++ (apt-get install g++), or use optimizer=adamw with"
+                " param_dtype=fp32",
+            ) from error
+        raise
 
 
 @cache

@@ -30,7 +30,7 @@ from deepseek.trainer.precision import Precision, cast_weights, resolve_precisio
 from deepseek.trainer.schedule import Schedule, resolve_warmup
 from deepseek.trainer.step import TrainStep
 from deepseek.trainer.task import Task
-from deepseek.trainer.update import choose_update, state_bytes_on_device
+from deepseek.trainer.update import check_offload, choose_update, state_bytes_on_device
 
 MAX_AUTO_LOG_EVERY = 50
 
@@ -84,6 +84,7 @@ def assemble(
 ) -> Assembly:
     """Put a bound engine on its device, or its part on this rank's, and build its step."""
     device = world.device
+    check_offload(config, world)
     max_steps, num_epochs = count_steps(config, loader)
     micro_batch_size = world.plan.micro_batch_size
     inputs = spec.fields["inputs"]
@@ -206,6 +207,7 @@ def _spread(
         takes_divided_logits=task.takes_divided_logits and wanted is not False,
         has_unused=trains and _leaves_weights_out(engine, world),
         trains=trains,
+        offloads=config.offload == "parameters",
     )
 
 

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from deepseek.config.memory import parse_bytes
+from deepseek.config.memory_rules import BF16_OPTIMIZERS
 from deepseek.datasets.host_memory import release_freed_memory
 from deepseek.errors import ConfigError
 from deepseek.memory.simulation import Simulated, simulate_step
 from deepseek.trainer.console import MIB
 from deepseek.trainer.memory_budget import NAMES
+from deepseek.trainer.optimizer import Optimizer
 from deepseek.trainer.throughput import (
     peak_memory_bytes,
     resident_bytes,
@@ -95,7 +97,30 @@ def predict_footprint(trainer: "Trainer") -> Footprint | None:
 
 
 def describe_savings(trainer: "Trainer") -> str:
-    """Return what each stronger memory policy would leave of a step's peak; empty if unknown."""
+    """Return what policies and savers would leave of a step's peak; empty if unknown."""
+    return "; ".join(filter(None, [_policy_savings(trainer), _saver_savings(trainer)]))
+
+
+def _saver_savings(trainer: "Trainer") -> str:
+    """Return what would become less of weights, gradients and optimizer state, by which setting."""
+    config, assembly = trainer.config, trainer.assembly
+    weights = [weight.local for weight in assembly.step.parallel.weights.trained]
+    trained, state = sum(weight.nbytes for weight in weights), assembly.optimizer_bytes
+    name, parts = assembly.optimizer.algorithm, {}
+    if name in ("adam", "adamw", "nadamw"):
+        parts["optimizer=adamw8bit"] = state - Optimizer("adamw8bit").state_bytes(weights)
+    if trainer.device.type != "cpu" and config.offload == "none" and name != "lamb":
+        parts["offload=optimizer"] = state
+    if config.param_dtype == "fp32" and name in BF16_OPTIMIZERS and config.ema_decay is None:
+        parts["param_dtype=bf16"] = trained  # half of weights, and of gradients
+    is_one = assembly.step.micro_batch_size >= config.batch_size
+    if not config.optimizer_in_backward and is_one and not trainer.world.is_distributed:
+        parts["optimizer_in_backward=true"] = trained - max(w.nbytes for w in weights)
+    shown = [f"{saver} {size / MIB:,.0f} MiB" for saver, size in parts.items() if size >= MIB]
+    return f"less by {', '.join(shown)}" if shown else ""
+
+
+def _policy_savings(trainer: "Trainer") -> str:
     memory = trainer.assembly.step.graph.memory
     now = _simulate(trainer)
     if now is None or memory.name not in NAMES:

@@ -9,6 +9,7 @@ from deepseek.config import TrainerConfig
 from deepseek.errors import ConfigError
 from deepseek.memory.weightwise import BackwardUpdate, HostState, WeightwiseOptimizer
 from deepseek.parallel.apply import ParallelModel
+from deepseek.parallel.world import World
 from deepseek.trainer.optimizer import Optimizer
 
 NEEDS_ALL_WEIGHTS = ("lamb",)
@@ -21,12 +22,9 @@ def choose_update(
     """Return what steps weight by weight, and what does so in the backward pass.
 
     Raises:
-        ConfigError: the device, the ranks or the optimizer do not allow it.
+        ConfigError: the weights are on several ranks.
     """
-    host = None
-    if config.offload == "optimizer":
-        _check_offload(config, parallel.world.device)
-        host = HostState()
+    host = HostState() if config.offload == "optimizer" else None
     if config.optimizer_in_backward:
         if parallel.world.is_distributed:
             raise ConfigError(
@@ -40,16 +38,30 @@ def choose_update(
     return (None if host is None else WeightwiseOptimizer(optimizer, host)), None
 
 
-def _check_offload(config: TrainerConfig, device: torch.device) -> None:
-    if device.type == "cpu":
+def check_offload(config: TrainerConfig, world: World) -> None:
+    """Check that the device, the ranks and the optimizer allow what `offload` wants.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    wanted, plan = config.offload, world.plan
+    if wanted == "none":
+        return
+    if world.device.type == "cpu":
         raise ConfigError(
-            "offload=optimizer on a CPU, whose memory the state is in already",
+            f"offload={wanted} on a CPU, whose memory all is in already",
             fix="set offload to none; optimizer=adamw8bit keeps a quarter of the state",
         )
-    if config.precision == "fp16" or config.optimizer.lower() in NEEDS_ALL_WEIGHTS:
+    if wanted == "parameters" and (not plan.uses_fsdp or plan.tp > 1):
+        raise ConfigError(
+            f"offload=parameters with parallel={plan.describe()}: only fsdp without tp can",
+            fix="set parallel=fsdp, or offload=optimizer",
+        )
+    looks_at_all = wanted == "optimizer" and config.optimizer.lower() in NEEDS_ALL_WEIGHTS
+    if config.precision == "fp16" or looks_at_all:
         name = "precision" if config.precision == "fp16" else "optimizer"
         raise ConfigError(
-            f"offload=optimizer with {name}={getattr(config, name)}, which looks at the gradients"
+            f"offload={wanted} with {name}={getattr(config, name)}, which looks at the gradients"
             " of all weights before it updates one",
             fix=f"use another {name} (precision=bf16, optimizer=adamw), or set offload to none",
         )

@@ -13,6 +13,7 @@ from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import GPT, ModelEngine
 from deepseek.trainer import Trainer, lr_range_test
 from deepseek.trainer.device import grow_segments
+from deepseek.trainer.footprint import describe_savings
 
 BACKWARD = {"optimizer_in_backward": True, "clip_grad_norm": None}
 
@@ -156,6 +157,7 @@ def test_a_run_with_adamw_goes_on_with_8_bits_and_not_the_other_way_round(tmp_pa
         ({**BACKWARD, "precision": "fp16"}, "precision=fp16 looks for overflows"),
         ({**BACKWARD, "optimizer": "lamb"}, "optimizer=lamb needs the norm"),
         ({"offload": "optimizer"}, "offload=optimizer on a CPU"),
+        ({"offload": "parameters"}, "offload=parameters on a CPU"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -188,3 +190,16 @@ def test_growing_segments_are_for_cuda_and_a_cpu_says_so(tmp_path):
 def test_no_gradient_is_left_between_steps(tmp_path):
     trainer = train(tmp_path / "run", max_steps=2)
     assert all(p.grad is None for p in trainer.model.parameters())
+
+
+def test_where_memory_runs_out_each_saver_is_named_with_what_it_would_free(tmp_path):
+    model = GPT(context_length=32, num_classes=50, num_layers=2, dim=256, heads=4)
+    trainer = train(tmp_path / "run", model=model, max_steps=1)
+    mib = 2**20
+    trained = sum(p.nbytes for p in trainer.model.parameters())
+    said = describe_savings(trainer)
+    assert f"param_dtype=bf16 {trained / mib:,.0f} MiB" in said
+    state, packed = trainer.assembly.optimizer_bytes, 2.04 / 8
+    assert f"optimizer=adamw8bit {(1 - packed) * state / mib:,.0f} MiB" in said
+    assert "optimizer_in_backward=true" in said
+    assert "offload" not in said

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from time import perf_counter
-from typing import Literal, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ from deepseek.trainer.optimizer import Optimizer
 from deepseek.trainer.planning import check_evaluation, configure, plan_run
 from deepseek.trainer.probe import probe
 from deepseek.trainer.profiler import Profiler
-from deepseek.trainer.progress import RunProgress
+from deepseek.trainer.progress import RunProgress, due
 from deepseek.trainer.recorder import Recorder
 from deepseek.trainer.run_folder import RUNS, RunFolder
 from deepseek.trainer.saving import Saving
@@ -384,7 +384,7 @@ class Trainer:
             return
         loader, config = self.train_loader, self.config
         ends_epoch = loader.position >= loader.num_samples or self.step == assembly.max_steps
-        evaluates = self.val_loader is not None and _due(self.step, config.eval_every, ends_epoch)
+        evaluates = self.val_loader is not None and due(self.step, config.eval_every, ends_epoch)
         metrics: dict[str, float] = {}
         if evaluates:
             began = perf_counter()
@@ -409,7 +409,7 @@ class Trainer:
             self.progress.is_complete = True
             if ends_epoch:
                 agree_if_asked(self, signals)
-            if _due(self.step, config.checkpoint_every, ends_epoch):
+            if due(self.step, config.checkpoint_every, ends_epoch):
                 self.world.mark("a checkpoint")
                 if (bad := self.saving.find_bad()) is not None:
                     self.progress.num_bad_in_a_row += 1
@@ -496,9 +496,3 @@ class Trainer:
             keeps_samples,
             check,
         )
-
-
-def _due(step: int, every: int | Literal["epoch"] | None, ends_epoch: bool) -> bool:
-    if every is None:
-        return False
-    return ends_epoch if every == "epoch" else step % every == 0

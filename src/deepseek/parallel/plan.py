@@ -24,7 +24,7 @@ MULTI_STAGE = frozenset(
 )
 # torch's optimizers and timm's that treat every number by itself: they may see a part of a weight
 ELEMENTWISE = frozenset(
-    {"sgd", "adam", "adamw", "nadamw", "adagrad", "rmsprop", "lion", "adan"}
+    {"sgd", "adam", "adamw", "adamw8bit", "nadamw", "adagrad", "rmsprop", "lion", "adan"}
 )  # fmt: skip
 NUM_SHOWN_PLANS = 3
 

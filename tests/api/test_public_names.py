@@ -13,6 +13,7 @@ PUBLIC = {
         "ModelConfig",
         "OptimizerConfig",
         "RunConfig",
+        "TextDataConfig",
         "TrainerConfig",
         "TrainerSettings",
         "dump_config",

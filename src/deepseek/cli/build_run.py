@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from deepseek.config import DataConfig, ModelConfig, RunConfig
-from deepseek.datasets import ImageDataset
+from deepseek.cli.build_text import build_text, build_text_evaluation
+from deepseek.config import DataConfig, ModelConfig, RunConfig, TextDataConfig
+from deepseek.datasets import ImageDataset, TextDataset
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.trainer import Trainer
@@ -18,12 +19,20 @@ VAL_FOLDERS = ("val", "validation", "test")
 AUTO_VAL_SHARE = 0.1
 
 
-def build_data(config: DataConfig, seed: int) -> tuple[ImageDataset, ImageDataset | None]:
+def build_data(
+    config: DataConfig | TextDataConfig, seed: int
+) -> tuple[ImageDataset | TextDataset, ImageDataset | TextDataset | None]:
     """Return the training data and the validation data, `None` if there is to be none.
 
     Raises:
         ConfigError: if the validation data are the training data.
     """
+    if isinstance(config, TextDataConfig):
+        return build_text(config, seed)
+    return _build_pictures(config, seed)
+
+
+def _build_pictures(config: DataConfig, seed: int) -> tuple[ImageDataset, ImageDataset | None]:
     train = _dataset(config, config.train, config.transform, seed)
     val = _validation_source(config)
     if val is None:
@@ -73,14 +82,28 @@ def build_trainer(config: RunConfig, *, run_dir: Path | None, resume: Path | Non
     )
 
 
-def build_evaluation_data(engine: ModelEngine, path: str) -> ImageDataset:
+def build_evaluation_data(
+    engine: ModelEngine, path: str, settings: Sequence[str] = ()
+) -> ImageDataset | TextDataset:
     """Return the labelled data at `path`, prepared as the model expects.
+
+    Args:
+        engine: knows what it was trained on.
+        path: of the data.
+        settings: how text is read, as in `data`: `label_column=sentiment`.
 
     Raises:
         ConfigError: if the model file does not say how its inputs are prepared.
         DataError: if the data hold a class that the model does not know.
     """
     spec = engine.spec
+    if spec is not None and spec.tokenizer is not None:
+        return build_text_evaluation(spec, path, settings)
+    if settings:
+        raise ConfigError(
+            f"{' '.join(settings)} would be ignored: the model was not trained on text",
+            fix="leave them out",
+        )
     if spec is None or spec.transform is None:
         raise ConfigError(
             "the model file has no transform: it was trained with a Python callable",

@@ -9,7 +9,11 @@ import typer
 
 def evaluate(
     model: Annotated[Path, typer.Argument(metavar="MODEL.bin", help="Model file of a run.")],
-    data: Annotated[str, typer.Option(help="Folder with one folder per class.")],
+    data: Annotated[str, typer.Option(help="Labelled data: pictures or text, as in training.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="How text is read: label_column=sentiment."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -19,7 +23,7 @@ def evaluate(
     from deepseek.trainer import evaluate_model
 
     engine = ModelEngine.load(model)
-    dataset = build_evaluation_data(engine, data)
+    dataset = build_evaluation_data(engine, data, settings or [])
     metrics = evaluate_model(engine, dataset, batch_size)
     if as_json:
         print(json.dumps({"model": str(model), "data": data, "metrics": metrics}))

@@ -1,4 +1,4 @@
-"""The settings of the data: where it is, how it is cut, what is done to each sample."""
+"""The settings of pictures: where they are, how they are cut, what is done to each."""
 
 from typing import Annotated, Literal
 
@@ -8,10 +8,10 @@ from deepseek.config.settings import Auto, Number, Settings, Whole, unit
 
 
 class DataConfig(Settings):
-    """Training and validation data."""
+    """Training and validation data: pictures."""
 
-    format: Literal["image"] = "image"
-    """Kind of data."""
+    format: Literal["image", "text"] = "image"
+    """Kind of data; `text` has settings of its own."""
     train: str = Field(min_length=1)
     """Path of the training data, or the name of a built-in data set such as `digits`."""
     val: Annotated[Number, Field(gt=0, lt=1)] | Annotated[str, Field(min_length=1)] | None = Field(

@@ -143,9 +143,10 @@ def _kind(values: Any) -> str:
 
 def _value(values: Any, path: Path) -> Any:
     """Return what stands at `path`, or else its default."""
+    tree = values
     for part in path:
         if not isinstance(values, Mapping) or part not in values:
-            known = field_at(RunConfig, path)
+            known = field_at(RunConfig, path, tree)
             return None if known is None or known.is_required() else known.get_default()
         values = values[part]
     return values

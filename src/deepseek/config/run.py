@@ -5,9 +5,9 @@ from typing import Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from deepseek.config.data import DataConfig
 from deepseek.config.model import ModelConfig
 from deepseek.config.settings import Settings, Whole
+from deepseek.config.text_data import AnyDataConfig
 from deepseek.config.trainer import TrainerConfig
 
 SHARED = (("seed", None), ("num_workers", "data"))
@@ -23,7 +23,7 @@ class RunConfig(Settings):
     """Decides weights, order of the data and augmentation."""
     output: str = Field(default="runs", min_length=1)
     """Folder in which the run's own folder is made."""
-    data: DataConfig
+    data: AnyDataConfig
     """Training and validation data: at least `train`."""
     model: ModelConfig
     """The model: at least `architecture`."""

@@ -1,7 +1,7 @@
 """Values -> settings, or every problem with them at once."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -53,33 +53,59 @@ def check_settings(cls: type[S], values: Mapping[str, Any]) -> tuple[S | None, l
     return None, problems
 
 
-def sections(cls: type[Settings]) -> dict[str, type[Settings]]:
-    """Return the fields of `cls` that are settings themselves."""
-    return {
-        name: field.annotation
-        for name, field in cls.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
-    }
+def sections(cls: type[Settings], values: Any = None) -> dict[str, type[Settings]]:
+    """Return the fields of `cls` that are settings themselves.
+
+    Of a field that may be of several kinds, the kind is what `values` say, or else the first.
+    """
+    found = {}
+    for name, field in cls.model_fields.items():
+        if kinds := _kinds(field):
+            found[name] = _chosen(kinds, _value_at(values, (name,)))
+    return found
 
 
-def field_at(cls: type[Settings], path: Path) -> FieldInfo | None:
-    """Return the field that `path` leads to, `None` if there is none."""
-    for part in path[:-1]:
-        inner = sections(cls).get(str(part))
-        if inner is None:
+def _kinds(field: FieldInfo) -> list[type[Settings]]:
+    """Return the settings that a field may hold."""
+    options = get_args(field.annotation) or (field.annotation,)
+    plain = [get_args(option)[0] if get_args(option) else option for option in options]
+    return [kind for kind in plain if isinstance(kind, type) and issubclass(kind, Settings)]
+
+
+def _chosen(kinds: list[type[Settings]], values: Any) -> type[Settings]:
+    """Return the kind whose `format` is the one of `values`."""
+    given = _value_at(values, ("format",))
+    for kind in kinds[1:]:
+        if given in get_args(kind.model_fields["format"].annotation):
+            return kind
+    return kinds[0]
+
+
+def field_at(cls: type[Settings], path: Path, tree: Any = None) -> FieldInfo | None:
+    """Return the field that `path` leads to in `tree`, `None` if there is none."""
+    owner = _owner(cls, path, tree)
+    return owner.model_fields.get(str(path[-1])) if path and owner is not None else None
+
+
+def _owner(cls: type[Settings], path: Path, tree: Any) -> type[Settings] | None:
+    """Return the settings that the last key of `path` is of."""
+    owner: type[Settings] | None = cls
+    for depth, part in enumerate(path[:-1]):
+        if owner is None:
             return None
-        cls = inner
-    return cls.model_fields.get(str(path[-1])) if path else None
+        owner = sections(owner, _value_at(tree, path[:depth])).get(str(part))
+    return owner
 
 
-def unknown_key(root: type[Settings], path: Path, value: Any = None) -> Problem:
+def unknown_key(root: type[Settings], path: Path, value: Any = None, tree: Any = None) -> Problem:
     """Return the problem of a key at `path` that no settings of `root` have there."""
-    owner = root
-    for part in path[:-1]:
-        owner = sections(owner)[str(part)]
+    owner = _owner(root, path, tree) or root
     word = str(path[-1])
     allowed = tuple(owner.model_fields)
-    elsewhere = _elsewhere(root, owner, word)
+    if (name := _format_with(root, path, tree)) is not None:
+        suggestion = f"it goes with `{path[0]}.format: {name}`"
+        return Problem("unknown-key", path, "is unknown", suggestion, allowed, value)
+    elsewhere = _elsewhere(root, owner, word, tree)
     here = meant(word, allowed)
     if elsewhere is not None and (here is None or not _is_near(word, here)):
         suggestion = f"did you mean `{elsewhere}`?"
@@ -88,14 +114,23 @@ def unknown_key(root: type[Settings], path: Path, value: Any = None) -> Problem:
     return Problem("unknown-key", path, "is unknown", suggestion, allowed, value)
 
 
+def _format_with(root: type[Settings], path: Path, tree: Any) -> str | None:
+    """Return the `format` with which the section would have the key at `path`."""
+    word, above = str(path[-1]), field_at(root, path[:-1], tree)
+    for kind in _kinds(above) if above is not None else []:
+        if word in kind.model_fields:
+            return kind.model_fields["format"].default
+    return None
+
+
 def _is_near(word: str, here: str) -> bool:
     return distance(word.lower(), here) <= 1
 
 
-def _elsewhere(root: type[Settings], owner: type[Settings], word: str) -> str | None:
+def _elsewhere(root: type[Settings], owner: type[Settings], word: str, tree: Any) -> str | None:
     """Return where else in `root` a key like `word` belongs, `trainer.lr`."""
     places: dict[str, str] = {}
-    for section, inner in sections(root).items():
+    for section, inner in sections(root, tree).items():
         if inner is not owner:
             places.update({key: f"{section}.{key}" for key in inner.model_fields})
     if root is not owner:
@@ -106,7 +141,7 @@ def _elsewhere(root: type[Settings], owner: type[Settings], word: str) -> str | 
 
 def _copied(cls: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
     """Copy the sections of `values`; an empty section (`trainer:`) is `{}`."""
-    inner = sections(cls)
+    inner = sections(cls, values)
     tree = {}
     for key, value in values.items():
         if key in inner and value is None:
@@ -138,24 +173,25 @@ def _translated(cls: type[Settings], tree: dict[str, Any], entry: dict[str, Any]
     kind, location = entry["type"], entry["loc"]
     if kind == "contradiction":
         context = entry["ctx"]
-        keys = [(*location, *key.split(".")) for key in context["keys"]]
+        place = _path(cls, location, tree)
+        keys = [(*place, *key.split(".")) for key in context["keys"]]
         return [Problem("contradiction", keys[0], entry["msg"], context["fix"])]
-    path = _path(cls, location)
+    path = _path(cls, location, tree)
     if kind == "told":
         return [Problem("value", path, entry["msg"], entry["ctx"]["fix"], value=entry["input"])]
     if kind == "extra_forbidden":
-        return [unknown_key(cls, path, entry["input"])]
-    field = field_at(cls, path)
+        return [unknown_key(cls, path, entry["input"], tree)]
+    field = field_at(cls, path, tree)
     if field is None:
         return [Problem("type", path, entry["msg"], value=entry["input"])]
-    if kind == "missing" and location == path:
+    if kind == "missing" and location[-1] == path[-1]:
         about = (field.description or "").split("\n")[0].rstrip(".")
         return [Problem("missing", path, about)]
-    return [_wrong_value(cls, path, _value_at(tree, path), kind)]
+    return [_wrong_value(cls, path, tree, kind)]
 
 
-def _wrong_value(cls: type[Settings], path: Path, value: Any, kind: str) -> Problem:
-    schema = _schema_at(cls, path)
+def _wrong_value(cls: type[Settings], path: Path, tree: Any, kind: str) -> Problem:
+    schema, value = _schema_at(cls, path, tree), _value_at(tree, path)
     named = choices(schema)
     near = meant(value, named) if isinstance(value, str) and named else None
     code: Code = "type" if kind.endswith("_type") or kind == "float_parsing" else "value"
@@ -168,12 +204,11 @@ def _wrong_value(cls: type[Settings], path: Path, value: Any, kind: str) -> Prob
     )
 
 
-def _schema_at(cls: type[Settings], path: Path) -> dict[str, Any]:
-    for part in path[:-1]:
-        cls = sections(cls)[str(part)]
-    if str(path[-1]) in sections(cls):
+def _schema_at(cls: type[Settings], path: Path, tree: Any) -> dict[str, Any]:
+    owner = _owner(cls, path, tree)
+    if owner is None or str(path[-1]) in sections(owner):
         return {"type": "object"}
-    return cls.model_json_schema()["properties"][str(path[-1])]
+    return owner.model_json_schema()["properties"][str(path[-1])]
 
 
 def _value_at(tree: Any, path: Path) -> Any:
@@ -182,13 +217,19 @@ def _value_at(tree: Any, path: Path) -> Any:
     return tree
 
 
-def _path(cls: type[Settings], location: tuple[str | int, ...]) -> Path:
+def _path(cls: type[Settings], location: tuple[str | int, ...], tree: Any) -> Path:
     """Return the keys of `location`, without what pydantic adds for unions and lists."""
     path: list[str | int] = []
     owner: type[Settings] | None = cls
+    is_tag = False
     for part in location:
+        if is_tag:  # the kind of settings that pydantic has chosen
+            is_tag = False
+            continue
         if owner is None:
             break
+        field = owner.model_fields.get(str(part))
+        is_tag = field is not None and len(_kinds(field)) > 1
+        owner = sections(owner, _value_at(tree, tuple(path))).get(str(part))
         path.append(part)
-        owner = sections(owner).get(str(part))
     return tuple(path)

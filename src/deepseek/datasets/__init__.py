@@ -6,4 +6,9 @@ from deepseek.datasets.loader import DataLoader as DataLoader
 from deepseek.datasets.normalization import Normalization as Normalization
 from deepseek.datasets.spec import DataSpec as DataSpec
 from deepseek.datasets.spec import FieldSpec as FieldSpec
+from deepseek.datasets.text_dataset import TextDataset as TextDataset
+from deepseek.datasets.text_source import read_texts as read_texts
 from deepseek.datasets.token_dataset import TokenDataset as TokenDataset
+from deepseek.datasets.tokenizer import Tokenizer as Tokenizer
+from deepseek.datasets.tokenizer import load_tokenizer as load_tokenizer
+from deepseek.datasets.tokenizer import train_tokenizer as train_tokenizer

@@ -1,5 +1,6 @@
 """Whether two data sets mean the same by class 0, 1, ..."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from deepseek.errors import DataError
@@ -26,13 +27,17 @@ def check_same_classes(train: HasClasses, val: HasClasses) -> None:
     only_val = [name for name in val.class_names if name not in train.class_names]
     if only_train or only_val:
         sides = (("training", only_train), ("validation", only_val))
-        found = "; ".join(f"only in {side}: {', '.join(names)}" for side, names in sides if names)
+        found = "; ".join(f"only in {side}: {_some(names)}" for side, names in sides if names)
         raise DataError(
             f"training and validation data differ in their classes: {found}",
             fix="add the missing classes, or give both data sets the same class_names=[...]",
         )
     raise DataError(
         f"training and validation data order their classes differently:"
-        f" {train.class_names} and {val.class_names}",
+        f" {_some(train.class_names)} and {_some(val.class_names)}",
         fix="give both data sets the same class_names=[...]",
     )
+
+
+def _some(names: Sequence[str], count: int = 10) -> str:
+    return ", ".join(names[:count]) + (f", ... ({len(names)})" if len(names) > count else "")

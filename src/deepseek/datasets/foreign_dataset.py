@@ -28,6 +28,8 @@ class ForeignDataset:
         seed: of its randomness.
     """
 
+    lengths = None
+
     def __init__(self, dataset: torch.utils.data.Dataset, seed: int) -> None:
         self._dataset, self._seed = dataset, seed
         self.spec = infer_spec(dataset)

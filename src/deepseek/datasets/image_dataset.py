@@ -61,6 +61,8 @@ class ImageDataset(torch.utils.data.Dataset):
         ConfigError: if an argument is out of its range.
     """
 
+    lengths = None
+
     def __init__(
         self,
         path: str | os.PathLike,

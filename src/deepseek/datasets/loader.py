@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from deepseek.datasets.image_dataset import ImageDataset, too_many_bad
 from deepseek.datasets.ramp import Ramp
 from deepseek.datasets.sampler import BatchKeys, Key, Progress
 from deepseek.datasets.spec import DataSpec
+from deepseek.datasets.text_dataset import TextDataset
 from deepseek.datasets.token_dataset import TokenDataset
 from deepseek.datasets.workers import Fetched, Workers
 from deepseek.errors import CheckpointError, ConfigError, DataError, DeepSeekError
@@ -26,7 +28,11 @@ from deepseek.registry import Registry
 
 # name -> a function from a path, a transform and options to a data set
 INPUT_FORMATS: Registry[Callable] = Registry(
-    "input_format", {"image": "deepseek.datasets.image_dataset:ImageDataset"}
+    "input_format",
+    {
+        "image": "deepseek.datasets.image_dataset:ImageDataset",
+        "text": "deepseek.datasets.text_dataset:TextDataset",
+    },
 )
 
 WORKER_TIMEOUT_S = 600.0
@@ -38,6 +44,11 @@ class BatchSource(Protocol):
     @property
     def is_light(self) -> bool:
         """Whether worker processes would cost more than they save."""
+        ...
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Length of each sample, where batches are to be made by length."""
         ...
 
     def __len__(self) -> int: ...
@@ -54,7 +65,7 @@ class DataLoader:
 
     Args:
         data: a path, a data set of ours, or any map-style torch data set yielding (x, y) or a dict.
-        input_format: what a path holds: "image".
+        input_format: what a path holds: "image" or "text".
         batch_size: samples in a batch.
         shuffle: a new order each epoch; else the order of the data set.
         num_workers: processes that prepare batches; "auto": none for small sets in memory, else one
@@ -129,7 +140,7 @@ class DataLoader:
 
         Args:
             path: as the data set takes it.
-            options: further arguments of the data set, such as `class_names` or `channels`.
+            options: further arguments of the data set, such as `class_names` or `tokenizer`.
         """
         options = {"seed": self.seed, **options}
         if self.transform is not None:
@@ -149,11 +160,11 @@ class DataLoader:
         return self._attach(dataset)
 
     def _attach(self, dataset) -> "DataLoader":
-        is_own = isinstance(dataset, ImageDataset | TokenDataset)
+        is_own = isinstance(dataset, ImageDataset | TextDataset | TokenDataset)
         source = dataset if is_own else ForeignDataset(dataset, self.seed)
         keys = BatchKeys(
             len(source), self.batch_size, self.shuffle, self.drop_last, self.seed, self._progress,
-            self.ramp, self._share,
+            self.ramp, self._share, source.lengths,
         )  # fmt: skip
         if len(keys) == 0:
             raise DataError(

@@ -49,7 +49,7 @@ def open_source(path: str | os.PathLike, options: SourceOptions) -> ImageSource:
     if place.is_file():
         return _open_files([place], text, options)
     if re.search(r"[*?\[{]", text):
-        files = _expand(str(place))
+        files = expand_pattern(str(place))
         if not files:
             raise DataError(f"no file fits the pattern {text}", fix="correct the pattern")
         return _open_files(files, text, options)
@@ -122,8 +122,12 @@ def _sorted_files(folder: Path, pattern: str) -> list[Path]:
     return sorted(file for file in folder.glob(pattern) if file.is_file())
 
 
-def _expand(pattern: str) -> list[Path]:
-    """Return the files of a pattern with `*`, `?`, `[...]`, `{000..009}` or `{a,b}`."""
+def expand_pattern(pattern: str) -> list[Path]:
+    """Return the files of a pattern with `*`, `?`, `[...]`, `{000..009}` or `{a,b}`.
+
+    Raises:
+        DataError: a file that the pattern names does not exist.
+    """
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices = [[part] if i % 2 == 0 else _brace(part) for i, part in enumerate(parts)]
     found = []

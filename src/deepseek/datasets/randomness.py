@@ -64,13 +64,22 @@ class Draws:
 
 def permutation(num_items: int, *parts: int) -> np.ndarray:
     """Return 0..num_items-1 in a random order (int64) that depends on `parts` alone."""
+    return np.argsort(_many_bits(num_items, *parts), kind="stable")
+
+
+def uniforms(num_items: int, *parts: int) -> np.ndarray:
+    """Return floats in [0, 1), float64 (num_items,), that depend on `parts` alone."""
+    return (_many_bits(num_items, *parts) >> np.uint64(11)) * 2.0**-53
+
+
+def _many_bits(num_items: int, *parts: int) -> np.ndarray:
     with np.errstate(over="ignore"):
         value = np.arange(1, num_items + 1, dtype=np.uint64) * np.uint64(_GAMMA)
         value += np.uint64(derive_key(*parts))
         value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         value ^= value >> np.uint64(31)
-    return np.argsort(value, kind="stable")
+    return value
 
 
 def seed_global_generators(key: int) -> None:

@@ -10,6 +10,8 @@ import torch
 from deepseek.datasets.ramp import Ramp
 from deepseek.datasets.randomness import permutation
 
+BATCHES_IN_BUCKET = 32
+
 
 @dataclass
 class Progress:
@@ -43,6 +45,7 @@ class BatchKeys(torch.utils.data.Sampler):
         progress: read when iteration begins.
         ramp: size of a batch by the number of samples before it, over all epochs.
         share: which part of every batch is taken, and of how many parts.
+        lengths: of the samples, where a shuffled batch is made of samples of similar length.
     """
 
     num_samples: int
@@ -53,6 +56,7 @@ class BatchKeys(torch.utils.data.Sampler):
     progress: Progress = field(default_factory=Progress)
     ramp: Ramp | None = None
     share: tuple[int, int] = (0, 1)
+    lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.count_batches(self.progress.epoch)
@@ -72,6 +76,8 @@ class BatchKeys(torch.utils.data.Sampler):
     def __iter__(self) -> Iterator[Key]:
         epoch, position = self.progress.epoch, self.progress.position
         order = epoch_order(self.num_samples, self.seed, epoch, shuffle=self.shuffle)
+        if self.shuffle and self.lengths is not None:
+            order = order_by_length(order, self.lengths, self.batch_size, self.seed, epoch)
         for start, end in self._spans(epoch, position):
             first, last = share_of(end - start, *self.share)
             yield Key(epoch, order[start + first : start + last].tolist(), end - start)
@@ -91,6 +97,31 @@ def epoch_order(num_samples: int, seed: int, epoch: int, *, shuffle: bool) -> np
     if not shuffle:
         return np.arange(num_samples)
     return permutation(num_samples, seed, epoch)
+
+
+def order_by_length(
+    order: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int, epoch: int
+) -> np.ndarray:
+    """Return an order in which batches hold samples of similar length, and are shuffled.
+
+    Samples are sorted within buckets of `BATCHES_IN_BUCKET` batches. A smaller batch at the end is
+    drawn from all lengths: what `drop_last` leaves out is as random as before.
+
+    Args:
+        order: random, int64 (N,).
+        lengths: of sample 0, 1, ..., (N,).
+        batch_size: samples in a batch.
+        seed: of the order of the batches.
+        epoch: likewise.
+    """
+    num_whole = len(order) - len(order) % batch_size
+    whole, bucket = order[:num_whole].copy(), batch_size * BATCHES_IN_BUCKET
+    for start in range(0, num_whole, bucket):
+        part = whole[start : start + bucket]
+        whole[start : start + bucket] = part[np.argsort(lengths[part], kind="stable")]
+    batches = whole.reshape(-1, batch_size)
+    shuffled = batches[permutation(len(batches), seed, epoch, 1)]
+    return np.concatenate([shuffled.reshape(-1), order[num_whole:]])
 
 
 def share_of(num_samples: int, part: int, num_parts: int) -> tuple[int, int]:

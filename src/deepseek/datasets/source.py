@@ -49,7 +49,7 @@ def number_labels(
     otherwise.
 
     Args:
-        labels: one a picture, text or number.
+        labels: one a sample, text or number.
         class_names: the classes, in the order of their numbers.
         path: where the labels come from, for messages.
 
@@ -70,7 +70,7 @@ def number_labels(
         if isinstance(label, str) and not label.strip():
             raise DataError(
                 f"{path}: the label of entry {list(labels).index(label)} is empty",
-                fix="give every picture a label, or leave the picture out",
+                fix="give every sample a label, or leave the sample out",
             )
     if class_names is None:
         if all(_as_number(label) is not None for label in distinct):

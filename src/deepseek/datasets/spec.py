@@ -8,6 +8,8 @@ import torch
 from deepseek.datasets.normalization import Normalization
 from deepseek.errors import CheckpointError, ConfigError
 
+_TEXT_KEYS = ("tokenizer", "pad_token", "document_token")
+
 
 @dataclass(frozen=True)
 class FieldSpec:
@@ -53,12 +55,16 @@ class DataSpec:
     """What a data set holds.
 
     Args:
-        task: what is to be learnt: "classification".
+        task: what is to be learnt: "classification", "language_modelling", ...
         fields: name -> shape and dtype of one sample's field; "inputs" and "targets".
         class_names: name of class 0, 1, ...; empty where there are no classes.
         class_counts: number of samples of each class.
         transform: the evaluation transform in the string language; None for a Python callable.
         normalization: what is applied to uint8 images on the device; None where inputs are floats.
+        tokenizer: the JSON text of what made tokens from text; None where nothing did.
+        pad_token: the token that fills sequences up; None where all are of one length.
+        document_token: the token that begins a document which does not see those before; None where
+            a sequence is one document.
     """
 
     task: str
@@ -67,6 +73,9 @@ class DataSpec:
     class_counts: tuple[int, ...] = ()
     transform: str | None = None
     normalization: Normalization | None = None
+    tokenizer: str | None = None
+    pad_token: int | None = None
+    document_token: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.class_counts) != len(self.class_names):
@@ -87,6 +96,7 @@ class DataSpec:
 
     def to_json(self) -> dict:
         """Return a JSON-able dict; `from_json` reads it back."""
+        text = {name: getattr(self, name) for name in _TEXT_KEYS}
         return {
             "task": self.task,
             "fields": {name: field.to_json() for name, field in self.fields.items()},
@@ -94,6 +104,8 @@ class DataSpec:
             "class_counts": list(self.class_counts),
             "transform": self.transform,
             "normalization": self.normalization.to_json() if self.normalization else None,
+            # only where there is text: older versions read the specs of pictures
+            **{name: value for name, value in text.items() if value is not None},
         }
 
     @classmethod
@@ -104,7 +116,12 @@ class DataSpec:
             CheckpointError: if the content is something else.
         """
         keys = {"task", "fields", "class_names", "class_counts", "transform", "normalization"}
-        check_keys(content, keys, "data spec")
+        given = {*content} & {*_TEXT_KEYS} if isinstance(content, Mapping) else set()
+        check_keys(content, keys | given, "data spec")
+        text = {name: content[name] for name in given}
+        for name, value in text.items():
+            if not (isinstance(value, str) if name == "tokenizer" else _is_int(value)):
+                raise malformed("data spec", f"{name}={str(value)[:40]!r}")
         task, transform, fields = content["task"], content["transform"], content["fields"]
         if not isinstance(task, str) or not isinstance(transform, str | None):
             raise malformed("data spec", f"task={task!r}, transform={transform!r}")
@@ -121,6 +138,7 @@ class DataSpec:
                 class_counts=tuple(counts),
                 transform=transform,
                 normalization=_read_normalization(normalization),
+                **text,
             )
         except ConfigError as error:
             raise malformed("data spec", error.message) from error

@@ -107,7 +107,7 @@ def read_parquet_pictures(
     for file in files:
         try:
             parquet = pq.ParquetFile(file)
-            features = _parse_features(
+            features = parse_features(
                 (parquet.schema_arrow.metadata or {}).get(b"huggingface"), file
             )
             image = find_image_column(parquet.schema_arrow, file, image_column, label_column)
@@ -118,7 +118,7 @@ def read_parquet_pictures(
                 f"{file} is not readable Parquet: {error}", fix="get it again"
             ) from error
         chunks += _chunks_of(str(file), table, image, label_column)
-        class_names = class_names or _names_of(features, label_column)
+        class_names = class_names or names_of(features, label_column)
     return TableSource("Parquet with pictures", path, chunks, files[0].parent, class_names)
 
 
@@ -130,6 +130,24 @@ def read_saved_dataset(
     Raises:
         DataError: if the folder is not one, or a column is missing.
     """
+    tables, features = map_saved_dataset(folder)
+    chunks = []
+    for place, table in tables:
+        image = find_image_column(table.schema, folder, image_column, label_column)
+        chunks += _chunks_of(place, table, image, label_column)
+    class_names = class_names or names_of(features, label_column)
+    return TableSource("saved Hugging Face data set", str(folder), chunks, folder, class_names)
+
+
+def map_saved_dataset(folder: Path) -> tuple[list[tuple[str, pa.Table]], object]:
+    """Map the tables of a data set saved by `save_to_disk`.
+
+    Returns:
+        Place and table of each file, and the features.
+
+    Raises:
+        DataError: if the folder is not a whole saved data set.
+    """
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         names = [entry["filename"] for entry in state["_data_files"]]
@@ -138,7 +156,7 @@ def read_saved_dataset(
         raise DataError(
             f"{folder} is not a whole saved data set: {error!r}", fix="save it again"
         ) from error
-    chunks = []
+    tables = []
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise DataError(
@@ -151,11 +169,8 @@ def read_saved_dataset(
             raise DataError(
                 f"{folder / name} is not readable Arrow: {error}", fix="save it again"
             ) from error
-        image = find_image_column(table.schema, folder, image_column, label_column)
-        chunks += _chunks_of(str(folder / name), table, image, label_column)
-    features = info.get("features") if isinstance(info, dict) else None
-    class_names = class_names or _names_of(features, label_column)
-    return TableSource("saved Hugging Face data set", str(folder), chunks, folder, class_names)
+        tables.append((str(folder / name), table))
+    return tables, info.get("features") if isinstance(info, dict) else None
 
 
 def find_image_column(
@@ -202,7 +217,12 @@ def _chunks_of(place: str, table: pa.Table, image: str, label: str) -> list:
     return [(place, batch.column(0), batch.column(1)) for batch in batches]
 
 
-def _parse_features(metadata: bytes | None, path: Path) -> object:
+def parse_features(metadata: bytes | None, path: Path) -> object:
+    """Return the features in the Hugging Face metadata of a Parquet file, `None` without any.
+
+    Raises:
+        DataError: the metadata is malformed.
+    """
     if metadata is None:
         return None
     try:
@@ -213,9 +233,13 @@ def _parse_features(metadata: bytes | None, path: Path) -> object:
         ) from error
 
 
-def _names_of(features: object, label_column: str) -> list[str] | None:
-    """Return the names of a ClassLabel feature."""
+def names_of(features: object, label_column: str) -> list[str] | None:
+    """Return the names of a ClassLabel feature, or of a list of them."""
     feature = features.get(label_column) if isinstance(features, Mapping) else None
+    if isinstance(feature, Mapping) and "feature" in feature:
+        feature = feature["feature"]
+    if isinstance(feature, list) and len(feature) == 1:  # older versions: a list of one feature
+        feature = feature[0]
     names = feature.get("names") if isinstance(feature, Mapping) else None
     if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
         return names

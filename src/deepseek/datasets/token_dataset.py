@@ -1,7 +1,6 @@
-"""Text as tokens in a row, cut to sequences for a language model."""
+"""Tokens in a row that are there already, cut to sequences for a language model."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ class TokenDataset(torch.utils.data.Dataset):
     """
 
     is_light = True
+    lengths = None
 
     def __init__(
         self, tokens: np.ndarray | Tensor, sequence_length: int, vocabulary: Sequence[str]
@@ -59,34 +59,6 @@ class TokenDataset(torch.utils.data.Dataset):
             class_names=self.vocabulary,
             class_counts=tuple(np.bincount(self._tokens, minlength=len(vocabulary)).tolist()),
         )
-
-    @classmethod
-    def from_text(
-        cls, path: str | Path, sequence_length: int, vocabulary: Sequence[str] | None = None
-    ) -> "TokenDataset":
-        """Read a UTF-8 file; its characters are the tokens.
-
-        Args:
-            path: the file.
-            sequence_length: characters in a sample.
-            vocabulary: characters; those of the file, sorted, by default.
-
-        Raises:
-            DataError: the file cannot be read, or has a character that is not of the vocabulary.
-        """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read: {error}", fix="give a UTF-8 file") from error
-        characters = tuple(vocabulary) if vocabulary is not None else tuple(sorted(set(text)))
-        numbers = {character: number for number, character in enumerate(characters)}
-        if unknown := sorted(set(text) - numbers.keys()):
-            raise DataError(
-                f"{path} has characters that are not of the vocabulary: {unknown[:8]}",
-                fix="give the vocabulary of all files together",
-            )
-        tokens = np.fromiter((numbers[c] for c in text), dtype=np.int64, count=len(text))
-        return cls(tokens, sequence_length, characters)
 
     def split(self, share: float) -> tuple["TokenDataset", "TokenDataset"]:
         """Return (all but the last share of the row, the last share); share in (0, 1)."""

@@ -21,6 +21,7 @@ from deepseek.models.hints import ParallelHints
 from deepseek.models.model_file import ModelFile, read_model_file, write_model_file
 from deepseek.models.prediction import Prediction
 from deepseek.models.prompts import Generation, Prompt, Vocabulary, Writer
+from deepseek.models.text_binding import check_tokens, keep_documents_apart
 from deepseek.models.zoo import build_model, name_of, timm_hints, timm_input_shape
 
 GRAPHS = ("dynamic", "static")
@@ -213,8 +214,11 @@ class ModelEngine(nn.Module):
         if not self._is_foreign:
             if "inputs" in spec.fields:
                 self._check_input(spec.fields["inputs"].shape)
+            check_tokens(self.module, spec)
             if spec.num_classes:
                 self._bind_classes(spec.num_classes)
+            if spec.document_token is not None:
+                keep_documents_apart(self.module, spec.document_token)
         self.spec = spec
 
     def _bind_classes(self, num_classes: int) -> None:

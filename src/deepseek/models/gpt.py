@@ -9,15 +9,16 @@ Shapes: B batch, T tokens, D dim.
 """
 
 import math
+from collections.abc import Mapping
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from deepseek.errors import ConfigError
-from deepseek.models.attention import causal_attention
+from deepseek.models.attention import attention, causal_attention
 from deepseek.models.checks import check_choice, check_positive, check_share
 from deepseek.models.decoder import INIT_STD, Decoder
 from deepseek.models.hints import ParallelHints
@@ -38,12 +39,17 @@ class CausalAttention(nn.Module):
         self.attend = causal_attention  # context parallelism puts its own here
 
     def forward(
-        self, x: Float[Tensor, "B T D"], cache: LayerCache | None = None
+        self,
+        x: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "B 1 T T"] | None = None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Let every token attend to those up to it."""
+        """Let every token attend to those up to it, or to those whose `mask` is `True`."""
         qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         attend = self.attend if cache is None else cache.attend
+        if mask is not None:
+            attend = partial(attention, mask=mask)
         mixed = attend(q, k, v, dropout=self.dropout if self.training else 0.0)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
@@ -64,10 +70,13 @@ class GPTBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], cache: LayerCache | None = None
+        self,
+        x: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "B 1 T T"] | None = None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Return the tokens after both branches."""
-        x = x + self.dropout(self.attn(self.norm1(x), cache=cache))
+        x = x + self.dropout(self.attn(self.norm1(x), mask, cache))
         return x + self.dropout(self.fc2(self.activation(self.fc1(self.norm2(x)))))
 
 
@@ -85,6 +94,8 @@ class GPT(Decoder):
         dropout: probability in 0..1, on attention weights, branches and embeddings.
         bias: whether linears of the blocks have biases, as GPT-2's do.
         activation: of the feed-forward network: "gelu", or GPT-2's "gelu_tanh", its approximation.
+        document_token: the token with which a document begins; what follows it sees nothing before
+            it, and is counted from it. `None`: a sequence is one document, and attention is faster.
 
     Raises:
         ConfigError: a size is not positive, `heads` does not divide `dim`, or `activation` is
@@ -107,6 +118,7 @@ class GPT(Decoder):
         dropout: float = 0.0,
         bias: bool = False,
         activation: str = "gelu",
+        document_token: int | None = None,
     ) -> None:
         super().__init__()
         hidden_dim = 4 * dim if hidden_dim is None else hidden_dim
@@ -122,7 +134,9 @@ class GPT(Decoder):
             "context_length": context_length, "num_layers": num_layers, "dim": dim, "heads": heads,
             "num_classes": None, "hidden_dim": hidden_dim, "dropout": dropout,
             "bias": bias, "activation": activation,
+            "document_token": document_token,
         }  # fmt: skip
+        self.document_token = document_token
         self.tok_embed: nn.Embedding | None = None
         self.pos_embed = nn.Parameter(torch.empty(context_length, dim))
         self.dropout = nn.Dropout(dropout)
@@ -165,14 +179,37 @@ class GPT(Decoder):
         """Heads of keys and values of a block, and the width of a head."""
         return self._config["heads"], self._config["dim"] // self._config["heads"]
 
+    def separate_documents(self, document_token: int) -> None:
+        """From now on, let no token see what is before the last `document_token` up to it."""
+        self.document_token = self._config["document_token"] = document_token
+
     def embed(
         self, inputs: Int[Tensor, "B T"], positions: Int[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T D"]:
-        """Return the tokens' embeddings with their positions.
+        """Return the tokens' embeddings with their positions in the document.
 
         Raises:
             ConfigError: if the model has no vocabulary yet, or there are too many tokens.
         """
         x = self.embed_tokens(inputs)
-        where = slice(inputs.shape[1]) if positions is None else positions
+        where: slice | Tensor = slice(inputs.shape[1])
+        if positions is not None:
+            where = positions
+        elif self.document_token is not None:
+            places = torch.arange(inputs.shape[1], device=inputs.device)
+            begins = torch.where(inputs == self.document_token, places, 0).cummax(1).values
+            where = places - begins
         return self.dropout(x + self.pos_embed[where])
+
+    def beside(
+        self, inputs: Int[Tensor, "B T"], positions: Int[Tensor, "B T"] | None = None
+    ) -> Mapping[str, Tensor]:
+        """Return the mask of the same document up to a token, (B, 1, T, T).
+
+        Tokens that come with positions are those of one document, which a cache has the rest of.
+        """
+        if self.document_token is None or positions is not None:
+            return {}
+        document = (inputs == self.document_token).cumsum(1)
+        is_same = document[:, None, :, None] == document[:, None, None, :]
+        return {"mask": is_same.tril()}

@@ -19,6 +19,7 @@ from deepseek.datasets.randomness import Draws
 from deepseek.datasets.spec import DataSpec
 from deepseek.datasets.transforms import Transform, parse_transform
 from deepseek.errors import ConfigError, DataError
+from deepseek.models.text_batches import text_batches
 
 Predictable = Tensor | Image.Image | str | Path
 """One sample, or for a tensor one more dim: a batch."""
@@ -74,6 +75,8 @@ def to_batches(x: object, spec: DataSpec | None, batch_size: int) -> tuple[Itera
     Raises:
         ConfigError: if `x` is of another type, or pictures are given and the transform is unknown.
     """
+    if spec is not None and spec.tokenizer is not None and not isinstance(x, Tensor):
+        return text_batches(x, spec, batch_size)
     inputs = spec.fields.get("inputs") if spec else None
     sample_ndim = len(inputs.shape) if inputs else 3
     if isinstance(x, Tensor):

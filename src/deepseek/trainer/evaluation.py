@@ -6,7 +6,7 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deepseek.datasets import DataLoader, ImageDataset, infer_spec
+from deepseek.datasets import DataLoader, ImageDataset, TextDataset, infer_spec
 from deepseek.models import ModelEngine
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.world import World
@@ -51,6 +51,8 @@ def evaluate_model(
 def evaluation_loader(data, batch_size: int, num_workers: int | Literal["auto"]) -> DataLoader:
     """Return a loader that gives every sample once, in order."""
     dataset = data.dataset if isinstance(data, DataLoader) else data
+    if isinstance(dataset, TextDataset):
+        dataset = dataset.evaluation_view()
     recipe = DataLoader(batch_size=batch_size, shuffle=False, num_workers=num_workers)
     return recipe.bind(dataset)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.world import World
-from deepseek.trainer.metrics import Mean
+from deepseek.trainer.metrics import Metric
 from deepseek.trainer.micro_batches import MicroBatches, move_batch
 from deepseek.trainer.precision import Precision
 from deepseek.trainer.task import Batch, Task
@@ -93,15 +93,13 @@ def _outputs(
         yield outputs, on_device
 
 
-def _add_up(world: World, metrics: dict[str, Mean]) -> None:
+def _add_up(world: World, metrics: dict[str, Metric]) -> None:
     """Add the sums of all ranks, in one collective with the same keys on each."""
     names = sorted(metrics)
-    sums = world.agree(
-        [number for n in names for number in (float(metrics[n].total), metrics[n].count)]
-    )
-    for position, name in enumerate(names):
-        metrics[name].total = sums[2 * position]
-        metrics[name].count = round(sums[2 * position + 1])
+    own = {name: metrics[name].sums() for name in names}
+    added = iter(world.agree([number for name in names for number in own[name]]))
+    for name in names:
+        metrics[name].take_sums([next(added) for _ in own[name]])
 
 
 def _collect(world: World, samples: dict[str, Tensor]) -> dict[str, Tensor]:

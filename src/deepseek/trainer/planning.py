@@ -7,6 +7,7 @@ from deepseek.datasets import DataSpec
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.classifier import BlockModel
+from deepseek.models.gpt import GPT
 from deepseek.parallel.plan import BatchFacts, Plan, facts_of, resolve_plan
 from deepseek.parallel.world import processes
 from deepseek.trainer.assembly import choose_batch_size
@@ -34,7 +35,15 @@ def plan_run(config: TrainerConfig, engine: ModelEngine, spec: DataSpec) -> Plan
         config.sequence_length_ramp is not None,
     )
     _, size = processes()
-    return resolve_plan(config.parallel, size, facts, batch)
+    plan = resolve_plan(config.parallel, size, facts, batch)
+    own = module.document_token if isinstance(module, GPT) else None
+    if plan.cp > 1 and (spec.document_token is not None or own is not None):
+        raise ConfigError(
+            f"cp={plan.cp} and documents that do not see each other: ranks that divide a sequence"
+            " know no documents",
+            fix="set attend_across_documents to True, or cp to 1",
+        )
+    return plan
 
 
 def configure(settings: TrainerSettings, optimizer: str | Optimizer, train_data) -> TrainerConfig:

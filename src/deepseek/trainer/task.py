@@ -13,7 +13,14 @@ from torch import Tensor
 from deepseek.datasets import DataSpec
 from deepseek.errors import ConfigError
 from deepseek.registry import Registry
-from deepseek.trainer.metrics import Mean, count_correct
+from deepseek.trainer.metrics import (
+    MacroF1,
+    Mean,
+    Metric,
+    Perplexity,
+    count_by_class,
+    count_correct,
+)
 
 Batch = Mapping[str, Tensor]
 IGNORE_INDEX = -100
@@ -37,11 +44,11 @@ class Task(ABC):
         """Return the loss *summed* over the items of the batch, as a scalar on the device."""
 
     @abstractmethod
-    def new_metrics(self) -> dict[str, Mean]:
+    def new_metrics(self) -> dict[str, Metric]:
         """Return empty accumulators by name, without the `val_` prefix."""
 
     @abstractmethod
-    def update_metrics(self, metrics: dict[str, Mean], outputs: Tensor, batch: Batch) -> None:
+    def update_metrics(self, metrics: dict[str, Metric], outputs: Tensor, batch: Batch) -> None:
         """Add a batch to the accumulators."""
 
     @abstractmethod
@@ -74,17 +81,19 @@ class ClassificationTask(Task):
             reduction="sum",
         )
 
-    def new_metrics(self) -> dict[str, Mean]:
-        """Loss and accuracy; top-5 accuracy from ten classes up."""
+    def new_metrics(self) -> dict[str, Metric]:
+        """Loss, accuracy and macro-F1; top-5 accuracy from ten classes up."""
         names = ["loss", "accuracy"] + (["top5_accuracy"] if self.num_classes >= 10 else [])
-        return {name: Mean() for name in names}
+        return {**{name: Mean() for name in names}, "macro_f1": MacroF1(self.num_classes)}
 
-    def update_metrics(self, metrics: dict[str, Mean], outputs: Tensor, batch: Batch) -> None:
+    def update_metrics(self, metrics: dict[str, Metric], outputs: Tensor, batch: Batch) -> None:
         """Add a batch."""
         labels, count = batch["targets"], len(batch["targets"])
         logits = outputs.float()
         metrics["loss"].update(F.cross_entropy(logits, labels, reduction="sum"), count)
         metrics["accuracy"].update(count_correct(logits, labels), count)
+        by_class = count_by_class(logits.argmax(-1), labels, self.num_classes)
+        metrics["macro_f1"].update(by_class, count)
         if "top5_accuracy" in metrics:
             metrics["top5_accuracy"].update(count_correct(logits, labels, top=5), count)
 
@@ -99,7 +108,9 @@ class ClassificationTask(Task):
 
 
 class LanguageModellingTask(Task):
-    """The next token at every position: cross-entropy on logits (B, T, V) with labels (B, T).
+    """A token at every position: cross-entropy on logits (B, T, V) with labels (B, T).
+
+    The labels are the next tokens, or, for masked language modelling, those that were hidden.
 
     A target of -100 is not counted, neither in the loss nor as an item: sequences of different
     lengths weigh by their tokens.
@@ -130,11 +141,11 @@ class LanguageModellingTask(Task):
             reduction="sum",
         )
 
-    def new_metrics(self) -> dict[str, Mean]:
-        """Loss (nats per token) and the share of next tokens that were the most probable."""
-        return {"loss": Mean(), "accuracy": Mean()}
+    def new_metrics(self) -> dict[str, Metric]:
+        """Loss (nats per token), its perplexity, and how often the most probable was right."""
+        return {"loss": Mean(), "perplexity": Perplexity(), "accuracy": Mean()}
 
-    def update_metrics(self, metrics: dict[str, Mean], outputs: Tensor, batch: Batch) -> None:
+    def update_metrics(self, metrics: dict[str, Metric], outputs: Tensor, batch: Batch) -> None:
         """Add a batch."""
         targets = batch["targets"]
         counted = targets != IGNORE_INDEX
@@ -144,6 +155,7 @@ class LanguageModellingTask(Task):
             ignore_index=IGNORE_INDEX,
         )  # fmt: skip
         metrics["loss"].update(loss, num_tokens)
+        metrics["perplexity"].update(loss, num_tokens)
         metrics["accuracy"].update(((outputs.argmax(-1) == targets) & counted).sum(), num_tokens)
 
     def predictions(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -168,7 +180,10 @@ TASKS: Registry = Registry(
     {
         "classification": "deepseek.trainer.task:_classification",
         "language_modelling": "deepseek.trainer.task:_language_modelling",
+        "masked_language_modelling": "deepseek.trainer.task:_language_modelling",
         "segmentation": "deepseek.trainer.segmentation:segmentation",
+        "sequence_classification": "deepseek.trainer.task:_classification",
+        "token_classification": "deepseek.trainer.token_classification:make_task",
     },
 )
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deepseek.config import RunConfig, TrainerConfig, TrainerSettings
-from deepseek.datasets import DataLoader, ImageDataset, infer_spec
+from deepseek.datasets import DataLoader, ImageDataset, TextDataset, infer_spec
 from deepseek.datasets.classes import check_same_classes
 from deepseek.datasets.host_memory import release_freed_memory
 from deepseek.errors import ConfigError
@@ -53,6 +53,8 @@ from deepseek.trainer.saving import Saving
 from deepseek.trainer.signals import StopRequested, StopSignals
 from deepseek.trainer.step import StepResult
 from deepseek.trainer.task import Batch, Task, resolve_task
+
+Own = ImageDataset | TextDataset
 
 
 class Trainer:
@@ -118,15 +120,15 @@ class Trainer:
             self.val_loader = evaluation_loader(
                 val_data, self._evaluation_batch_size(), self.config.num_workers
             )
-            if isinstance(val_data, ImageDataset) and isinstance(train_data, ImageDataset):
+            if isinstance(val_data, Own) and isinstance(train_data, Own):
                 check_same_classes(train_data, val_data)
         self.task = resolve_task(task, self.spec, self.config.label_smoothing)
         self.monitor = self.config.monitor if self.config.monitor != "auto" else self.task.monitor
-        # "accuracy" style names rise, losses and errors fall; a task knows its own
+        # "accuracy" style names rise, losses and perplexities fall; a task knows its own
         self.higher_is_better = (
             self.task.higher_is_better
             if self.monitor == self.task.monitor
-            else "loss" not in self.monitor
+            else not self.monitor.endswith(("loss", "perplexity"))
         )
         self.callbacks = self._with_own_callbacks(callbacks)
         self.progress = RunProgress()

@@ -45,3 +45,21 @@ def test_parts_of_a_batch_are_the_batch_and_differ_by_one_sample(num_parts):
     joined = [[i for key in keys for i in key.indices] for keys in zip(*parts, strict=True)]
     assert joined == whole
     assert share_of(4, num_parts - 1, num_parts)[1] == 4
+
+
+def test_batches_of_similar_length_are_a_function_of_seed_and_epoch():
+    lengths = np.random.default_rng(0).integers(1, 500, 1003)
+    orders = {
+        epoch: [key.indices for key in BatchKeys(1003, 10, True, False, 7, Progress(epoch),
+                                                 lengths=lengths)]
+        for epoch in (0, 1)
+    }  # fmt: skip
+    for batches in orders.values():
+        assert sorted(i for batch in batches for i in batch) == list(range(1003))
+        spreads = [np.ptp(lengths[batch]) for batch in batches[:-1]]
+        assert np.mean(spreads) < 40
+        means = [lengths[batch].mean() for batch in batches]
+        assert means != sorted(means)
+    assert orders[0] != orders[1]
+    later = BatchKeys(1003, 10, True, False, 7, Progress(0, 400), lengths=lengths)
+    assert [key.indices for key in later] == orders[0][40:]

@@ -1,0 +1,282 @@
+"""Texts as tokens in one row on disk, made once for each content and tokenizer.
+
+```
+FOLDER/KEY/tokens.bin   uint16 or uint32: the tokens of all texts, one after the other
+           starts.bin   int64: where each text begins, and the end of the last
+           labels.bin   int64: a class number for each text, or for each token (-100: none)
+           store.json   dtype, class names, sizes of the three
+```
+KEY is a hash of the files' bytes, the tokenizer and the options; the folder appears whole or not at
+all. Tokens around a text ([CLS], [SEP]) are not stored.
+"""
+
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import BinaryIO
+
+import numpy as np
+import xxhash
+
+from deepseek.datasets.source import number_labels
+from deepseek.datasets.text_options import TextOptions
+from deepseek.datasets.text_source import Record, TextSource
+from deepseek.datasets.tokenizer import Tokenizer
+from deepseek.errors import DataError
+
+FORMAT_VERSION = 1
+TEXTS_AT_ONCE = 4096
+REPORT_EVERY_S = 5.0
+IGNORE_INDEX = -100
+CACHE_VARIABLE = "DEEPSEEK_CACHE"
+_ARRAYS = ("tokens", "starts", "labels")
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """Tokens of texts.
+
+    Attributes:
+        tokens: of all texts, (N,), uint16 or uint32.
+        starts: where each text begins, and the end, int64 (D + 1,).
+        labels: class numbers, int64 (D,) or (N,); empty without labels.
+        class_names: name of class 0, 1, ...
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text, int64 (D,)."""
+        return np.diff(self.starts)
+
+
+def open_store(
+    source: TextSource,
+    tokenizer: Tokenizer,
+    options: TextOptions,
+    class_names: Sequence[str] | None,
+    cache: str | os.PathLike,
+    document_token: int | None = None,
+) -> TokenStore:
+    """Return the tokens of a source: from the cache, or made now.
+
+    Args:
+        source: the texts.
+        tokenizer: turns them into tokens.
+        options: how the source is read.
+        class_names: the classes, or `None`: those of the data.
+        cache: "auto" (`DEEPSEEK_CACHE`, or the user's cache folder), "off" (in memory), or a
+            folder.
+        document_token: stands before each text, and after the last; none by default.
+
+    Raises:
+        DataError: there are no texts, a text is damaged, or a label fits no class.
+    """
+    folder = cache_folder(cache)
+    if folder is None:
+        return _make_in_memory(source, tokenizer, options, class_names, document_token)
+    words = [FORMAT_VERSION, source.content_hash(), tokenizer.to_json(), asdict(options)]
+    words += [list(class_names or ()), document_token]
+    described = json.dumps(words, sort_keys=True)
+    place = folder / xxhash.xxh3_128_hexdigest(described.encode())
+    if (place / "store.json").is_file() and (found := _read(place)) is not None:
+        return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=folder))
+    except OSError as error:
+        warnings.warn(f"tokens are not cached: {folder} cannot be written: {error}", stacklevel=2)
+        return _make_in_memory(source, tokenizer, options, class_names, document_token)
+    try:
+        with open(temporary / "tokens.bin", "wb") as file:
+            starts, labels, names = _make(
+                source, tokenizer, options, class_names, document_token, file
+            )
+        _write(temporary, _dtype_for(tokenizer), starts, labels, names)
+        shutil.rmtree(place, ignore_errors=True)  # one that did not read
+        try:
+            temporary.rename(place)
+        except OSError:  # another process was first, with the same content
+            if not (place / "store.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    found = _read(place)
+    if found is None:
+        raise DataError(f"{place} was written, and does not read", fix="set cache to off")
+    return found
+
+
+def cache_folder(cache: str | os.PathLike) -> Path | None:
+    """Return where tokens are kept, `None` for "off"."""
+    if cache == "off":
+        return None
+    if cache != "auto":
+        return Path(cache).expanduser()
+    if given := os.environ.get(CACHE_VARIABLE):
+        return Path(given).expanduser() / "tokens"
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "deepseek" / "tokens"
+
+
+def _make(
+    source: TextSource,
+    tokenizer: Tokenizer,
+    options: TextOptions,
+    class_names: Sequence[str] | None,
+    document_token: int | None,
+    file: BinaryIO,
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Write the tokens of everything to a file; return starts, labels and class names."""
+    opening = np.array([] if document_token is None else [document_token], np.int64)
+    dtype = _dtype_for(tokenizer)
+    starts, labels = [0], []
+    report = _Report(source.path)
+    records = iter(source)
+    while chunk := list(islice(records, TEXTS_AT_ONCE)):
+        texts, marks = _encode(chunk, tokenizer, options)
+        for record, tokens, words in zip(chunk, texts, marks, strict=True):
+            if len(tokens) == 0 and options.label_column is not None:
+                raise DataError(
+                    f"{record.place}: the text is empty, and has the label {record.label!r}",
+                    fix="remove the line",
+                )
+            file.write(opening.astype(dtype).tobytes())
+            file.write(tokens.astype(dtype).tobytes())
+            starts.append(starts[-1] + len(opening) + len(tokens))
+            if options.label_column is not None:
+                labels += _labels_of(record, words)
+        report.note(starts[-1])
+    report.end(starts[-1])
+    file.write(opening.astype(dtype).tobytes())
+    if starts[-1] <= len(opening) * (len(starts) - 1):
+        raise DataError(f"{source.path} ({source.layout}) holds no text", fix="check the path")
+    numbers, names = np.zeros(0, np.int64), ()
+    if options.label_column is not None:
+        known = class_names if class_names is not None else source.class_names
+        numbers, names = _number(labels, known, source.path)
+    return np.array(starts, np.int64), numbers, tuple(names)
+
+
+def _make_in_memory(
+    source: TextSource,
+    tokenizer: Tokenizer,
+    options: TextOptions,
+    class_names: Sequence[str] | None,
+    document_token: int | None,
+) -> TokenStore:
+    buffer = io.BytesIO()
+    starts, labels, names = _make(source, tokenizer, options, class_names, document_token, buffer)
+    tokens = np.frombuffer(buffer.getbuffer(), _dtype_for(tokenizer))
+    return TokenStore(tokens, starts, labels, names)
+
+
+def _dtype_for(tokenizer: Tokenizer) -> np.dtype:
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+
+
+def _encode(
+    chunk: list[Record], tokenizer: Tokenizer, options: TextOptions
+) -> tuple[list[np.ndarray], Sequence[np.ndarray | None]]:
+    """Return tokens, and where texts are words the number of each token's word."""
+    if options.in_words:
+        found = tokenizer.encode_words([list(record.text) for record in chunk])
+        return [each.tokens for each in found], [each.words for each in found]
+    texts = [str(record.text) for record in chunk]
+    return tokenizer.encode(texts, is_whole=False), [None] * len(chunk)
+
+
+def _labels_of(record: Record, words: np.ndarray | None) -> list:
+    if words is None:
+        return [record.label]
+    begins = np.diff(words, prepend=-1) > 0
+    given = list(record.label) if isinstance(record.label, list) else []
+    if int(begins.sum()) < len(given):
+        bare = sorted(set(range(len(given))) - set(words.tolist()))
+        raise DataError(
+            f"{record.place}: the word {record.text[bare[0]]!r} has a label and no token",
+            fix="remove the word, or choose another tokenizer",
+        )
+    return [given[w] if b else None for w, b in zip(words.tolist(), begins.tolist(), strict=True)]
+
+
+def _number(
+    labels: list, class_names: Sequence[str] | None, path: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    has_label = np.array([label is not None for label in labels])
+    if len(labels) and class_names is None and not has_label.any():
+        raise DataError(f"{path}: every label is empty", fix="choose another label_column")
+    found, names = number_labels([x for x in labels if x is not None], class_names, path)
+    if has_label.all():
+        return found, names
+    numbers = np.full(len(labels), IGNORE_INDEX, np.int64)
+    numbers[has_label] = found
+    return numbers, names
+
+
+def _write(
+    folder: Path, dtype: np.dtype, starts: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> None:
+    starts.tofile(folder / "starts.bin")
+    labels.tofile(folder / "labels.bin")
+    content = {
+        "format_version": FORMAT_VERSION,
+        "dtype": dtype.name,
+        "class_names": list(names),
+        "num_bytes": {name: (folder / f"{name}.bin").stat().st_size for name in _ARRAYS},
+    }
+    (folder / "store.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def _read(folder: Path) -> TokenStore | None:
+    """Map a store into memory; `None` if it is not whole."""
+    try:
+        content = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+        sizes = {name: (folder / f"{name}.bin").stat().st_size for name in _ARRAYS}
+        if content["format_version"] != FORMAT_VERSION or content["num_bytes"] != sizes:
+            return None
+        tokens = np.memmap(folder / "tokens.bin", np.dtype(content["dtype"]), "r")
+        starts = np.fromfile(folder / "starts.bin", np.int64)
+        labels = np.fromfile(folder / "labels.bin", np.int64)
+        return TokenStore(tokens, starts, labels, tuple(content["class_names"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # made anew
+
+
+class _Report:
+    """Says on stderr how far tokenising is, where it takes long."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._began = self._told = perf_counter()
+
+    def note(self, num_tokens: int) -> None:
+        now = perf_counter()
+        if now - self._told >= REPORT_EVERY_S:
+            self._told = now
+            rate = num_tokens / (now - self._began)
+            self._say(f"tokenising {self._path}: {num_tokens:,} tokens, {rate:,.0f}/s")
+
+    def end(self, num_tokens: int) -> None:
+        if self._told > self._began:
+            seconds = perf_counter() - self._began
+            self._say(f"tokenised {self._path}: {num_tokens:,} tokens in {seconds:.1f} s")
+
+    def _say(self, text: str) -> None:
+        sys.stderr.write(text + "\n")

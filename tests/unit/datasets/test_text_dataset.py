@@ -1,0 +1,298 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from deepseek.datasets import DataLoader, DataSpec, TextDataset, train_tokenizer
+from deepseek.datasets.token_store import cache_folder
+from deepseek.errors import CheckpointError, ConfigError, DataError
+
+SENTENCES = [
+    "the cat sat on the mat " * (1 + number % 7) + f"number {number}" for number in range(60)
+]
+LABELS = ["even" if number % 2 == 0 else "odd" for number in range(60)]
+WORDPIECE = train_tokenizer(SENTENCES, "wordpiece", 120)
+BPE = train_tokenizer(SENTENCES, "bpe", 300)
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "rows.csv"
+    rows = [f"{text},{label}" for text, label in zip(SENTENCES, LABELS, strict=True)]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n")
+    return path
+
+
+@pytest.fixture
+def lines(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join(SENTENCES) + "\n")
+    return path
+
+
+def classified(table, **options):
+    options = {"tokenizer": WORDPIECE, "sequence_length": 32, "cache": "off", **options}
+    return TextDataset(table, "sequence_classification", **options)
+
+
+def masked(lines, **options):
+    options = {"tokenizer": WORDPIECE, "sequence_length": 24, "cache": "off", **options}
+    return TextDataset(lines, "masked_language_modelling", **options)
+
+
+# -- language modelling ----------------------------------------------------------------------
+
+
+def test_the_target_of_a_token_is_the_next_and_text_comes_back(tmp_path):
+    (tmp_path / "a.txt").write_text("abcdefghij" * 5)
+    data = TextDataset(
+        tmp_path / "a.txt", tokenizer="characters", sequence_length=7, random_offset=False,
+        cache="off",
+    )  # fmt: skip
+    assert len(data) == 7
+    assert data[1]["inputs"].tolist() == [7, 8, 9, 0, 1, 2, 3]
+    assert data[1]["targets"].tolist() == [8, 9, 0, 1, 2, 3, 4]
+    assert data.text(1) == "hijabcd"
+    assert data.spec.class_names == tuple("abcdefghij")
+    assert data.spec.class_counts == (5,) * 10
+
+
+def test_offsets_differ_by_epoch_and_are_none_in_evaluation(tmp_path):
+    (tmp_path / "a.txt").write_text("abcdefghij" * 50)
+    data = TextDataset(tmp_path / "a.txt", tokenizer="characters", sequence_length=7, cache="off")
+    firsts = {int(data.get_batch([0], epoch)[0]["inputs"][0, 0]) for epoch in range(20)}
+    assert len(firsts) > 3
+    last = data.get_batch([len(data) - 1], 3)[0]
+    assert last["targets"].shape == (1, 7)
+    view = data.evaluation_view()
+    assert [int(view.get_batch([0], epoch)[0]["inputs"][0, 0]) for epoch in range(5)] == [0] * 5
+
+
+def test_the_end_of_the_text_is_for_validation(tmp_path):
+    (tmp_path / "a.txt").write_text("a" * 90 + "b" * 10)
+    data = TextDataset(tmp_path / "a.txt", tokenizer="characters", sequence_length=4, cache="off")
+    train, val = data.split(0.1)
+    assert train.spec.class_counts == (90, 0)
+    assert val.spec.class_counts == (0, 10)
+    with pytest.raises(DataError, match="1 tokens do not fill one sequence of 4"):
+        data.split(0.01)
+
+
+def test_a_document_begins_with_its_token(lines):
+    data = TextDataset(
+        lines, tokenizer=BPE, sequence_length=16, document_per="line",
+        attend_across_documents=False, random_offset=False, cache="off",
+    )  # fmt: skip
+    token = BPE.document_token
+    assert data.spec.document_token == token
+    row = torch.cat([data[i]["inputs"] for i in range(len(data))])
+    begins = (row == token).nonzero().flatten().tolist()
+    documents = [BPE.decode(row[a + 1 : b]) for a, b in itertools.pairwise(begins)]
+    assert documents == SENTENCES[: len(documents)]
+    assert len(documents) > 55
+
+
+# -- classification --------------------------------------------------------------------------
+
+
+def test_texts_have_their_class_and_are_padded_to_a_multiple_of_8(table):
+    data = classified(table)
+    assert data.class_names == ("even", "odd")
+    assert data.spec.class_counts == (30, 30)
+    assert data.spec.pad_token == WORDPIECE.pad_token
+    batch, _ = data.get_batch([0, 1, 2], 0)
+    assert batch["targets"].tolist() == [0, 1, 0]
+    assert batch["inputs"].shape[1] % 8 == 0
+    for row, length in zip(batch["inputs"], data.lengths, strict=False):
+        assert (row[:length] != 0).all()
+        assert (row[length:] == 0).all()
+        assert row[0] == 2
+        assert row[length - 1] == 3
+
+
+def test_a_text_that_is_too_long_loses_its_end_and_keeps_its_frame(table):
+    data = classified(table, sequence_length=9)
+    row = data.get_batch([6], 0)[0]["inputs"][0]
+    whole = classified(table, sequence_length=200).get_batch([6], 0)[0]["inputs"][0]
+    assert row.tolist() == [*whole[:8].tolist(), 3]
+
+
+def test_padding_to_the_sequence_length_gives_one_shape(table):
+    data = classified(table, padding="sequence_length")
+    assert data.lengths is None
+    shapes = {tuple(batch["inputs"].shape) for batch in DataLoader(data, batch_size=20)}
+    assert shapes == {(20, 32)}
+
+
+def test_batches_of_similar_length_have_less_padding_and_lose_nothing(table):
+    data = classified(table, sequence_length=64)
+    sorted_, plain = (
+        list(DataLoader(each, batch_size=8, seed=3))
+        for each in (data, classified(table, sequence_length=64, padding="sequence_length"))
+    )
+    in_order = list(DataLoader(data, batch_size=8, shuffle=False))
+    for batches in (sorted_, plain, in_order):
+        assert sorted(i for b in batches for i in b["index"].tolist()) == list(range(60))
+    sizes = [sum(b["inputs"].numel() for b in batches) for batches in (sorted_, in_order, plain)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < 0.75 * sizes[1]
+
+
+@pytest.mark.parametrize("task", ["sequence_classification", "masked_language_modelling"])
+def test_order_and_samples_resume_exactly_with_any_workers(task, table, lines):
+    data = classified(table) if task == "sequence_classification" else masked(lines)
+    whole = DataLoader(data, batch_size=7, seed=5)
+    epochs = [list(whole), list(whole)]
+    again = DataLoader(data, batch_size=7, seed=5, num_workers=1)
+    again.load_state_dict({"epoch": 1, "position": 21})
+    for batch, expected in zip(again, epochs[1][3:], strict=True):
+        for name, value in expected.items():
+            assert torch.equal(batch[name], value), name
+    again.close()
+    assert not torch.equal(epochs[0][0]["index"], epochs[1][0]["index"])
+
+
+def test_ranks_share_each_batch(table):
+    data = classified(table)
+    loaders = [DataLoader(data, batch_size=6, seed=1) for _ in range(3)]
+    for part, loader in enumerate(loaders[1:]):
+        loader.take_share(part, 2)
+    for whole, first, second in zip(*loaders, strict=True):
+        both = torch.cat([first["index"], second["index"]])
+        assert torch.equal(whole["index"], both)
+
+
+def test_a_split_takes_the_same_share_of_every_class(table):
+    train, val = classified(table, sequence_length=200).split(0.2)
+    assert val.spec.class_counts == (6, 6)
+    assert train.spec.class_counts == (24, 24)
+    texts = {train.text(i) for i in range(len(train))} & {val.text(i) for i in range(len(val))}
+    assert not texts
+
+
+def test_labels_that_fit_no_class_are_refused(table):
+    with pytest.raises(DataError, match="label 'odd' is none of the 2 classes even, odds"):
+        classified(table, class_names=["even", "odds"])
+
+
+# -- masked language modelling ---------------------------------------------------------------
+
+
+def test_hidden_tokens_are_the_targets_and_nothing_else(lines):
+    data = masked(lines)
+    batch, _ = data.get_batch(list(range(len(data))), 0)
+    shown, targets = batch["inputs"], batch["targets"]
+    is_target = targets != -100
+    assert is_target.any(1).all()
+    special = torch.tensor(WORDPIECE.special_tokens)
+    assert not torch.isin(targets[is_target], special).any()
+    whole = torch.where(is_target, targets, shown)
+    lengths = data.lengths
+    for number, row in enumerate(whole[:20]):
+        assert row[1 : int(lengths[number]) - 1].tolist() == data._samples.tokens(number).tolist()
+
+
+def test_a_long_text_is_cut_and_none_of_it_is_lost(lines):
+    data = masked(lines)
+    pieces = np.concatenate([data._samples.tokens(number) for number in range(len(data))])
+    assert np.array_equal(pieces, data._store.tokens)
+    assert data.lengths.max() == 24
+
+
+def test_other_tokens_are_hidden_in_each_epoch_but_not_in_evaluation(lines):
+    data = masked(lines)
+    targets = [data.get_batch([4], epoch)[0]["targets"] for epoch in (0, 1, 0)]
+    assert torch.equal(targets[0], targets[2])
+    assert not torch.equal(targets[0], targets[1])
+    view = data.evaluation_view()
+    fixed = [view.get_batch([4], epoch)[0]["targets"] for epoch in (0, 1)]
+    assert torch.equal(*fixed)
+
+
+# -- token classification --------------------------------------------------------------------
+
+
+def test_the_first_token_of_a_word_has_its_label(tmp_path):
+    path = tmp_path / "a.conll"
+    path.write_text("the O\nnumbers B-NUM\n17 I-NUM\n\ncat O\n\n" * 5)
+    data = TextDataset(
+        path, "token_classification", tokenizer=WORDPIECE, sequence_length=16, cache="off"
+    )
+    assert data.class_names == ("B-NUM", "I-NUM", "O")
+    batch, _ = data.get_batch([0, 1], 0)
+    assert batch["inputs"].shape == batch["targets"].shape
+    kept = [row[row != -100].tolist() for row in batch["targets"]]
+    assert kept == [[2, 0, 1], [2]]
+    assert batch["targets"][0, 0] == -100
+    assert data.spec.class_counts == (5, 5, 10)
+
+
+# -- cache, spec, errors ---------------------------------------------------------------------
+
+
+def test_cached_tokens_are_those_made_anew(table, tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    made = classified(table, cache=folder)
+    files = sorted(folder.rglob("*.bin"))
+    stamps = [file.stat().st_mtime_ns for file in files]
+    assert len(files) == 3
+    again = classified(table, cache=folder)
+    assert [file.stat().st_mtime_ns for file in files] == stamps
+    for other in (again, classified(table)):
+        for index in range(len(made)):
+            assert torch.equal(made[index]["inputs"], other[index]["inputs"])
+    files[0].write_bytes(b"")
+    assert len(classified(table, cache=folder)) == 60
+    table.write_text("text,label\nnew,even\nold,odd\n")
+    assert len(classified(table, cache=folder)) == 2
+    monkeypatch.setenv("DEEPSEEK_CACHE", str(tmp_path / "other"))
+    assert cache_folder("auto") == tmp_path / "other" / "tokens"
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning(table, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match="tokens are not cached"):
+        data = classified(table, cache=tmp_path / "file" / "cache")
+    assert len(data) == 60
+
+
+def test_the_spec_carries_the_tokenizer_and_old_specs_are_read(table):
+    spec = classified(table).spec
+    assert DataSpec.from_json(spec.to_json()) == spec
+    assert spec.tokenizer == WORDPIECE.to_json()
+    old = {k: v for k, v in spec.to_json().items() if k not in ("tokenizer", "pad_token")}
+    assert DataSpec.from_json(old).tokenizer is None
+    with pytest.raises(CheckpointError, match="pad_token='0'"):
+        DataSpec.from_json({**spec.to_json(), "pad_token": "0"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "sequence_clasification"}, "is not known for text"),
+        ({"sequence_length": 0}, "sequence_length=0 is not >= 1"),
+        ({"document_per": "page"}, "document_per='page' is none of"),
+        ({"padding": "none"}, "padding='none'"),
+        ({"whole_words": True}, "whole_words=True would be ignored"),
+        ({"label_column": "label"}, "label_column='label' would be ignored"),
+        ({"task": "masked_language_modelling", "attend_across_documents": False}, "ignored"),
+    ],
+)
+def test_wrong_arguments_are_refused(options, message, lines):
+    with pytest.raises(ConfigError, match=message):
+        TextDataset(lines, **{"tokenizer": BPE, "cache": "off", **options})
+
+
+def test_a_tokenizer_without_the_token_that_is_needed_is_refused(lines):
+    for task, role in (("masked_language_modelling", "pad"), ("language_modelling", "document")):
+        options = {} if role == "pad" else {"attend_across_documents": False}
+        characters = TextDataset(lines, tokenizer="characters", cache="off").tokenizer
+        with pytest.raises(DataError, match=f"has no {role} token"):
+            TextDataset(lines, task, tokenizer=characters, cache="off", **options)
+
+
+def test_a_loader_reads_text_by_its_format(lines):
+    loader = DataLoader(input_format="text", batch_size=4)
+    loader.load(lines, tokenizer="characters", sequence_length=16, cache="off")
+    assert next(iter(loader))["inputs"].shape == (4, 16)

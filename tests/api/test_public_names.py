@@ -23,6 +23,17 @@ PUBLIC = {
         "resolve",
         "validate_settings",
     ],
+    "deepseek.convert": [
+        "Conversion",
+        "Report",
+        "convert",
+        "deepseek_to_huggingface",
+        "deepseek_to_pytorch",
+        "family_names",
+        "pytorch_to_deepseek",
+        "verify_conversion",
+        "write_state_dict",
+    ],
 }
 
 

@@ -182,12 +182,12 @@ def count_with_torch(plans, run_dir):
 
 
 def trace_steps(runs, run_dir):
-    """Train a GPT for four steps of each of some settings, one after the other.
+    """Train a model for four steps of each of some settings, one after the other.
 
     In the third DDP tells the other ranks its buckets, once and for all.
 
     Args:
-        runs: name -> settings of `Trainer`, and `num_layers`.
+        runs: name -> settings of `Trainer`, and `build` (`GPT` by default) and `num_layers`.
         run_dir: run folders go here.
 
     Returns:
@@ -201,7 +201,8 @@ def trace_steps(runs, run_dir):
             "device": "cpu", "checkpoint_every": None, **settings,
         }  # fmt: skip
         torch.manual_seed(1)
-        model = GPT(CONTEXT, chosen.pop("num_layers", 2), DIM, heads=4)
+        build = chosen.pop("build", GPT)
+        model = build(CONTEXT, chosen.pop("num_layers", 2), DIM, heads=4)
         tokens = np.random.default_rng(0).integers(0, VOCABULARY, 70 * CONTEXT + 1)
         data = TokenDataset(tokens, CONTEXT, [chr(40 + i) for i in range(VOCABULARY)])
         phases = Phases()

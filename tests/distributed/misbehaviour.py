@@ -124,6 +124,12 @@ def log_different_keys(run_dir, plan):
     return train("gpt", run_dir, parallel=plan, callbacks=[Logs()], max_steps=6)
 
 
+def train_with_own_plan(run_dir):
+    """Each rank has been given another plan."""
+    rank = int(os.environ["RANK"])
+    return train("gpt", run_dir, parallel=("dp2", "fsdp2")[rank])
+
+
 def dropped(plan, dropout=0.5):
     """Return which activations each place drops on this rank, in one training forward pass."""
     trainer = Trainer(

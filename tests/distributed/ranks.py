@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from deepseek.datasets import TokenDataset
-from deepseek.models import GPT, Encoder, VisionTransformer
+from deepseek.models import GPT, Encoder, Llama, VisionTransformer
 from deepseek.trainer import Callback, Trainer
 
 PRELOADED = (
@@ -112,8 +112,14 @@ def make_model(kind, dropout=0.0, seed=1):
         return VisionTransformer(image_size=8, patch_size=4, channels=1, **sizes)
     if kind == "encoder":
         return Encoder(vocab_size=20, context_length=8, **sizes)
+    if kind == "masked_encoder":
+        return Encoder(VOCABULARY, 8, **sizes, pad_token=None, outputs="vocabulary")
     if kind == "gpt":
         return GPT(context_length=8, **sizes)
+    if kind == "gpt2":
+        return GPT(context_length=8, **sizes, bias=True, activation="gelu_tanh")
+    if kind == "llama":
+        return Llama(8, 4, 32, heads=4, kv_heads=2, hidden_dim=48, qkv_bias=True)
     raise KeyError(kind)
 
 

@@ -21,6 +21,8 @@ from tests.distributed.counting import (
 )
 from tests.distributed.ranks import run_ranks
 
+from deepseek.models import Llama
+
 BATCH = 16
 FLOAT_BYTES = 4
 ACTIVATION = BATCH * CONTEXT * DIM
@@ -42,6 +44,14 @@ RUNS = {
     "tp tokens": {"parallel": {**TP, "sequence_parallel": True}},
     "tp tokens deeper": {"parallel": {**TP, "sequence_parallel": True}, "num_layers": 3},
     "tp tokens vocabulary": {"parallel": {"tp": 2, "sequence_parallel": True}},
+    "tp llama": {"parallel": TP, "build": Llama},
+    "tp llama deeper": {"parallel": TP, "build": Llama, "num_layers": 3},
+    "tp tokens llama": {"parallel": {**TP, "sequence_parallel": True}, "build": Llama},
+    "tp tokens llama deeper": {
+        "parallel": {**TP, "sequence_parallel": True},
+        "build": Llama,
+        "num_layers": 3,
+    },
     "cp": {"parallel": "cp2"},
     "cp deeper": {"parallel": "cp2", "num_layers": 3},
     "pp": {"parallel": {"pp": 2, "micro_batches": 4}},
@@ -68,7 +78,7 @@ def ranks(tmp_path_factory):
         for layout in LAYOUTS
         for name, settings in (QUIET | {"talks": {"callbacks": [Talker()]}}).items()
     }
-    return run_ranks(2, trace_steps, runs, folder / "runs", folder=folder / "ranks")
+    return run_ranks(2, trace_steps, runs, folder / "runs", folder=folder / "ranks", timeout_s=300)
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +193,17 @@ def test_a_divided_vocabulary_costs_as_much_with_divided_tokens(step):
     assert added(step("tp tokens vocabulary"), step("tp tokens")) == added(
         step("tp vocabulary"), step("tp")
     )
+
+
+@pytest.mark.parametrize("plan", ["tp", "tp tokens"])
+def test_projections_that_read_the_same_share_what_is_sent(plan, step):
+    """Queries, keys and values of a Llama, gate and up: no more than one fused projection."""
+
+    def per_block(name):
+        more = counted(step(f"{name} deeper")) - counted(step(name))
+        return {key: n for key, n in more.items() if key[0] != "optimizer"}
+
+    assert per_block(f"{plan} llama") == per_block(plan)
 
 
 # -- fully sharded ---------------------------------------------------------------------------

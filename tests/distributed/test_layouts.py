@@ -49,7 +49,7 @@ def compare(expected, found, run):
         torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=WEIGHT_TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", ["vit", "gpt", "encoder"])
+@pytest.mark.parametrize("kind", ["vit", "gpt", "llama", "encoder"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_learns_what_one_process_learns(layout, kind, reference, tmp_path):
     run = tmp_path / "run"
@@ -59,13 +59,22 @@ def test_a_layout_learns_what_one_process_learns(layout, kind, reference, tmp_pa
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("layout", FURTHER)
-def test_further_products_of_axes_do_as_well(layout, reference, tmp_path):
+@pytest.mark.parametrize("kind", ["gpt2", "masked_encoder"])
+@pytest.mark.parametrize("layout", ["tp2", "pp2", "cp2", "fsdp2-tp2"])
+def test_models_for_published_weights_do_as_well(layout, kind, reference, tmp_path):
     run = tmp_path / "run"
-    found = run_ranks(
-        FURTHER[layout], train, "gpt", run, parallel=layout, folder=tmp_path / "ranks"
-    )
-    compare(reference("gpt"), found[0], run)
+    size = 4 if "-" in layout else 2
+    found = run_ranks(size, train, kind, run, parallel=layout, folder=tmp_path / "ranks")
+    compare(reference(kind), found[0], run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["gpt", "llama"])
+@pytest.mark.parametrize("layout", FURTHER)
+def test_further_products_of_axes_do_as_well(layout, kind, reference, tmp_path):
+    run = tmp_path / "run"
+    found = run_ranks(FURTHER[layout], train, kind, run, parallel=layout, folder=tmp_path / "ranks")
+    compare(reference(kind), found[0], run)
 
 
 @pytest.mark.parametrize("kind", ["gpt", pytest.param("encoder", marks=pytest.mark.long)])
@@ -76,11 +85,12 @@ def test_every_pipeline_schedule_computes_the_same(schedule, kind, reference, tm
     compare(reference(kind), found[0], run)
 
 
+@pytest.mark.parametrize("kind", ["gpt", "llama"])
 @pytest.mark.parametrize("sequence", [False, True])
-def test_tensor_parallel_with_and_without_divided_tokens(sequence, reference, tmp_path):
+def test_tensor_parallel_with_and_without_divided_tokens(sequence, kind, reference, tmp_path):
     run, plan = tmp_path / "run", {"tp": 2, "sequence_parallel": sequence, "vocab_parallel": False}
-    found = run_ranks(2, train, "gpt", run, parallel=plan, folder=tmp_path / "ranks")
-    compare(reference("gpt"), found[0], run)
+    found = run_ranks(2, train, kind, run, parallel=plan, folder=tmp_path / "ranks")
+    compare(reference(kind), found[0], run)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +132,7 @@ def test_evaluation_and_average_are_those_of_one_process(layout, tmp_path):
 
 
 @pytest.mark.long  # compiles C++
-@pytest.mark.parametrize("kind", ["gpt", "vit"])
+@pytest.mark.parametrize("kind", ["gpt", "llama", "vit"])
 @pytest.mark.parametrize("layout", ["dp2", "fsdp2", "tp2", "pp2", "cp2"])
 def test_compiled_blocks_learn_what_one_process_learns(layout, kind, reference, tmp_path):
     run = tmp_path / "run"

@@ -151,3 +151,15 @@ def test_divided_tokens_are_dropped_independently(tmp_path):
     assert first["embedding"] == second["embedding"]
     assert first["residual"] != second["residual"]
     assert 0.3 < sum(first["residual"][0]) / len(first["residual"][0]) < 0.7
+
+
+def test_ranks_with_different_plans_are_refused_at_once(tmp_path):
+    with pytest.raises(RankFailed, match=r"rank 0 has the plan dp2, and rank 1 fsdp2"):
+        run_ranks(2, misbehaviour.train_with_own_plan, tmp_path / "run", folder=tmp_path / "ranks")
+
+
+def test_a_plan_that_is_left_to_us_is_chosen_and_the_reason_told(tmp_path):
+    run_ranks(2, train, "gpt", tmp_path / "run", folder=tmp_path / "ranks", parallel="auto")
+    said = (tmp_path / "run/log.txt").read_text()
+    assert "parallel dp2: 2 processes" in said
+    assert "chosen: weights and their states as copies take 0.0% of the memory" in said

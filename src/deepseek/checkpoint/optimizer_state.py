@@ -4,6 +4,7 @@ A tensor is called `WEIGHT/KEY`, such as `blocks.0.fc1.weight/exp_avg`: by the n
 not by a number, for a rank holds only some of the weights.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from deepseek.checkpoint.stored_tensors import StoredTensors
 from deepseek.errors import CheckpointError
 from deepseek.models.tensor_part import TensorPart
 
-# (name of a weight, something of its shape, what is added to the name) -> parts of a whole
+# (name of a weight, something of its shape or for its blocks, what is added to the name) -> parts
 Cut = Callable[[str, Tensor, str], Iterable[TensorPart]]
 
 
@@ -25,7 +26,7 @@ def split_state(
     Args:
         optimizer: whose state is saved.
         weights: what it updates, by name.
-        cut: says where a tensor of the shape of a weight lies in the whole.
+        cut: says where a tensor of the shape of a weight, or of its blocks, lies in the whole.
     """
     parts: list[TensorPart] = []
     scalars: dict[str, dict] = {}
@@ -33,7 +34,7 @@ def split_state(
         for key, value in optimizer.state.get(weight, {}).items():
             if not isinstance(value, Tensor):
                 scalars.setdefault(name, {})[key] = value
-            elif value.shape == weight.shape:
+            elif value.shape == weight.shape or is_blockwise(value, weight):
                 parts += cut(name, value.detach().contiguous(), f"/{key}")
             else:  # a count: the same on every rank that has the weight
                 is_written = any(part.is_written for part in cut(name, weight, ""))
@@ -43,6 +44,17 @@ def split_state(
         for group in optimizer.param_groups
     ]
     return parts, {"scalars": scalars, "param_groups": groups}
+
+
+def is_blockwise(value: Tensor, weight: Tensor) -> bool:
+    """Return whether something has a number for each of the blocks that rows are cut into."""
+    return (
+        weight.ndim >= 2
+        and value.ndim == 2
+        and value.numel() > 0
+        and len(value) == len(weight)
+        and weight[0].numel() % value.shape[1] == 0
+    )
 
 
 def _plain(value):
@@ -55,8 +67,18 @@ def join_state(
     cut: Cut,
     stored: StoredTensors,
     rest: dict,
+    *,
+    stays_on_host: bool = False,
 ) -> None:
     """Load what `split_state` returned, on this or another layout, into `optimizer`.
+
+    Args:
+        optimizer: whose state is replaced.
+        weights: what it updates, by name.
+        cut: as for `split_state`.
+        stored: the tensors.
+        rest: the rest.
+        stays_on_host: leave what is larger than a number in the memory of the host.
 
     Raises:
         CheckpointError: the optimizer has other parameter groups than the saved one, or lacks a
@@ -67,11 +89,16 @@ def join_state(
         weight, _, key = name.rpartition("/")
         by_weight.setdefault(weight, []).append(key)
     state: dict[int, dict] = {}
+    on_host: dict[Tensor, dict] = {}
     numbers = _numbers(optimizer)
     for name, weight in weights.items():
         values = dict(rest["scalars"].get(name, {}))
         for key in by_weight.get(name, []):
-            values[key] = _take(stored, name, key, weight, cut)
+            value = _take(stored, name, key, weight, cut)
+            if stays_on_host and value.numel() > 1:
+                on_host.setdefault(weight, {})[key] = value
+            else:
+                values[key] = value
         if values:
             state[numbers[id(weight)]] = values
     groups = []
@@ -98,6 +125,8 @@ def join_state(
         )
     try:
         optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for weight, large in on_host.items():
+            optimizer.state[weight].update(large)
     except (ValueError, KeyError) as error:
         raise CheckpointError(
             f"the saved optimizer does not fit {type(optimizer).__name__}: {error}",
@@ -111,10 +140,21 @@ def _numbers(optimizer: Optimizer) -> dict[int, int]:
 
 
 def _take(stored: StoredTensors, name: str, key: str, weight: Tensor, cut: Cut) -> Tensor:
-    parts = list(cut(name, weight, f"/{key}"))
-    if not parts or stored.shape(f"{name}/{key}") != parts[0].place.shape:
+    parts, shape = list(cut(name, weight, f"/{key}")), stored.shape(f"{name}/{key}")
+    whole = parts[0].place.shape if parts else ()
+    local = tuple(weight.shape)
+    if len(shape) == 2 and shape != whole and shape[:1] == whole[:1] and local != whole:
+        block = math.prod(whole[1:]) // shape[1]
+        if weight[0].numel() % block:
+            raise CheckpointError(
+                f"{name}/{key} is stored for blocks of {block} numbers, and this layout cuts rows"
+                f" of {weight[0].numel()}",
+                fix="resume with a tp that cuts rows into whole blocks, such as that of the run",
+            )
+        local = (len(weight), weight[0].numel() // block)
+    elif shape != whole:
         return stored[f"{name}/{key}"]
-    tensor = stored.new(f"{name}/{key}", weight.shape)
+    tensor = stored.new(f"{name}/{key}", local)
     for part in cut(name, tensor, f"/{key}"):
         stored.fill(part)
     return tensor

@@ -16,6 +16,7 @@ import typer
 from deepseek.cli import (
     chaos,
     config,
+    convert,
     doctor,
     evaluate,
     init,
@@ -25,6 +26,7 @@ from deepseek.cli import (
     predict,
     report,
     runs,
+    serve,
     train,
     verify_resume,
 )
@@ -44,6 +46,8 @@ app.command("init")(init.init)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("convert")(convert.convert)
+app.command("serve")(serve.serve)
 app.command("report")(report.report)
 app.command("lr-range")(lr_range.lr_range)
 app.command("verify-resume")(verify_resume.verify_resume)

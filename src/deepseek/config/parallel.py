@@ -27,6 +27,10 @@ class ParallelConfig(Settings):
     short for `dp_replicate` and `dp_shard`.
     """
 
+    planned: Switch = False
+    """What `auto` stands for: the planner chooses degrees, micro-batches and recomputation for a
+    known GPU and transformer; elsewhere `dp`, or `fsdp` where weights and their states fill half of
+    the memory."""
     dp_replicate: Degree = Field(default=1, json_schema_extra=unit("processes"))
     """Copies of the model; each takes its part of every batch."""
     dp_shard: Degree = Field(default=1, json_schema_extra=unit("processes"))
@@ -92,6 +96,18 @@ class ParallelConfig(Settings):
 
     @model_validator(mode="after")
     def _agree(self) -> "ParallelConfig":
+        fixed = [a for a in AXES if getattr(self, a) != ("auto" if a == "dp_replicate" else 1)]
+        if self.planned and fixed:
+            raise PydanticCustomError(
+                "contradiction",
+                "planned=true and {axis}={degree}: the planner chooses all degrees",
+                {
+                    "axis": fixed[0],
+                    "degree": getattr(self, fixed[0]),
+                    "keys": ["planned", fixed[0]],
+                    "fix": "leave planned out, or the degrees",
+                },
+            )
         free = [axis for axis in AXES if getattr(self, axis) == "auto"]
         if len(free) > 1:
             raise PydanticCustomError(
@@ -118,6 +134,8 @@ class ParallelConfig(Settings):
 
     def describe(self) -> str:
         """Return the axes as text, `dp2-tp2-pp2`; `none` for one process."""
+        if self.planned:
+            return "auto"
         short = {"dp_replicate": "dp", "dp_shard": "fsdp"}
         order = ("dp_replicate", "dp_shard", "cp", "tp", "pp", "ep")
         parts = []
@@ -128,14 +146,14 @@ class ParallelConfig(Settings):
         return "-".join(parts) or "none"
 
 
-def parse_plan(text: str) -> dict[str, int | str]:
+def parse_plan(text: str) -> dict[str, int | str | bool]:
     """Return the axes that a text such as `dp2-tp2-pp2`, `fsdp`, `auto` or `none` names."""
-    plan: dict[str, int | str] = {}
+    plan: dict[str, int | str | bool] = {}
     word = text.strip().lower()
     if word in ("none", ""):
         return plan
     if word == "auto":
-        return {"dp_replicate": "auto"}
+        return {"dp_replicate": "auto", "planned": True}
     for part in word.split("-"):
         match = _WORD.fullmatch(part)
         axis = _SHORT.get(match[1], match[1]) if match else part

@@ -7,12 +7,14 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from deepseek.config.memory import MemorySetting
+from deepseek.config.memory_rules import find_backward_problem, find_bf16_problem
 from deepseek.config.parallel import ParallelConfig
 from deepseek.config.settings import Auto, BetaPair, Number, Settings, Switch, Whole, unit
 
 _PLAN_TEXT = {"type": "string", "examples": ["auto", "dp2-tp2-pp2", "fsdp8"]}
 Schedule = Literal["cosine", "linear", "constant", "wsd", "one_cycle", "polynomial"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
+Offload = Literal["none", "optimizer", "parameters"]
 BadStepPolicy = Literal["abort", "skip", "rollback"]
 AtLeastOne = Annotated[Whole, Field(ge=1)]
 Ramp = tuple[AtLeastOne, AtLeastOne, AtLeastOne]
@@ -50,8 +52,21 @@ class TrainerConfig(Settings):
     min_lr_share: Number = Field(default=0.01, ge=0, le=1, json_schema_extra=unit("share of lr"))
     """Learning rate at the end of the run, as a share of `lr`."""
     precision: Precision = "auto"
-    """Number format of the mathematics; weights stay fp32. `auto`: bf16 where the chip has it.
-    `fp8`: the linears, on Hopper and newer (extra `fp8`); the rest is bf16."""
+    """Number format of the mathematics. `auto`: bf16 where the chip has it. `fp8`: the linears, on
+    Hopper and newer (extra `fp8`); the rest is bf16."""
+    param_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the weights and their gradients. `bf16` halves both; updates are rounded
+    stochastically, for adamw and adamw8bit (extra `memory`)."""
+    optimizer_in_backward: Switch = False
+    """Update each weight as soon as its gradient is there, and free that: the gradients of all
+    weights never exist at once. Without clipping, accumulation and other processes."""
+    offload: Offload = "none"
+    """What an accelerator leaves in the memory of its host between uses. `optimizer`: the state of
+    the optimizer, which comes back weight by weight; the numbers learnt are the same.
+    `parameters`: under `fsdp` weights, gradients and that state; the host updates."""
+    expandable_segments: Switch | Auto = "auto"
+    """Let the allocator of CUDA grow its segments, which avoids fragmentation. `auto`: where
+    `PYTORCH_ALLOC_CONF` does not say otherwise."""
     graph: Literal["dynamic", "static"] = "dynamic"
     """`static` captures forward pass and loss by `torch.compile` as one graph; `dynamic` runs them
     operator by operator."""
@@ -125,13 +140,13 @@ class TrainerConfig(Settings):
     device: str = Field(default="auto", min_length=1)
     """`cpu`, `cuda`, `cuda:1`, `mps`, ... `auto`: the first accelerator, else the CPU."""
     parallel: ParallelConfig = Field(
-        default=ParallelConfig(dp_replicate="auto"),
+        default=ParallelConfig(dp_replicate="auto", planned=True),
         json_schema_extra=lambda schema: schema.update(
             anyOf=[{"$ref": schema.pop("$ref")}, _PLAN_TEXT]
         ),
     )
-    """How the model is spread over processes, as axes or as text: `dp2-tp2-pp2`. `auto`: the data
-    over all processes that there are."""
+    """How the model is spread over processes, as axes or as text: `dp2-tp2-pp2`. `auto`: by the
+    planner, for a known GPU and transformer; else the data over all processes that there are."""
     seed: Whole = Field(default=0, ge=0, lt=2**63)
     """Decides weights, order of the data and augmentation."""
     loggers: tuple[str, ...] = (
@@ -211,6 +226,13 @@ class TrainerConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _save_what_can_be_saved(self) -> Self:
+        problem = find_bf16_problem(self) or find_backward_problem(self)
+        if problem is not None:
+            raise PydanticCustomError("contradiction", problem.text, problem.context)
+        return self
+
 
 class TrainerSettings(TypedDict, total=False):
     """The keyword arguments that `Trainer` hands to `TrainerConfig`, for editors and checkers."""
@@ -226,6 +248,10 @@ class TrainerSettings(TypedDict, total=False):
     warmup: int | float | Auto
     min_lr_share: float
     precision: Precision
+    param_dtype: Literal["fp32", "bf16"]
+    optimizer_in_backward: bool
+    offload: Offload
+    expandable_segments: bool | Auto
     graph: Literal["dynamic", "static"]
     memory: str | float
     loss_chunks: int

@@ -26,7 +26,7 @@ class Simulated:
 
     Attributes:
         activation_bytes: alive between forward and backward.
-        gradient_bytes: of all that is trained.
+        gradient_bytes: of all that is trained; of the largest, if they are freed one by one.
         peak_bytes: most at any time, gradients and what kernels hand on for a moment included.
     """
 
@@ -44,6 +44,7 @@ def simulate_step(
     remade_places: frozenset[int] | None = None,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     has_gradients: bool = False,
+    frees_gradients: bool = False,
 ) -> Simulated:
     """Run a step on fake tensors.
 
@@ -55,6 +56,7 @@ def simulate_step(
         remade_places: matrix products that are done again; see `MemoryPolicy`.
         autocast: context of the forward pass.
         has_gradients: whether gradients are there before, as from the second micro-batch on.
+        frees_gradients: whether each is freed as soon as it is there.
 
     Raises:
         Exception: whatever a model does that cannot be done with shapes alone.
@@ -65,6 +67,8 @@ def simulate_step(
         if has_gradients:
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
+        for parameter in trained if frees_gradients else ():
+            parameter.register_post_accumulate_grad_hook(_free_gradient)
         batch = inputs()
         allocations = _Allocations()
         memory = MemoryPolicy(policy, [mirror])
@@ -74,9 +78,14 @@ def simulate_step(
                 loss = loss_of(mirror(batch))
             alive = allocations.alive_bytes
             loss.backward()
-        gradient_bytes = sum(p.nbytes for p in trained)
+        sizes = [p.nbytes for p in trained]
+        gradient_bytes = max(sizes) if frees_gradients else sum(sizes)
         peak = allocations.peak_bytes + (gradient_bytes if has_gradients else 0)
         return Simulated(alive, gradient_bytes, peak)
+
+
+def _free_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
 def _mirror(module: nn.Module, fake: FakeTensorMode) -> nn.Module:

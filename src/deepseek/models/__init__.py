@@ -4,7 +4,11 @@ from deepseek.models.encoder import Encoder as Encoder
 from deepseek.models.engine import ModelEngine as ModelEngine
 from deepseek.models.gpt import GPT as GPT
 from deepseek.models.hints import ParallelHints as ParallelHints
+from deepseek.models.imagenet_resnet import ImageNetResNet as ImageNetResNet
+from deepseek.models.llama import Llama as Llama
 from deepseek.models.prediction import Prediction as Prediction
+from deepseek.models.prompts import Generation as Generation
 from deepseek.models.resnet import ResNet as ResNet
+from deepseek.models.unet3d import UNet3D as UNet3D
 from deepseek.models.vit import VisionTransformer as VisionTransformer
 from deepseek.models.zoo import list_models as list_models

@@ -1,7 +1,8 @@
 """Scaled dot-product attention that is fast on a CPU as well.
 
-Paper: Vaswani et al. 2017, arXiv 1706.03762, eq. 1. Shapes: B batch, H heads, T queries, S keys, E
-head_dim.
+Papers: Vaswani et al. 2017, arXiv 1706.03762, eq. 1; Ainslie et al. 2023, arXiv 2305.13245: each of
+G heads of keys and values serves H / G heads of queries. Shapes: B batch, H heads, G heads of keys
+and values, T queries, S keys, E head_dim.
 
 torch's fused attention on a CPU recomputes the scores in its backward, in blocks meant for long
 sequences. Up to a few hundred tokens, plain matrix products that keep the probabilities are faster:
@@ -22,8 +23,8 @@ MAX_EXPLICIT_SCORES = 512 * 512
 
 def attention(
     q: Float[Tensor, "B H T E"],
-    k: Float[Tensor, "B H S E"],
-    v: Float[Tensor, "B H S E"],
+    k: Float[Tensor, "B G S E"],
+    v: Float[Tensor, "B G S E"],
     *,
     mask: Bool[Tensor, "#B #H #T S"] | None = None,
     dropout: float = 0.0,
@@ -32,12 +33,15 @@ def attention(
 
     Args:
         q: queries.
-        k: keys.
+        k: keys, of as many heads or a divisor.
         v: values.
-        mask: `True` where a query may attend to a key; a query that may attend to none gets zeros.
+        mask: `True` where a query may attend to a key, the same for all heads where there are
+            fewer of keys; a query that may attend to none gets zeros.
         dropout: probability of dropping an attention weight, in 0..1. The caller passes 0 outside
             training.
     """
+    if q.shape[1] != k.shape[1]:
+        return _grouped_attention(q, k, v, mask, dropout)
     if _prefers_explicit(q, k):
         return _explicit_attention(q, k, v, mask, dropout)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -45,8 +49,8 @@ def attention(
 
 def causal_attention(
     q: Float[Tensor, "B H T E"],
-    k: Float[Tensor, "B H T E"],
-    v: Float[Tensor, "B H T E"],
+    k: Float[Tensor, "B G T E"],
+    v: Float[Tensor, "B G T E"],
     *,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H T E"]:
@@ -54,15 +58,36 @@ def causal_attention(
 
     Args:
         q: queries.
-        k: keys.
+        k: keys, of as many heads or a divisor.
         v: values.
         dropout: probability of dropping an attention weight, in 0..1.
     """
+    is_grouped = q.shape[1] != k.shape[1]
     if _prefers_explicit(q, k):
         num_tokens = q.shape[-2]
         mask = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=q.device).tril()
+        if is_grouped:
+            return _grouped_attention(q, k, v, mask, dropout)
         return _explicit_attention(q, k, v, mask, dropout, can_be_empty=False)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+    return F.scaled_dot_product_attention(
+        q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=is_grouped
+    )
+
+
+def _grouped_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
+) -> Tensor:
+    """Let the heads of queries that share keys be more queries of one head: nothing is copied.
+
+    torch's own `enable_gqa` has no fast kernel for a mask.
+    """
+    num_groups, num_queries = k.shape[1], q.shape[2]
+    rows = q.unflatten(1, (num_groups, -1)).flatten(2, 3)
+    if mask is not None:
+        mask = mask.expand(*mask.shape[:-2], num_queries, -1)
+        mask = mask.repeat(*[1] * (mask.ndim - 2), q.shape[1] // num_groups, 1)
+    mixed = attention(rows, k, v, mask=mask, dropout=dropout)
+    return mixed.unflatten(2, (-1, num_queries)).flatten(1, 2)
 
 
 def _prefers_explicit(q: Tensor, k: Tensor) -> bool:

@@ -1,5 +1,7 @@
 """Rules that the arguments of more than one model obey, and the errors that say so."""
 
+from collections.abc import Collection
+
 from deepseek.errors import ConfigError
 
 
@@ -17,6 +19,14 @@ def check_share(**shares: float) -> None:
     for name, share in shares.items():
         if not 0 <= share < 1:
             raise ConfigError(f"{name}={share} is not in 0 <= {name} < 1", fix=f"change {name}")
+
+
+def check_choice(**choices: tuple[str, Collection[str]]) -> None:
+    """Raise `ConfigError` unless every value, the first of a pair, is among the second."""
+    for name, (value, known) in choices.items():
+        if value not in known:
+            names = " or ".join(f'{name}="{each}"' for each in known)
+            raise ConfigError(f"{name}={value!r} is not known", fix=f"give {names}")
 
 
 def missing_head(model: str) -> ConfigError:

@@ -12,7 +12,13 @@ class Classifier(nn.Module, ABC):
     """An architecture that turns images or tokens into logits, built with or without a head.
 
     A subclass is a plain single-device module: it knows nothing of devices, ranks or training.
+
+    Attributes:
+        makes_logits: whether there are classes; without, the outputs are features, and
+            `num_classes` stays `None`.
     """
+
+    makes_logits = True
 
     @property
     @abstractmethod
@@ -22,7 +28,7 @@ class Classifier(nn.Module, ABC):
     @property
     @abstractmethod
     def hints(self) -> ParallelHints:
-        """What the parts are for; the last name in `hints.head` is the linear that makes logits."""
+        """What the parts are for; the last name in `hints.head`, if any, makes the logits."""
 
     @property
     @abstractmethod
@@ -41,10 +47,14 @@ class BlockModel(Classifier):
 
     Attributes:
         keeps_tokens: whether there are logits for every token, and `classify` treats each alone.
+        is_causal: whether tokens attend to those before them only.
+        token_arguments: names in `beside` of what goes with the tokens of the stream, (B, T, ...).
     """
 
     blocks: nn.ModuleList
     keeps_tokens = False
+    is_causal = False
+    token_arguments: tuple[str, ...] = ()
 
     @abstractmethod
     def embed(self, inputs: Tensor) -> Tensor:

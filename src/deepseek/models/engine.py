@@ -1,7 +1,8 @@
 """A model ready to compute: architecture, weights, and what it knows of its data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,13 @@ from deepseek.models import prediction
 from deepseek.models.assembly import build_from_file, build_head, build_pretrained
 from deepseek.models.checks import check_positive, missing_head
 from deepseek.models.classifier import Classifier
+from deepseek.models.decoder import Decoder
+from deepseek.models.eval_mode import evaluating
+from deepseek.models.export import export_program
 from deepseek.models.hints import ParallelHints
 from deepseek.models.model_file import ModelFile, read_model_file, write_model_file
 from deepseek.models.prediction import Prediction
+from deepseek.models.prompts import Generation, Prompt, Vocabulary, Writer
 from deepseek.models.text_binding import check_tokens, keep_documents_apart
 from deepseek.models.zoo import build_model, name_of, timm_hints, timm_input_shape
 
@@ -94,6 +99,8 @@ class ModelEngine(nn.Module):
         nn.Module.__init__(self)
         self.module = module
         self.architecture = architecture
+        if isinstance(module, Classifier):
+            num_classes = module.config["num_classes"]
         self.num_classes = num_classes
         self.graph = graph
         self.spec = spec
@@ -183,6 +190,12 @@ class ModelEngine(nn.Module):
         return self._is_foreign
 
     @property
+    def _makes_logits(self) -> bool:
+        if isinstance(self.module, Classifier):
+            return self.module.makes_logits
+        return not self._is_foreign
+
+    @property
     def device(self) -> torch.device:
         """Where the module computes."""
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
@@ -228,11 +241,10 @@ class ModelEngine(nn.Module):
             want is None or want == size for want, size in zip(takes, shape, strict=True)
         )
         if not fits:
-            what, axes = (
-                ("images", " (channels x height x width)")
-                if len(takes) == 3
-                else ("inputs", " (tokens)")
-            )
+            what, axes = {
+                1: ("inputs", " (tokens)"),
+                4: ("volumes", " (channels x depth x height x width)"),
+            }.get(len(takes), ("images", " (channels x height x width)"))
             raise ConfigError(
                 f"the data has {what} {_shown(shape)}{axes}, {self.architecture!r} takes"
                 f" {_shown(takes)}",
@@ -249,7 +261,7 @@ class ModelEngine(nn.Module):
         Raises:
             ConfigError: if there is no head yet, or the normalisation of uint8 images is unknown.
         """
-        if self.num_classes is None and not self._is_foreign:
+        if self.num_classes is None and self._makes_logits:
             raise missing_head(self.architecture)
         inputs = self.prepare(inputs)
         if self.graph == "static" and not self._is_compiled:
@@ -300,21 +312,92 @@ class ModelEngine(nn.Module):
         batches, is_single = prediction.to_batches(x, self.spec, batch_size)
         names = self.spec.class_names if self.spec else ()
         device, dtype = self.device, self._compute_dtype(self.device.type)
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
         found: list[Prediction] = []
-        try:
-            with torch.inference_mode():
-                for batch in batches:
-                    on_device = batch.to(device)
-                    if on_device.is_floating_point():
-                        on_device = on_device.to(dtype)
-                    probs = self(on_device).float().softmax(-1).cpu()
-                    found += prediction.name_probs(probs, names, top_k)
-        finally:
-            for module, was_training in modes:  # one by one: frozen batch norms stay in eval
-                module.training = was_training
+        with evaluating(self), torch.inference_mode():
+            for batch in batches:
+                on_device = batch.to(device)
+                if on_device.is_floating_point():
+                    on_device = on_device.to(dtype)
+                probs = self(on_device).float().softmax(-1).cpu()
+                found += prediction.name_probs(probs, names, top_k)
         return found[0] if is_single else found
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        max_new_tokens: int | None = None,
+        *,
+        stop: Sequence[str | int] = (),
+        **sampling: Any,
+    ) -> Generation | list[Generation]:
+        """Continue prompts with a decoder; those of a list together, whatever their lengths.
+
+        Args:
+            prompts: text of the characters that the model was trained on, token ids, or a list.
+            max_new_tokens: of each prompt; by default as many as fit the context.
+            stop: tokens that end a text, by their text or id.
+            **sampling: `temperature`, `top_k`, `top_p`, `seed` of `Sampling`.
+
+        Returns:
+            A `Generation`; for a list, a list of them.
+
+        Raises:
+            ConfigError: if the model is no decoder, or a prompt does not fit it.
+        """
+        return self._writer().generate(prompts, max_new_tokens, stop, sampling)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int | None = None,
+        *,
+        stop: Sequence[str | int] = (),
+        **sampling: Any,
+    ) -> Iterator[str | int]:
+        """Continue one prompt, and return each token as soon as it is drawn.
+
+        Args:
+            prompt: text, or token ids.
+            max_new_tokens: as in `generate`.
+            stop: as in `generate`.
+            **sampling: as in `generate`.
+
+        Returns:
+            Text where the prompt is text, else token ids.
+        """
+        return self._writer().stream(prompt, max_new_tokens, stop, sampling)
+
+    def _writer(self) -> Writer:
+        if not isinstance(self.module, Decoder):
+            raise ConfigError(
+                f"{self.architecture!r} is no decoder, so it cannot generate",
+                fix='use an architecture such as "gpt" or "llama"',
+            )
+        names = self.spec.class_names if self.spec else ()
+        return Writer(self.module, Vocabulary(names), compiles=self.graph == "static")
+
+    def export(self, path: str | Path, inputs: Tensor) -> float:
+        """Write the model as a program that runs without this library: `.pt2`, for any batch size.
+
+        The file is read back and compared with the model before it takes its name. Read only files
+        that you trust with `torch.export.load`: it can run code.
+
+        Args:
+            path: of the file.
+            inputs: a batch such as the model will be given, with all sizes but the first fixed;
+                uint8 images are normalised inside the program.
+
+        Returns:
+            The largest difference from the model that was seen, relative to the largest output.
+
+        Raises:
+            ConfigError: the model has no head yet, or cannot be exported.
+            CheckpointError: the program computes something else than the model.
+        """
+        if self.num_classes is None and not self._is_foreign:
+            raise missing_head(self.architecture)
+        with evaluating(self):
+            return export_program(_Prepared(self), path, inputs.to(self.device))
 
     def flops(self, input_shape: Sequence[int]) -> int:
         """Count the floating-point operations of one sample's forward, a multiply-add as two.
@@ -326,24 +409,17 @@ class ModelEngine(nn.Module):
         """
         state = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         on_meta = {name: tensor.detach().to("meta") for name, tensor in state.items()}
-        modes = [(module, module.training) for module in self.module.modules()]
-        self.module.eval()
-        try:
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                takes_tokens = (
-                    isinstance(self.module, Classifier) and len(self.module.input_shape) == 1
-                )
-                dtype = torch.int64 if takes_tokens else None
-                inputs = torch.empty((1, *input_shape), dtype=dtype, device="meta")
-                torch.func.functional_call(self.module, on_meta, (inputs,))
-        finally:
-            for module, was_training in modes:
-                module.training = was_training
+        takes_tokens = isinstance(self.module, Classifier) and len(self.module.input_shape) == 1
+        dtype = torch.int64 if takes_tokens else None
+        inputs = torch.empty((1, *input_shape), dtype=dtype, device="meta")
+        with evaluating(self.module), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            torch.func.functional_call(self.module, on_meta, (inputs,))
         return counter.get_total_flops()
 
     def describe(self) -> str:
         """Return one line: architecture, parameters, classes, FLOPs where the input is known."""
-        classes = "no head yet" if self.num_classes is None else f"{self.num_classes} classes"
+        missing = "no head yet" if self._makes_logits else "features, no classes"
+        classes = missing if self.num_classes is None else f"{self.num_classes} classes"
         parts = [self.architecture, f"{self.num_parameters / 1e6:.2f} M parameters"]
         if not self._is_foreign:
             parts.append(classes)
@@ -351,6 +427,18 @@ class ModelEngine(nn.Module):
                 flops = self.flops(self.spec.fields["inputs"].shape)
                 parts.append(f"{flops / 1e9:.2f} GFLOPs per sample")
         return ", ".join(parts)
+
+
+class _Prepared(nn.Module):
+    """An engine's module with what comes before it, and nothing of how it is run."""
+
+    def __init__(self, engine: ModelEngine) -> None:
+        super().__init__()
+        self.module = engine.module
+        self._prepare = engine.prepare
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.module(self._prepare(inputs))
 
 
 def _check_graph(graph: str) -> None:

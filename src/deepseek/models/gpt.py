@@ -1,16 +1,16 @@
 """GPT: a decoder-only transformer over tokens.
 
-Papers: Radford et al. 2019 (GPT-2), section 2.3: normalisation before each branch, residual
-projections begun smaller by `sqrt(2 num_layers)`, output tied to the token embedding (Press & Wolf
-2017, arXiv 1608.05859). Departures: no biases beside those of the norms, and the vocabulary is
-padded inside the embedding to a multiple of 64, which makes the last product faster. The "classes"
-of this classifier are the tokens of its vocabulary.
+Paper: Radford et al. 2019 (GPT-2), section 2.3: normalisation before each branch, residual
+projections begun smaller by `sqrt(2 num_layers)`, output tied to the token embedding. Departures:
+no biases beside those of the norms and an exact GELU, unless asked for (`bias`, `activation`:
+published weights need them). The "classes" of this classifier are the tokens of its vocabulary.
 
-Shapes: B batch, T tokens, D dim, V vocabulary.
+Shapes: B batch, T tokens, D dim.
 """
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,71 +19,68 @@ from torch import Tensor, nn
 
 from deepseek.errors import ConfigError
 from deepseek.models.attention import attention, causal_attention
-from deepseek.models.checks import check_positive, check_share, missing_head
-from deepseek.models.classifier import BlockModel
+from deepseek.models.checks import check_choice, check_positive, check_share
+from deepseek.models.decoder import INIT_STD, Decoder
 from deepseek.models.hints import ParallelHints
+from deepseek.models.kv_cache import LayerCache
 
-VOCABULARY_MULTIPLE = 64
+ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 
 
 class CausalAttention(nn.Module):
     """Multi-head self-attention to the tokens before, and to oneself."""
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float, bias: bool) -> None:
         super().__init__()
         self.head_dim = dim // heads
         self.dropout = dropout
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.proj = nn.Linear(dim, dim, bias=False)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.proj = nn.Linear(dim, dim, bias=bias)
         self.attend = causal_attention  # context parallelism puts its own here
 
     def forward(
-        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "B 1 T T"] | None = None
+        self,
+        x: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "B 1 T T"] | None = None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Let every token attend to those up to it, or to those whose `mask` is `True`."""
         qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        dropout = self.dropout if self.training else 0.0
-        if mask is None:
-            mixed = self.attend(q, k, v, dropout=dropout)
-        else:
-            mixed = attention(q, k, v, mask=mask, dropout=dropout)
+        attend = self.attend if cache is None else cache.attend
+        if mask is not None:
+            attend = partial(attention, mask=mask)
+        mixed = attend(q, k, v, dropout=self.dropout if self.training else 0.0)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
 class GPTBlock(nn.Module):
     """Attention, then feed-forward, each normalised before and added to the stream."""
 
-    def __init__(self, dim: int, heads: int, hidden_dim: int, dropout: float) -> None:
+    def __init__(
+        self, dim: int, heads: int, hidden_dim: int, dropout: float, bias: bool, activation: str
+    ) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = CausalAttention(dim, heads, dropout)
+        self.attn = CausalAttention(dim, heads, dropout, bias)
         self.norm2 = nn.LayerNorm(dim)
-        self.fc1 = nn.Linear(dim, hidden_dim, bias=False)
-        self.fc2 = nn.Linear(hidden_dim, dim, bias=False)
+        self.fc1 = nn.Linear(dim, hidden_dim, bias=bias)
+        self.fc2 = nn.Linear(hidden_dim, dim, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "B 1 T T"] | None = None
+        self,
+        x: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "B 1 T T"] | None = None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Return the tokens after both branches."""
-        x = x + self.dropout(self.attn(self.norm1(x), mask))
-        return x + self.dropout(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
+        x = x + self.dropout(self.attn(self.norm1(x), mask, cache))
+        return x + self.dropout(self.fc2(self.activation(self.fc1(self.norm2(x)))))
 
 
-class TrimVocabulary(nn.Module):
-    """Leaves the logits out that pad a vocabulary of `num_classes`."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-
-    def forward(self, logits: Float[Tensor, "B T V"]) -> Float[Tensor, "B T K"]:
-        """Return the first `num_classes` logits."""
-        return logits[..., : self.num_classes]
-
-
-class GPT(BlockModel):
+class GPT(Decoder):
     """Decoder-only transformer: the logits of the next token at every position.
 
     Args:
@@ -95,19 +92,20 @@ class GPT(BlockModel):
             `bind_classes`.
         hidden_dim: width inside the feed-forward network; `4 * dim` by default.
         dropout: probability in 0..1, on attention weights, branches and embeddings.
+        bias: whether linears of the blocks have biases, as GPT-2's do.
+        activation: of the feed-forward network: "gelu", or GPT-2's "gelu_tanh", its approximation.
         document_token: the token with which a document begins; what follows it sees nothing before
             it, and is counted from it. `None`: a sequence is one document, and attention is faster.
 
     Raises:
-        ConfigError: a size is not positive, or `heads` does not divide `dim`.
+        ConfigError: a size is not positive, `heads` does not divide `dim`, or `activation` is
+            unknown.
 
     Example:
         >>> model = GPT(context_length=16, num_layers=2, dim=32, heads=4, num_classes=65)
         >>> model(torch.zeros(1, 16, dtype=torch.int64)).shape
         torch.Size([1, 16, 65])
     """
-
-    keeps_tokens = True
 
     def __init__(
         self,
@@ -118,6 +116,8 @@ class GPT(BlockModel):
         num_classes: int | None = None,
         hidden_dim: int | None = None,
         dropout: float = 0.0,
+        bias: bool = False,
+        activation: str = "gelu",
         document_token: int | None = None,
     ) -> None:
         super().__init__()
@@ -127,11 +127,13 @@ class GPT(BlockModel):
             hidden_dim=hidden_dim,
         )  # fmt: skip
         check_share(dropout=dropout)
+        check_choice(activation=(activation, ACTIVATIONS))
         if dim % heads:
             raise ConfigError(f"heads={heads} does not divide dim={dim}", fix="change heads or dim")
         self._config = {
             "context_length": context_length, "num_layers": num_layers, "dim": dim, "heads": heads,
             "num_classes": None, "hidden_dim": hidden_dim, "dropout": dropout,
+            "bias": bias, "activation": activation,
             "document_token": document_token,
         }  # fmt: skip
         self.document_token = document_token
@@ -139,7 +141,7 @@ class GPT(BlockModel):
         self.pos_embed = nn.Parameter(torch.empty(context_length, dim))
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            GPTBlock(dim, heads, hidden_dim, dropout) for _ in range(num_layers)
+            GPTBlock(dim, heads, hidden_dim, dropout, bias, activation) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim)
         self.head: nn.Linear | None = None
@@ -149,17 +151,14 @@ class GPT(BlockModel):
             self.bind_classes(num_classes)
 
     def _reset_parameters(self, num_layers: int) -> None:
-        nn.init.normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.pos_embed, std=INIT_STD)
         for name, module in self.blocks.named_modules():
             if isinstance(module, nn.Linear):
                 ends_branch = name.endswith(("proj", "fc2"))
-                std = 0.02 / math.sqrt(2 * num_layers) if ends_branch else 0.02
+                std = INIT_STD / math.sqrt(2 * num_layers) if ends_branch else INIT_STD
                 nn.init.normal_(module.weight, std=std)
-
-    @property
-    def config(self) -> dict:
-        """The constructor's arguments, JSON-able."""
-        return dict(self._config)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     @property
     def hints(self) -> ParallelHints:
@@ -176,66 +175,41 @@ class GPT(BlockModel):
         )
 
     @property
-    def input_shape(self) -> tuple[None]:
-        """Any number of tokens up to `context_length`."""
-        return (None,)
-
-    def bind_classes(self, num_classes: int) -> None:
-        """Build token embedding and head, which share their weight, for a vocabulary.
-
-        Raises:
-            ConfigError: if `num_classes` is not positive.
-        """
-        check_positive(num_classes=num_classes)
-        like = self.pos_embed
-        num_rows = -(-num_classes // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-        dim = self._config["dim"]
-        self.tok_embed = nn.Embedding(num_rows, dim, device=like.device, dtype=like.dtype)
-        nn.init.normal_(self.tok_embed.weight, std=0.02)
-        self.head = nn.Linear(dim, num_rows, bias=False, device=like.device, dtype=like.dtype)
-        self.head.weight = self.tok_embed.weight
-        self.trim = TrimVocabulary(num_classes)
-        self._config["num_classes"] = num_classes
+    def kv_shape(self) -> tuple[int, int]:
+        """Heads of keys and values of a block, and the width of a head."""
+        return self._config["heads"], self._config["dim"] // self._config["heads"]
 
     def separate_documents(self, document_token: int) -> None:
         """From now on, let no token see what is before the last `document_token` up to it."""
         self.document_token = self._config["document_token"] = document_token
 
-    def embed(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+    def embed(
+        self, inputs: Int[Tensor, "B T"], positions: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
         """Return the tokens' embeddings with their positions in the document.
 
         Raises:
             ConfigError: if the model has no vocabulary yet, or there are too many tokens.
         """
-        if self.tok_embed is None:
-            raise missing_head(type(self).__name__)
-        num_tokens = inputs.shape[1]
-        if num_tokens > len(self.pos_embed):
-            raise ConfigError(
-                f"{num_tokens} tokens do not fit a model with context_length={len(self.pos_embed)}",
-                fix="cut the sequences, or build the model with a longer context",
-            )
-        positions = self.pos_embed[:num_tokens]
-        if self.document_token is not None:
-            places = torch.arange(num_tokens, device=inputs.device)
+        x = self.embed_tokens(inputs)
+        where: slice | Tensor = slice(inputs.shape[1])
+        if positions is not None:
+            where = positions
+        elif self.document_token is not None:
+            places = torch.arange(inputs.shape[1], device=inputs.device)
             begins = torch.where(inputs == self.document_token, places, 0).cummax(1).values
-            positions = self.pos_embed[places - begins]
-        return self.dropout(self.tok_embed(inputs) + positions)
+            where = places - begins
+        return self.dropout(x + self.pos_embed[where])
 
-    def beside(self, inputs: Int[Tensor, "B T"]) -> Mapping[str, Tensor]:
-        """Return the mask of the same document up to a token, (B, 1, T, T)."""
-        if self.document_token is None:
+    def beside(
+        self, inputs: Int[Tensor, "B T"], positions: Int[Tensor, "B T"] | None = None
+    ) -> Mapping[str, Tensor]:
+        """Return the mask of the same document up to a token, (B, 1, T, T).
+
+        Tokens that come with positions are those of one document, which a cache has the rest of.
+        """
+        if self.document_token is None or positions is not None:
             return {}
         document = (inputs == self.document_token).cumsum(1)
         is_same = document[:, None, :, None] == document[:, None, None, :]
         return {"mask": is_same.tril()}
-
-    def classify(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
-        """Return the logits of the token after each.
-
-        Raises:
-            ConfigError: if the model has no vocabulary yet.
-        """
-        if self.head is None or self.trim is None:
-            raise missing_head(type(self).__name__)
-        return self.trim(self.head(self.norm(x)))

@@ -23,6 +23,7 @@ class ParallelHints:
             heads.
         heads: number of attention heads of a block, a multiple of the tensor-parallel degree; 0
             without attention.
+        kv_heads: heads of keys and values, a multiple of that degree, too; as many where 0.
         embeddings: modules that come before the first block.
         head: modules that come after the last block, in order. A head that is not built yet is
             named all the same.
@@ -37,6 +38,7 @@ class ParallelHints:
     row_linears: tuple[str, ...] = ()
     fused_heads: tuple[tuple[str, int], ...] = ()
     heads: int = 0
+    kv_heads: int = 0
     embeddings: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
     no_weight_decay: tuple[str, ...] = ()

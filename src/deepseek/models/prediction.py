@@ -134,6 +134,21 @@ def _evaluation_transform(spec: DataSpec | None) -> Transform:
     return parse_transform(spec.transform, spec.fields["inputs"].shape[0])
 
 
+def decode_picture(content: bytes, where: str, spec: DataSpec, max_pixels: int) -> Tensor:
+    """Return an encoded picture as a model takes it, uint8 (C, H, W).
+
+    Args:
+        content: a file's bytes.
+        where: what it is called in messages.
+        spec: of the model; it must have a transform.
+        max_pixels: limit, checked before anything is decoded.
+
+    Raises:
+        DataError: it is no picture, or a damaged or too large one.
+    """
+    return _prepare(Picture(content, where, max_pixels), _evaluation_transform(spec))
+
+
 def _read_image(item: object, transform: Transform) -> Tensor:
     if isinstance(item, Image.Image):
         content, where = _to_content(item), "the PIL image"
@@ -150,8 +165,12 @@ def _read_image(item: object, transform: Transform) -> Tensor:
             f"a list holds a {type(item).__name__}, which cannot be predicted",
             fix="give tensors, PIL images or paths",
         )
+    return _prepare(Picture(content, where, DEFAULT_MAX_PIXELS), transform)
+
+
+def _prepare(picture: Picture, transform: Transform) -> Tensor:
     draws = Draws(0)  # an evaluation transform draws nothing
-    image, is_first_done = transform.start(Picture(content, where, DEFAULT_MAX_PIXELS), draws)
+    image, is_first_done = transform.start(picture, draws)
     image = transform.run(image, draws, int(is_first_done), len(transform.steps))
     pixels = torch.from_numpy(np.array(image))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()

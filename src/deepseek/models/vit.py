@@ -3,7 +3,8 @@
 Paper: Dosovitskiy et al. 2020, arXiv 2010.11929: eq. 1-4, table 1 (Base, Large); Tiny and Small are
 DeiT's, Touvron et al. 2020, arXiv 2012.12877, table 1. Stochastic depth: Huang et al. 2016, arXiv
 1603.09382. Departures: the head is one zero-initialised linear (the paper's fine-tuning head), and
-`pool="mean"` averages patches instead of a class token. Positions are learned, from sines and
+`pool="mean"` averages patches instead of a class token. `distillation` is DeiT's second token,
+arXiv 2012.12877, section 4. Positions are learned, from sines and
 cosines of row and column (MoCo v3) rather than from noise: small models trained from scratch learn
 several times faster. Parameters are called as in timm, so that published weights load by name.
 
@@ -19,11 +20,12 @@ from torch import Tensor, nn
 
 from deepseek.errors import ConfigError
 from deepseek.models.attention import attention
-from deepseek.models.checks import check_positive, check_share, missing_head
+from deepseek.models.checks import check_choice, check_positive, check_share, missing_head
 from deepseek.models.classifier import BlockModel
 from deepseek.models.hints import ParallelHints
 
 POOLS = ("cls", "mean")
+DISTILLATIONS = ("none", "token", "heads")
 
 
 class PatchEmbedding(nn.Module):
@@ -92,12 +94,18 @@ class Block(nn.Module):
     """Attention, then feed-forward, each normalised before and added to the stream (eq. 2, 3)."""
 
     def __init__(
-        self, dim: int, heads: int, hidden_dim: int, dropout: float, drop_path: float
+        self,
+        dim: int,
+        heads: int,
+        hidden_dim: int,
+        dropout: float,
+        drop_path: float,
+        norm_eps: float,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, heads, dropout)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = FeedForward(dim, hidden_dim, dropout)
         self.dropout = nn.Dropout(dropout)
         self.drop_path = DropPath(drop_path)
@@ -124,6 +132,9 @@ class VisionTransformer(BlockModel):
         drop_path: probability in 0..1 of dropping a branch of the last block; rises linearly from 0
             at the first.
         pool: what the head sees: "cls", a class token, or "mean", the mean of the patches.
+        norm_eps: added to the variance in norms.
+        distillation: DeiT's second token beside the class token: "none"; "token", which the patches
+            see; "heads", with a head of its own too, whose logits are averaged with the other's.
 
     Raises:
         ConfigError: if a size is not positive, `patch_size` does not divide `image_size`, or
@@ -150,6 +161,8 @@ class VisionTransformer(BlockModel):
         dropout: float = 0.0,
         drop_path: float = 0.0,
         pool: str = "cls",
+        norm_eps: float = 1e-6,
+        distillation: str = "none",
     ) -> None:
         super().__init__()
         height, width = _sides(image_size)
@@ -158,26 +171,36 @@ class VisionTransformer(BlockModel):
             image_height=height, image_width=width, patch_size=patch_size, num_layers=num_layers,
             dim=dim, heads=heads, channels=channels, hidden_dim=hidden_dim,
         )  # fmt: skip
-        check_share(dropout=dropout, drop_path=drop_path)
+        check_share(dropout=dropout, drop_path=drop_path, norm_eps=norm_eps)
         _check_divisible(image_size, (height, width), patch_size, dim, heads)
-        if pool not in POOLS:
-            raise ConfigError(f"pool={pool!r} is not known", fix='pool="cls" or pool="mean"')
+        check_choice(pool=(pool, POOLS), distillation=(distillation, DISTILLATIONS))
+        if distillation != "none" and pool != "cls":
+            raise ConfigError(
+                f"distillation={distillation!r} needs a class token, and pool={pool!r} has none",
+                fix='use pool="cls"',
+            )
         self._config = {
             "image_size": height if height == width else [height, width], "patch_size": patch_size,
             "num_layers": num_layers, "dim": dim, "heads": heads, "channels": channels,
             "num_classes": None, "hidden_dim": hidden_dim, "dropout": dropout,
-            "drop_path": drop_path, "pool": pool,
+            "drop_path": drop_path, "pool": pool, "norm_eps": norm_eps,
+            "distillation": distillation,
         }  # fmt: skip
         self.image_size = (height, width)
         self.patch_size = patch_size
         self.patch_embed = PatchEmbedding(patch_size, channels, dim)
         num_tokens = self.count_tokens(torch.empty(0))
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if pool == "cls" else None
+        is_distilled = distillation != "none"
+        self.dist_token = nn.Parameter(torch.empty(1, 1, dim)) if is_distilled else None
         self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, dim))
         self.dropout = nn.Dropout(dropout)
         rates = [drop_path * i / max(1, num_layers - 1) for i in range(num_layers)]
-        self.blocks = nn.ModuleList(Block(dim, heads, hidden_dim, dropout, rate) for rate in rates)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, hidden_dim, dropout, rate, norm_eps) for rate in rates
+        )
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.head_dist: nn.Linear | None = None
         self.head: nn.Linear | None = None
         self._reset_parameters()
         if num_classes is not None:
@@ -198,8 +221,9 @@ class VisionTransformer(BlockModel):
             self.pos_embed[0, -rows * columns :] = grid_positions(
                 rows, columns, self.pos_embed.shape[-1]
             )
-        if self.cls_token is not None:
-            nn.init.normal_(self.cls_token, std=1e-6)
+        for token in (self.cls_token, self.dist_token):
+            if token is not None:
+                nn.init.normal_(token, std=1e-6)
 
     @property
     def config(self) -> dict:
@@ -209,7 +233,7 @@ class VisionTransformer(BlockModel):
     @property
     def hints(self) -> ParallelHints:
         """What the parts are for."""
-        tokens = ("pos_embed",) if self.cls_token is None else ("cls_token", "pos_embed")
+        tables = ("cls_token", "dist_token", "pos_embed")
         return ParallelHints(
             blocks=("blocks",),
             column_linears=("attn.qkv", "mlp.fc1"),
@@ -217,8 +241,8 @@ class VisionTransformer(BlockModel):
             fused_heads=(("attn.qkv", 3),),
             heads=self._config["heads"],
             embeddings=("patch_embed",),
-            head=("norm", "head"),
-            no_weight_decay=tokens,
+            head=("norm", "head_dist", "head") if self._has_two_heads else ("norm", "head"),
+            no_weight_decay=tuple(name for name in tables if getattr(self, name) is not None),
         )
 
     @property
@@ -233,14 +257,24 @@ class VisionTransformer(BlockModel):
             ConfigError: if `num_classes` is not positive.
         """
         check_positive(num_classes=num_classes)
-        weight = self.norm.weight
-        self.head = nn.Linear(len(weight), num_classes, device=weight.device, dtype=weight.dtype)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = self._make_head(num_classes)
+        if self._has_two_heads:
+            self.head_dist = self._make_head(num_classes)
         self._config["num_classes"] = num_classes
 
+    @property
+    def _has_two_heads(self) -> bool:
+        return self._config["distillation"] == "heads"
+
+    def _make_head(self, num_classes: int) -> nn.Linear:
+        weight = self.norm.weight
+        head = nn.Linear(len(weight), num_classes, device=weight.device, dtype=weight.dtype)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return head
+
     def embed(self, inputs: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
-        """Return the patches as tokens, the class token before them, with their positions.
+        """Return the patches as tokens, those of class and distillation before, with positions.
 
         Raises:
             ConfigError: if the images are not of the model's size.
@@ -252,14 +286,17 @@ class VisionTransformer(BlockModel):
                 fix="resize the images, or build the model with their size",
             )
         x = self.patch_embed(inputs)
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
+        first = [token for token in (self.cls_token, self.dist_token) if token is not None]
+        if first:
+            before = [token.to(x.dtype).expand(x.shape[0], -1, -1) for token in first]
+            x = torch.cat([*before, x], dim=1)
         return self.dropout(x + self.pos_embed)
 
     def count_tokens(self, inputs: Tensor) -> int:
-        """Return the number of patches, and one for the class token."""
+        """Return the number of patches, and of the tokens before them."""
         rows, columns = (side // self.patch_size for side in self.image_size)
-        return rows * columns + (self._config["pool"] == "cls")
+        is_distilled = self._config["distillation"] != "none"
+        return rows * columns + (self._config["pool"] == "cls") + is_distilled
 
     def classify(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B K"]:
         """Return the logits of the class token, or of the mean of the patches.
@@ -270,6 +307,8 @@ class VisionTransformer(BlockModel):
         if self.head is None:
             raise missing_head(type(self).__name__)
         x = self.norm(x)
+        if self.head_dist is not None:
+            return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2
         return self.head(x.mean(1) if self._config["pool"] == "mean" else x[:, 0])
 
 

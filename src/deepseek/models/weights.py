@@ -38,7 +38,13 @@ def read_weights(path: str | Path, *, allow_pickle: bool = False) -> dict[str, T
     if not path.is_file():
         raise ConfigError(f"weights={str(path)!r} is not a file", fix="check the path")
     if path.suffix.lower() in _PICKLED:
-        return _read_pickle(path, allow_pickle)
+        if not allow_pickle:
+            raise ConfigError(
+                f"weights={str(path)!r} is a pickled file, which can run code when it is loaded",
+                fix="give a .safetensors file, or allow_pickle=True if you trust where it comes"
+                " from",
+            )
+        return read_pickle(path)
     with open(path, "rb") as file:
         layout = read_layout(file, path)
         if KEY not in layout.metadata:
@@ -139,19 +145,22 @@ def _shorten(names: Sequence[str]) -> str:
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
-def _read_pickle(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
-    if not allow_pickle:
-        raise ConfigError(
-            f"weights={str(path)!r} is a pickled file, which can run code when it is loaded",
-            fix="give a .safetensors file, or allow_pickle=True if you trust where it comes from",
-        )
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """Read a state dict that `torch.save` wrote, with torch's restricted unpickler.
+
+    Raises:
+        CheckpointError: if it is damaged, needs more than that unpickler allows, or holds something
+            else.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler fails in any way on a damaged or refused file
-        reason = (str(error) or repr(error)).splitlines()[0]
+        lines = (str(error) or repr(error)).splitlines()
+        told = [line.strip() for line in lines if "Unsupported" in line]
         raise CheckpointError(
-            f"{path} cannot be read as pickled weights: {reason}",
-            fix="save model.state_dict() with torch.save, or use safetensors",
+            f"{path} cannot be read as pickled weights: {(told or lines)[0]}",
+            fix="save model.state_dict() with torch.save, or use safetensors; for a pickled module,"
+            " see deepseek.convert",
         ) from error
     for key in ("state_dict", "model"):  # how training scripts wrap a state dict
         if isinstance(content, dict) and isinstance(content.get(key), dict):

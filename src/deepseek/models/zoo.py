@@ -6,8 +6,7 @@ not ours, or when names are listed.
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -17,7 +16,11 @@ from deepseek.models.classifier import Classifier
 from deepseek.models.encoder import Encoder
 from deepseek.models.gpt import GPT
 from deepseek.models.hints import ParallelHints
+from deepseek.models.imagenet_resnet import ImageNetResNet
+from deepseek.models.llama import Llama
+from deepseek.models.presets import Architecture, published_presets
 from deepseek.models.resnet import ResNet
+from deepseek.models.unet3d import UNet3D
 from deepseek.models.vit import VisionTransformer
 from deepseek.registry import Registry, did_you_mean, nearest
 
@@ -29,19 +32,6 @@ _TIMM_RESERVED = frozenset(
         "scriptable", "exportable", "no_jit", "features_only", "num_classes",
     }
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """An entry of the zoo.
-
-    Attributes:
-        build: the class; its signature says which arguments a user may give.
-        preset: arguments that the name stands for; a user's own win.
-    """
-
-    build: Callable[..., Classifier]
-    preset: Mapping[str, object] = field(default_factory=dict)
 
 
 class ArgumentProblem(NamedTuple):
@@ -61,57 +51,13 @@ class ArgumentProblem(NamedTuple):
 ARCHITECTURES: Registry[Architecture] = Registry("model")
 ARCHITECTURES.register("vit")(Architecture(VisionTransformer))
 ARCHITECTURES.register("resnet")(Architecture(ResNet))
+ARCHITECTURES.register("imagenet_resnet")(Architecture(ImageNetResNet))
 ARCHITECTURES.register("gpt")(Architecture(GPT))
-# Radford et al. 2019, table 2, first row.
-ARCHITECTURES.register("gpt_small")(
-    Architecture(GPT, {"context_length": 1024, "num_layers": 12, "dim": 768, "heads": 12})
-)
+ARCHITECTURES.register("llama")(Architecture(Llama))
 ARCHITECTURES.register("encoder")(Architecture(Encoder))
-# num_layers, dim, heads: Devlin et al. 2018, section 3, and Turc et al. 2019, arXiv 1908.08962.
-for _name, _num_layers, _dim, _heads in (("base", 12, 768, 12), ("tiny", 2, 128, 2)):
-    ARCHITECTURES.register(f"encoder_{_name}")(
-        Architecture(
-            Encoder,
-            {
-                "vocab_size": 30_522,
-                "context_length": 512,
-                "num_layers": _num_layers,
-                "dim": _dim,
-                "heads": _heads,
-            },
-        )
-    )
-# num_layers, dim, heads: Dosovitskiy et al. 2020, table 1, and Touvron et al. 2020, table 1.
-_VIT_SIZES = {
-    "tiny": (12, 192, 3),
-    "small": (12, 384, 6),
-    "base": (12, 768, 12),
-    "large": (24, 1024, 16),
-}
-_VIT_INPUTS = {
-    "tiny": ((224, 16), (32, 4)),
-    "small": ((224, 16), (32, 4)),
-    "base": ((224, 16), (224, 32)),
-    "large": ((224, 16),),
-}
-for _size, (_num_layers, _dim, _heads) in _VIT_SIZES.items():
-    for _image_size, _patch_size in _VIT_INPUTS[_size]:
-        ARCHITECTURES.register(f"vit_{_size}_patch{_patch_size}_{_image_size}")(
-            Architecture(
-                VisionTransformer,
-                {
-                    "image_size": _image_size,
-                    "patch_size": _patch_size,
-                    "num_layers": _num_layers,
-                    "dim": _dim,
-                    "heads": _heads,
-                },
-            )
-        )
-for _num_layers in (20, 32, 44, 56):
-    ARCHITECTURES.register(f"resnet{_num_layers}")(
-        Architecture(ResNet, {"num_layers": _num_layers})
-    )
+ARCHITECTURES.register("unet3d")(Architecture(UNet3D))
+for _name, _preset in published_presets().items():
+    ARCHITECTURES.register(_name)(_preset)
 
 
 def list_models(*, own_only: bool = False) -> list[str]:

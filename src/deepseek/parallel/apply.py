@@ -59,6 +59,7 @@ class ParallelModel:
         takes_divided_logits: whether the loss can be taken of logits that are divided by classes.
         has_unused: whether some weights get no gradient.
         trains: whether there will be gradients to reduce.
+        offloads: under `dp_shard`, keep what is divided in the memory of the host.
 
     Attributes:
         forward: from inputs to logits, where there is no pipeline.
@@ -78,6 +79,7 @@ class ParallelModel:
         takes_divided_logits: bool = False,
         has_unused: bool = False,
         trains: bool = True,
+        offloads: bool = False,
     ) -> None:
         self.engine = engine
         self.world = world
@@ -122,8 +124,9 @@ class ParallelModel:
                 block.compile(fullgraph=True, dynamic=False)
         if stages:
             engine.module = models[0]
-        self._shard(models, stages, dtype, has_unused, trains)
-        engine.to(world.device)
+        self._shard(models, stages, dtype, has_unused, trains, offloads)
+        if not offloads:  # else torch moves what is not divided
+            engine.to(world.device)
         self.gradient_factor = float(plan.num_shares * plan.cp)
         if stages:
             group = world.group("pp")
@@ -147,7 +150,8 @@ class ParallelModel:
             return
         self.context = ContextParallel(model, group, self.world.device.type)
         for other in models[1:]:
-            self.context.adopt(other)
+            if isinstance(other, BlockModel):
+                self.context.adopt(other)
         if not stages:
             self.context.begin(model.blocks[0])
         for stage in stages:
@@ -171,13 +175,14 @@ class ParallelModel:
         dtype: torch.dtype | None,
         has_unused: bool,
         trains: bool,
+        offloads: bool,
     ) -> None:
         world = self.world
         if world.plan.uses_fsdp:
             roots = list(stages) or [self.engine.module]
             for root in roots:
                 blocks = _blocks([root], [root] if isinstance(root, Stage) else [], self._lists)
-                shard(root, blocks, world, dtype)
+                shard(root, blocks, world, dtype, offloads=offloads)
         elif trains and world.plan.pp == 1 and world.plan.num_shares * world.plan.cp > 1:
             self.engine.to(world.device)
             self.forward = replicate(

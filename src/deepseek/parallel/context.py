@@ -15,7 +15,6 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from deepseek.models.attention import attention
 from deepseek.models.classifier import BlockModel
-from deepseek.models.gpt import CausalAttention
 
 IGNORE_INDEX = -100
 
@@ -121,6 +120,22 @@ class _Exit:
         return self._share.gather(output, 1, self._entry.num_tokens)
 
 
+class _CutBeside:
+    """A model's `beside`, with this rank's tokens of what goes with tokens."""
+
+    def __init__(self, model: BlockModel, share: TokenShare) -> None:
+        self._beside = model.beside
+        self._names = model.token_arguments
+        self._share = share
+
+    def __call__(self, inputs: Tensor) -> dict[str, Tensor]:
+        whole = self._beside(inputs)
+        return {
+            name: self._share.cut(each, 1) if name in self._names else each
+            for name, each in whole.items()
+        }
+
+
 class ContextParallel:
     """Divides the tokens in the blocks of a model.
 
@@ -131,17 +146,18 @@ class ContextParallel:
     """
 
     def __init__(self, model: BlockModel, group: dist.ProcessGroup, device_type: str) -> None:
-        is_causal = any(isinstance(module, CausalAttention) for module in model.modules())
         self.keeps_tokens = model.keeps_tokens
-        self._share = TokenShare(group, device_type, is_causal=is_causal)
+        self._share = TokenShare(group, device_type, is_causal=model.is_causal)
         self.entry = Entry(self._share)
         self.adopt(model)
 
-    def adopt(self, model: nn.Module) -> None:
-        """Put our attention in the place of the model's."""
+    def adopt(self, model: BlockModel) -> None:
+        """Put our attention in the place of the model's, and cut what goes with its tokens."""
         for module in model.modules():
             if "attend" in vars(module):
                 vars(module)["attend"] = ContextAttention(self._share, self.entry)
+        if model.token_arguments:
+            vars(model)["beside"] = _CutBeside(model, self._share)
 
     def begin(self, first: nn.Module) -> None:
         """Cut the tokens before this block."""

@@ -13,13 +13,20 @@ of items already.
 import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.cuda import nccl
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from deepseek.config.parallel import ParallelConfig
@@ -87,7 +94,12 @@ def leaves_weights_out(engine: nn.Module, inputs: Tensor) -> bool:
 
 
 def shard(
-    root: nn.Module, blocks: Sequence[nn.Module], world: World, dtype: torch.dtype | None
+    root: nn.Module,
+    blocks: Sequence[nn.Module],
+    world: World,
+    dtype: torch.dtype | None,
+    *,
+    offloads: bool = False,
 ) -> None:
     """Divide the weights of `root` between ranks, block by block.
 
@@ -96,6 +108,7 @@ def shard(
         blocks: its parts that are gathered as one.
         world: the ranks.
         dtype: of gathered weights; `None`: their own.
+        offloads: keep what is divided in the memory of the host.
     """
     if world.mesh is None:
         return
@@ -109,9 +122,13 @@ def shard(
     )
     # In a pipeline a block is used once per micro-batch: gathering it anew would cost as often.
     stays_whole = world.plan.pp > 1
+    place = (
+        CPUOffloadPolicy(pin_memory=world.device.type == "cuda") if offloads else OffloadPolicy()
+    )
+    divide = partial(fully_shard, mesh=mesh, mp_policy=policy, offload_policy=place)
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not stays_whole)
-    fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        divide(block, reshard_after_forward=not stays_whole)
+    divide(root, reshard_after_forward=False)
 
 
 def reduces_now(wrapped: nn.Module, is_last: bool) -> AbstractContextManager:

@@ -5,6 +5,7 @@ what DTensor holds: an update of a view is an update of the model, without DTens
 100 us an operation on a CPU).
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from deepseek.errors import ConfigError
 from deepseek.models.tensor_part import Place, TensorPart
 from deepseek.parallel.flat import flatten, unflatten_into
 from deepseek.parallel.tensor import Division, rank_rows
@@ -43,10 +45,39 @@ class LocalWeight:
     is_written: bool = True
 
     def parts(self, tensor: Tensor, suffix: str = "") -> Iterator[TensorPart]:
-        """Return a tensor of the shape of `local` as parts of a whole one."""
+        """Return a tensor as parts of a whole one.
+
+        Args:
+            tensor: of the shape of `local`, or (rows, BLOCKS): a number for each block of a row.
+            suffix: what the name of the whole has beside the weight's.
+        """
         for place, cut in self.boxes:
+            if tensor.shape != self.local.shape:
+                place, cut = self._in_blocks(place, cut, tensor)
             named = place._replace(name=place.name + suffix)
             yield TensorPart(named, tensor[cut], self.is_written)
+
+    def _in_blocks(
+        self, place: Place, cut: tuple[slice, ...], tensor: Tensor
+    ) -> tuple[Place, tuple[slice, ...]]:
+        """Return where a box lies if numbers are counted by blocks; rows are all that follows."""
+        block = self.local[0].numel() // tensor.shape[1]
+        whole = (place.shape[0], math.prod(place.shape[1:]) // block)
+        is_matrix = len(place.shape) == 2
+        first = place.offset[1] if is_matrix else 0
+        columns = slice(*cut[1].indices(self.local.shape[1])[:2]) if is_matrix else None
+        start, stop = (0, tensor.shape[1]) if columns is None else (
+            columns.start // block, columns.stop // block
+        )  # fmt: skip
+        if columns is not None and (first % block or columns.start % block or columns.stop % block):
+            raise ConfigError(
+                f"tp divides {self.name} within the blocks of {block} that its optimizer state is"
+                " kept in",
+                fix="use optimizer=adamw, or a degree of tp that leaves wider parts",
+            )
+        return Place(place.name, whole, (place.offset[0], first // block)), (
+            cut[0], slice(start, stop),
+        )  # fmt: skip
 
 
 class LocalWeights:

@@ -24,7 +24,7 @@ MULTI_STAGE = frozenset(
 )
 # torch's optimizers and timm's that treat every number by itself: they may see a part of a weight
 ELEMENTWISE = frozenset(
-    {"sgd", "adam", "adamw", "nadamw", "adagrad", "rmsprop", "lion", "adan"}
+    {"sgd", "adam", "adamw", "adamw8bit", "nadamw", "adagrad", "rmsprop", "lion", "adan"}
 )  # fmt: skip
 NUM_SHOWN_PLANS = 3
 
@@ -165,6 +165,7 @@ def facts_of(
         return ModelFacts(
             name, hints.heads, len(module.blocks), widths, has_context=True,
             sequence_length=sequence_length, counts_batches=counts, scalar=scalar,
+            key_value_heads=hints.kv_heads,
         )  # fmt: skip
     if (foreign := pretrained_facts(module)) is not None:
         return ModelFacts(

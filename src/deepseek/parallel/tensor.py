@@ -10,6 +10,7 @@ rows are put in an order in which a rank's rows are neighbours. `Division.groups
 saves them.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
+    PrepareModuleInput,
     RowwiseParallel,
     SequenceParallel,
     parallelize_module,
@@ -28,7 +30,7 @@ from torch.distributed.tensor.parallel import (
 from deepseek.errors import ConfigError
 from deepseek.models import ParallelHints
 from deepseek.models.classifier import BlockModel
-from deepseek.models.gpt import GPT, TrimVocabulary
+from deepseek.models.decoder import Decoder, TrimVocabulary
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def divide_tensors(
         parallelize_module(block, mesh, _block_plan(block, hints, sequence))
     if sequence and blocks:
         _cut_tokens(blocks[0][1], blocks[-1][1], mesh)
-    if vocabulary and isinstance(model, GPT):
+    if vocabulary and isinstance(model, Decoder):
         divisions |= _divide_vocabulary(model, mesh)
     return divisions
 
@@ -81,8 +83,17 @@ def divide_tensors(
 def _block_plan(block: nn.Module, hints: ParallelHints, sequence: bool) -> dict[str, ParallelStyle]:
     tokens = Shard(1) if sequence else Replicate()
     plan: dict[str, ParallelStyle] = {}
+    owners = Counter(name.rpartition(".")[0] for name in hints.column_linears)
     for name in hints.column_linears:
-        plan[name] = ColwiseParallel(input_layouts=tokens)
+        owner = name.rpartition(".")[0]
+        if owner and owners[owner] > 1:
+            # they read the same: it is gathered once, and its gradient summed once
+            plan[owner] = PrepareModuleInput(
+                input_layouts=(tokens,), desired_input_layouts=(Replicate(),)
+            )
+            plan[name] = ColwiseParallel()
+        else:
+            plan[name] = ColwiseParallel(input_layouts=tokens)
     for name in hints.row_linears:
         plan[name] = RowwiseParallel(output_layouts=tokens)
     if sequence:
@@ -119,8 +130,8 @@ class _Gather:
         return parts.redistribute(placements=(Replicate(),)).to_local()
 
 
-def _divide_vocabulary(model: GPT, mesh: DeviceMesh) -> dict[str, Division]:
-    """Divide token embedding and head, which share their weight, by tokens of the vocabulary."""
+def _divide_vocabulary(model: Decoder, mesh: DeviceMesh) -> dict[str, Division]:
+    """Divide token embedding and head, which may be one weight, by tokens of the vocabulary."""
     is_tied = (
         model.head is not None
         and model.tok_embed is not None
@@ -129,6 +140,7 @@ def _divide_vocabulary(model: GPT, mesh: DeviceMesh) -> dict[str, Division]:
     divisions = {}
     if model.tok_embed is not None:
         parallelize_module(model.tok_embed, mesh, RowwiseParallel(input_layouts=Replicate()))
+        model.tok_embed.register_forward_hook(_wait)
         divisions["tok_embed.weight"] = Division(0)
     if model.head is not None and isinstance(model.trim, TrimVocabulary):
         style = ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)
@@ -139,6 +151,15 @@ def _divide_vocabulary(model: GPT, mesh: DeviceMesh) -> dict[str, Division]:
     if is_tied and model.head is not None and model.tok_embed is not None:
         model.head.weight = model.tok_embed.weight
     return divisions
+
+
+def _wait(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    """Return the sum over ranks, and no promise of it.
+
+    A promise is a tensor of a class of its own, which any operation but a view waits for. Given to
+    a compiled block as it is, no gradient comes back to it (torch 2.14).
+    """
+    return output.clone()
 
 
 class MaskVocabulary(nn.Module):

@@ -79,12 +79,28 @@ class World:
         self._cp_group: dist.ProcessGroup | None = None
         if plan.is_distributed:
             _start(plan, device)
+            self.name = self._agree_on_plan(self.name or uuid4().hex[:12])
             self.mesh = _make_mesh(plan, device)
             self._data_group = _data_group(self.mesh)
             if plan.cp > 1:
                 self._cp_group = _context_group(plan, self.mesh, self.rank)
-            self.name = self.exchange(self.name or uuid4().hex[:12])[0]
         self._watch: Watch | None = None
+
+    def _agree_on_plan(self, name: str) -> str:
+        """Return rank 0's name for this set of processes.
+
+        Raises:
+            ConfigError: ranks have different plans, and would wait for each other for ever.
+        """
+        found = self.exchange([name, self.plan.describe()])
+        for rank, (_, plan) in enumerate(found):
+            if plan != found[0][1]:
+                raise ConfigError(
+                    f"rank 0 has the plan {found[0][1]}, and rank {rank} {plan}",
+                    fix="start all processes with the same settings; parallel=auto needs hosts of"
+                    " the same kind: write the plan out",
+                )
+        return found[0][0]
 
     @classmethod
     def alone(cls, device: torch.device | None = None) -> "World":

@@ -103,7 +103,7 @@ def _list_changes(
             if schedule == plan.schedule or (stages == 1) != (schedule == "1f1b"):
                 continue
             other = replace(plan, schedule=schedule, virtual_stages=stages)
-            yield describe_pipeline(other), adapt_plan(other, space.software)
+            yield describe_pipeline(other), adapt_plan(other, space)
 
 
 def _judge(

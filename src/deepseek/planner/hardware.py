@@ -70,6 +70,9 @@ _TABLE = (
 
 GPUS: dict[str, Gpu] = {gpu.name: gpu for gpu in _TABLE}
 
+_MODELS = {gpu.name.split("-")[0] for gpu in _TABLE}
+MEMORY_TOLERANCE = 0.15
+"""Share by which the memory of a GPU may differ from its entry: a part of one (MIG) is another."""
 _ALIASES = {"a100": "a100-80", "h100-sxm": "h100", "h100-80": "h100", "h100-sxm5": "h100"}
 
 
@@ -88,3 +91,25 @@ def find_gpu(name: str) -> Gpu:
             fix=f"use one of {', '.join(GPUS)}, or build a deepseek.planner.Gpu from its datasheet",
         )
     return gpu
+
+
+def match_gpu(device_name: str, memory_bytes: int) -> Gpu | None:
+    """Return the GPU of the table that a driver means, or `None` where there is none.
+
+    Args:
+        device_name: as the driver has it, `NVIDIA A100-SXM4-80GB`.
+        memory_bytes: of the device; tells forms of one name apart.
+    """
+    words = device_name.lower().replace("-", " ").split()
+    model = next((word for word in words if word in _MODELS), None)
+    if model is None:
+        return None
+    form = next((form for form in ("pcie", "nvl") if form in words), None)
+    found = [gpu for gpu in _TABLE if gpu.name.split("-")[0] == model]
+    if form is not None:
+        found = [gpu for gpu in found if gpu.name.endswith(form)] or found
+    else:
+        found = [gpu for gpu in found if not gpu.name.endswith(("pcie", "nvl"))]
+    nearest = min(found, key=lambda gpu: abs(gpu.memory_bytes - memory_bytes))
+    # what is left of the memory is what a plan may fill: the table has the datasheet's
+    return nearest if abs(nearest.memory_bytes / memory_bytes - 1) < MEMORY_TOLERANCE else None

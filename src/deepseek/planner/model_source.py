@@ -11,6 +11,7 @@ from deepseek.errors import ConfigError
 from deepseek.planner.huggingface import shape_from_huggingface, shape_from_table
 from deepseek.planner.presets import find_shape
 from deepseek.planner.shape import TransformerShape
+from deepseek.published import gated_hidden_dim
 
 _ALIASES = {
     "layers": "num_layers",
@@ -25,7 +26,7 @@ _ALIASES = {
 _NEED_VOCABULARY = "give --vocab-size: the tokens of the vocabulary, which come from the data"
 _EXPERTS = "all experts are on every rank that has the layer: ranks of experts (ep) are not planned"
 VOCABULARY_MULTIPLE = 64
-"""The library's GPT pads its vocabulary to a multiple of this."""
+"""The library's decoders pad their vocabulary to a multiple of this."""
 
 
 @dataclass(frozen=True)
@@ -129,24 +130,41 @@ def _read_huggingface(path: Path, context_length: int) -> TransformerShape:
 
 def _read_own(path: Path, context_length: int, vocab_size: int) -> ModelSource:
     config = read_config(path).config
-    kind, args = config.model.architecture, dict(config.model.args)
-    readers = {"gpt": _read_gpt, "encoder": _read_encoder, "vit": _read_vit}
-    if kind not in readers:
-        raise ConfigError(
-            f"MODEL {path}: model.architecture={kind} is no transformer that the planner knows the"
-            f" sizes of ({', '.join(readers)}).",
-            fix="give the sizes: layers=12,dim=768,heads=12,vocab=50304,seq=1024",
-        )
+    args = dict(config.model.args)
     if context_length:
         args["context_length"] = context_length
     try:
-        shape, note = readers[kind](args, vocab_size)
+        source = shape_of_own(config.model.architecture, args, vocab_size)
+    except ConfigError as error:
+        raise ConfigError(f"MODEL {path}: {error.message}", fix=error.fix) from error
+    shape = replace(source.shape, name=path.stem)
+    return replace(source, shape=shape, batch_size=config.trainer.batch_size)
+
+
+def shape_of_own(architecture: str, args: Mapping[str, Any], vocab_size: int = 0) -> ModelSource:
+    """Return the sizes of a model of this library.
+
+    Args:
+        architecture: its name in the zoo, without a preset.
+        args: of its constructor.
+        vocab_size: tokens of the vocabulary; 0: what `args` say.
+
+    Raises:
+        ConfigError: it is no transformer, or lacks a size.
+    """
+    readers = {"gpt": _read_gpt, "llama": _read_llama, "encoder": _read_encoder, "vit": _read_vit}
+    if architecture not in readers:
+        raise ConfigError(
+            f"model.architecture={architecture} is no transformer that the planner knows the"
+            f" sizes of ({', '.join(readers)}).",
+            fix="give the sizes: layers=12,dim=768,heads=12,vocab=50304,seq=1024",
+        )
+    try:
+        return ModelSource(*readers[architecture](args, vocab_size))
     except KeyError as error:
         raise ConfigError(
-            f"MODEL {path}: model.args has no {error.args[0]}.",
-            fix=f"add model.args.{error.args[0]}",
+            f"model.args has no {error.args[0]}.", fix=f"add model.args.{error.args[0]}"
         ) from error
-    return ModelSource(replace(shape, name=path.stem), note, config.trainer.batch_size)
 
 
 def _sizes(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,10 +182,36 @@ def _read_gpt(args: Mapping[str, Any], vocab_size: int) -> tuple[TransformerShap
     tokens = vocab_size or args.get("num_classes")
     if not tokens:
         raise ConfigError("model.args.num_classes of a gpt is not set.", fix=_NEED_VOCABULARY)
-    rows = -(-tokens // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-    sizes = _sizes(args)
-    shape = TransformerShape("gpt", vocab_size=rows, context_length=args["context_length"], **sizes)
+    sizes = {**_sizes(args), "vocab_size": _pad(tokens)}
+    shape = TransformerShape(
+        "gpt",
+        context_length=args["context_length"],
+        has_biases=args.get("bias", False),
+        **sizes,
+    )
     return shape, ""
+
+
+def _read_llama(args: Mapping[str, Any], vocab_size: int) -> tuple[TransformerShape, str]:
+    tokens = vocab_size or args.get("num_classes")
+    if not tokens:
+        raise ConfigError("model.args.num_classes of a llama is not set.", fix=_NEED_VOCABULARY)
+    sizes = {**_sizes(args), "has_positions": False, "vocab_size": _pad(tokens)}
+    sizes["hidden_dim"] = sizes["hidden_dim"] or gated_hidden_dim(args["dim"])
+    shape = TransformerShape(
+        "llama",
+        context_length=args["context_length"],
+        kv_heads=args.get("kv_heads") or 0,
+        head_dim=args.get("head_dim") or 0,
+        is_gated=True,
+        is_tied=args.get("tied", False),
+        **sizes,
+    )
+    return shape, ""
+
+
+def _pad(tokens: int) -> int:
+    return -(-tokens // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def _read_encoder(args: Mapping[str, Any], vocab_size: int) -> tuple[TransformerShape, str]:
@@ -192,7 +236,9 @@ def _read_vit(args: Mapping[str, Any], vocab_size: int) -> tuple[TransformerShap
         "vit",
         # As many rows as a patch has numbers: the projection of patches, counted as the head.
         vocab_size=patch * patch * args.get("channels", 3),
-        context_length=height // patch * (width // patch) + (args.get("pool", "cls") == "cls"),
+        context_length=height // patch * (width // patch)
+        + (args.get("pool", "cls") == "cls")
+        + (args.get("distillation", "none") != "none"),
         has_biases=True,
         is_causal=False,
         **_sizes(args),

@@ -53,6 +53,7 @@ class SearchSpace:
         micro_batch_size: samples; 0: any that divides.
         max_tp: largest `tp`; 0: the GPUs of a node.
         memory_share: of the device's memory that a plan may take, 0..1.
+        is_fused: whether graphs are static, where the schedule can have it so.
     """
 
     software: Software = "deepseek"
@@ -64,6 +65,7 @@ class SearchSpace:
     micro_batch_size: int = 0
     max_tp: int = 0
     memory_share: float = MEMORY_SHARE
+    is_fused: bool = True
 
     def limit_bytes(self, gpu: Gpu) -> float:
         """Return the bytes of `gpu` that a plan may take."""
@@ -135,7 +137,7 @@ def list_forms(
                 virtual_stages=stages,
                 precision=space.precision,
             )
-            yield adapt_plan(plan, space.software)
+            yield adapt_plan(plan, space)
 
 
 def _list_pipelines(
@@ -157,9 +159,9 @@ def _list_pipelines(
                 yield schedule, stages
 
 
-def adapt_plan(plan: ParallelPlan, software: Software) -> ParallelPlan:
-    """Return `plan` with what `software` does of its own accord."""
-    if software == "megatron":
+def adapt_plan(plan: ParallelPlan, space: SearchSpace) -> ParallelPlan:
+    """Return `plan` with what the software of `space` does of its own accord."""
+    if space.software == "megatron":
         return replace(plan, shards_optimizer=True, stops_early=False, is_loss_fused=True)
     return replace(
         plan,
@@ -168,7 +170,7 @@ def adapt_plan(plan: ParallelPlan, software: Software) -> ParallelPlan:
         reshards=plan.pp == 1,
         overlaps_dp=plan.pp == 1,
         # These schedules split the backward pass, which a static graph has as one.
-        is_fused="zero_bubble" not in plan.schedule or plan.pp == 1,
+        is_fused=space.is_fused and ("zero_bubble" not in plan.schedule or plan.pp == 1),
     )
 
 

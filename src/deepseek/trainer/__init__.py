@@ -14,6 +14,7 @@ from deepseek.trainer.optimizer import OPTIMIZERS as OPTIMIZERS
 from deepseek.trainer.optimizer import Optimizer as Optimizer
 from deepseek.trainer.schedule import SCHEDULES as SCHEDULES
 from deepseek.trainer.schedule import Schedule as Schedule
+from deepseek.trainer.segmentation import SegmentationTask as SegmentationTask
 from deepseek.trainer.task import TASKS as TASKS
 from deepseek.trainer.task import ClassificationTask as ClassificationTask
 from deepseek.trainer.task import LanguageModellingTask as LanguageModellingTask

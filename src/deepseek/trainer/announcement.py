@@ -3,6 +3,7 @@
 import torch
 
 from deepseek.datasets import DataLoader, DataSpec
+from deepseek.memory.low_precision import LowPrecisionAdamW
 from deepseek.models import ModelEngine
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.data import reduction
@@ -35,7 +36,12 @@ def model_line(engine: ModelEngine, assembly: Assembly, device: torch.device) ->
     if assembly.estimate:
         parts.append(f"{format_count(assembly.estimate.forward_flops)}FLOPs/sample")
     precision = assembly.precision
-    parts.append(f"weights fp32, computed in {precision.name} ({precision.reason})")
+    dtype = assembly.step.parallel.weights.trained[0].local.dtype
+    rounded = (
+        " rounded stochastically" if isinstance(assembly.step.optimizer, LowPrecisionAdamW) else ""
+    )
+    weights = f"bf16{rounded}" if dtype is torch.bfloat16 else "fp32"
+    parts.append(f"weights {weights}, computed in {precision.name} ({precision.reason})")
     if assembly.step.graph.is_static:
         parts.append("static graph, compiled in the first step")
     parts += _micro_batches(assembly)
@@ -76,8 +82,13 @@ def _micro_batches(assembly: Assembly) -> list[str]:
     return parts
 
 
-def plan_line(parallel: ParallelModel) -> str:
-    """Return the line on who computes what, and how gradients are reduced."""
+def plan_line(parallel: ParallelModel, reason: str) -> str:
+    """Return the line on who computes what, and how gradients are reduced.
+
+    Args:
+        parallel: the model as this rank computes it.
+        reason: of the plan, where it was not given.
+    """
     world, plan = parallel.world, parallel.world.plan
     parts = [f"parallel {plan.describe()}: {world.size} processes"]
     if plan.num_shares > 1:
@@ -93,4 +104,4 @@ def plan_line(parallel: ParallelModel) -> str:
         parts.append(f"tp divides {', '.join(divided)}")
     if plan.num_shares * plan.cp > 1:
         parts.append(reduction(world))
-    return "  ".join(parts)
+    return "  ".join([*parts, reason] if reason else parts)

@@ -26,10 +26,11 @@ from deepseek.trainer.guard import BadStep, Guard
 from deepseek.trainer.memory_budget import check_loss_chunks, choose_policy
 from deepseek.trainer.micro_batches import MicroBatches
 from deepseek.trainer.optimizer import Optimizer, check_trainable
-from deepseek.trainer.precision import Precision, resolve_precision
+from deepseek.trainer.precision import Precision, cast_weights, resolve_precision
 from deepseek.trainer.schedule import Schedule, resolve_warmup
 from deepseek.trainer.step import TrainStep
 from deepseek.trainer.task import Task
+from deepseek.trainer.update import check_offload, choose_update, state_bytes_on_device
 
 MAX_AUTO_LOG_EVERY = 50
 
@@ -53,7 +54,7 @@ class Assembly:
     sequence_ramp: Ramp | None
     num_parameters: int
     num_trainable: int
-    states_per_parameter: int
+    optimizer_bytes: int
 
 
 def recipe_from(config: TrainerConfig, optimizer: Optimizer | None) -> Optimizer:
@@ -83,6 +84,7 @@ def assemble(
 ) -> Assembly:
     """Put a bound engine on its device, or its part on this rank's, and build its step."""
     device = world.device
+    check_offload(config, world)
     max_steps, num_epochs = count_steps(config, loader)
     micro_batch_size = world.plan.micro_batch_size
     inputs = spec.fields["inputs"]
@@ -90,7 +92,9 @@ def assemble(
     dtype = torch.int64 if inputs.dtype == "int64" else torch.float32
     estimate = estimate_step(engine.module, inputs.shape, dtype)
     step_flops = estimate.step_flops(micro_batch_size) if estimate else None
-    precision = resolve_precision(config.precision, device, step_flops)
+    has_bf16 = config.param_dtype == "bf16"
+    wanted = "bf16" if has_bf16 and config.precision == "auto" else config.precision
+    precision = resolve_precision(wanted, device, step_flops)
     channels_last = _place(engine, config, precision, world)
     parameters = list(engine.parameters())
     check_trainable(engine.module)
@@ -100,7 +104,7 @@ def assemble(
     if averaged is not None and config.ema_decay:
         average = _spread(averaged, task, config, precision, world, trains=False)
         ema = ExponentialMovingAverage(parallel, average, config.ema_decay)
-    optimizer = _bind(recipe, parallel)
+    optimizer = _bind(recipe, parallel, config)
     warmup = resolve_warmup(config.warmup, config.schedule, max_steps)
     schedule = Schedule(
         config.schedule, recipe.learning_rate, max_steps, warmup, config.min_lr_share
@@ -109,7 +113,7 @@ def assemble(
     step.channels_last = channels_last
     share = 1.0 if precision.name == "fp32" else 0.5
     threads = torch.get_num_threads()
-    states = 2 if recipe.algorithm in ("adam", "adamw", "nadamw", "lamb", "adan") else 1
+    trained = [weight.local for weight in parallel.weights.trained]
     if estimate and device.type == "cpu":
         forward_flops = estimate.forward_flops * micro_batch_size
         threads = choose_cpu_threads(forward_flops, estimate.num_ops)
@@ -129,7 +133,7 @@ def assemble(
         sequence_ramp(config, spec),
         sum(p.numel() for p in parameters),
         sum(p.numel() for p in parameters if p.requires_grad),
-        states,
+        state_bytes_on_device(config, recipe, trained),
     )
 
 
@@ -147,6 +151,7 @@ def _build_step(
     world = parallel.world
     is_static = "static" in (config.graph, engine.graph) and not world.is_distributed
     micro_batches = MicroBatches(engine, parallel)
+    weightwise, in_backward = choose_update(config, parallel, optimizer)
     return TrainStep(
         engine,
         task,
@@ -172,6 +177,8 @@ def _build_step(
         keep_graph=config.keep_graph,
         device=world.device,
         channels_last=False,
+        weightwise=weightwise,
+        in_backward=in_backward,
     )  # fmt: skip
 
 
@@ -200,6 +207,7 @@ def _spread(
         takes_divided_logits=task.takes_divided_logits and wanted is not False,
         has_unused=trains and _leaves_weights_out(engine, world),
         trains=trains,
+        offloads=config.offload == "parameters",
     )
 
 
@@ -215,12 +223,15 @@ def _leaves_weights_out(engine: ModelEngine, world: World) -> bool:
     return leaves_weights_out(engine, inputs)
 
 
-def _bind(recipe: Optimizer, parallel: ParallelModel) -> torch.optim.Optimizer:
-    engine = parallel.engine
+def _bind(
+    recipe: Optimizer, parallel: ParallelModel, config: TrainerConfig
+) -> torch.optim.Optimizer:
+    engine, rounds = parallel.engine, config.param_dtype == "bf16"
+    fixed = frozenset(engine.hints.no_weight_decay)
     if not parallel.world.is_distributed:
-        return recipe.bind(engine.module, frozenset(engine.hints.no_weight_decay))
+        return recipe.bind(engine.module, fixed, seed=config.seed, rounds=rounds)
     weights = parallel.weights.named_trained()
-    return recipe.bind_weights(weights, frozenset(engine.hints.no_weight_decay))
+    return recipe.bind_weights(weights, fixed, seed=config.seed, rounds=rounds)
 
 
 def agree_on_bad(world: World, found: BadStep | None) -> BadStep | None:
@@ -245,6 +256,8 @@ def _place(engine: ModelEngine, config: TrainerConfig, precision: Precision, wor
             " lie in a row only",
             fix="set channels_last to auto, or copy the model instead: parallel=dp",
         )
+    if config.param_dtype == "bf16":
+        cast_weights(engine.module, shards=world.plan.uses_fsdp)
     if not world.is_distributed:  # else each rank takes its part, block by block
         engine.to(world.device)
     if precision.name == "fp8":

@@ -1,8 +1,10 @@
 """Which device a run computes on, and with how many CPU threads."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
@@ -11,6 +13,25 @@ from deepseek.errors import ConfigError
 # An operator below this much work takes some 20 us on one core: sharing it out brings nothing on a
 # quiet machine, and on a busy one every thread waits for the one that lost its core.
 MIN_PARALLEL_OP_FLOPS = 2e6
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+
+def grow_segments(setting: bool | Literal["auto"]) -> bool:
+    """Say whether CUDA's allocator grows its segments, before it makes the first.
+
+    Args:
+        setting: `auto` leaves the choice to `PYTORCH_ALLOC_CONF`; where that is not set: yes.
+
+    Returns:
+        Whether it was told to.
+    """
+    given = next((os.environ[name] for name in ALLOCATOR_VARIABLES if os.environ.get(name)), "")
+    if not torch.cuda.is_available() or (setting == "auto" and (given or sys.platform == "win32")):
+        return False
+    grows = setting in (True, "auto")
+    parts = [given] if given else []
+    torch._C._accelerator_setAllocatorSettings(",".join([*parts, f"expandable_segments:{grows}"]))
+    return grows
 
 
 def resolve_device(name: str, is_distributed: bool = False) -> torch.device:

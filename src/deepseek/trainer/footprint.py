@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from deepseek.config.memory import parse_bytes
+from deepseek.config.memory_rules import BF16_OPTIMIZERS
 from deepseek.datasets.host_memory import release_freed_memory
 from deepseek.errors import ConfigError
 from deepseek.memory.simulation import Simulated, simulate_step
 from deepseek.trainer.console import MIB
 from deepseek.trainer.memory_budget import NAMES
+from deepseek.trainer.optimizer import Optimizer
 from deepseek.trainer.throughput import (
     peak_memory_bytes,
     resident_bytes,
@@ -80,17 +82,14 @@ def predict_footprint(trainer: "Trainer") -> Footprint | None:
     simulated = _simulate(trainer)
     if simulated is None:
         return None
-    weights = assembly.step.parallel.weights
-    held = sum(weight.local.nbytes for weight in weights.weights)
-    trained = sum(weight.local.nbytes for weight in weights.trained)
-    buffers = sum(buffer.nbytes for buffer in assembly.step.parallel.buffers().values())
+    held = held_bytes(trainer)
     device = trainer.device
-    process = resident_bytes(device) - held - buffers if device.type == "cpu" else 0
+    process = resident_bytes(device) - held["weights"] if device.type == "cpu" else 0
     return Footprint(
         process=max(0, process),
-        weights=held + buffers,
-        optimizer=trained * assembly.states_per_parameter,
-        average=held if assembly.step.ema is not None else 0,
+        weights=held["weights"],
+        optimizer=assembly.optimizer_bytes,
+        average=held["average"],
         step=max(simulated.peak_bytes, simulated.gradient_bytes),
         activations=simulated.activation_bytes,
         gradients=simulated.gradient_bytes,
@@ -98,7 +97,30 @@ def predict_footprint(trainer: "Trainer") -> Footprint | None:
 
 
 def describe_savings(trainer: "Trainer") -> str:
-    """Return what each stronger memory policy would leave of a step's peak; empty if unknown."""
+    """Return what policies and savers would leave of a step's peak; empty if unknown."""
+    return "; ".join(filter(None, [_policy_savings(trainer), _saver_savings(trainer)]))
+
+
+def _saver_savings(trainer: "Trainer") -> str:
+    """Return what would become less of weights, gradients and optimizer state, by which setting."""
+    config, assembly = trainer.config, trainer.assembly
+    weights = [weight.local for weight in assembly.step.parallel.weights.trained]
+    trained, state = sum(weight.nbytes for weight in weights), assembly.optimizer_bytes
+    name, parts = assembly.optimizer.algorithm, {}
+    if name in ("adam", "adamw", "nadamw"):
+        parts["optimizer=adamw8bit"] = state - Optimizer("adamw8bit").state_bytes(weights)
+    if trainer.device.type != "cpu" and config.offload == "none" and name != "lamb":
+        parts["offload=optimizer"] = state
+    if config.param_dtype == "fp32" and name in BF16_OPTIMIZERS and config.ema_decay is None:
+        parts["param_dtype=bf16"] = trained  # half of weights, and of gradients
+    is_one = assembly.step.micro_batch_size >= config.batch_size
+    if not config.optimizer_in_backward and is_one and not trainer.world.is_distributed:
+        parts["optimizer_in_backward=true"] = trained - max(w.nbytes for w in weights)
+    shown = [f"{saver} {size / MIB:,.0f} MiB" for saver, size in parts.items() if size >= MIB]
+    return f"less by {', '.join(shown)}" if shown else ""
+
+
+def _policy_savings(trainer: "Trainer") -> str:
     memory = trainer.assembly.step.graph.memory
     now = _simulate(trainer)
     if now is None or memory.name not in NAMES:
@@ -138,6 +160,7 @@ def _simulate(trainer: "Trainer", policy: str | None = None) -> Simulated | None
             remade_places=step.graph.memory.remade_places if policy is None else None,
             autocast=_autocast(trainer),
             has_gradients=accumulates,
+            frees_gradients=step.in_backward is not None,
         )
     except Exception:
         # any model and any task may do anything; the prediction is a courtesy
@@ -195,7 +218,7 @@ def check_footprint(trainer: "Trainer") -> None:
     footprint = trainer.footprint
     if footprint is None:
         return
-    optimizer = _state_bytes(trainer)
+    optimizer = held_bytes(trainer)["optimizer"]
     if trainer.device.type == "cpu":
         # libraries that were loaded since are the process's, too; what a step frees is given back
         release_freed_memory()
@@ -217,7 +240,15 @@ def check_footprint(trainer: "Trainer") -> None:
         trainer.warn(f"memory is {off:+.0%} off what was predicted, by {culprit}")
 
 
-def _state_bytes(trainer: "Trainer") -> int:
-    state = trainer.assembly.step.optimizer.state
-    tensors = [value for each in state.values() for value in each.values()]
-    return sum(value.nbytes for value in tensors if isinstance(value, Tensor))
+def held_bytes(trainer: "Trainer") -> dict[str, int]:
+    """Return the bytes of this rank that stay from step to step, by category."""
+    step = trainer.assembly.step
+    weights = sum(weight.local.nbytes for weight in step.parallel.weights.weights)
+    buffers = sum(buffer.nbytes for buffer in step.parallel.buffers().values())
+    values = [value for each in step.optimizer.state.values() for value in each.values()]
+    state = [value for value in values if isinstance(value, Tensor)]
+    return {
+        "weights": weights + buffers,
+        "average": weights if step.ema is not None else 0,
+        "optimizer": sum(v.nbytes for v in state if v.device.type == trainer.device.type),
+    }

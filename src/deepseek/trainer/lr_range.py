@@ -142,7 +142,7 @@ def _climb(
             batches = iter(trainer.train_loader)
             batch = next(batches)
         lr = min_lr * (max_lr / min_lr) ** (number / (num_steps - 1))
-        accumulated = step.accumulate(batch)
+        accumulated = step.accumulate(batch, lr=lr)
         loss = float(accumulated.loss_sum) / max(1, accumulated.num_items)
         average = SMOOTHING * average + (1 - SMOOTHING) * loss
         smoothed = average / (1 - SMOOTHING ** (number + 1))

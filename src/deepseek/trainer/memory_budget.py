@@ -164,7 +164,7 @@ def _fixed_bytes(trainer: "Trainer") -> float:
     trained = sum(weight.local.nbytes for weight in weights.trained)
     process = resident_bytes(trainer.device) if trainer.device.type == "cpu" else held
     average = held if trainer.assembly.step.ema is not None else 0
-    return process + average + trained * (1 + trainer.assembly.states_per_parameter)
+    return process + average + trained + trainer.assembly.optimizer_bytes
 
 
 def _most(groups: list[Group]) -> int:

@@ -152,8 +152,11 @@ def begin_records(trainer: "Trainer", assembly: Assembly, resumed: str) -> None:
     )
     console.line(model_line(trainer.model, assembly, trainer.device))
     console.line(data_line(trainer.train_loader, trainer.val_loader, trainer.spec))
+    if trainer.config.expandable_segments is True and trainer.device.type != "cuda":
+        text = f"warning: expandable_segments=true does nothing on {trainer.device.type}"
+        console.line(text)
     if trainer.world.is_distributed:
-        console.line(plan_line(assembly.step.parallel))
+        console.line(plan_line(assembly.step.parallel, trainer.plan_reason))
     settings = trainer.config.model_dump(mode="json")
     loggers: list[Logger] = []
     if is_main:

@@ -5,14 +5,16 @@ and every recipe since). torch's own fused kernels are used where they exist for
 device.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from deepseek.errors import ConfigError
+from deepseek.memory.low_precision import LowPrecisionAdamW, adam_state_bytes
 from deepseek.registry import Registry
 
 ParamGroups = list[dict]
@@ -24,6 +26,7 @@ class Algorithm:
     """How an optimizer is made, and the settings an expert would start from.
 
     `build` takes parameter groups and keyword arguments; `options` are the names it knows.
+    `state_bytes` are those of one weight's state.
     """
 
     build: Callable[..., torch.optim.Optimizer]
@@ -31,17 +34,34 @@ class Algorithm:
     weight_decay: float
     options: frozenset[str]
     has_fused: bool = False
+    state_bytes: Callable[[Tensor], int] = lambda weight: weight.nbytes
 
 
 OPTIMIZERS: Registry[Algorithm] = Registry("optimizer")
 
 
-def _add_torch(name: str, cls: type, lr: float, decay: float, options: str, fused: bool) -> None:
-    algorithm = Algorithm(cls, lr, decay, frozenset(options.split()), fused)
+def _add_torch(
+    name: str, cls: type, lr: float, decay: float, options: str, fused: bool, states: int = 1
+) -> None:
+    algorithm = Algorithm(
+        cls, lr, decay, frozenset(options.split()), fused, partial(_copies_bytes, states)
+    )
     OPTIMIZERS.register(name)(algorithm)
 
 
-def _add_timm(name: str, lr: float, decay: float, options: str) -> None:
+def _copies_bytes(count: int, weight: Tensor) -> int:
+    return count * weight.nbytes
+
+
+def _factored_bytes(weight: Tensor) -> int:
+    """Adafactor keeps a mean for each row and each column."""
+    if weight.ndim < 2:
+        return weight.nbytes
+    rest = weight.numel() // (weight.shape[-1] * weight.shape[-2])
+    return rest * (weight.shape[-1] + weight.shape[-2]) * weight.element_size()
+
+
+def _add_timm(name: str, lr: float, decay: float, options: str, states: int = 1) -> None:
     def build(groups: ParamGroups, **settings) -> torch.optim.Optimizer:
         import timm.optim  # seconds to import
 
@@ -49,20 +69,30 @@ def _add_timm(name: str, lr: float, decay: float, options: str) -> None:
             groups, opt=name, **settings
         )
 
-    OPTIMIZERS.register(name)(Algorithm(build, lr, decay, frozenset(options.split())))
+    kept = partial(_copies_bytes, states)
+    algorithm = Algorithm(build, lr, decay, frozenset(options.split()), state_bytes=kept)
+    OPTIMIZERS.register(name)(algorithm)
 
 
 _add_torch("sgd", torch.optim.SGD, 0.05, 5e-4, "momentum nesterov", fused=True)
-_add_torch("adam", torch.optim.Adam, 1e-3, 0.0, "betas eps", fused=True)
-_add_torch("adamw", torch.optim.AdamW, 1e-3, 0.05, "betas eps", fused=True)
-_add_torch("nadamw", torch.optim.NAdam, 1e-3, 0.05, "betas eps", fused=False)
+_add_torch("adam", torch.optim.Adam, 1e-3, 0.0, "betas eps", fused=True, states=2)
+_add_torch("adamw", torch.optim.AdamW, 1e-3, 0.05, "betas eps", fused=True, states=2)
+_add_torch("nadamw", torch.optim.NAdam, 1e-3, 0.05, "betas eps", fused=False, states=2)
 _add_torch("adagrad", torch.optim.Adagrad, 1e-2, 0.0, "eps", fused=True)
 _add_torch("rmsprop", torch.optim.RMSprop, 1e-3, 0.0, "momentum eps", fused=False)
-_add_torch("adafactor", torch.optim.Adafactor, 1e-2, 0.0, "", fused=False)
-_add_timm("lamb", 5e-3, 0.02, "betas eps")  # You et al. 2020, arXiv 1904.00962
+OPTIMIZERS.register("adafactor")(  # Shazeer & Stern 2018, arXiv 1804.04235
+    Algorithm(torch.optim.Adafactor, 1e-2, 0.0, frozenset(), state_bytes=_factored_bytes)
+)
+OPTIMIZERS.register("adamw8bit")(  # Dettmers et al. 2021, arXiv 2110.02861
+    Algorithm(
+        LowPrecisionAdamW, 1e-3, 0.05, frozenset({"betas", "eps"}),
+        state_bytes=partial(adam_state_bytes, state_bits=8),
+    )
+)  # fmt: skip
+_add_timm("lamb", 5e-3, 0.02, "betas eps", states=2)  # You et al. 2020, arXiv 1904.00962
 _add_timm("lion", 1e-4, 0.5, "betas")  # Chen et al. 2023, arXiv 2302.06675
 _add_timm("muon", 2e-2, 0.05, "momentum nesterov eps")  # Jordan 2024; AdamW for vectors
-_add_timm("adan", 1e-3, 0.02, "eps")  # Xie et al. 2022, arXiv 2208.06677
+_add_timm("adan", 1e-3, 0.02, "eps", states=4)  # Xie et al. 2022, arXiv 2208.06677
 
 
 class Optimizer:
@@ -122,34 +152,62 @@ class Optimizer:
             )
 
     def bind(
-        self, module: nn.Module, no_weight_decay: frozenset[str] = frozenset()
+        self,
+        module: nn.Module,
+        no_weight_decay: frozenset[str] = frozenset(),
+        *,
+        seed: int = 0,
+        rounds: bool = False,
     ) -> torch.optim.Optimizer:
         """Return the torch optimizer over the parameters of `module` that want a gradient.
 
         Args:
             module: the model.
             no_weight_decay: names of further parameters without decay (position tables, ...).
+            seed: of what an optimizer draws.
+            rounds: round weights in bf16 stochastically; for adamw and adamw8bit.
 
         Raises:
             ConfigError: the module has nothing to train.
         """
         check_trainable(module)
         trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        return self.bind_weights(trained, no_weight_decay)
+        return self.bind_weights(trained, no_weight_decay, seed=seed, rounds=rounds)
 
     def bind_weights(
-        self, weights: Mapping[str, Tensor], no_weight_decay: frozenset[str] = frozenset()
+        self,
+        weights: Mapping[str, Tensor],
+        no_weight_decay: frozenset[str] = frozenset(),
+        *,
+        seed: int = 0,
+        rounds: bool = False,
     ) -> torch.optim.Optimizer:
         """Return the torch optimizer over weights, or this rank's parts of them, by name."""
         entry = OPTIMIZERS.get(self.algorithm)
         groups = group_parameters(weights, self.weight_decay, no_weight_decay)
         settings: dict = {"lr": self.learning_rate, **self.options}
+        if rounds or entry.build is LowPrecisionAdamW:
+            names = {weight: name for name, weight in weights.items()}
+            bits = 8 if self.algorithm == "adamw8bit" else 32
+            return LowPrecisionAdamW(groups, names, **settings, state_bits=bits, seed=seed)
         devices = {parameter.device.type for group in groups for parameter in group["params"]}
         if entry.has_fused and devices <= FUSED_DEVICES and len(devices) == 1:
             settings["fused"] = True
         if self.algorithm == "nadamw":
             settings["decoupled_weight_decay"] = True
         return entry.build(groups, **settings)
+
+    def state_bytes(self, weights: Iterable[Tensor], *, rounds: bool = False) -> int:
+        """Return the bytes of the state that the optimizer will keep for weights.
+
+        Args:
+            weights: those that are trained.
+            rounds: as for `bind`; their moments are fp32.
+        """
+        of_one = OPTIMIZERS.get(self.algorithm).state_bytes
+        if rounds and self.algorithm != "adamw8bit":
+            of_one = partial(adam_state_bytes, state_bits=32)
+        return sum(of_one(weight) for weight in weights)
 
     def describe(self) -> Mapping[str, object]:
         """Return every number of the recipe, for the run's config and the console."""

@@ -1,9 +1,11 @@
-"""What the mathematics runs in: weights stay fp32, matrix products use what the chip is fast at."""
+"""What the mathematics runs in, and what weights are: fp32, unless the run wants bf16."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from deepseek.errors import ConfigError
 from deepseek.trainer.fp8 import check_device
@@ -85,3 +87,26 @@ def resolve_precision(
     if name == "fp8":
         check_device(device)
     return Precision(name, device.type, "as set")
+
+
+def cast_weights(module: nn.Module, *, shards: bool) -> None:
+    """Make the weights of a model bf16, in place; norms with running statistics stay fp32.
+
+    Args:
+        module: the model.
+        shards: whether FSDP will divide them, which takes one format only.
+
+    Raises:
+        ConfigError: it will, and there are such norms.
+    """
+    norms = [part for part in module.modules() if isinstance(part, _NormBase)]
+    kept = {id(parameter) for norm in norms for parameter in norm.parameters()}
+    if kept and shards:
+        raise ConfigError(
+            "param_dtype=bf16 with parallel=fsdp and batch norms, which stay fp32: torch divides"
+            " weights of one format only",
+            fix="set param_dtype=fp32, or copy the model instead: parallel=dp",
+        )
+    for parameter in module.parameters():
+        if parameter.is_floating_point() and id(parameter) not in kept:
+            parameter.data = parameter.data.bfloat16()

@@ -3,14 +3,13 @@
 ```
 profile/phases.json      seconds per step of data, forward, backward, optimizer, logging, other
 profile/trace.json.gz    torch's own trace of a few steps, for https://ui.perfetto.dev
-profile/memory.json      bytes of all tensors over these steps
+profile/memory.json      bytes of all tensors over these steps, by category
 ```
 Each phase ends with a wait for the device, so that its time is its own.
 """
 
-import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
@@ -18,12 +17,12 @@ from time import perf_counter
 import torch
 
 from deepseek.trainer.clock import Clock
+from deepseek.trainer.memory_timeline import read_timeline
 
 PHASES = ("data", "forward", "backward", "optimizer", "logging", "other")
 SKIPPED_STEPS = 3
 """Steps that warm up caches, compile and allocate: not measured."""
 TRACED_STEPS = 3
-MAX_POINTS = 4000
 
 
 class Profiler(Clock):
@@ -32,18 +31,21 @@ class Profiler(Clock):
     Args:
         folder: `RUN/profile`.
         device: what is waited for.
+        held: bytes by category of what stays from step to step.
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, device: torch.device, held: Callable[[], dict[str, int]]
+    ) -> None:
         self._folder = folder
         self._device = device
+        self._held = held
         self._num_steps = 0
         self._seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self._num_measured = 0
         self._step: dict[str, float] = {}
         self._step_began: float | None = None
         self._trace: torch.profiler.profile | None = None
-        self._base_bytes = 0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -80,7 +82,6 @@ class Profiler(Clock):
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
-            self._base_bytes = torch.cuda.memory_allocated(self._device)
         self._trace = torch.profiler.profile(activities=activities, profile_memory=True)
         self._trace.start()
 
@@ -89,11 +90,12 @@ class Profiler(Clock):
         if trace is None:
             return
         trace.stop()
+        held = self._held()
         with suppress(OSError):  # a full disk must not end a run for its profile
             self._folder.mkdir(exist_ok=True)
             path = self._folder / "trace.json.gz"
             trace.export_chrome_trace(str(path))
-            points = _memory_timeline(path, self._device.type, self._base_bytes)
+            points = read_timeline(path, self._device.type, held)
             (self._folder / "memory.json").write_text(json.dumps(points), encoding="utf-8")
 
     def per_step_s(self) -> dict[str, float]:
@@ -116,29 +118,3 @@ class Profiler(Clock):
             for name, seconds in per_step.items()
         )
         return [f"profile  a step takes {1e3 * whole:.2f} ms: {parts}", f"  {self._folder}"]
-
-
-def _memory_timeline(path: Path, device_type: str, base_bytes: int) -> dict[str, list[float]]:
-    """Return times (ms) and bytes of the tensors that the traced steps allocated and freed."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        events = json.load(file)["traceEvents"]
-    wanted = 0 if device_type == "cpu" else 1  # kineto's numbers of devices
-    found = sorted(
-        (float(event["ts"]), int(event["args"]["Bytes"]))
-        for event in events
-        if event.get("name") == "[memory]" and event["args"].get("Device Type") == wanted
-    )
-    if not found:
-        return {"ms": [], "bytes": []}
-    begin, total = found[0][0], base_bytes
-    times, levels = [], []
-    for when, change in found:
-        total += change
-        times.append((when - begin) / 1e3)
-        levels.append(total)
-    lowest = min(0, *levels)  # what was there before may be freed within
-    stride = -(-len(times) // MAX_POINTS)
-    return {
-        "ms": times[::stride],
-        "bytes": [float(level - lowest) for level in levels[::stride]],
-    }

@@ -1,6 +1,7 @@
 """How far a run is, and what of it will have to be done again in the same way."""
 
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 
 @dataclass
@@ -30,3 +31,10 @@ class RunProgress:
         self.num_bad_in_a_row = state["num_bad_in_a_row"]
         best = state["best_checkpoint"]
         self.best_checkpoint = None if best is None else (best[0], best[1])
+
+
+def due(step: int, every: int | Literal["epoch"] | None, ends_epoch: bool) -> bool:
+    """Return whether something is done after a step: every so many, or at an epoch's end."""
+    if every is None:
+        return False
+    return ends_epoch if every == "epoch" else step % every == 0

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from deepseek.errors import ConfigError
+from deepseek.memory.weightwise import BackwardUpdate, WeightwiseOptimizer
 from deepseek.models import ModelEngine
 from deepseek.parallel.apply import ParallelModel
 from deepseek.trainer.boundary import Boundary
@@ -96,6 +97,8 @@ class TrainStep:
         engine: the model, on its device.
         task: gives the loss.
         optimizer: a bound torch optimizer.
+        weightwise: takes its step weight by weight; `None`: all at once.
+        in_backward: takes it in the backward pass, or `None`.
         schedule: gives the learning rate of each step.
         precision: the compute dtype.
         parallel: the model as this rank computes it.
@@ -128,10 +131,14 @@ class TrainStep:
         keep_graph: bool,
         device: torch.device,
         channels_last: bool,
+        weightwise: WeightwiseOptimizer | None = None,
+        in_backward: BackwardUpdate | None = None,
     ) -> None:
         self.engine = engine
         self.task = task
         self.optimizer = optimizer
+        self.weightwise = weightwise
+        self.in_backward = in_backward
         self.schedule = schedule
         self.precision = precision
         self.parallel = parallel
@@ -158,6 +165,7 @@ class TrainStep:
         batch: Batch,
         check: Callable[[], None] = lambda: None,
         num_samples: int | None = None,
+        lr: float = 0.0,
     ) -> Accumulated:
         """Add the gradient of a batch to `.grad` and return the summed loss, on the device.
 
@@ -168,13 +176,19 @@ class TrainStep:
             batch: `inputs` (B, ...), `targets` (B, ...), this rank's part, still on the host.
             check: called between micro-batches; what it raises abandons the step.
             num_samples: of the batch over all ranks; those of `batch` where not given.
+            lr: learning rate, if the backward pass updates.
 
         Raises:
             ConfigError: a single sample does not fit into memory.
         """
         while True:
             try:
-                return self.accumulate_once(batch, check, num_samples)
+                if self.in_backward is None:
+                    return self.accumulate_once(batch, check, num_samples)
+                with self.in_backward.armed(lr):
+                    accumulated = self.accumulate_once(batch, check, num_samples)
+                self.guard.note_update()
+                return accumulated
             except (RuntimeError, MemoryError, ValueError) as error:
                 if not is_out_of_memory(error):
                     raise explain_step(error, self._world, len(batch.get("targets", ()))) from error
@@ -273,6 +287,13 @@ class TrainStep:
         self.graph.backward(loss, retain_graph=self.keep_graph)
 
     def _halve(self, num_samples: int, shortage: str) -> None:
+        if self.in_backward is not None:
+            raise ConfigError(
+                f"out of memory in a backward pass that updates weights: {shortage}",
+                fix="set memory=pointwise, selective or full, a smaller batch_size, or"
+                " grad_accum_steps and optimizer_in_backward=false",
+                see="docs/errors.md#memory",
+            )
         if self._world.is_distributed:
             raise ConfigError(
                 f"rank {self._world.rank} is out of memory with micro-batches of"
@@ -316,6 +337,9 @@ class TrainStep:
             accumulated: what `accumulate` returned.
             wants_stop: whether this rank wants the run to end after the step.
         """
+        if self.in_backward is not None:
+            norm = self.in_backward.norm()
+            return Measured(accumulated, accumulated.loss_sum, norm, False, wants_stop)
         grads = self.parallel.take_gradients()
         if self.precision.needs_scaler:
             self.scaler.unscale_(self.optimizer)
@@ -380,7 +404,8 @@ class TrainStep:
                     raise ConfigError(
                         "the optimizer's state does not fit into memory beside weights and"
                         f" gradients: {error}",
-                        fix="use an optimizer with less state (sgd, lion), or a smaller model",
+                        fix="use an optimizer with less state (adamw8bit, adafactor, lion, sgd),"
+                        " offload=optimizer, param_dtype=bf16, or a smaller model",
                     ) from error
                 raise
         else:
@@ -399,16 +424,22 @@ class TrainStep:
         return self.precision.needs_scaler and self.scaler.get_scale() >= MIN_SCALE
 
     def _apply(self, norm: Tensor, step: int) -> None:
+        if self.in_backward is None:
+            self._update_weights(norm)
+        self.guard.note_update()
+        if self.ema is not None:
+            self.ema.update(step)
+
+    def _update_weights(self, norm: Tensor) -> None:
         if self.clip_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip_grad_norm, norm)
         if self.precision.needs_scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()
+        elif self.weightwise is not None:
+            self.weightwise.step()
         else:
             self.optimizer.step()
-        self.guard.note_update()
-        if self.ema is not None:
-            self.ema.update(step)
 
 
 def total_norm(grads: list[Tensor]) -> Tensor:

@@ -181,6 +181,7 @@ TASKS: Registry = Registry(
         "classification": "deepseek.trainer.task:_classification",
         "language_modelling": "deepseek.trainer.task:_language_modelling",
         "masked_language_modelling": "deepseek.trainer.task:_language_modelling",
+        "segmentation": "deepseek.trainer.segmentation:segmentation",
         "sequence_classification": "deepseek.trainer.task:_classification",
         "token_classification": "deepseek.trainer.token_classification:make_task",
     },

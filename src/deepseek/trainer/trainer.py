@@ -5,10 +5,10 @@ the loggers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from time import perf_counter
-from typing import Literal, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,13 @@ from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.tensor import explain_mixture
-from deepseek.parallel.world import World
+from deepseek.parallel.world import World, processes
 from deepseek.trainer.agreement import agree_if_asked, agree_to_stop, stop_check
 from deepseek.trainer.assembly import Assembly, assemble, recipe_from
+from deepseek.trainer.auto_parallel import choose_parallel
 from deepseek.trainer.bad_steps import BadSteps
 from deepseek.trainer.callbacks import BestModel, Callback, EarlyStopping
-from deepseek.trainer.device import cpu_threads, resolve_device
+from deepseek.trainer.device import cpu_threads, grow_segments, resolve_device
 from deepseek.trainer.evaluation import evaluation_loader
 from deepseek.trainer.evaluation_pass import Evaluation, evaluate
 from deepseek.trainer.finish import finish_run
@@ -35,6 +36,7 @@ from deepseek.trainer.footprint import (
     announce_footprint,
     check_footprint,
     describe_savings,
+    held_bytes,
 )
 from deepseek.trainer.history import History
 from deepseek.trainer.memory_budget import keep_to_budget
@@ -44,7 +46,7 @@ from deepseek.trainer.optimizer import Optimizer
 from deepseek.trainer.planning import check_evaluation, configure, plan_run
 from deepseek.trainer.probe import probe
 from deepseek.trainer.profiler import Profiler
-from deepseek.trainer.progress import RunProgress
+from deepseek.trainer.progress import RunProgress, due
 from deepseek.trainer.recorder import Recorder
 from deepseek.trainer.run_folder import RUNS, RunFolder
 from deepseek.trainer.saving import Saving
@@ -107,8 +109,11 @@ class Trainer:
         self.model = model if isinstance(model, ModelEngine) else ModelEngine.wrap(model)
         self.train_loader = self._train_loader(train_data)
         self.spec = infer_spec(self.train_loader.dataset)
+        grow_segments(self.config.expandable_segments)
+        self.device = resolve_device(self.config.device, processes()[1] > 1)
+        chosen = choose_parallel(self.config, self.model, self.spec, self.device)
+        self.config, self.plan_reason = chosen
         self.plan = plan_run(self.config, self.model, self.spec)
-        self.device = resolve_device(self.config.device, self.plan.is_distributed)
         self.val_loader = None
         if val_data is not None:
             check_evaluation(self.plan)
@@ -268,7 +273,9 @@ class Trainer:
         self.world.begin_watch(self.folder.path / "hang", self._note_hang)
         self.model.train()
         if self.config.profile:
-            assembly.step.clock = Profiler(self.folder.path / "profile", self.device)
+            assembly.step.clock = Profiler(
+                self.folder.path / "profile", self.device, lambda: held_bytes(self)
+            )
         model_graph, self.model.graph = self.model.graph, "dynamic"  # the whole step is captured
         try:
             self._emit("on_fit_begin")
@@ -333,23 +340,27 @@ class Trainer:
                     batch = step.shorten(batch, assembly.sequence_ramp.value(progress.step))
             waited_s = perf_counter() - asked
             self.world.mark("forward and backward passes")
-            num_samples = self.train_loader.batch_samples if self.world.is_distributed else None
-            accumulated = step.accumulate(batch, signals.check, num_samples)
-            wants_stop = self.wish is not None or signals.is_pending
-            self.world.mark("the sum of loss and gradient norm")
-            with step.clock.phase("optimizer"):
-                measured = step.measure(accumulated, wants_stop)
-            self.world.mark("update and records")
-            with signals.commit():
-                replayed = self.bad_steps.replayed(progress.step)
+            # a state that is saved must not lie between two updates of a backward pass
+            with signals.commit() if step.in_backward is not None else nullcontext():
+                num_samples = self.train_loader.batch_samples if self.world.is_distributed else None
+                accumulated = step.accumulate(
+                    batch, signals.check, num_samples, assembly.schedule.lr(progress.step)
+                )
+                wants_stop = self.wish is not None or signals.is_pending
+                self.world.mark("the sum of loss and gradient norm")
                 with step.clock.phase("optimizer"):
-                    result = step.update(batch, measured, progress.step, replayed)
-                step.boundary.close()
-                progress.step += 1
-                progress.is_complete = False
-                with step.clock.phase("logging"):
-                    self._after_step(assembly, result, waited_s)
-                step.clock.end_step()
+                    measured = step.measure(accumulated, wants_stop)
+                self.world.mark("update and records")
+                with signals.commit():
+                    replayed = self.bad_steps.replayed(progress.step)
+                    with step.clock.phase("optimizer"):
+                        result = step.update(batch, measured, progress.step, replayed)
+                    step.boundary.close()
+                    progress.step += 1
+                    progress.is_complete = False
+                    with step.clock.phase("logging"):
+                        self._after_step(assembly, result, waited_s)
+                    step.clock.end_step()
             if result.wants_stop and self.world.is_distributed:
                 agree_to_stop(self, signals)
             self._complete(assembly, signals)
@@ -375,7 +386,7 @@ class Trainer:
             return
         loader, config = self.train_loader, self.config
         ends_epoch = loader.position >= loader.num_samples or self.step == assembly.max_steps
-        evaluates = self.val_loader is not None and _due(self.step, config.eval_every, ends_epoch)
+        evaluates = self.val_loader is not None and due(self.step, config.eval_every, ends_epoch)
         metrics: dict[str, float] = {}
         if evaluates:
             began = perf_counter()
@@ -400,7 +411,7 @@ class Trainer:
             self.progress.is_complete = True
             if ends_epoch:
                 agree_if_asked(self, signals)
-            if _due(self.step, config.checkpoint_every, ends_epoch):
+            if due(self.step, config.checkpoint_every, ends_epoch):
                 self.world.mark("a checkpoint")
                 if (bad := self.saving.find_bad()) is not None:
                     self.progress.num_bad_in_a_row += 1
@@ -487,9 +498,3 @@ class Trainer:
             keeps_samples,
             check,
         )
-
-
-def _due(step: int, every: int | Literal["epoch"] | None, ends_epoch: bool) -> bool:
-    if every is None:
-        return False
-    return ends_epoch if every == "epoch" else step % every == 0

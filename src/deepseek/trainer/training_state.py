@@ -143,7 +143,10 @@ def restore_weights(trainer: "Trainer", checkpoint: Checkpoint) -> None:
         "param_groups": max((each["param_groups"] for each in rests), key=len),
     }
     stored = _stored(checkpoint.tensors["optimizer"])
-    join_state(step.optimizer, weights.named_trained(), weights.cut, stored, rest)
+    join_state(
+        step.optimizer, weights.named_trained(), weights.cut, stored, rest,
+        stays_on_host=trainer.config.offload == "optimizer",
+    )  # fmt: skip
     if step.ema is not None:
         averaged = step.ema.average.weights.weights
         parts = [part for w in averaged for part in w.parts(w.local.detach())]

@@ -12,7 +12,7 @@ from torch import nn
 
 from deepseek.memory.blocks import find_blocks
 from deepseek.memory.policy import MemoryPolicy
-from deepseek.models import GPT, Encoder, VisionTransformer
+from deepseek.models import GPT, Encoder, Llama, UNet3D, VisionTransformer
 
 TOKENS = torch.arange(2 * 96).view(2, 96) % 50
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32).sin()
@@ -54,6 +54,11 @@ class Gate(nn.Module):
 
 MODELS = {
     "gpt": (lambda: GPT(context_length=96, num_classes=50, **SIZES), TOKENS),
+    "own llama": (lambda: Llama(96, 2, 64, heads=4, num_classes=50, kv_heads=2), TOKENS),
+    "unet3d": (
+        lambda: UNet3D(1, 5, (8, 12), blocks=1),
+        torch.linspace(-2, 2, 1024).view(2, 1, 8, 8, 8).cos(),
+    ),
     "encoder": (
         lambda: Encoder(context_length=96, vocab_size=50, num_classes=5, **SIZES),
         TOKENS,
@@ -120,7 +125,7 @@ def test_gradients_and_statistics_are_the_same_bits(name, policy, autocast):
     assert kept < 0.95 * everything  # `full` is seen by nobody: 0
 
 
-@pytest.mark.parametrize("name", ["gpt", "vit", "encoder", "llama", "swiglu"])
+@pytest.mark.parametrize("name", ["gpt", "own llama", "vit", "encoder", "llama", "swiglu"])
 def test_each_policy_keeps_less_than_the_one_before(name):
     kept = [run(name, policy, True)[2] for policy in ("off", "pointwise", "selective")]
     assert kept[0] > kept[1] > kept[2] > 0

@@ -1,3 +1,4 @@
+import re
 import warnings
 
 import pytest
@@ -233,7 +234,13 @@ def test_it_learns_from_tensors_through_the_trainer(tmp_path):
         ({"heads": 5}, "heads=5 does not divide dim=24"),
         ({"vocab_size": 0}, "vocab_size=0"),
         ({"context_length": 0}, "context_length=0"),
-        ({"num_types": 0}, "num_types=0"),
+        ({"num_types": -1}, "num_types=-1"),
+        ({"outputs": "words"}, "outputs='words' is not known"),
+        ({"pooler": "gelu"}, "pooler='gelu' is not known"),
+        ({"norm_eps": -1.0}, "norm_eps=-1.0"),
+        ({"outputs": "hidden"}, "num_classes=5, and an Encoder with outputs='hidden' has no"),
+        ({"outputs": "vocabulary"}, "num_classes=5, .* the 40 tokens of its vocabulary"),
+        ({"pad_token": None, "skips_padding_positions": True}, "pad_token=None"),
         ({"num_classes": 0}, "num_classes=0"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"pad_token": 40}, "pad_token=40 is not of a vocabulary of vocab_size=40"),
@@ -244,8 +251,55 @@ def test_it_learns_from_tensors_through_the_trainer(tmp_path):
 def test_wrong_arguments_are_named_with_a_fix(change, message):
     with pytest.raises(ConfigError) as caught:
         make_encoder(**change)
-    assert message in str(caught.value)
+    assert re.search(message, str(caught.value))
     assert "Fix:" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "num_classes", "shape"),
+    [
+        ("sequence", 5, (2, 5)),
+        ("tokens", 5, (2, 7, 5)),
+        ("vocabulary", None, (2, 7, 40)),
+        ("hidden", None, (2, 7, 24)),
+    ],
+)
+def test_outputs_have_their_shape_and_survive_a_file(outputs, num_classes, shape, tmp_path):
+    model = make_encoder(outputs=outputs, num_classes=num_classes).eval()
+    engine = ModelEngine.wrap(model)
+    tokens = F.pad(make_tokens(2, 5), (0, 2))
+    found = engine(tokens)
+    assert found.shape == shape
+    found.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert (model.hints.head[-1:] == ("head",)) == model.makes_logits
+    for name in (*model.hints.head, *model.hints.no_weight_decay):
+        assert name in dict(model.named_modules()) or name in dict(model.named_parameters())
+    engine.save(tmp_path / "model.bin")
+    loaded = ModelEngine.load(tmp_path / "model.bin").eval()
+    assert loaded.config == engine.config
+    assert torch.equal(loaded(tokens), found)
+
+
+def test_the_logits_of_the_vocabulary_share_the_weight_of_the_token_embedding(tmp_path):
+    model = make_encoder(outputs="vocabulary", num_classes=None).eval()
+    assert model.head.weight is model.embedding.tok_embed.weight
+    ModelEngine.wrap(model).save(tmp_path / "model.bin")
+    loaded = ModelEngine.load(tmp_path / "model.bin").module
+    assert loaded.head.weight is loaded.embedding.tok_embed.weight
+    assert loaded.config["num_classes"] == 40
+
+
+@pytest.mark.parametrize("sides", [(0, 3), (3, 0), (1, 2)])
+def test_positions_that_skip_padding_are_those_of_the_sequence_alone(sides):
+    model = make_encoder(
+        outputs="hidden", num_classes=None, pad_token=1, skips_padding_positions=True, num_types=0
+    ).eval()
+    assert len(model.embedding.pos_embed) == 16 + 2
+    tokens = make_tokens(2, 6).clamp(min=2)
+    want = model(tokens)
+    found = model(F.pad(tokens, sides, value=1))[:, sides[0] : sides[0] + 6]
+    torch.testing.assert_close(found, want)
 
 
 def test_too_long_a_sequence_and_a_missing_head_are_named():

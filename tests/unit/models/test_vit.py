@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from deepseek.errors import ConfigError
-from deepseek.models import VisionTransformer
+from deepseek.models import ModelEngine, VisionTransformer
 from deepseek.models.vit import DropPath
 from deepseek.models.zoo import build_model
 
@@ -47,6 +47,30 @@ def test_an_untrained_model_has_the_loss_of_a_guess():
     assert loss.item() == pytest.approx(math.log(10))
 
 
+@pytest.mark.parametrize("distillation", ["token", "heads"])
+def test_a_distillation_token_is_the_second_and_has_a_head_if_asked(distillation, tmp_path):
+    torch.manual_seed(0)
+    model = VisionTransformer(
+        image_size=16, patch_size=8, num_layers=2, dim=24, heads=3, num_classes=5,
+        distillation=distillation,
+    ).eval()  # fmt: skip
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    images = torch.randn(2, 3, 16, 16)
+    assert model.embed(images).shape == (2, 4 + 2, 24)
+    x = model.embed(images)
+    for block in model.blocks:
+        x = block(x)
+    x = model.norm(x)
+    want = model.head(x[:, 0])
+    if distillation == "heads":
+        want = (want + model.head_dist(x[:, 1])) / 2
+    torch.testing.assert_close(model(images), want)
+    engine = ModelEngine.wrap(model)
+    engine.save(tmp_path / "model.bin")
+    assert torch.equal(ModelEngine.load(tmp_path / "model.bin").eval()(images), model(images))
+
+
 def test_images_may_be_oblong_and_pooled_by_the_mean():
     model = VisionTransformer(
         image_size=(16, 32), patch_size=8, num_layers=1, dim=24, heads=3, num_classes=2, pool="mean"
@@ -62,6 +86,8 @@ def test_images_may_be_oblong_and_pooled_by_the_mean():
         ({"image_size": 100, "patch_size": 16}, "patch_size=16 does not divide image_size=100"),
         ({"heads": 5}, "heads=5 does not divide dim=24"),
         ({"pool": "max"}, "pool='max'"),
+        ({"distillation": "soft"}, "distillation='soft'"),
+        ({"distillation": "token", "pool": "mean"}, "pool='mean' has none"),
         ({"num_layers": 0}, "num_layers=0"),
         ({"dropout": 1.5}, "dropout=1.5"),
         ({"dim": 24.0}, "dim=24.0"),

@@ -11,7 +11,7 @@ from torch.distributed.tensor import placement_types
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from deepseek.config.parallel import ParallelConfig
-from deepseek.models import GPT, Encoder, ModelEngine, VisionTransformer
+from deepseek.models import GPT, Encoder, Llama, ModelEngine, VisionTransformer
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.layout import LocalWeights
 from deepseek.parallel.plan import BatchFacts, facts_of, resolve_plan
@@ -41,6 +41,8 @@ def make_model(kind):
     torch.manual_seed(0)
     if kind == "gpt":
         model = GPT(context_length=8, num_classes=67, **SIZES)
+    elif kind == "llama":
+        model = Llama(context_length=8, num_classes=67, kv_heads=2, qkv_bias=True, **SIZES)
     elif kind == "encoder":
         model = Encoder(vocab_size=20, context_length=8, num_classes=5, **SIZES)
     elif kind == "vit":
@@ -83,7 +85,8 @@ def spread(monkeypatch):
             plan_of_all = resolve_plan(settings, size, facts, BatchFacts(batch_size=64))
             with simulated_rank(rank, size):
                 world = World(plan_of_all, torch.device("cpu"))
-                model = ParallelModel(engine, world, takes_divided_logits=kind == "gpt")
+                is_decoder = kind in ("gpt", "llama")
+                model = ParallelModel(engine, world, takes_divided_logits=is_decoder)
                 found.append((model, model.parts()))
         return found
 
@@ -117,6 +120,7 @@ def assert_whole(ranks, kind):
 @pytest.mark.parametrize(
     ("kind", "plan", "size"),
     [("gpt", *layout) for layout in LAYOUTS]
+    + [("llama", "tp2", 2), ("llama", "pp2", 2), ("llama", "fsdp2-tp2-pp2", 8)]
     + [("vit", "fsdp40", 40), ("vit", "fsdp5-tp4", 20), ("vit", "cp2-tp2", 4), ("vit", "pp4", 4)]
     + [("encoder", "fsdp3-tp2", 6), ("encoder", "cp2-pp2", 4), ("encoder", "fsdp2-tp2-pp2", 8)],
 )

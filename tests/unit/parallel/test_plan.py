@@ -22,6 +22,7 @@ GPT_FACTS = ModelFacts(
     "GPT", heads=4, num_blocks=4, widths=(("attn.qkv", 96), ("fc1", 128)), has_context=True,
     sequence_length=8,
 )  # fmt: skip
+DIVIDED = "adagrad, adam, adamw, adamw8bit, adan, lion, nadamw, rmsprop, sgd"
 FOREIGN = ModelFacts("Net")
 BATCH = BatchFacts(batch_size=16)
 SCHEDULES = (
@@ -230,9 +231,9 @@ PROBLEMS = [
     ("cp16", 16, {}, "cp=16 ranks for sequences of 8 tokens"),
     ("ep2", 2, {}, "ep=2, but GPT has no experts"),
     ("fsdp2", 2, {"optimizer": "lamb"}, "optimizer=lamb needs whole weights, and dp_shard or tp"
-     " divide them (one of adagrad, adam, adamw, adan, lion, nadamw, rmsprop, sgd does not)"),
+     f" divide them (one of {DIVIDED} does not)"),
     ("tp2", 2, {"optimizer": "muon"}, "optimizer=muon needs whole weights, and dp_shard or tp"
-     " divide them (one of adagrad, adam, adamw, adan, lion, nadamw, rmsprop, sgd does not)"),
+     f" divide them (one of {DIVIDED} does not)"),
     ({"dp_shard": 2, "compression": "powersgd"}, 2, {}, "compression=powersgd works with"
      " dp_replicate alone"),
     ({"dp_replicate": 2, "pp": 2, "compression": "powersgd"}, 4, {}, "compression=powersgd works"
@@ -257,7 +258,7 @@ def test_all_problems_are_told_at_once():
         "schedule=gpipe has one stage per rank, not 2",
         "cp=16 ranks for sequences of 8 tokens",
         "optimizer=lamb needs whole weights, and dp_shard or tp divide them (one of adagrad, adam,"
-        " adamw, adan, lion, nadamw, rmsprop, sgd does not)",
+        " adamw, adamw8bit, adan, lion, nadamw, rmsprop, sgd does not)",
     ]
 
 

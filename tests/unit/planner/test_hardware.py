@@ -2,6 +2,7 @@ import pytest
 
 from deepseek.errors import ConfigError
 from deepseek.planner import GPUS, Cluster, find_gpu
+from deepseek.planner.hardware import GIB, match_gpu
 
 
 @pytest.mark.parametrize("name", ["H100", "a100_80gb", "A100 80GB", "nvidia-b200", "h100-sxm"])
@@ -33,3 +34,23 @@ def test_node_bandwidth_is_the_usual_one_unless_given():
 def test_an_impossible_cluster_is_refused(sizes, words):
     with pytest.raises(ConfigError, match=words):
         Cluster(**{"gpu": find_gpu("h100"), "num_gpus": 8} | sizes)
+
+
+@pytest.mark.parametrize(
+    ("device_name", "gib", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", 79.1, "h100"),
+        ("NVIDIA H100 PCIe", 79.1, "h100-pcie"),
+        ("NVIDIA H100 NVL", 93.1, "h100-nvl"),
+        ("NVIDIA A100-SXM4-40GB", 39.4, "a100-40"),
+        ("NVIDIA A100-SXM4-80GB", 79.2, "a100-80"),
+        ("NVIDIA H200", 139.8, "h200"),
+        ("Tesla V100-SXM2-32GB", 31.7, "v100"),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 9.8, None),
+        ("NVIDIA GeForce RTX 4090", 23.6, None),
+        ("", 16, None),
+    ],
+)
+def test_the_name_a_driver_gives_leads_to_the_table(device_name, gib, expected):
+    found = match_gpu(device_name, int(gib * GIB))
+    assert (found and found.name) == expected

@@ -61,6 +61,16 @@ def test_our_gpt_has_the_weights_that_the_library_builds(tmp_path):
     assert source.batch_size == 64
 
 
+def test_our_llama_has_the_weights_that_the_library_builds(tmp_path):
+    from deepseek.models import Llama
+
+    for more in ({}, {"kv_heads": 2, "tied": True}, {"hidden_dim": 48, "head_dim": 6}):
+        args = {"context_length": 16, "num_layers": 2, "dim": 32, "heads": 4, **more}
+        source = find_model(write_config(tmp_path, "llama", args), vocab_size=65)
+        built = sum(p.numel() for p in Llama(**args, num_classes=65).parameters())
+        assert count_parameters(source.shape) == built
+
+
 def test_our_vit_and_encoder_are_mapped_and_say_how(tmp_path):
     from deepseek.models import VisionTransformer
 

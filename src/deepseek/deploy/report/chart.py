@@ -70,20 +70,84 @@ def line_chart(
     high = max(float(line.high.max()) for _, line in lines)
     y_axis = log_axis(low, high) if is_log else linear_axis(low, high)
     summary = "; ".join(_describe(entry.name, line, unit, x_name) for entry, line in lines)
-    data = {
-        "x": x_name,
-        "series": [_hover(entry, line, x_axis, y_axis, unit) for entry, line in lines],
-    }
     drawn = "".join(
         _draw(at % NUM_COLORS, entry, line, x_axis, y_axis)
         for at, (entry, line) in enumerate(lines)
     )
+    return _figure(
+        title, summary, _legend([entry.name for entry, _ in lines], is_log),
+        f"{_frame(x_axis, y_axis, x_name, unit.symbol)}{_marks(marks, x_axis)}{drawn}",
+        [_hover(entry, line, x_axis, y_axis, unit) for entry, line in lines], x_name,
+    )  # fmt: skip
+
+
+def stacked_chart(
+    series: Sequence[Series], *, title: str, x_name: str, unit: Unit | None = None
+) -> str:
+    """Return a `<figure>` of areas upon each other, the first at the bottom; empty without points.
+
+    Of a long series the moment with the highest sum stands for each pixel column.
+
+    Args:
+        series: with the same `x` (P,), rising; `y` (P,) of 0 and more.
+        title: heading, plain text.
+        x_name: what the horizontal axis counts.
+        unit: of the values.
+    """
+    unit = unit or Unit()
+    values = np.array([entry.y for entry in series]) * unit.factor
+    if not values.size or not np.isfinite(values).all() or (np.abs(values) >= LARGEST).any():
+        return ""
+    keep = _highest_moments(series[0].x, values.sum(axis=0))
+    x, values = series[0].x[keep], values[:, keep]
+    tops = np.cumsum(values, axis=0)
+    x_axis = linear_axis(float(x[0]), float(x[-1]), count=6, is_rounded=False)
+    y_axis = linear_axis(0.0, float(tops.max()))
+    drawn, hovers, words = [], [], []
+    below = np.zeros_like(x)
+    for at, (entry, top) in enumerate(zip(series, tops, strict=True)):
+        px, upper = _place(x, top, x_axis, y_axis)
+        _, lower = _place(x, below, x_axis, y_axis)
+        outline = np.concatenate([px, px[::-1]]), np.concatenate([upper, lower[::-1]])
+        drawn.append(f'<path class="fill s{at % NUM_COLORS}" d="{_path(*outline)}Z"/>')
+        own = Downsampled(x, values[at], values[at], values[at], (x[-1], values[at][-1]), False)
+        hovers.append({
+            **_hover(entry, own, x_axis, y_axis, unit),
+            "py": [round(float(y), 1) for y in upper],
+        })  # fmt: skip
+        words.append(f"{entry.name}: up to {Unit(unit.symbol).show(float(values[at].max()))}")
+        below = top
+    peak = int(tops[-1].argmax())
+    words.append(
+        f"together up to {Unit(unit.symbol).show(float(tops[-1][peak]))} at {x_name} {x[peak]:,.1f}"
+    )
+    return _figure(
+        title, "; ".join(words), _legend([entry.name for entry in series], is_log=False),
+        f"{_frame(x_axis, y_axis, x_name, unit.symbol)}{''.join(drawn)}",
+        hovers, x_name,
+    )  # fmt: skip
+
+
+def _highest_moments(x: np.ndarray, total: np.ndarray, num_columns: int = 240) -> np.ndarray:
+    """Return the place of the highest total (P,) of each of at most `num_columns` columns."""
+    if len(x) <= num_columns or x[0] == x[-1]:
+        return np.arange(len(x))
+    column = ((x - x[0]) * (num_columns / (x[-1] - x[0]))).astype(np.int64)
+    order = np.lexsort((-total, np.minimum(column, num_columns - 1)))
+    return np.sort(
+        order[np.flatnonzero(np.diff(column[order].clip(max=num_columns - 1), prepend=-1))]
+    )
+
+
+def _figure(
+    title: str, summary: str, legend: str, inside: str, hovers: list[dict], x_name: str
+) -> str:
+    data = {"x": x_name, "series": hovers}
     return (
         f"<figure class=\"card chart\" data-chart='{_attribute(data)}'>"
-        f"<figcaption><h3>{text(title)}</h3>{_legend([entry.name for entry, _ in lines], is_log)}"
+        f"<figcaption><h3>{text(title)}</h3>{legend}"
         f'</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0"'
-        f' aria-label="{text(title)}. {text(summary)}.">'
-        f"{_frame(x_axis, y_axis, x_name, unit.symbol)}{_marks(marks, x_axis)}{drawn}"
+        f' aria-label="{text(title)}. {text(summary)}.">{inside}'
         f'<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}" visibility="hidden"/></svg>'
         f'<p class="note">{text(summary)}.</p></figure>'
     )

@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from deepseek.deploy.report.chart import Series, line_chart
+from deepseek.deploy.report.chart import NUM_COLORS, Series, stacked_chart
 from deepseek.deploy.report.markup import Section, table, text
 from deepseek.deploy.report.quantity import Unit
 from deepseek.deploy.report.run_folder import RunFolder
 
+MAX_CATEGORIES = NUM_COLORS
 ID, TITLE = "profile", "Where a step's time and memory go"
 
 
@@ -36,21 +37,31 @@ def profile_section(run: RunFolder) -> Section | None:
 
 
 def _memory_chart(timeline: dict) -> str:
-    columns = [
-        [float(value) for value in values if isinstance(value, int | float)]
-        for values in (timeline.get("ms"), timeline.get("bytes"))
-        if isinstance(values, list)
-    ]
-    if len(columns) < 2 or not columns[0] or len(columns[0]) != len(columns[1]):
+    times, levels = _column(timeline.get("ms")), timeline.get("bytes")
+    if times is None or not isinstance(levels, dict):
         return ""
-    times, levels = columns
-    chart = line_chart(
-        [Series("tensors", np.array(times), np.array(levels))],
-        title="Memory of tensors over the traced steps",
+    columns = {str(name): _column(values) for name, values in levels.items()}
+    series = [
+        Series(name, times, values)
+        for name, values in columns.items()
+        if values is not None and len(values) == len(times)
+    ]
+    chart = stacked_chart(
+        series[:MAX_CATEGORIES],
+        title="Memory of tensors over the traced steps, by category",
         x_name="ms",
         unit=Unit("MiB", 2**-20),
     )
-    return f'<div class="charts">{chart}</div>'
+    return f'<div class="charts">{chart}</div>' if chart else ""
+
+
+def _column(values: object) -> np.ndarray | None:
+    """Return numbers (P,), or `None` for anything else."""
+    if not isinstance(values, list) or not values:
+        return None
+    if not all(isinstance(value, int | float) for value in values):
+        return None
+    return np.array(values, dtype=np.float64)
 
 
 def _numbers(values: object) -> dict[str, float]:

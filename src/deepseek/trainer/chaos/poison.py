@@ -39,7 +39,7 @@ class Poison(Callback):
         weights = step.parallel.weights.trained
         parameters = [weight.local for weight in weights]
 
-        def poisoned(batch, check=lambda: None, num_samples=None):
+        def poisoned(batch, check=lambda: None, num_samples=None, lr=0.0):
             is_due = trainer.step == self.at
             if is_due and self.place == "batch":
                 batch = {**batch, "inputs": batch["inputs"].clone()}
@@ -48,7 +48,7 @@ class Poison(Callback):
                 self._spoil(parameters[-1])
             elif is_due and self.place == "optimizer":
                 self._spoil(self._state_of(step.optimizer))
-            accumulated = accumulate(batch, check, num_samples)
+            accumulated = accumulate(batch, check, num_samples, lr)
             if is_due:
                 self.weights = [p.detach().clone() for p in parameters]
                 if self.place == "gradient":
@@ -63,6 +63,7 @@ class Poison(Callback):
     def _state_of(self, optimizer: torch.optim.Optimizer) -> Tensor:
         for state in optimizer.state.values():
             tensors = [v for v in state.values() if isinstance(v, Tensor) and v.ndim > 0]
+            tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
             if tensors:
                 return tensors[-1 if self.value > 0 else 0]
         raise ValueError("this optimizer keeps no state")

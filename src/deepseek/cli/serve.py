@@ -1,0 +1,103 @@
+"""`deepseek serve`: model files -> predictions by HTTP."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL.bin | NAME=MODEL.bin | NAME/VERSION=MODEL.bin]...",
+            help="Model files; a file without a name is called as it is.",
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--models", help="Folder of NAME/VERSION.bin.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address; others than loopback need a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Hashes of the tokens that are let in.")
+    ] = None,
+    new_token: Annotated[
+        Path | None,
+        typer.Option(help="Print a new token, add its hash to this file, and end."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: an accelerator.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, or bf16.")] = "fp32",
+    max_batch: Annotated[int, typer.Option(min=1, help="Samples computed together.")] = 32,
+    target_ms: Annotated[
+        float, typer.Option(min=1, help="Longest time that a batch should take.")
+    ] = 50.0,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Samples that may wait: 429.")] = 512,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Until a request is answered.")] = 30.0,
+    max_body_mib: Annotated[float, typer.Option(min=0.01, help="Of a request.")] = 16.0,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Of a picture.")] = 50_000_000,
+    decoders: Annotated[int, typer.Option(min=1, help="Processes that decode pictures.")] = 1,
+) -> None:
+    """Answer requests for predictions, by HTTP."""
+    from deepseek.errors import ConfigError
+
+    if new_token is not None:
+        from deepseek.deploy.service.tokens import new_token as make_token
+
+        print(make_token(new_token))
+        return
+    if not models and folder is None:
+        raise ConfigError(
+            "there is nothing to serve", fix="deepseek serve runs/NAME-1/model.bin, or --models DIR"
+        )
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"models={folder} is not a folder", fix="check the path")
+    if precision not in ("fp32", "bf16"):
+        raise ConfigError(f"precision={precision!r} is not known", fix="fp32 or bf16")
+    files = dict(named_file(entry) for entry in models or [])
+    if len(files) < len(models or []):
+        raise ConfigError("two model files have the same name", fix="name them: NAME=MODEL.bin")
+    from deepseek.registry import import_extra
+
+    for module in ("fastapi", "uvicorn", "httptools", "uvloop", "prometheus_client"):
+        import_extra(module, "serve")
+    from deepseek.deploy.service import Limits, Pace, ServiceSettings
+    from deepseek.deploy.service import serve as run
+
+    run(
+        ServiceSettings(
+            files, folder, host, port, token_file, device,
+            Pace(max_batch, target_ms, max_waiting, decoders, precision),
+            Limits(
+                int(max_body_mib * (1 << 20)), timeout_s=timeout_s, max_pixels=max_pixels
+            ),
+        ),
+        _announce,
+    )  # fmt: skip
+
+
+def named_file(entry: str) -> tuple[tuple[str, str], Path]:
+    """Return model, version and file of an argument: `[NAME[/VERSION]=]FILE`.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    from deepseek.errors import ConfigError
+
+    name, equals, file = entry.rpartition("=")
+    path = Path(file)
+    if not path.is_file():
+        raise ConfigError(f"{file} is not a file", fix="give the model.bin of a run")
+    if not equals:
+        # `runs/digits-1/model.bin` is better known by its run
+        name = path.parent.name if path.stem == "model" and path.parent.name else path.stem
+    model, _, version = name.partition("/")
+    return (model, version or "1"), path
+
+
+def _announce(shelf, url: str) -> None:
+    for state in shelf.state():
+        print(f"model  {state['name']}  version {state['active']}")
+    print(f"{url}  (page /, interface /docs, counters /metrics; Ctrl-C ends)", flush=True)

@@ -1,0 +1,219 @@
+"""Sparsity that grows during training, and weights that may come back.
+
+The share of zeros follows a cubic schedule (Zhu & Gupta 2017, arXiv 1710.01878, equation 1):
+`s_t = s (1 - (1 - p)^3)`, p the progress from `begin` to `end`. Every few steps the mask is chosen
+anew: the smallest weights go, and of those that are gone the ones with the largest running mean of
+their gradient come back, at zero (RigL, Evci et al. 2020, arXiv 1911.11134; with the optimizer's
+first moment in the place of a gradient of one batch as in sparse momentum, Dettmers & Zettlemoyer
+2019, arXiv 1907.04840). The share that comes back falls to nothing as a cosine.
+
+Zeros make a model file smaller once it is compressed, and nothing faster: no kernel of today gains
+from zeros without a pattern.
+
+Shapes: N weights of all layers together.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from deepseek.errors import ConfigError
+from deepseek.trainer import Callback
+
+if TYPE_CHECKING:
+    from deepseek.trainer.step import StepResult
+    from deepseek.trainer.trainer import Trainer
+
+MIN_KEPT = 0.02
+"""Share of a layer's weights that stays in any case: a layer of zeros lets nothing through."""
+NUM_UPDATES = 100
+PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class DynamicPruning(Callback):
+    """Zeroes weights while a model trains; an exception to the rule that callbacks only observe.
+
+    Args:
+        sparsity: share of zeros at the end, in (0, 1).
+        begin, end: of the schedule, as shares of the run's steps; after `end` the mask stays.
+        every: steps between two choices of the mask; `None`: a hundred choices in all.
+        regrow: share of what is kept that may come back at the first choice.
+        skip: names of modules, or beginnings of them, that are left alone; the head by default.
+
+    Raises:
+        ConfigError: a share is out of its range.
+
+    Example:
+        ```python
+        pruning = DynamicPruning(sparsity=0.8)
+        Trainer(model, data, epochs=10, callbacks=[pruning]).fit()
+        print(pruning.describe())
+        ```
+    """
+
+    def __init__(
+        self,
+        sparsity: float,
+        *,
+        begin: float = 0.0,
+        end: float = 0.7,
+        every: int | None = None,
+        regrow: float = 0.2,
+        skip: tuple[str, ...] | None = None,
+    ) -> None:
+        for name, value, low in (("sparsity", sparsity, 0.0), ("regrow", regrow, -1e-9)):
+            if not low < value < 1:
+                raise ConfigError(f"{name}={value} is not a share below 1", fix=f"change {name}")
+        if not 0 <= begin < end <= 1:
+            raise ConfigError(
+                f"begin={begin}, end={end}: a schedule runs from 0 <= begin to begin < end <= 1",
+                fix="give shares of the run, such as begin=0.0, end=0.7",
+            )
+        if every is not None and every < 1:
+            raise ConfigError(f"every={every} steps is below 1", fix="give 1 or more")
+        self.sparsity, self.begin, self.end = sparsity, begin, end
+        self.every, self.regrow, self.skip = every, regrow, skip
+        self._masks: dict[str, Tensor] = {}
+        self._weights: dict[str, Tensor] = {}
+        self._averaged: dict[str, Tensor] = {}
+        self._alive_zeros: dict[str, list[int]] = {}
+
+    def on_fit_begin(self, trainer: "Trainer") -> None:
+        """Find the weights, and the mask of a run that goes on."""
+        plan = trainer.world.plan
+        if plan.divides_weights or plan.pp > 1:
+            raise ConfigError(
+                f"dynamic pruning with parallel={plan.describe()}: a rank sees a part of the"
+                " weights only",
+                fix="use parallel=dp, or prune afterwards",
+            )
+        step = trainer.assembly.step
+        skip = trainer.model.hints.head[-1:] if self.skip is None else self.skip
+        module = trainer.model.module
+        owners = {
+            f"{name}.weight": part
+            for name, part in module.named_modules()
+            if isinstance(part, PRUNABLE)
+        }
+        chosen = {name for name in owners if not name.startswith(tuple(skip) or ("\0",))}
+        held = {weight.name: weight.local.detach() for weight in step.parallel.weights.trained}
+        self._weights = {name: held[name] for name in held if name in chosen}
+        if not self._weights:
+            raise ConfigError(
+                "there is nothing to prune: no linear or convolution is trained",
+                fix="change skip, or unfreeze the model",
+            )
+        if step.ema is not None:
+            averaged = step.ema.named()
+            self._averaged = {name: averaged[name] for name in self._weights}
+        if trainer.step == 0:
+            self._masks = {
+                n: torch.ones_like(w, dtype=torch.bool) for n, w in self._weights.items()
+            }
+        else:
+            self._masks = {name: w != 0 for name, w in self._weights.items()}
+            for name, places in self._alive_zeros.items():
+                self._masks[name].view(-1)[places] = True
+
+    @torch.no_grad()
+    def on_step_end(self, trainer: "Trainer", result: "StepResult") -> None:
+        """Choose the mask anew where that is due, and apply it."""
+        if result.bad is not None:
+            return
+        assembly = trainer.assembly
+        num_steps = assembly.max_steps
+        first, last = round(self.begin * num_steps), max(1, round(self.end * num_steps))
+        every = self.every or max(1, (last - first) // NUM_UPDATES)
+        is_due = (trainer.step - first) % every == 0 or trainer.step == last
+        if first < trainer.step <= last and is_due:
+            progress = (trainer.step - first) / (last - first)
+            self._choose(progress, assembly.step.optimizer)
+            trainer.recorder.log(
+                {"kind": "pruning", "step": trainer.step, "sparsity": self.measured()}
+            )
+        for name, mask in self._masks.items():
+            self._weights[name].mul_(mask)
+            if name in self._averaged:
+                self._averaged[name].mul_(mask)
+        assembly.step.guard.note_update()  # it was us
+
+    def _choose(self, progress: float, optimizer: torch.optim.Optimizer) -> None:
+        target = self.sparsity * (1 - (1 - progress) ** 3)
+        total = sum(weight.numel() for weight in self._weights.values())
+        num_kept = total - round(target * total)
+        share = self.regrow * (1 + math.cos(math.pi * progress)) / 2 if progress < 1 else 0.0
+        moments = {
+            name: _moment(self._parameter(name, optimizer), optimizer) for name in self._masks
+        }
+        is_known = all(moment is not None for moment in moments.values())
+        alive = torch.cat([mask.view(-1) for mask in self._masks.values()])
+        num_gone = int((~alive).sum())
+        num_grown = min(num_gone, int(share * num_kept)) if is_known else 0
+        size = torch.cat([weight.abs().view(-1) for weight in self._weights.values()]).float()
+        size[~alive] = -1.0
+        num_survivors = min(num_kept - num_grown, int(alive.sum()))
+        chosen = torch.zeros_like(alive)
+        chosen[size.topk(num_survivors).indices] = True
+        if num_grown:
+            pull = torch.cat(
+                [m.abs().reshape(-1) for m in moments.values() if m is not None]
+            ).float()
+            pull[alive] = -1.0
+            chosen[pull.topk(num_grown).indices] = True
+        parts = chosen.split([mask.numel() for mask in self._masks.values()])
+        for (name, mask), part in zip(self._masks.items(), parts, strict=True):
+            self._masks[name] = self._keep_some(name, part.view_as(mask))
+
+    def _keep_some(self, name: str, mask: Tensor) -> Tensor:
+        """Return a mask that leaves a layer the least it needs."""
+        least = max(1, math.ceil(MIN_KEPT * mask.numel()))
+        if int(mask.sum()) >= least:
+            return mask
+        kept = torch.zeros(mask.numel(), dtype=torch.bool, device=mask.device)
+        kept[self._weights[name].abs().view(-1).topk(least).indices] = True
+        return kept.view_as(mask) | mask
+
+    def _parameter(self, name: str, optimizer: torch.optim.Optimizer) -> Tensor | None:
+        wanted = self._weights[name].data_ptr()
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.data_ptr() == wanted:
+                    return parameter
+        return None
+
+    def measured(self) -> float:
+        """Return the share of zeros in the weights that are pruned."""
+        total = sum(mask.numel() for mask in self._masks.values())
+        return 1.0 - sum(int(mask.sum()) for mask in self._masks.values()) / max(1, total)
+
+    def describe(self) -> str:
+        """Return the share of zeros, in all and layer by layer."""
+        layers = ", ".join(
+            f"{name.removesuffix('.weight')} {1 - float(mask.float().mean()):.0%}"
+            for name, mask in self._masks.items()
+        )
+        return f"{self.measured():.1%} of the weights are zero: {layers}"
+
+    def state_dict(self) -> dict:
+        """Return what the weights do not tell: which of their zeros are there to grow."""
+        return {
+            "alive_zeros": {
+                name: places.tolist()
+                for name, mask in self._masks.items()
+                if len(places := (mask & (self._weights[name] == 0)).view(-1).nonzero().view(-1))
+            }
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take it back."""
+        self._alive_zeros = dict(state["alive_zeros"])
+
+
+def _moment(parameter: Tensor | None, optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """Return the running mean of a weight's gradient, if the optimizer keeps one."""
+    if parameter is None:
+        return None
+    state = optimizer.state.get(parameter, {})
+    return next((state[key] for key in ("exp_avg", "momentum_buffer") if key in state), None)

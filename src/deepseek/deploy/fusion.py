@@ -1,0 +1,227 @@
+"""Operators that become one before a model is deployed.
+
+```
+convolution or linear, then batch norm    one operator: the norm is folded into the weights
+attention written out                     the kernel of torch (SDPA), where a library has a switch
+```
+Pairs are found in the graph that `torch.export` records, so that a convolution whose output is
+also read elsewhere, or whose weights are used twice, is left as it is. What is computed stays the
+same up to rounding; a fused model is compared with the original before it is returned.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from deepseek.errors import ConfigError
+from deepseek.models import ModelEngine
+
+TOLERANCE = 1e-3
+"""Largest difference of an output that folding may make, as a share of the largest output."""
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A fused model, and what was done.
+
+    Attributes:
+        model: a copy with fewer operators, in evaluation.
+        folded: (convolution or linear, norm) by name, for each norm that is gone.
+        attentions: modules whose attention is fused now.
+        kept: (norm, why it is still there).
+        difference: largest absolute difference of an output to the original's.
+    """
+
+    model: nn.Module
+    folded: tuple[tuple[str, str], ...]
+    attentions: tuple[str, ...]
+    kept: tuple[tuple[str, str], ...]
+    difference: float
+
+    def describe(self) -> str:
+        """Return it in words."""
+        parts = [f"{len(self.folded)} norms folded", f"{len(self.attentions)} attentions fused"]
+        if self.kept:
+            parts.append("kept: " + ", ".join(f"{name} ({why})" for name, why in self.kept))
+        return f"{'; '.join(parts)}; outputs differ by {self.difference:.1e} at most"
+
+
+def fuse(model: nn.Module, inputs: Tensor | None = None) -> Fusion:
+    """Return a copy of a model with fewer operators.
+
+    Args:
+        model: any module that `torch.export` can record, or a `ModelEngine`.
+        inputs: two samples or more, as the module takes them; random ones of the spec of an
+            engine that has one.
+
+    Raises:
+        ConfigError: the model cannot be recorded, or nothing is known of its inputs.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        >>> fuse(model, torch.randn(2, 3, 16, 16)).folded
+        (('0', '1'),)
+    """
+    if inputs is None:
+        inputs = sample_inputs(model)
+    module = model.module if isinstance(model, ModelEngine) else model
+    fused = copy.deepcopy(module).eval()
+    attentions = _fuse_attention(fused)
+    folded, kept = _fold(fused, inputs)
+    original = copy.deepcopy(module).eval()
+    difference = largest_difference(original, fused, inputs)
+    return Fusion(fused, folded, attentions, kept, difference)
+
+
+def sample_inputs(model: nn.Module, count: int = 2) -> Tensor:
+    """Return random samples (count, ...) of what an engine takes, prepared for its module.
+
+    Raises:
+        ConfigError: nothing is known of its inputs.
+    """
+    spec = model.spec if isinstance(model, ModelEngine) else None
+    if not isinstance(model, ModelEngine) or spec is None or "inputs" not in spec.fields:
+        raise ConfigError(
+            f"nothing is known of the inputs of this {type(model).__name__}",
+            fix="give inputs=, a tensor of two samples or more",
+        )
+    field = spec.fields["inputs"]
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, *field.shape)
+    if field.dtype == "uint8":
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        return model.prepare(pixels.to(model.device))
+    if field.dtype.startswith("int"):
+        num_tokens = model.config.get("vocab_size") or model.num_classes or 2
+        return torch.randint(0, num_tokens, shape, generator=generator).to(model.device)
+    return torch.randn(shape, generator=generator).to(model.device)
+
+
+def largest_difference(one: nn.Module, other: nn.Module, inputs: Tensor) -> float:
+    """Return the largest absolute difference between outputs, for all inputs and for the first.
+
+    Raises:
+        ConfigError: they differ by more than rounding.
+    """
+    worst = 0.0
+    with torch.inference_mode():
+        for batch in (inputs, inputs[:1]):
+            expected, found = _first_tensor(one(batch)), _first_tensor(other(batch))
+            difference = float((expected - found).abs().max())
+            scale = max(1.0, float(expected.abs().max()))
+            if not difference <= TOLERANCE * scale:
+                raise ConfigError(
+                    f"the fused model differs by {difference:.2e} from the original, whose largest"
+                    f" output is {scale:.2e}",
+                    fix="leave fusion out for this model",
+                )
+            worst = max(worst, difference)
+    return worst
+
+
+def _first_tensor(outputs: object) -> Tensor:
+    if isinstance(outputs, Tensor):
+        return outputs
+    values = outputs.values() if isinstance(outputs, dict) else outputs
+    return next(value for value in values if isinstance(value, Tensor))  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def _fuse_attention(module: nn.Module) -> tuple[str, ...]:
+    """Switch to torch's fused attention where a library has a switch, and it is off."""
+    switched = []
+    for name, part in module.named_modules():
+        if getattr(part, "fused_attn", None) is False:  # timm
+            setattr(part, "fused_attn", True)  # noqa: B010 (no attribute of an nn.Module)
+            switched.append(name)
+    config = getattr(module, "config", None)
+    set_implementation = getattr(module, "set_attn_implementation", None)
+    if set_implementation and getattr(config, "_attn_implementation", "") == "eager":
+        set_implementation("sdpa")  # transformers
+        switched.append(type(module).__name__)
+    return tuple(switched)
+
+
+def _fold(
+    module: nn.Module, inputs: Tensor
+) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
+    norms = [name for name, part in module.named_modules() if isinstance(part, _NORMS)]
+    if not norms:
+        return (), ()
+    try:
+        program = torch.export.export(module, (inputs,))
+    except Exception as error:  # torch.export raises what it likes
+        raise ConfigError(
+            f"the model cannot be recorded: {str(error).splitlines()[0]}",
+            fix="fusion needs a forward pass that torch.export takes",
+        ) from error
+    pairs = _find_pairs(program)
+    folded, kept = [], []
+    for name in norms:
+        if name not in pairs:
+            kept.append((name, "no convolution or linear alone before it"))
+            continue
+        reason = _fold_one(module, pairs[name], name)
+        folded.append((pairs[name], name)) if reason is None else kept.append((name, reason))
+    return tuple(folded), tuple(kept)
+
+
+def _find_pairs(program: torch.export.ExportedProgram) -> dict[str, str]:
+    """Return norm -> the convolution or linear whose output nothing else reads, by name."""
+    owners = program.graph_signature.inputs_to_parameters
+    nodes = program.graph.nodes
+    uses: dict[str, int] = {}
+    for node in nodes:
+        for each in node.all_input_nodes:
+            if each.name in owners:
+                uses[owners[each.name]] = uses.get(owners[each.name], 0) + 1
+    pairs = {}
+    for node in nodes:
+        if _operator(node) != "batch_norm":
+            continue
+        before, weight = node.args[0], node.args[1]
+        if not isinstance(before, torch.fx.Node) or len(before.users) != 1:
+            continue
+        if _operator(before) not in (*_CONVOLUTIONS, "linear"):
+            continue
+        owned = [
+            owners[each.name]
+            for each in (before.args[1], weight)
+            if isinstance(each, torch.fx.Node) and each.name in owners
+        ]
+        if len(owned) == 2 and all(uses[name] == 1 for name in owned):
+            first, norm = (name.rpartition(".")[0] for name in owned)
+            pairs[norm] = first
+    return pairs
+
+
+def _operator(node: torch.fx.Node) -> str:
+    """Return the name of what a node calls: `conv2d` for `aten::conv2d`."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return ""
+    return node.target._schema.name.rpartition("::")[2]
+
+
+def _fold_one(module: nn.Module, first: str, name: str) -> str | None:
+    """Fold a norm into the module before it; return why it cannot be."""
+    product, norm = module.get_submodule(first), module.get_submodule(name)
+    rest: nn.Module = nn.Identity()
+    if type(norm).__name__ == "BatchNormAct2d":  # timm: with its activation in one module
+        rest = nn.Sequential(norm.get_submodule("drop"), norm.get_submodule("act"))
+    elif type(norm) not in _NORMS:
+        return f"a {type(norm).__name__} may do more than a norm"
+    if not isinstance(norm, _NORMS):
+        return f"a {type(norm).__name__} is no norm"
+    if isinstance(product, nn.Linear):
+        merged = fuse_linear_bn_eval(product, norm)
+    elif isinstance(product, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        merged = fuse_conv_bn_eval(product, norm)
+    else:
+        return f"{first} is a {type(product).__name__}"
+    module.set_submodule(first, merged)
+    module.set_submodule(name, rest)
+    return None

@@ -1,0 +1,183 @@
+"""From the body of a request to samples, and from rows to an answer.
+
+```
+image/*, application/octet-stream    one picture
+application/json  {"inputs": ...}    numbers, nested as the sample is, or a list of samples
+                  {"images": [...]}  pictures in base64
+```
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepseek.deploy.service.protection import Limits
+from deepseek.deploy.service.refusal import Refusal
+from deepseek.deploy.service.shelf import Version
+
+T = TypeVar("T")
+LARGE_BYTES = 64 << 10
+"""Of a body that takes a millisecond or more to read."""
+PICTURE_TYPES = ("image/", "application/octet-stream")
+_reading = asyncio.Semaphore(4)  # bodies of many MiB that are objects of Python at a time
+
+
+async def read_samples(
+    body: bytes, content_type: str, version: Version, limits: Limits
+) -> tuple[list[Tensor], bool]:
+    """Return the samples of a request, and whether it was a single one.
+
+    Raises:
+        Refusal: 400 or 422, the body is not what the model takes; 415, it is of another type.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind.startswith(PICTURE_TYPES):
+        return [await _decode(body, version)], True
+    if kind != "application/json":
+        raise Refusal(
+            415, f"Content-Type {kind[:80]!r} is not taken", fix="send image/* or application/json"
+        )
+    async with _reading:
+        content = await aside(len(body), parse_json, body)
+        known = content if isinstance(content, dict) else {}
+        if set(known) not in ({"inputs"}, {"images"}):
+            raise Refusal(
+                400,
+                f"the JSON has the keys {sorted(known)[:5]}",
+                fix='send {"inputs": numbers} or {"images": [base64, ...]}',
+            )  # fmt: skip
+        if "inputs" in known:
+            return await aside(len(body), to_samples, known["inputs"], version, limits)
+    return await _decode_all(known["images"], version, limits)
+
+
+def parse_json(body: bytes) -> object:
+    """Return what a body holds.
+
+    Raises:
+        Refusal: 400, it is not JSON, or nested too deep.
+    """
+    try:
+        return json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(
+            400, f"the body is not JSON: {str(error)[:120]}", fix="send JSON in UTF-8"
+        ) from error
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+async def aside(num_bytes: int, act: Callable[..., T], *arguments: object) -> T:
+    """Return what `act` makes of a body; in a thread, where a large one would hold others up."""
+    if num_bytes < LARGE_BYTES:
+        return act(*arguments)
+    return await asyncio.to_thread(act, *arguments)
+
+
+async def _decode(content: bytes, version: Version) -> Tensor:
+    if version.decoder is None:
+        raise Refusal(
+            422, f"{version.name} does not take pictures, or does not say how they are prepared",
+            fix='send {"inputs": numbers}',
+        )  # fmt: skip
+    if not content:
+        raise Refusal(400, "the body is empty", fix="send the bytes of a picture")
+    return await version.decoder.decode(content)
+
+
+async def _decode_all(
+    pictures: object, version: Version, limits: Limits
+) -> tuple[list[Tensor], bool]:
+    if not isinstance(pictures, list) or not all(isinstance(each, str) for each in pictures):
+        raise Refusal(400, "images is not a list of texts", fix="send them in base64")
+    _check_count(len(pictures), limits)
+    try:
+        contents = [base64.b64decode(each, validate=True) for each in pictures]
+    except (binascii.Error, ValueError) as error:
+        raise Refusal(400, f"a picture is not base64: {error}", fix="encode its bytes") from error
+    return list(await asyncio.gather(*(_decode(each, version) for each in contents))), False
+
+
+def _check_count(count: int, limits: Limits) -> None:
+    if not 1 <= count <= limits.max_samples:
+        raise Refusal(
+            422, f"{count} samples, the limit is {limits.max_samples}", fix="send fewer, at least 1"
+        )
+
+
+def to_samples(numbers: object, version: Version, limits: Limits) -> tuple[list[Tensor], bool]:
+    """Return nested numbers as samples, and whether they are a single one.
+
+    Raises:
+        Refusal: 400 or 422, they are not what the model takes.
+    """
+    spec, shape = version.spec, version.sample_shape
+    try:
+        array = np.array(numbers)
+    except (ValueError, OverflowError) as error:
+        raise Refusal(
+            400, "inputs are not nested evenly", fix=f"send numbers of the shape {list(shape)}"
+        ) from error
+    if array.dtype.kind not in "iuf":
+        raise Refusal(
+            400, "inputs hold something that is not a number", fix=f"send numbers, {list(shape)}"
+        )
+    is_single = array.ndim == len(shape)
+    array = array[None] if is_single else array
+    fits = array.ndim == len(shape) + 1 and (
+        array.shape[1:] == shape or (version.takes_any_length and array.shape[1] > 0)
+    )
+    if not fits:
+        raise Refusal(
+            422, f"inputs have the shape {list(array.shape)[:8]}",
+            fix=f"send {list(shape)}, or a list of such samples",
+        )  # fmt: skip
+    _check_count(len(array), limits)
+    return list(torch.from_numpy(_cast(array, spec.fields["inputs"].dtype, version))), is_single
+
+
+def _cast(array: np.ndarray, dtype: str, version: Version) -> np.ndarray:
+    """Return numbers in the dtype of the model, where no value changes by it."""
+    if dtype.startswith("float") or dtype == "bfloat16":
+        array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise Refusal(400, "inputs are too large for float32", fix="send smaller numbers")
+        return array
+    low, high = (0, 255) if dtype == "uint8" else (0, version.num_tokens - 1)
+    whole = array.dtype.kind in "iu" or bool((array == np.trunc(array)).all())
+    if not whole or array.min() < low or array.max() > high:
+        raise Refusal(
+            422, f"inputs are from {array.min():g} to {array.max():g}",
+            fix=f"send whole numbers from {low} to {high}",
+        )  # fmt: skip
+    return array.astype(dtype)
+
+
+def answer(rows: list[Tensor], version: Version, top_k: int) -> list[dict]:
+    """Return one JSON-able prediction per row (K,), its classes best first."""
+    names = version.class_names
+    predictions = []
+    for row in rows:
+        values, indices = row.topk(min(top_k, row.numel()))
+        top = [
+            {"label": names[at] if names else str(at), "index": at, "prob": _finite(prob)}
+            for prob, at in zip(values.tolist(), indices.tolist(), strict=True)
+        ]
+        predictions.append({**top[0], "top": top})
+    return predictions
+
+
+def _finite(prob: float) -> float:
+    if not math.isfinite(prob):
+        raise Refusal(500, "the model answers with values that are not finite", fix="see its data")
+    return prob

@@ -1,0 +1,165 @@
+"""Runs the service: sockets, signals and connections that send nothing."""
+
+import asyncio
+import ipaddress
+import resource
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from deepseek.deploy.service.app import make_app
+from deepseek.deploy.service.measures import Measures
+from deepseek.deploy.service.protection import LOOPBACK, Limits
+from deepseek.deploy.service.shelf import Pace, Shelf, Version
+from deepseek.deploy.service.tokens import read_hashes
+from deepseek.errors import ConfigError
+from deepseek.models import ModelEngine
+
+SWITCH_S = 1e-4
+"""After which a thread gives way to another. The model's asks for its turn after every operator: at
+the 5 ms that are usual it would wait most of the time."""
+SILENT_S = 15.0
+"""A connection that has not sent the head of a request by then is closed."""
+
+
+@dataclass(frozen=True)
+class ServiceSettings:
+    """What is served, where and to whom.
+
+    Attributes:
+        files: (model, version) -> model file.
+        folder: of `NAME/VERSION.bin`, or `None`.
+        host: address that is bound to.
+        port: 0: any that is free.
+        token_file: hashes of the tokens that are let in; needed outside loopback.
+        device: of the models.
+        pace: how they compute.
+        limits: of a request.
+    """
+
+    files: dict[tuple[str, str], Path] = field(default_factory=dict)
+    folder: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token_file: Path | None = None
+    device: str = "auto"
+    pace: Pace = field(default_factory=Pace)
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches the service."""
+        if self.host in LOOPBACK:
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+class _Impatient(HttpToolsProtocol):
+    """Closes connections that send no request, or the head of one too slowly."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._closing = self.loop.call_later(SILENT_S, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing.cancel()
+        super().connection_lost(exc)
+
+
+def open_shelf(settings: ServiceSettings, measures: Measures) -> Shelf:
+    """Return the models of a service, the newest version of each loaded.
+
+    Raises:
+        ConfigError, CheckpointError: a model cannot be served.
+    """
+    from deepseek.trainer.device import resolve_device
+
+    device = resolve_device(settings.device)
+
+    def build(name: str, version: str, path: Path) -> Version:
+        engine = ModelEngine.load(path).to(device)
+
+        def note(count: int, seconds: float) -> None:
+            measures.batch_size.labels(name, version).observe(count)
+            measures.batch_seconds.labels(name, version).observe(seconds)
+
+        return Version(name, version, engine, settings.pace, settings.limits, note)
+
+    shelf = Shelf(settings.files, settings.folder, build)
+    shelf.open_all()
+    return shelf
+
+
+def serve(
+    settings: ServiceSettings, on_ready: Callable[[Shelf, str], None] = lambda shelf, url: None
+) -> None:
+    """Serve until a signal; requests that have begun are answered first.
+
+    Args:
+        settings: what, where and to whom.
+        on_ready: told the models and the address once it answers.
+
+    Raises:
+        ConfigError: the address cannot be bound to, or would be open to everybody.
+    """
+    hashes = read_hashes(settings.token_file) if settings.token_file is not None else ()
+    if not settings.is_loopback and not hashes:
+        raise ConfigError(
+            f"host={settings.host} can be reached from other machines, and there is no token",
+            fix="deepseek serve --new-token tokens.txt, then --token-file tokens.txt; or leave"
+            " --host away",
+        )
+    listener = _bind(settings)
+    try:
+        measures = Measures()
+        shelf = open_shelf(settings, measures)
+        app = make_app(shelf, measures, settings.limits, hashes, is_loopback=settings.is_loopback)
+        _raise_file_limit()
+        sys.setswitchinterval(SWITCH_S)
+        config = uvicorn.Config(
+            app, http=_Impatient, loop="uvloop", ws="none", lifespan="on", log_level="warning",
+            access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=30,
+            timeout_graceful_shutdown=int(settings.limits.timeout_s) + 1,
+        )  # fmt: skip
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        on_ready(shelf, f"http://{host}:{listener.getsockname()[1]}")
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        listener.close()
+
+
+def _bind(settings: ServiceSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+        listener.listen(1024)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ConfigError(
+            f"host={settings.host} port={settings.port} cannot be used: {error}",
+            fix="give another --port; 0 takes a free one",
+        ) from error
+    return listener
+
+
+def _raise_file_limit() -> None:
+    """Let as many connections be open as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

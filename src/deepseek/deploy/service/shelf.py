@@ -1,0 +1,302 @@
+"""Models and their versions: which answers now, which came before, which are there to be taken.
+
+A version is a file. The shelf is filled from files that the operator names, or from a folder
+`MODELS/NAME/VERSION.bin`; a client says a name and a version and never a path. A new version is
+loaded and warmed up beside the old one, then takes its place; requests that the old one has begun
+are finished by it.
+"""
+
+import asyncio
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deepseek.deploy.service.batching import Batcher
+from deepseek.deploy.service.decoding import Decoder
+from deepseek.deploy.service.protection import Limits
+from deepseek.deploy.service.refusal import Refusal
+from deepseek.errors import ConfigError, DeepSeekError
+from deepseek.models import ModelEngine
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SUFFIX = ".bin"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How models compute.
+
+    Attributes:
+        max_batch: samples of a batch at most; 1: no batching.
+        target_ms: what a batch should take at most.
+        max_waiting: samples that may wait for a model.
+        num_decoders: processes that decode pictures.
+        precision: `fp32`, or `bf16` for autocast.
+    """
+
+    max_batch: int = 32
+    target_ms: float = 50.0
+    max_waiting: int = 512
+    num_decoders: int = 1
+    precision: str = "fp32"
+
+
+class Version:
+    """A model that is ready to compute.
+
+    Args:
+        name: of the model.
+        version: of it.
+        engine: evaluated as it is; on its device.
+        pace: how it computes.
+        limits: of a request.
+        on_batch: told the size of each batch and the seconds that it took.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        engine: ModelEngine,
+        pace: Pace,
+        limits: Limits,
+        on_batch: Callable[[int, float], None] = lambda count, seconds: None,
+    ) -> None:
+        self.name, self.version, self.engine = name, version, engine.eval()
+        if engine.spec is None or "inputs" not in engine.spec.fields:
+            raise ConfigError(
+                f"{name}/{version} does not say what it takes: the file has no data spec",
+                fix="save it after training, or bind a spec: engine.bind(data.spec)",
+            )
+        self.spec = engine.spec
+        self.sample_shape = self.spec.fields["inputs"].shape
+        """Of what the model takes, without the batch."""
+        self._is_half = pace.precision == "bf16"
+        self.batcher = Batcher(
+            self._compute, max_batch=pace.max_batch, target_s=pace.target_ms / 1e3,
+            max_waiting=pace.max_waiting, on_batch=on_batch,
+        )  # fmt: skip
+        self.decoder: Decoder | None = None
+        if self.takes_pictures and self.spec.transform is not None:
+            self.decoder = Decoder(
+                self.spec, num_processes=pace.num_decoders, max_pixels=limits.max_pixels,
+                timeout_s=limits.body_s,
+            )  # fmt: skip
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether a sample is (channels, height, width)."""
+        return len(self.sample_shape) == 3
+
+    @property
+    def takes_any_length(self) -> bool:
+        """Whether a sample is a row of tokens, which may be shorter or longer."""
+        return len(self.sample_shape) == 1 and self.spec.fields["inputs"].dtype == "int64"
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of its vocabulary; without one, any number."""
+        size = self.engine.config.get("vocab_size") or (
+            self.engine.num_classes if self.takes_any_length else None
+        )
+        return size or 2**31
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of class 0, 1, ..."""
+        return self.spec.class_names
+
+    def warm_up(self) -> None:
+        """Compute once: a model that cannot is found before it answers anybody."""
+        dtype = getattr(torch, self.spec.fields["inputs"].dtype)
+        probs = self._compute(torch.zeros((1, *self.sample_shape), dtype=dtype))
+        if not torch.isfinite(probs).all():
+            raise ConfigError(
+                f"{self.name}/{self.version} answers zeros with values that are not finite",
+                fix="train it again, or serve another version",
+            )
+
+    async def close(self) -> None:
+        """Finish what was begun, and let go."""
+        await self.batcher.finish()
+        if self.decoder is not None:
+            self.decoder.close()
+
+    def _compute(self, batch: Tensor) -> Tensor:
+        """Return probabilities (B, K), float32, on the host."""
+        device = self.engine.device
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._is_half),
+        ):
+            return self.engine(batch.to(device)).float().softmax(-1).cpu()
+
+
+class Shelf:
+    """All models of a service.
+
+    Args:
+        files: (name, version) -> file, of what the operator has named.
+        folder: `NAME/VERSION.bin`, looked at anew whenever a version is asked for.
+        build: (name, version, file) -> a `Version`.
+    """
+
+    def __init__(
+        self,
+        files: dict[tuple[str, str], Path],
+        folder: Path | None,
+        build: Callable[[str, str, Path], Version],
+    ) -> None:
+        self._files, self._folder, self._build = files, folder, build
+        self._active: dict[str, Version] = {}
+        self._before: dict[str, Version] = {}
+        self._lock = asyncio.Lock()
+        self._closing: set[asyncio.Task] = set()
+        self._loading = threading.Lock()  # one model at a time: memory
+        for name in self.list_versions():
+            if not NAME.fullmatch(name):
+                raise ConfigError(
+                    f"{name!r} is no name for a model",
+                    fix="use letters, digits, points and dashes, 64 at most",
+                )
+
+    def list_versions(self) -> dict[str, list[str]]:
+        """Return the versions that there are of each model, the newest last."""
+        found: dict[str, set[str]] = {}
+        for name, version in self._all_files():
+            found.setdefault(name, set()).add(version)
+        return {name: sorted(found[name], key=_natural) for name in sorted(found)}
+
+    def _all_files(self) -> dict[tuple[str, str], Path]:
+        files = dict(self._files)
+        if self._folder is not None:
+            for path in sorted(self._folder.glob(f"*/*{SUFFIX}")):
+                if NAME.fullmatch(path.parent.name) and NAME.fullmatch(path.stem):
+                    files[path.parent.name, path.stem] = path
+        return files
+
+    def active(self, name: str) -> Version:
+        """Return the version that answers for a model; `""`: the only model, or the first.
+
+        Raises:
+            Refusal: 404, there is no such model; 503, it is not loaded yet.
+        """
+        if not name:
+            name = next(iter(self.list_versions()), "")
+        if name in self._active:
+            return self._active[name]
+        if name in self.list_versions():
+            raise Refusal(
+                503, f"model {name} is not loaded", fix="try again later", retry_after_s=2
+            )
+        known = ", ".join(self.list_versions())
+        raise Refusal(404, f"there is no model {name[:64]!r}", fix=f"ask for one of: {known}")
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every model has a version that answers."""
+        return bool(self._active) and all(name in self._active for name in self.list_versions())
+
+    @property
+    def num_waiting(self) -> int:
+        """Samples that wait for any model."""
+        return sum(version.batcher.num_waiting for version in self._active.values())
+
+    def state(self) -> list[dict]:
+        """Return what there is, JSON-able."""
+        return [
+            {
+                "name": name,
+                "versions": versions,
+                "active": self._active[name].version if name in self._active else None,
+                "previous": self._before[name].version if name in self._before else None,
+            }
+            for name, versions in self.list_versions().items()
+        ]
+
+    def open_all(self) -> None:
+        """Load the newest version of every model.
+
+        Raises:
+            DeepSeekError: a file is damaged, or a model does not compute.
+        """
+        for name, versions in self.list_versions().items():
+            self._active[name] = self._load(name, versions[-1])
+        if not self._active:
+            raise ConfigError(
+                f"there is no model in {self._folder}", fix="put NAME/VERSION.bin into it"
+            )
+
+    async def activate(self, name: str, version: str) -> Version:
+        """Put a version in the place of the one that answers; the old one is kept for `roll_back`.
+
+        Raises:
+            Refusal: 404, there is no such version; 409, it cannot be loaded: the old one stays.
+        """
+        if version not in self.list_versions().get(name, ()):
+            known = ", ".join(self.list_versions().get(name, ())) or "none"
+            raise Refusal(
+                404, f"there is no version {version[:64]!r} of {name[:64]!r}", fix=f"known: {known}"
+            )
+        async with self._lock:
+            if name in self._active and self._active[name].version == version:
+                return self._active[name]
+            if name in self._before and self._before[name].version == version:
+                return self._swap_back(name)
+            try:
+                loaded = await asyncio.to_thread(self._load, name, version)
+            except DeepSeekError as error:
+                raise Refusal(
+                    409, f"{name}/{version} cannot be served: {error.message}", fix=error.fix or ""
+                ) from error
+            forgotten = self._before.pop(name, None)
+            if name in self._active:
+                self._before[name] = self._active[name]
+            self._active[name] = loaded
+            if forgotten is not None:
+                closing = asyncio.create_task(forgotten.close())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+            return loaded
+
+    async def roll_back(self, name: str) -> Version:
+        """Put the version back that answered before; it is still loaded.
+
+        Raises:
+            Refusal: 409, there is none.
+        """
+        async with self._lock:
+            if name not in self._before:
+                raise Refusal(
+                    409, f"model {name[:64]!r} has had no other version", fix="activate one by name"
+                )
+            return self._swap_back(name)
+
+    def _swap_back(self, name: str) -> Version:
+        self._active[name], self._before[name] = self._before[name], self._active[name]
+        return self._active[name]
+
+    async def close(self) -> None:
+        """Finish what was begun, and let go of all models."""
+        for version in (*self._active.values(), *self._before.values()):
+            await version.close()
+
+    def _load(self, name: str, version: str) -> Version:
+        with self._loading:
+            loaded = self._build(name, version, self._all_files()[name, version])
+            loaded.warm_up()
+            return loaded
+
+
+def _natural(version: str) -> list:
+    """Sort `v10` behind `v9`."""
+    return [
+        (0, int(part), "") if part.isdigit() else (1, 0, part)
+        for part in re.split(r"(\d+)", version)
+        if part
+    ]

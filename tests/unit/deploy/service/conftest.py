@@ -1,0 +1,78 @@
+import asyncio
+import io
+from contextlib import asynccontextmanager
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deepseek.datasets import ImageDataset
+from deepseek.deploy.service.app import make_app
+from deepseek.deploy.service.measures import Measures
+from deepseek.deploy.service.protection import Limits
+from deepseek.deploy.service.shelf import Pace, Shelf, Version
+from deepseek.models import ModelEngine, VisionTransformer
+
+
+def make_engine(seed=0):
+    """Return a small classifier of the built-in digits, untrained."""
+    torch.manual_seed(seed)
+    model = VisionTransformer(image_size=8, patch_size=4, num_layers=1, dim=16, heads=2, channels=1)
+    engine = ModelEngine.wrap(model)
+    engine.bind(ImageDataset("digits", transform="resize_8", channels=1).spec)
+    return engine
+
+
+def png(size=(8, 8), seed=0, kind="PNG"):
+    """Return the bytes of a picture of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 255, size, dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, kind)
+    return out.getvalue()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """NAME/VERSION.bin: digits/v1, v2 and v10."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "digits").mkdir()
+    for seed, version in enumerate(("v1", "v2", "v10")):
+        make_engine(seed).save(folder / "digits" / f"{version}.bin")
+    return folder
+
+
+def build(name, version, path):
+    return Version(name, version, ModelEngine.load(path), Pace(), LIMITS)
+
+
+LIMITS = Limits(
+    max_body_bytes=200_000, body_s=2.0, timeout_s=20.0, max_pixels=10_000, max_samples=8
+)
+
+
+@pytest.fixture
+def ask(model_folder):
+    """Run `talk(client)`, a coroutine function, against a service of the folder."""
+
+    def run(talk, hashes=(), *, is_loopback=True, base_url="http://localhost:8000"):
+        @asynccontextmanager
+        async def started():
+            shelf = Shelf({}, model_folder, build)
+            shelf.open_all()
+            app = make_app(shelf, Measures(), LIMITS, hashes, is_loopback=is_loopback)
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url=base_url) as client:
+                try:
+                    yield client
+                finally:
+                    await shelf.close()
+
+        async def main():
+            async with started() as client:
+                return await talk(client)
+
+        return asyncio.run(main())
+
+    return run

@@ -1,0 +1,239 @@
+import base64
+import json
+
+import numpy as np
+import pytest
+import torch
+from tests.unit.deploy.service.conftest import LIMITS, make_engine, png
+
+from deepseek.deploy.service.tokens import hash_token
+from deepseek.models import ModelEngine
+
+JSON = {"content-type": "application/json"}
+
+
+def test_a_picture_is_classified_as_the_model_does(ask, model_folder, tmp_path):
+    content = png()
+
+    async def talk(client):
+        return await client.post(
+            "/predict?top_k=3", content=content, headers={"content-type": "image/png"}
+        )
+
+    answer = ask(talk)
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["model"], body["version"]) == ("digits", "v10")  # the newest, by number
+    (prediction,) = body["predictions"]
+    (tmp_path / "a.png").write_bytes(content)
+    engine = ModelEngine.load(model_folder / "digits/v10.bin")
+    expected = engine.predict(str(tmp_path / "a.png"), top_k=3)
+    assert [entry["label"] for entry in prediction["top"]] == [label for label, _ in expected.top]
+    assert prediction["prob"] == pytest.approx(expected.prob, abs=1e-6)
+
+
+def test_numbers_pictures_and_the_protocol_say_the_same(ask):
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8), dtype=np.uint8)
+
+    async def talk(client):
+        rows = pixels[None].tolist()
+        tensor = {"name": "inputs", "shape": [1, 1, 8, 8], "datatype": "UINT8"}
+        data = pixels.flatten().tolist()
+        return [
+            await client.post("/predict?top_k=10", json={"inputs": rows}),
+            await client.post("/predict?top_k=10", json={"inputs": [rows]}),
+            await client.post(
+                "/predict?top_k=10", json={"images": [base64.b64encode(png()).decode()]}
+            ),
+            await client.post(
+                "/v2/models/digits/infer", json={"id": "7", "inputs": [{**tensor, "data": data}]}
+            ),
+        ]
+
+    one, batch, picture, tensor = (answer.json() for answer in ask(talk))
+    assert one["predictions"] == batch["predictions"] == picture["predictions"]
+    probs = torch.tensor(tensor["outputs"][0]["data"])
+    assert tensor["outputs"][0]["shape"] == [1, 10]
+    assert (tensor["id"], tensor["model_version"]) == ("7", "v10")
+    by_index = {entry["index"]: entry["prob"] for entry in one["predictions"][0]["top"]}
+    assert torch.allclose(probs, torch.tensor([by_index[index] for index in range(10)]))
+
+
+BAD_BODIES = [
+    (b"", "application/json", 400, "not JSON"),
+    (b"{", "application/json", 400, "not JSON"),
+    (b"[" * 100_000, "application/json", 400, "not JSON"),
+    (b'{"inputs": NaN}', "application/json", 400, "NaN is not JSON"),
+    (b'{"inputs": 1e999}', "application/json", 422, "inputs have the shape"),
+    (b"\xff\xfe", "application/json", 400, "not JSON"),
+    (b"[1]", "application/json", 400, "has the keys []"),
+    (b'{"inputs": [], "images": []}', "application/json", 400, "has the keys ['images', 'inputs']"),
+    (b'{"input": []}', "application/json", 400, "has the keys ['input']"),
+    (b'{"inputs": [[1, 2], [3]]}', "application/json", 400, "not nested evenly"),
+    (b'{"inputs": ["a"]}', "application/json", 400, "not a number"),
+    (b'{"inputs": null}', "application/json", 400, "not a number"),
+    (b'{"inputs": [1, 2]}', "application/json", 422, "inputs have the shape [2]"),
+    (b'{"images": "abc"}', "application/json", 400, "not a list of texts"),
+    (b'{"images": []}', "application/json", 422, "0 samples, the limit is 8"),
+    (json.dumps({"images": ["eA=="] * 9}).encode(), "application/json", 422, "9 samples"),
+    (b'{"images": ["?"]}', "application/json", 400, "not base64"),
+    (b"hello", "text/plain", 415, "Content-Type 'text/plain' is not taken"),
+    (b"hello", "image/png", 400, "the picture"),
+    (b"", "image/png", 400, "the body is empty"),
+    (png((200, 200)), "image/png", 400, "pixels"),
+    (png()[:40], "image/png", 400, "the picture"),
+    (bytes(LIMITS.max_body_bytes + 1), "image/png", 413, "a body of 200,001 bytes or more"),
+]
+
+
+def test_what_cannot_be_read_is_refused_with_the_reason_and_the_service_stays(ask):
+    async def talk(client):
+        for body, kind, status, message in BAD_BODIES:
+            answer = await client.post("/predict", content=body, headers={"content-type": kind})
+            assert answer.status_code == status, (body[:40], answer.text)
+            assert message in answer.json()["error"], (body[:40], answer.text)
+            assert answer.json()["fix"]
+        good = await client.post("/predict", content=png(), headers={"content-type": "image/png"})
+        assert good.status_code == 200
+
+    ask(talk)
+
+
+@pytest.mark.parametrize("values", [[256], [-1], [0.5]])
+def test_pixels_that_are_none_are_refused(ask, values):
+    rows = [[values * 8] * 8]
+
+    async def talk(client):
+        return await client.post("/predict", json={"inputs": rows})
+
+    answer = ask(talk)
+    assert answer.status_code == 422
+    assert "whole numbers from 0 to 255" in answer.json()["fix"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 200), ("GET", "/health", 200), ("GET", "/ready", 200),
+        ("GET", "/metrics", 200), ("GET", "/models", 200), ("GET", "/openapi.json", 200),
+        ("GET", "/v2/health/live", 200), ("GET", "/v2/health/ready", 200),
+        ("GET", "/v2/models/digits", 200), ("GET", "/v2/models/digits/ready", 200),
+        ("GET", "/v2/models/none", 404), ("GET", "/none", 404), ("DELETE", "/predict", 405),
+        ("POST", "/predict?model=none", 404), ("POST", "/predict?top_k=0", 422),
+        ("POST", "/predict?top_k=x", 422), ("POST", "/models/digits/rollback", 409),
+        ("POST", "/models/none/rollback", 409),
+    ],
+)  # fmt: skip
+def test_routes_answer_and_errors_have_one_form(ask, method, path, status):
+    async def talk(client):
+        return await client.request(method, path)
+
+    answer = ask(talk)
+    assert answer.status_code == status
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    if status >= 400:
+        assert {"error", "fix"} == answer.json().keys()
+
+
+def test_versions_are_swapped_and_rolled_back(ask):
+    async def talk(client):
+        async def version():
+            body = (await client.post("/predict", json={"inputs": [[[0] * 8] * 8]})).json()
+            return body["version"]
+
+        found = [await version()]
+        for path, body in (
+            ("/models/digits/activate", {"version": "v1"}),
+            ("/models/digits/rollback", None),
+            ("/models/digits/activate", {"version": "v2"}),
+            ("/models/digits/activate", {"version": "v10"}),
+        ):
+            assert (await client.post(path, json=body)).status_code == 200
+            found.append(await version())
+        return found
+
+    assert ask(talk) == ["v10", "v1", "v10", "v2", "v10"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [({"version": "../v1"}, 404), ({"version": 1}, 400), ([], 400), ({"version": "broken"}, 409)],
+)
+def test_a_version_that_is_none_leaves_the_old_one(ask, model_folder, body, status):
+    broken = model_folder / "digits" / "broken.bin"
+    if status == 409:
+        broken.write_bytes((model_folder / "digits/v1.bin").read_bytes()[:-50])
+
+    async def talk(client):
+        answer = await client.post("/models/digits/activate", json=body)
+        state = (await client.get("/models")).json()["models"][0]
+        return answer.status_code, state["active"]
+
+    try:
+        # a name without a number is older than all with one
+        assert ask(talk) == (status, "v10")
+    finally:
+        broken.unlink(missing_ok=True)
+
+
+def test_every_route_wants_the_token_where_there_is_one(ask):
+    hashes = (hash_token("ds_right"),)
+
+    async def talk(client):
+        paths = (await client.get("/openapi.json", headers=RIGHT)).json()["paths"]
+        refused = []
+        for path, methods in {**paths, "/": {"get": {}}, "/docs": {"get": {}}}.items():
+            for method in methods:
+                for headers in ({}, {"authorization": "Bearer ds_wrong"}, {"authorization": "ds"}):
+                    answer = await client.request(method, path, headers=headers)
+                    refused.append((path, answer.status_code))
+        allowed = await client.get("/health", headers=RIGHT)
+        return refused, allowed.status_code
+
+    RIGHT = {"authorization": "Bearer ds_right"}
+    refused, allowed = ask(talk, hashes, is_loopback=False, base_url="http://example.com")
+    assert {status for _, status in refused} == {401}
+    assert len(refused) > 30
+    assert allowed == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "evil.example"}, 421),
+        ({"host": "localhost.evil.example:8000"}, 421),
+        ({"host": "[::1]:8000"}, 200),
+        ({"host": "127.0.0.1:8000"}, 200),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://localhost:8000"}, 200),
+    ],
+)
+def test_a_page_of_the_web_cannot_speak_to_a_service_on_loopback(ask, headers, status):
+    async def talk(client):
+        return (await client.get("/models", headers=headers)).status_code
+
+    assert ask(talk) == status
+
+
+def test_the_counters_tell_batches_routes_and_the_active_version(ask):
+    async def talk(client):
+        await client.post("/predict", json={"inputs": [[[0] * 8] * 8] * 1})
+        return (await client.get("/metrics")).text
+
+    page = ask(talk)
+    assert 'deepseek_requests_total{route="/predict",status="200"} 1.0' in page
+    assert 'deepseek_batch_samples_count{model="digits",version="v10"} 1.0' not in page  # no hook
+    assert 'deepseek_model_active{model="digits",version="v10"} 1.0' in page
+
+
+def test_a_model_without_a_spec_is_not_served(tmp_path):
+    from tests.unit.deploy.service.conftest import build
+
+    from deepseek.errors import ConfigError
+
+    engine = make_engine()
+    engine.spec = None
+    engine.save(tmp_path / "m.bin")
+    with pytest.raises(ConfigError, match="does not say what it takes"):
+        build("m", "1", tmp_path / "m.bin")

@@ -19,6 +19,7 @@ from deepseek.cli import (
     convert,
     doctor,
     evaluate,
+    generate,
     init,
     launch,
     lr_range,
@@ -47,6 +48,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)
+app.command("generate")(generate.generate)
 app.command("serve")(serve.serve)
 app.command("report")(report.report)
 app.command("lr-range")(lr_range.lr_range)

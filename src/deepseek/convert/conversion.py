@@ -14,6 +14,7 @@ from deepseek.convert.recognition import FAMILIES, Recognised, family_names, fin
 from deepseek.convert.report import Assumption, Fate, Report
 from deepseek.convert.source import Source, read_source
 from deepseek.convert.tensors import cast_weights
+from deepseek.convert.tokenizers import text_spec
 from deepseek.convert.verify import compare
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import ModelEngine
@@ -227,7 +228,9 @@ def _convert_weights(
     _add_fresh(state, skeleton, args, num_classes, report)
     content = ModelFile(family.architecture, config, None, state)
     module, _ = build_from_file(source.name, content, args, num_classes, None)
-    return Conversion(ModelEngine.wrap(module), report, family, source, found.state)
+    engine = ModelEngine.wrap(module)
+    engine.spec = text_spec(engine, source, report)
+    return Conversion(engine, report, family, source, found.state)
 
 
 def _add_fresh(

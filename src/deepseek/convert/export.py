@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from deepseek.convert.conversion import deepseek_to_pytorch, find_writer, written_rules
 from deepseek.convert.huggingface_folder import write_folder
 from deepseek.convert.mapping import bring_out
+from deepseek.convert.tokenizers import tokenizer_files
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.version import __version__
@@ -30,7 +31,8 @@ def deepseek_to_huggingface(
 ) -> None:
     """Write a folder that transformers' `from_pretrained` opens.
 
-    It has `config.json` with the names of the classes, `model.safetensors`, and a model card.
+    It has `config.json` with the names of the classes, `model.safetensors`, the tokenizer of an
+    engine that has one, and a model card.
 
     Args:
         engine: of an architecture that transformers has.
@@ -51,7 +53,7 @@ def deepseek_to_huggingface(
     floating = sorted(dtypes & {"float32", "float16", "bfloat16", "float64"})
     config["dtype"] = floating[0] if len(floating) == 1 else "float32"
     card = _model_card(engine, str(config["architectures"][0]))
-    contents = {**(files or {}), "README.md": card.encode()}
+    contents = {**tokenizer_files(engine), **(files or {}), "README.md": card.encode()}
     write_folder(Path(folder), config, state, contents)
 
 

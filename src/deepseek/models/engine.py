@@ -21,6 +21,7 @@ from deepseek.models.hints import ParallelHints
 from deepseek.models.model_file import ModelFile, read_model_file, write_model_file
 from deepseek.models.prediction import Prediction
 from deepseek.models.prompts import Generation, Prompt, Vocabulary, Writer
+from deepseek.models.text_batches import tokenizer_of
 from deepseek.models.text_binding import check_tokens, keep_documents_apart
 from deepseek.models.zoo import build_model, name_of, timm_hints, timm_input_shape
 
@@ -333,7 +334,7 @@ class ModelEngine(nn.Module):
         """Continue prompts with a decoder; those of a list together, whatever their lengths.
 
         Args:
-            prompts: text of the characters that the model was trained on, token ids, or a list.
+            prompts: text, token ids, or a list of either.
             max_new_tokens: of each prompt; by default as many as fit the context.
             stop: tokens that end a text, by their text or id.
             **sampling: `temperature`, `top_k`, `top_p`, `seed` of `Sampling`.
@@ -374,7 +375,9 @@ class ModelEngine(nn.Module):
                 fix='use an architecture such as "gpt" or "llama"',
             )
         names = self.spec.class_names if self.spec else ()
-        return Writer(self.module, Vocabulary(names), compiles=self.graph == "static")
+        content = self.spec.tokenizer if self.spec else None
+        vocabulary = Vocabulary(names, None if content is None else tokenizer_of(content))
+        return Writer(self.module, vocabulary, compiles=self.graph == "static")
 
     def export(self, path: str | Path, inputs: Tensor) -> float:
         """Write the model as a program that runs without this library: `.pt2`, for any batch size.

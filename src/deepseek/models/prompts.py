@@ -1,16 +1,18 @@
 """From what a user has (text, token ids) to rows of tokens for a decoder, and back to text."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor
 
+from deepseek.datasets.tokenizer import Tokenizer
 from deepseek.errors import ConfigError
 from deepseek.models.decoder import Decoder
 from deepseek.models.eval_mode import each_evaluating
 from deepseek.models.generation import generate_tokens, make_sampling
 
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 Prompt = str | Sequence[int] | Tensor
 """Text, or token ids of shape (T,)."""
 
@@ -31,14 +33,16 @@ class Generation:
 
 
 class Vocabulary:
-    """The text of each token, where a text's characters are its tokens.
+    """From text to tokens and back: by a tokenizer, else character by character.
 
     Args:
         names: of each token, in order; empty where they are unknown.
+        tokenizer: of the model, if it has one.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = tuple(names)
+    def __init__(self, names: Sequence[str], tokenizer: Tokenizer | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._names = tokenizer.vocabulary if tokenizer is not None else tuple(names)
         self._ids = {name: number for number, name in enumerate(self._names)}
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -47,6 +51,8 @@ class Vocabulary:
         Raises:
             ConfigError: text has a character that is no token, or ids are no whole numbers.
         """
+        if isinstance(prompt, str) and self._tokenizer is not None:
+            return self._tokenizer.encode([prompt], is_whole=False)[0].tolist()
         if isinstance(prompt, str):
             return [self.id_of(character) for character in prompt]
         ids = prompt.tolist() if isinstance(prompt, Tensor) else list(prompt)
@@ -75,9 +81,22 @@ class Vocabulary:
 
     def decode(self, tokens: Sequence[int]) -> str | None:
         """Return the text of tokens, if it is known."""
+        if self._tokenizer is not None:
+            return self._tokenizer.decode(tokens)
         if not self._names:
             return None
         return "".join(self._names[token] for token in tokens)
+
+    def decode_each(self, tokens: Iterable[int]) -> Iterator[str]:
+        """Return the text that each token adds; nothing yet where a letter is in several tokens."""
+        seen: list[int] = []
+        shown = ""
+        for token in tokens:
+            seen.append(token)
+            text = self.decode(seen) or ""
+            if not text.endswith(INCOMPLETE):
+                yield text[len(shown) :]
+                shown = text
 
 
 def is_single(prompts: Prompt | Sequence[Prompt]) -> bool:
@@ -139,7 +158,7 @@ class Writer:
         tokens = (row[0] for row in drawn if row[0] is not None)
         if not isinstance(prompt, str):
             return tokens
-        return (self._vocabulary.decode([token]) or "" for token in tokens)
+        return self._vocabulary.decode_each(tokens)
 
     def _draw(
         self,

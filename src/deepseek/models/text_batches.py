@@ -39,7 +39,7 @@ def text_batches(x: object, spec: DataSpec, batch_size: int) -> tuple[Iterator[T
 
 
 def _encode(texts: Sequence[str], spec: DataSpec, batch_size: int) -> Iterator[Tensor]:
-    tokenizer = _tokenizer_of(spec.tokenizer or "")
+    tokenizer = tokenizer_of(spec.tokenizer or "")
     length = spec.fields["inputs"].shape[0]
     for start in range(0, len(texts), batch_size):
         rows = tokenizer.encode(texts[start : start + batch_size], is_whole=False)
@@ -47,5 +47,6 @@ def _encode(texts: Sequence[str], spec: DataSpec, batch_size: int) -> Iterator[T
 
 
 @lru_cache(maxsize=4)
-def _tokenizer_of(content: str) -> Tokenizer:
+def tokenizer_of(content: str) -> Tokenizer:
+    """Return the tokenizer of a data spec, from its JSON text."""
     return Tokenizer(content, "the tokenizer of the model")

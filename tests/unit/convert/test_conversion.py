@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from deepseek.convert import convert, deepseek_to_pytorch, pytorch_to_deepseek, verify_conversion
-from deepseek.convert.export import write_state_dict
+from deepseek.convert.export import deepseek_to_huggingface, write_state_dict
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import Encoder, ImageNetResNet, ModelEngine
 from deepseek.models.weights import read_weights
@@ -278,3 +278,46 @@ def test_published_cifar_weights_load_as_they_do_by_name():
     by_name = ModelEngine("resnet20", weights=found[0], allow_pickle=True).eval()
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(engine(images), by_name(images))
+
+
+def test_a_tokenizer_and_names_of_classes_go_in_with_a_folder_and_out_again(tmp_path):
+    from deepseek.datasets import train_tokenizer
+
+    texts = ["shares rose sharply", "profit fell", "the bank said nothing"] * 10
+    tokenizer = train_tokenizer(texts, kind="wordpiece", vocab_size=80)
+    config = transformers.BertConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=32, max_position_embeddings=16,
+        pad_token_id=tokenizer.pad_token, id2label={0: "down", 1: "up", 2: "same"},
+        label2id={"down": 0, "up": 1, "same": 2},
+    )  # fmt: skip
+    original = transformers.BertForSequenceClassification(config).eval()
+    original.save_pretrained(tmp_path / "in")
+    tokenizer.save(tmp_path / "in")
+    engine = pytorch_to_deepseek(tmp_path / "in")
+    assert engine.spec.class_names == ("down", "up", "same")
+    engine.save(tmp_path / "model.bin")
+    text = "profit rose sharply"
+    found = ModelEngine.load(tmp_path / "model.bin").predict(text)
+    ids = torch.from_numpy(tokenizer.encode([text])[0])[None]
+    with torch.no_grad():
+        expected = original(ids).logits.softmax(-1)[0]
+    torch.testing.assert_close(found.probs, expected, atol=1e-5, rtol=0)
+    deepseek_to_huggingface(engine, tmp_path / "out")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert again(text)["input_ids"] == ids[0].tolist()
+    assert again.pad_token_id == tokenizer.pad_token
+    opened = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert opened.config.id2label == {0: "down", 1: "up", 2: "same"}
+
+
+def test_a_broken_tokenizer_is_left_out_and_told(tmp_path):
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=16,
+    )  # fmt: skip
+    transformers.BertModel(config).save_pretrained(tmp_path / "in")
+    (tmp_path / "in/tokenizer.json").write_text("{")
+    conversion = convert(tmp_path / "in")
+    assert conversion.engine.spec is None
+    assert any("without its tokenizer" in note for note in conversion.report.notes)

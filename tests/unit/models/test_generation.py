@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from deepseek.datasets import train_tokenizer
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.errors import ConfigError
 from deepseek.models import GPT, Llama, ModelEngine
 from deepseek.models.generation import Sampling, generate_tokens
+from deepseek.models.prompts import Vocabulary
 
 SIZES = {"context_length": 24, "num_layers": 2, "dim": 32, "heads": 4, "num_classes": 11}
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
@@ -213,3 +215,21 @@ def test_what_cannot_be_written_is_said(engine):
     engine.spec = None
     with pytest.raises(ConfigError, match="has none"):
         engine.generate("abc")
+
+
+def test_text_goes_through_the_tokenizer_of_the_model_and_comes_back_whole():
+    texts = ["the wölf ate the shéep", "the shéep ate the grass"] * 20
+    tokenizer = train_tokenizer(texts, kind="bpe", vocab_size=270)
+    torch.manual_seed(0)
+    engine = ModelEngine.wrap(GPT(**{**SIZES, "num_classes": tokenizer.vocab_size}))
+    sequence = FieldSpec((24,), "int64")
+    fields = {"inputs": sequence, "targets": sequence}
+    engine.spec = DataSpec("language_modelling", fields, tokenizer=tokenizer.to_json())
+    found = engine.generate("the wölf", 8, temperature=0)
+    assert found.text == tokenizer.decode(found.tokens)
+    prompt = tokenizer.encode(["the wölf"], is_whole=False)[0].tolist()
+    assert found.tokens == engine.generate(prompt, 8, temperature=0).tokens
+    # letters of two bytes, one token each: nothing is shown before a letter is whole
+    vocabulary = Vocabulary((), tokenizer)
+    spelled = [vocabulary.id_of(letter) for letter in "wÃ¶"]  # bytes c3 and b6, as it writes them
+    assert list(vocabulary.decode_each(spelled)) == ["w", "ö"]

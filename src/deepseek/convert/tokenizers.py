@@ -1,0 +1,96 @@
+"""Tokenizers and names of classes of a Hugging Face folder, into a data spec and back."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deepseek.convert.report import Report
+from deepseek.convert.source import Source
+from deepseek.datasets import DataSpec
+from deepseek.datasets.spec import FieldSpec
+from deepseek.datasets.tokenizer import load_tokenizer
+from deepseek.errors import DataError, MissingExtraError
+from deepseek.models import ModelEngine
+from deepseek.models.decoder import Decoder
+from deepseek.models.text_batches import tokenizer_of
+
+FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
+_TASKS = {
+    "sequence": "sequence_classification",
+    "tokens": "token_classification",
+    "vocabulary": "masked_language_modelling",
+}
+_ROLES = {
+    "pad_token": ("[PAD]", "<pad>", "<|pad|>"), "mask_token": ("[MASK]", "<mask>", "<|mask|>"),
+    "unk_token": ("[UNK]", "<unk>"), "cls_token": ("[CLS]", "<s>"), "sep_token": ("[SEP]", "</s>"),
+    "eos_token": ("<|endoftext|>", "</s>", "<|end_of_text|>"), "bos_token": ("<s>",),
+}  # fmt: skip
+"""What transformers calls special tokens, and what they are called in vocabularies."""
+
+
+def text_spec(engine: ModelEngine, source: Source, report: Report) -> DataSpec | None:
+    """Return what a folder tells of the text that its model takes; `None` without a tokenizer.
+
+    Args:
+        engine: of the folder's model.
+        source: the folder.
+        report: gets a note on what is left out.
+    """
+    if not any(name in source.files for name in FILES):
+        return None
+    try:
+        tokenizer = load_tokenizer(Path(source.name))
+        content = tokenizer.to_json()
+    except (DataError, MissingExtraError) as error:
+        report.notes.append(f"without its tokenizer: {error.message}")
+        return None
+    config = engine.config
+    task = "language_modelling"
+    if not isinstance(engine.module, Decoder):
+        task = _TASKS.get(str(config.get("outputs")), "features")
+    sequence = FieldSpec((int(config["context_length"]),), "int64")
+    names = _class_names(source.config, engine.num_classes) if task in _LABELLED else ()
+    is_whole = task == "sequence_classification"
+    return DataSpec(
+        task=task,
+        fields={
+            "inputs": sequence, "targets": FieldSpec((), "int64") if is_whole else sequence,
+        },
+        class_names=names,
+        class_counts=(0,) * len(names),
+        tokenizer=content,
+        pad_token=config.get("pad_token"),
+    )  # fmt: skip
+
+
+_LABELLED = ("sequence_classification", "token_classification")
+
+
+def _class_names(config: Mapping[str, Any], count: int | None) -> tuple[str, ...]:
+    """Return the names of `id2label`, where it has one for each class."""
+    table = config.get("id2label")
+    if count is None or not isinstance(table, dict):
+        return ()
+    names = tuple(str(table.get(str(index), "")) for index in range(count))
+    return names if all(names) and len(set(names)) == count else ()
+
+
+def tokenizer_files(engine: ModelEngine) -> dict[str, bytes]:
+    """Return the files of an engine's tokenizer that transformers' `AutoTokenizer` reads."""
+    content = engine.spec.tokenizer if engine.spec else None
+    if content is None:
+        return {}
+    known = set(tokenizer_of(content).vocabulary)
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": engine.config["context_length"],
+    }
+    for role, names in _ROLES.items():
+        found = next((name for name in names if name in known), None)
+        if found is not None:
+            settings[role] = found
+    return {
+        "tokenizer.json": content.encode(),
+        "tokenizer_config.json": json.dumps(settings, indent=2).encode(),
+    }

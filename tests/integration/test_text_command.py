@@ -86,7 +86,7 @@ def test_a_language_model_from_a_file_and_resumed(capsys):
 
 
 def test_what_is_wrong_with_the_data_exits_with_the_code_of_data(reviews, capsys):
-    assert run(["train", "a.yaml", "data.label_column=lable"]) == 3
+    assert run(["train", "a.yaml", "data.label_column=labl"]) == 3
     assert 'did you mean "label"?' in capsys.readouterr().err
     assert run(["train", "a.yaml", "data.tokenizer=nowhere"]) == 3
     assert run(["train", "a.yaml", "model.args.pad_token=3"]) == 2

@@ -20,7 +20,9 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def fit(model, data, run, epochs=4):
-    trainer = Trainer(model, data, data, batch_size=16, epochs=epochs, lr=1e-2, run_dir=run, **QUIET)
+    trainer = Trainer(
+        model, data, data, batch_size=16, epochs=epochs, lr=1e-2, run_dir=run, **QUIET
+    )
     history = trainer.fit()
     losses = [record["val_loss"] for record in history]
     assert losses[-1] < 0.8 * losses[0]
@@ -33,7 +35,8 @@ def test_hidden_words_are_found(tmp_path):
         tmp_path / "a.txt", "masked_language_modelling", tokenizer="wordpiece", vocab_size=60,
         sequence_length=16, document_per="line",
     )  # fmt: skip
-    model = Encoder(vocab_size=data.tokenizer.vocab_size, outputs="vocabulary", dropout=0.0, **SIZES)
+    size = data.tokenizer.vocab_size
+    model = Encoder(vocab_size=size, outputs="vocabulary", dropout=0.0, **SIZES)
     engine = fit(model, data, tmp_path / "run", epochs=6)
     hidden = data.tokenizer.encode(["cat eats fish every day"])[0]
     at = hidden.tolist().index(int(data.tokenizer.encode(["eats"], is_whole=False)[0][0]))

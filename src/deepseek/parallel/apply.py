@@ -185,13 +185,7 @@ class ParallelModel:
                 shard(root, blocks, world, dtype, offloads=offloads)
         elif trains and world.plan.pp == 1 and world.plan.num_shares * world.plan.cp > 1:
             self.engine.to(world.device)
-            self.forward = replicate(
-                self.engine,
-                world,
-                has_unused=has_unused,
-                is_static=isinstance(self.engine.module, BlockModel)
-                and world.plan.num_micro_batches == 1,
-            )
+            self.forward = replicate(self.engine, world, has_unused=has_unused)
 
     def _note_tokens(self, inputs: Tensor) -> None:
         model = self.engine.module

@@ -36,16 +36,13 @@ from deepseek.parallel.world import World
 MIB = 1 << 20
 
 
-def replicate(
-    engine: nn.Module, world: World, *, has_unused: bool, is_static: bool
-) -> DistributedDataParallel:
+def replicate(engine: nn.Module, world: World, *, has_unused: bool) -> DistributedDataParallel:
     """Return a wrapper around `engine` that reduces gradients while the backward pass goes on.
 
     Args:
         engine: the model, the same on all ranks.
         world: the ranks.
         has_unused: whether some weights get no gradient.
-        is_static: whether each step goes backward once, and does the same as the one before.
     """
     settings, group = world.plan.settings, world.group("data")
     # buffers are averaged after the step, by `World.average`; the option has two names
@@ -60,7 +57,6 @@ def replicate(
         bucket_cap_mb=None if is_default else settings.bucket_mib,  # pyright: ignore[reportArgumentType]
         gradient_as_bucket_view=True,
         find_unused_parameters=has_unused,
-        static_graph=is_static,
         **{buffers: False},  # pyright: ignore[reportArgumentType]
     )
     if settings.compression == "bf16":

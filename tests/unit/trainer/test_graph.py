@@ -23,6 +23,7 @@ SIZES = {
     "gpt": TOKENS,
     "llama": {**TOKENS, "kv_heads": 2},
     "encoder": {**TOKENS, "vocab_size": 10},
+    "imagenet_resnet": {"depths": [1, 1, 1, 1], "block": "basic"},
     "unet3d": {"features": [4, 6], "blocks": 1},
 }
 
@@ -41,7 +42,9 @@ def make_batch(name):
     if name == "unet3d":
         inputs, targets = torch.randn(2, 1, 4, 8, 8), torch.randint(0, 10, (2, 4, 8, 8))
         return {"inputs": inputs, "targets": targets}, VoxelTask(10)
-    inputs = torch.randint(0, 10, (2, 16)) if name == "encoder" else torch.randn(2, 3, 32, 32)
+    # a norm of the last stage sees more than a pixel of each picture
+    size = 96 if name == "imagenet_resnet" else 32
+    inputs = torch.randint(0, 10, (2, 16)) if name == "encoder" else torch.randn(2, 3, size, size)
     return {"inputs": inputs, "targets": torch.tensor([3, 7])}, ClassificationTask(10)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deepseek.datasets import DataSpec
 from deepseek.errors import ConfigError
-from deepseek.trainer.metrics import Mean
+from deepseek.trainer.metrics import Mean, Metric
 from deepseek.trainer.task import IGNORE_INDEX, Batch, Task
 
 SMOOTHING = 1e-5
@@ -84,11 +84,11 @@ class SegmentationTask(Task):
         shared = (probs * known).sum(2)
         return (2 * shared + SMOOTHING) / (probs.sum(2) + known.sum(2) + SMOOTHING)
 
-    def new_metrics(self) -> dict[str, Mean]:
+    def new_metrics(self) -> dict[str, Metric]:
         """Loss, the share of voxels that are right, and Dice over samples and their classes."""
         return {"loss": Mean(), "accuracy": Mean(), "dice": Mean()}
 
-    def update_metrics(self, metrics: dict[str, Mean], outputs: Tensor, batch: Batch) -> None:
+    def update_metrics(self, metrics: dict[str, Metric], outputs: Tensor, batch: Batch) -> None:
         """Add a batch. Dice is of what is predicted, and of classes that are there or predicted."""
         labels, logits = batch["targets"], outputs.float()
         is_counted = labels != IGNORE_INDEX

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 from torch.utils._pytree import tree_leaves
 
+from deepseek.memory.kernels import KERNELS
+
 ACTIVATIONS = "activations"
 WEIGHTS = "weights"
 BUFFERS = "buffers"
@@ -42,6 +44,9 @@ class _Pause:
 class Allocations(TorchDispatchMode):
     """Counts the storages that are made inside, until they are gone.
 
+    Args:
+        counts_kernels: add what kernels of a CPU take for themselves while they run.
+
     Attributes:
         alive_bytes: now.
         peak_bytes: most at any time.
@@ -49,8 +54,9 @@ class Allocations(TorchDispatchMode):
         pause: a context in which nothing is counted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, counts_kernels: bool = True) -> None:
         super().__init__()
+        self._counts_kernels = counts_kernels
         self.alive_bytes = self.peak_bytes = 0
         self.logits_numel = 0
         self.pause = _Pause()
@@ -74,6 +80,8 @@ class Allocations(TorchDispatchMode):
                 is_logits = tensor.numel() == self.logits_numel > 0
                 self._note(tensor.untyped_storage(), "logits" if is_logits else ACTIVATIONS)
         self._look_at_weights(func, tensors, made)
+        if self._counts_kernels and func.overloadpacket in KERNELS:
+            self._pass_by(KERNELS[func.overloadpacket](tensors))
         return result
 
     def hold(self, tensors: Iterable[Tensor], role: str) -> None:
@@ -121,6 +129,14 @@ class Allocations(TorchDispatchMode):
 
         self._known[key] = _Storage(number, weakref.ref(storage, gone))
         self._change(number, storage.nbytes())
+
+    def _pass_by(self, size: int) -> None:
+        """Count bytes that are there for a moment."""
+        number = len(self._sizes)
+        self._roles.append(ACTIVATIONS)
+        self._sizes.append(0)
+        self._change(number, size)
+        self._change(number, 0)
 
     def _change(self, number: int, size: int) -> None:
         change = size - self._sizes[number]

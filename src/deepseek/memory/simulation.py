@@ -41,6 +41,7 @@ def simulate_step(
     remade_places: frozenset[int] | None = None,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     has_gradients: bool = False,
+    is_on_cpu: bool = True,
 ) -> Simulated:
     """Run a step on fake tensors.
 
@@ -52,6 +53,7 @@ def simulate_step(
         remade_places: matrix products that are done again; see `MemoryPolicy`.
         autocast: context of the forward pass.
         has_gradients: whether gradients are there before, as from the second micro-batch on.
+        is_on_cpu: whether a CPU's kernels will run, whose buffers are known.
 
     Raises:
         Exception: whatever a model does that cannot be done with shapes alone.
@@ -63,7 +65,7 @@ def simulate_step(
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
         batch = inputs()
-        allocations = Allocations()
+        allocations = Allocations(counts_kernels=is_on_cpu)
         memory = MemoryPolicy(policy, [twin])
         memory.remade_places = remade_places
         with allocations:

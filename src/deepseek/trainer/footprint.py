@@ -136,6 +136,7 @@ def _simulate(trainer: "Trainer", policy: str | None = None) -> Simulated | None
             remade_places=step.graph.memory.remade_places if policy is None else None,
             autocast=_autocast(trainer),
             has_gradients=accumulates,
+            is_on_cpu=trainer.device.type == "cpu",
         )
     except Exception:
         # any model and any task may do anything; the prediction is a courtesy

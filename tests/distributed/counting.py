@@ -1,65 +1,29 @@
 """Which collectives each part of an optimizer step asks for, and how many numbers they move.
 
-`Collectives` sees what is asked of c10d: by DTensor, DDP's reducer, FSDP and ourselves. Torch's
-flight recorder sees what Gloo does, which is another thing where Gloo has no such operation (its
-reduce-scatter is an all-reduce); the counts of both must agree, or something went by unseen.
+`Collectives` sees what is asked of c10d. Torch's flight recorder sees what Gloo does, which is
+another thing where Gloo has no such operation (its reduce-scatter is an all-reduce); the counts of
+both must agree, or something went by unseen.
 """
 
 import json
 from collections import Counter
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch._C._distributed_c10d as c10d
 import torch.distributed as dist
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from deepseek.datasets import TokenDataset
 from deepseek.models import GPT
 from deepseek.models.attention import attention, causal_attention
+from deepseek.parallel.collectives import KINDS, Collectives
 from deepseek.parallel.context import ContextAttention, Entry, TokenShare
 from deepseek.trainer import Callback, Trainer
 from deepseek.trainer.clock import Clock
 
-KINDS = {
-    "all_reduce": "all_reduce", "allreduce_": "all_reduce", "all_reduce_": "all_reduce",
-    "_allgather_base_": "all_gather", "allgather_": "all_gather",
-    "all_gather_into_tensor": "all_gather", "all_gather_into_tensor_out": "all_gather",
-    "_reduce_scatter_base_": "reduce_scatter", "reduce_scatter_tensor": "reduce_scatter",
-    "broadcast_": "broadcast", "send": "send", "recv_": "receive",
-}  # fmt: skip
-SILENT = {"wait_tensor", "_wrap_tensor_autograd", "_wrap_tensor_with_hook"}
 DIM, CONTEXT, VOCABULARY, NUM_ROWS = 32, 8, 67, 128  # the vocabulary, padded to 64s
-
-
-class Collective(NamedTuple):
-    """One collective.
-
-    Attributes:
-        phase: of the step: data, forward, backward, optimizer, logging, or "" between them.
-        kind: all_reduce, all_gather, reduce_scatter, broadcast, send or receive.
-        count: numbers in the whole tensor: what is reduced, or what all have gathered.
-        num_bytes: of the whole tensor.
-        degree: ranks that take part.
-    """
-
-    phase: str
-    kind: str
-    count: int
-    num_bytes: int
-    degree: int
-
-    @property
-    def sent_bytes(self):
-        """What each rank sends in a ring: an all-reduce is a reduce-scatter and an all-gather."""
-        turns = 2 if self.kind == "all_reduce" else 1
-        return turns * self.num_bytes * (self.degree - 1) / self.degree
 
 
 class Phases(Clock):
@@ -68,47 +32,14 @@ class Phases(Clock):
     def __init__(self):
         self.current = ""
 
+    def now(self):
+        return self.current
+
     @contextmanager
     def phase(self, name):
         before, self.current = self.current, name
         yield
         self.current = before
-
-
-class Collectives(TorchDispatchMode):
-    """Notes every collective in the order in which they are asked for."""
-
-    def __init__(self, phases):
-        super().__init__()
-        self.seen: list[Collective] = []
-        self._phases = phases
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if any(issubclass(each, DTensor) for each in types):
-            return NotImplemented  # what DTensor makes of it comes by again
-        name = func.__name__.partition(".")[0]
-        if func.namespace in ("c10d", "_c10d_functional") and name not in SILENT:
-            tensors = [each for each in tree_leaves(args) if isinstance(each, Tensor)]
-            count = max(each.numel() for each in tensors)
-            degree = _degree(args)
-            if name == "all_gather_into_tensor":  # functional: the output is not there yet
-                count *= degree
-            elif name == "allgather_":
-                count = sum(each.numel() for each in tree_leaves(args[0]))
-            num_bytes = count * tensors[0].element_size()
-            self.seen.append(
-                Collective(self._phases.current, KINDS[name], count, num_bytes, degree)
-            )
-        return func(*args, **(kwargs or {}))
-
-
-def _degree(args):
-    for each in tree_leaves(args):
-        if isinstance(each, str) and each not in ("sum", "avg", "max", "min"):
-            return dist.distributed_c10d._resolve_process_group(each).size()
-        if isinstance(each, torch.ScriptObject) and "ProcessGroup" in str(each._type()):
-            return dist.ProcessGroup.unbox(each).size()
-    raise AssertionError("no process group")
 
 
 def num_recorded():
@@ -206,7 +137,7 @@ def trace_steps(runs, run_dir):
         tokens = np.random.default_rng(0).integers(0, VOCABULARY, 70 * CONTEXT + 1)
         data = TokenDataset(tokens, CONTEXT, [chr(40 + i) for i in range(VOCABULARY)])
         phases = Phases()
-        collectives = Collectives(phases)
+        collectives = Collectives(phases.now)
         steps = Steps(collectives)
         callbacks = [steps, *chosen.pop("callbacks", ())]
         trainer = Trainer(model, data, run_dir=run_dir / name, callbacks=callbacks, **chosen)

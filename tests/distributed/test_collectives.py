@@ -88,7 +88,7 @@ def step(ranks):
 
 
 def counted(collectives):
-    return Counter((each.phase, each.kind, each.count) for each in collectives)
+    return Counter((each.phase, each.kind, each.numel) for each in collectives)
 
 
 def added(more, less):
@@ -186,7 +186,7 @@ def test_divided_tokens_are_put_together_once_at_each_end_of_the_blocks(step):
 def test_gradients_of_norms_of_divided_tokens_are_summed_in_one_all_reduce(step):
     for name, num_layers in (("tp tokens", 2), ("tp tokens deeper", 3)):
         update = [each for each in step(name) if each.phase == "optimizer"]
-        assert [each.count for each in update] == [num_layers * 4 * DIM, 4]
+        assert [each.numel for each in update] == [num_layers * 4 * DIM, 4]
 
 
 def test_a_divided_vocabulary_costs_as_much_with_divided_tokens(step):
@@ -273,7 +273,7 @@ def test_cp_gathers_keys_and_values_of_each_block_and_scatters_their_gradients(s
 
 def test_a_pipeline_sends_each_micro_batch_there_and_its_gradient_back(step):
     between = [each for each in step("pp") if each.kind in ("send", "receive")]
-    assert Counter((each.kind, each.count) for each in between) == Counter(
+    assert Counter((each.kind, each.numel) for each in between) == Counter(
         {("send", ACTIVATION // 4): 4, ("receive", ACTIVATION // 4): 4}
     )
 
@@ -283,7 +283,7 @@ def test_a_pipeline_sends_each_micro_batch_there_and_its_gradient_back(step):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_ranks_agree_on_a_verdict_and_where_they_have_different_samples_on_their_number(name, step):
-    small = [each for each in step(name) if each.count in (1, 4)]
+    small = [each for each in step(name) if each.numel in (1, 4)]
     has_same = name.startswith(("tp", "pp"))
     assert counted(small) == (VERDICT if has_same else AGREED)
 

@@ -52,6 +52,31 @@ def test_from_a_template_to_predictions(capsys):
     assert json.loads((folder / "summary.json").read_text())["step"] == 3
 
 
+def test_a_dry_run_prints_what_a_rank_of_many_needs_and_writes_nothing(capsys):
+    assert run(["init", "digits"]) == 0
+    before = sorted(Path().rglob("*"))
+    plan = ["trainer.parallel=fsdp2-tp2", "trainer.precision=fp32"]
+    assert run(["train", "--dry-run", "--world-size", "4", "--rank", "3", *SMALL, *plan]) == 0
+    text = capsys.readouterr().out
+    assert "dry run of rank 3 of 4" in text
+    assert "parallel fsdp2-tp2: 4 processes" in text
+    assert "MiB sent by this rank" in text
+    assert run(["train", "--dry-run", *SMALL]) == 0  # as many as the plan takes: one
+    assert "dry run of rank 0 of 1" in capsys.readouterr().out
+    assert run(["train", "--dry-run", "--world-size", "8", *SMALL, *plan]) == 2
+    assert "which would work with 8 processes" in capsys.readouterr().err
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "options", [["--world-size", "8"], ["--rank", "0"], ["--dry-run", "--run-dir", "here"]]
+)
+def test_options_that_the_kind_of_run_would_ignore_are_refused(options, capsys):
+    assert run(["init", "digits"]) == 0
+    assert run(["train", *options, *SMALL]) == 2
+    assert f"{options[-2]}={options[-1]}" in capsys.readouterr().err
+
+
 def test_a_run_is_its_seed():
     from safetensors.numpy import load_file
 

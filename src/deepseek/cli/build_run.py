@@ -50,25 +50,42 @@ def _build_pictures(config: DataConfig, seed: int) -> tuple[ImageDataset, ImageD
     return train, held_back if transform is None else held_back.with_transform(transform)
 
 
-def build_model(config: ModelConfig) -> ModelEngine:
-    """Return the model, on the CPU, its head still open where the data decide the classes."""
+def build_model(config: ModelConfig, *, on_paper: bool = False) -> ModelEngine:
+    """Return the model, on the CPU, its head still open where the data decide the classes.
+
+    Args:
+        config: the section `model`.
+        on_paper: without numbers in its weights, on the meta device; where an architecture needs
+            numbers to be built, with fresh ones.
+    """
+    if on_paper:
+        try:
+            with torch.device("meta"):
+                return ModelEngine(config.architecture, **config.args)
+        except (RuntimeError, NotImplementedError):
+            return ModelEngine(config.architecture, **config.args)
     return ModelEngine(
         config.architecture, pretrained=config.pretrained, weights=config.weights, **config.args
     )
 
 
-def build_trainer(config: RunConfig, *, run_dir: Path | None, resume: Path | None) -> Trainer:
+def build_trainer(
+    config: RunConfig, *, run_dir: Path | None, resume: Path | None, on_paper: bool = False
+) -> Trainer:
     """Return the trainer of a run.
 
     Args:
         config: resolved settings.
         run_dir: folder of a new run; the next free `OUTPUT/NAME-N` if `None`.
         resume: run folder or checkpoint folder to go on from.
+        on_paper: for a dry run: a model without numbers, on the CPU.
     """
     train_data, val_data = build_data(config.data, config.seed)
     torch.manual_seed(config.seed)  # the weights too are the seed's
-    model = build_model(config.model)
+    model = build_model(config.model, on_paper=on_paper)
     settings = {name: getattr(config.trainer, name) for name in type(config.trainer).model_fields}
+    if on_paper:
+        settings["device"] = "cpu"
     return Trainer(
         model,
         train_data,

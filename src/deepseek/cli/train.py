@@ -30,8 +30,18 @@ def train(
     run_dir: Annotated[
         Path | None, typer.Option(help="Folder of the run; runs/NAME-N by default.")
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Take one step on paper: memory, collectives, checks."),
+    ] = False,
+    world_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes of the dry run; as many as the plan takes."),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="The one that is walked; 0.")] = None,
 ) -> None:
     """Train the model that a configuration describes."""
+    _refuse_for_real(dry_run, world_size, rank, resume, run_dir)
     from deepseek.cli.model_args import check_args
     from deepseek.cli.run_folders import find_resume
     from deepseek.config import read_config
@@ -46,12 +56,40 @@ def train(
     for change in loaded.changes:
         print(f"changed  {change}")
     count = loaded.config.trainer.parallel.num_processes or 1
+    if dry_run:
+        from deepseek.cli.dry_run import print_dry_run
+
+        print_dry_run(loaded.config, world_size or count, rank or 0)
+        return
     if count > 1 and "WORLD_SIZE" not in os.environ:
         _start_processes(count, arguments or [], resume, run_dir)
     from deepseek.cli.build_run import build_trainer
 
     trainer = build_trainer(loaded.config, run_dir=run_dir, resume=resume_from)
     trainer.fit()
+
+
+def _refuse_for_real(
+    dry_run: bool,
+    world_size: int | None,
+    rank: int | None,
+    resume: str | None,
+    run_dir: Path | None,
+) -> None:
+    """Refuse options that the other kind of run would ignore."""
+    from deepseek.errors import ConfigError
+
+    given = {"--world-size": world_size, "--rank": rank}
+    if dry_run:
+        given = {"--resume": resume, "--run-dir": run_dir}
+    for option, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"{option}={value} {'and' if dry_run else 'without'} --dry-run",
+                fix="leave it away: a dry run writes nothing, and has nothing to go on from"
+                if dry_run
+                else "add --dry-run; a real run has as many processes as trainer.parallel says",
+            )
 
 
 def _start_processes(

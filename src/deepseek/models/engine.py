@@ -201,6 +201,11 @@ class ModelEngine(nn.Module):
         """Where the module computes."""
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
+    def place(self, device: torch.device) -> None:
+        """Move what is not on `device` yet."""
+        if any(t.device != device for t in (*self.parameters(), *self.buffers())):
+            self.to(device)
+
     @property
     def num_parameters(self) -> int:
         """Number of weights, shared ones once."""

@@ -66,6 +66,7 @@ class ParallelModel:
         pipeline: `None` without one.
         whole_names: names in the state of the whole model -> the name that a weight is known by.
         weights: what this rank holds.
+        tie_group: the first and the last rank of a pipeline, where both hold one weight.
         gradient_factor: what the loss is multiplied by, as gradients are averaged between ranks.
     """
 
@@ -90,7 +91,7 @@ class ParallelModel:
         self.context: ContextParallel | None = None
         self.divides_logits = False
         self._ties: list[tuple[Tensor, ...]] = []
-        self._tie_group: dist.ProcessGroup | None = None
+        self.tie_group: dist.ProcessGroup | None = None
         self._lists = engine.hints.blocks or layer_lists(engine.module)
         if not world.is_distributed:
             self.weights = LocalWeights([engine.module])
@@ -113,20 +114,19 @@ class ParallelModel:
                 divisions |= divide_tensors(
                     model, hints, mesh, sequence=sequence, vocabulary=vocabulary
                 )
-                divide_randomness(model, hints, mesh.get_local_rank(), sequence=sequence)
+                if not world.is_paper:  # who drops what cannot be seen in shapes
+                    divide_randomness(model, hints, mesh.get_local_rank(), sequence=sequence)
                 self.divides_logits |= vocabulary and "head.weight" in divisions
         if plan.tp > 1 and world.mesh is not None:
             divisions |= divide_pretrained(models, world.mesh["tp"])
         self._leave_context(models, stages)
-        if compiles:
-            # what does not say which its blocks are is compiled as one
-            for block in _blocks(models, stages, self._lists) or models:
-                block.compile(fullgraph=True, dynamic=False)
+        if compiles and not world.is_paper:
+            self._compile(models, stages)
         if stages:
             engine.module = models[0]
         self._shard(models, stages, dtype, has_unused, trains, offloads)
         if not offloads:  # else torch moves what is not divided
-            engine.to(world.device)
+            engine.place(world.device)
         self.gradient_factor = float(plan.num_shares * plan.cp)
         if stages:
             group = world.group("pp")
@@ -139,10 +139,15 @@ class ParallelModel:
         twice = {**dict.fromkeys(first_names, True), **dict.fromkeys(aliases, False)}
         self.weights = LocalWeights(models, world, divisions, aliases, twice if ties else {})
         if ties:
-            self._tie_group = _end_group(world)
+            self.tie_group = _end_group(world)
             self._tied = [w for w in self.weights.weights if w.name in first_names]
 
     # -- putting it on -----------------------------------------------------------------------
+
+    def _compile(self, models: Sequence[nn.Module], stages: Sequence[Stage]) -> None:
+        # what does not say which its blocks are is compiled as one
+        for block in _blocks(models, stages, self._lists) or models:
+            block.compile(fullgraph=True, dynamic=False)
 
     def _enter_context(self, models: Sequence[nn.Module], stages: Sequence[Stage]) -> None:
         group, model = self.world.group("cp"), models[0]
@@ -184,7 +189,7 @@ class ParallelModel:
                 blocks = _blocks([root], [root] if isinstance(root, Stage) else [], self._lists)
                 shard(root, blocks, world, dtype, offloads=offloads)
         elif trains and world.plan.pp == 1 and world.plan.num_shares * world.plan.cp > 1:
-            self.engine.to(world.device)
+            self.engine.place(world.device)
             self.forward = replicate(self.engine, world, has_unused=has_unused)
 
     def _note_tokens(self, inputs: Tensor) -> None:
@@ -209,10 +214,10 @@ class ParallelModel:
         plan = self.world.plan
         if plan.pp > 1 and not plan.uses_fsdp:
             average_gradients(gradients, self.world.group("data"), plan.settings)
-        if self._tie_group is not None:
+        if self.tie_group is not None:
             for weight in self._tied:
                 if weight.local.grad is not None:
-                    dist.all_reduce(weight.local.grad, group=self._tie_group)
+                    dist.all_reduce(weight.local.grad, group=self.tie_group)
         return gradients
 
     def whole_logits(self, logits: Tensor) -> Tensor:
@@ -279,6 +284,14 @@ class TokenPipeline(Pipeline):
         super()._go(step, inputs, loss, tokens=inputs, **options)  # pyright: ignore[reportArgumentType]
 
 
+def block_row(module: nn.Module) -> list[nn.Module]:
+    """Return what a pipeline cuts between."""
+    row = module.blocks if isinstance(module, BlockModel) else module
+    for name in layer_lists(module):
+        row = module.get_submodule(name)
+    return list(row)  # pyright: ignore[reportArgumentType]
+
+
 def _cut(engine: ModelEngine, world: World) -> tuple[list[Stage], list[int]]:
     """Return the stages of this rank and their numbers; none without a pipeline."""
     plan = world.plan
@@ -286,12 +299,9 @@ def _cut(engine: ModelEngine, world: World) -> tuple[list[Stage], list[int]]:
         return [], []
     is_v = plan.is_v_shaped
     numbers = stage_ids(world.coordinate("pp"), plan.pp, plan.stages_per_rank, is_v=is_v)
-    module = engine.module
-    row = module.blocks if isinstance(module, BlockModel) else module
-    cut = partial(cut_stage, hints=engine.hints)
-    for name in layer_lists(module):
-        row, cut = module.get_submodule(name), cut_pretrained
-    ranges = block_ranges(len(row), plan.num_stages)  # pyright: ignore[reportArgumentType]
+    is_pretrained = bool(layer_lists(engine.module))
+    cut = cut_pretrained if is_pretrained else partial(cut_stage, hints=engine.hints)
+    ranges = block_ranges(len(block_row(engine.module)), plan.num_stages)
     stages = [
         cut(
             engine, blocks=ranges[number], is_first=number == 0,

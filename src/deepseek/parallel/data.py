@@ -18,6 +18,8 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket, _compute_bucket_assignment_by_size
+from torch._guards import detect_fake_mode
 from torch.cuda import nccl
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.distributed.fsdp import (
@@ -49,17 +51,22 @@ def replicate(engine: nn.Module, world: World, *, has_unused: bool) -> Distribut
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     is_default = settings.bucket_mib == ParallelConfig().bucket_mib
-    wrapped = DistributedDataParallel(
-        engine,
-        process_group=group,
-        init_sync=False,  # `World.equalize` has done it
-        # at its own default DDP makes the first bucket, which nothing else waits for, a small one
-        bucket_cap_mb=None if is_default else settings.bucket_mib,  # pyright: ignore[reportArgumentType]
-        gradient_as_bucket_view=True,
-        find_unused_parameters=has_unused,
-        **{buffers: False},  # pyright: ignore[reportArgumentType]
-    )
-    if settings.compression == "bf16":
+    # on paper buckets have no numbers, as weights have none
+    with detect_fake_mode(list(engine.parameters())) or nullcontext():
+        wrapped = DistributedDataParallel(
+            engine,
+            process_group=group,
+            init_sync=False,  # `World.equalize` has done it
+            # at its own default DDP makes the first bucket, which nothing else waits for, small
+            bucket_cap_mb=None if is_default else settings.bucket_mib,  # pyright: ignore[reportArgumentType]
+            gradient_as_bucket_view=True,
+            find_unused_parameters=has_unused,
+            **{buffers: False},  # pyright: ignore[reportArgumentType]
+        )
+    if world.is_paper:
+        first = MIB if is_default else wrapped.bucket_bytes_cap
+        wrapped.register_comm_hook((world, [first, wrapped.bucket_bytes_cap]), reduce_on_paper)
+    elif settings.compression == "bf16":
         wrapped.register_comm_hook(group, default_hooks.bf16_compress_hook)
     elif settings.compression == "powersgd":
         state = powerSGD_hook.PowerSGDState(
@@ -67,6 +74,30 @@ def replicate(engine: nn.Module, world: World, *, has_unused: bool) -> Distribut
         )
         wrapped.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
     return wrapped
+
+
+def reduce_on_paper(
+    state: tuple[World, list[int]], bucket: GradBucket
+) -> torch.futures.Future[Tensor]:
+    """Reduce a bucket among ranks that are imagined: torch's own hook waits for numbers of them.
+
+    Args:
+        state: the ranks; bytes of the first bucket and of the others, from the second step on.
+        bucket: of the first step, whose buckets may be larger.
+    """
+    world, limits = state
+    flat = bucket.buffer()
+    if world.plan.settings.compression == "bf16":
+        flat = flat.bfloat16()
+    ready = bucket.parameters()[::-1]  # about the order in which a backward pass has them ready
+    start = 0
+    for indices in _compute_bucket_assignment_by_size(ready, limits)[0]:
+        count = sum(ready[index].numel() for index in indices)
+        dist.all_reduce(flat.narrow(0, start, count), group=world.group("data"))
+        start += count
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(bucket.buffer())
+    return done
 
 
 def leaves_weights_out(engine: nn.Module, inputs: Tensor) -> bool:

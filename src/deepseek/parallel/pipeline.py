@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import get_schedule_class
 
@@ -44,6 +45,8 @@ class Pipeline:
         plan: degrees and micro-batches.
         device: of this rank.
         group: the ranks of the pipeline.
+        examples: what each stage takes and returns for a micro-batch; `None`: they are asked in the
+            first step, which needs the other ranks.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Pipeline:
         plan: Plan,
         device: torch.device,
         group: dist.ProcessGroup | None,
+        examples: Sequence[tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.stages = list(stages)
         self.num_micro_batches = plan.num_micro_batches
@@ -61,10 +65,15 @@ class Pipeline:
         self.is_last = any(stage.is_last for stage in stages)
         self.on_batch: Callable[[Tensor], None] = lambda inputs: None
         self._loss: MicroLoss = _no_loss
+        self.numbers = list(numbers)
+        takes, gives = zip(*examples, strict=True) if examples else ([None] * len(stages),) * 2
         made = [
-            PipelineStage(stage, number, plan.num_stages, device, group=group)
-            for stage, number in zip(stages, numbers, strict=True)
-        ]
+            PipelineStage(
+                stage, number, plan.num_stages, device, group=group, input_args=taken,
+                output_args=given,
+            )
+            for stage, number, taken, given in zip(stages, numbers, takes, gives, strict=True)
+        ]  # fmt: skip
         cls = get_schedule_class(SCHEDULES[plan.settings.schedule])
         self._schedule = cls(
             made if plan.settings.schedule in MULTI_STAGE else made[0],
@@ -72,8 +81,8 @@ class Pipeline:
             loss_fn=self._loss_of,
             scale_grads=False,  # the loss is divided by the count of items of the step
         )
-        takes = inspect.signature(self._schedule.step).parameters
-        self._options = {"return_outputs": False} if "return_outputs" in takes else {}
+        options = inspect.signature(self._schedule.step).parameters
+        self._options = {"return_outputs": False} if "return_outputs" in options else {}
 
     def run(self, inputs: Tensor, loss: MicroLoss) -> None:
         """Go forward and backward; gradients are added to `.grad`.
@@ -107,7 +116,8 @@ class Pipeline:
             self._loss = _no_loss
 
     def _loss_of(self, logits: Tensor, number: Tensor) -> Tensor:
-        return self._loss(logits, int(number))
+        # on paper there are no numbers, and every micro-batch is like the first
+        return self._loss(logits, 0 if isinstance(number, FakeTensor) else int(number))
 
     def modules(self) -> list[nn.Module]:
         """Return the parts of the model on this rank."""

@@ -66,6 +66,8 @@ class World:
         device: where this rank computes.
         mesh: those axes of `MESH_AXES` that have several ranks; `None` in one process.
         name: of this set of processes, if they were launched; after a restart there is another.
+        is_paper: whether the other ranks are imagined (`deepseek.parallel.paper`): they always
+            agree, and what collectives bring is no numbers.
     """
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
@@ -77,8 +79,10 @@ class World:
         self.mesh: DeviceMesh | None = None
         self._data_group: dist.ProcessGroup | None = None
         self._cp_group: dist.ProcessGroup | None = None
+        self.is_paper = False
         if plan.is_distributed:
             _start(plan, device)
+            self.is_paper = dist.get_backend() == "fake"
             self.name = self._agree_on_plan(self.name or uuid4().hex[:12])
             self.mesh = _make_mesh(plan, device)
             self._data_group = _data_group(self.mesh)
@@ -166,6 +170,10 @@ class World:
         return self.size > 1
 
     @property
+    def _is_alone(self) -> bool:
+        return not self.is_distributed or self.is_paper
+
+    @property
     def is_main(self) -> bool:
         """Whether this rank writes the run folder and speaks."""
         return self.rank == 0
@@ -219,12 +227,12 @@ class World:
 
     def start_sum_items(self, count: int) -> "ItemCount":
         """Begin to add up items over the ranks that see different ones."""
-        return ItemCount(count, self._data_group)
+        return ItemCount(count, None if self.is_paper else self._data_group)
 
     def agree(self, numbers: Sequence[float]) -> list[float]:
         """Return the sums of `numbers` over all ranks, the same bits on each."""
-        if not self.is_distributed:
-            return list(numbers)
+        if self._is_alone:
+            return [self.size * number for number in numbers]
         sums = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(sums)
         return sums.tolist()
@@ -235,8 +243,8 @@ class World:
 
     def exchange(self, value: object) -> list:
         """Return what every rank gave, in their order; JSON-able."""
-        if not self.is_distributed:
-            return [value]
+        if self._is_alone:
+            return [value] * self.size
         data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         dist.all_gather(sizes, torch.tensor([len(data)]))
@@ -256,7 +264,7 @@ class World:
         Raises:
             DeepSeekError: it failed there.
         """
-        if not self.is_distributed:
+        if self._is_alone:
             return act()
         outcome, raised = None, None
         if self.is_main:
@@ -295,7 +303,7 @@ class World:
     @torch.no_grad()
     def equalize(self, module: nn.Module) -> None:
         """Give every rank the weights and buffers of rank 0."""
-        if not self.is_distributed:
+        if self._is_alone:
             return
         tensors = [*module.parameters(), *module.buffers()]
         for tensor in tensors:

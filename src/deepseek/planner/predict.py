@@ -27,6 +27,13 @@ from deepseek.planner.parallel_plan import ParallelPlan
 from deepseek.planner.pipeline import bubble_share, divide_layers, find_head_rank
 from deepseek.planner.prediction import Prediction
 from deepseek.planner.shape import TransformerShape
+from deepseek.planner.traffic import (
+    count_boundary_bytes,
+    count_context_bytes,
+    count_context_passes,
+    count_rounds,
+    count_sums,
+)
 
 
 class MicroBatchTime(NamedTuple):
@@ -92,8 +99,7 @@ def _time_micro_batch(
     kind = (plan.precision, plan.attention, plan.sequence_parallel, plan.is_fused)
     block = time_block(model, cluster.gpu, plan.micro_batch_size, plan.tp, plan.cp, kind, cal)
     tokens = plan.micro_batch_size * model.context_length / plan.cp
-    item = 4 if plan.precision == "fp32" else 2
-    boundary = item * tokens * model.dim
+    boundary = count_boundary_bytes(model, plan)
     tp_s = _tensor_parallel_s(cluster, plan, boundary, cal)
     cp_s = _context_parallel_s(model, cluster, plan, block.core_s, cal)
     again_s = recompute_s(block, plan)
@@ -134,8 +140,7 @@ def _tensor_parallel_s(
     """Seconds of a block's sums over `tp`: two forward, two backward, more in a recompute."""
     if plan.tp == 1:
         return 0.0
-    again = 1.0 if plan.stops_early else 2.0
-    sums = 4.0 + (again * plan.recompute_share if plan.recompute == "full" else 0.0)
+    sums = count_sums(plan)
     ring = make_ring(cluster, plan.tp, 1, cal)
     seconds = sums * ring.all_reduce_s(boundary)
     if plan.overlaps_tp:
@@ -153,10 +158,7 @@ def _context_parallel_s(
     """Seconds that keys and values going round `cp` ranks add to attention's core."""
     if plan.cp == 1:
         return 0.0
-    item = 4 if plan.precision == "fp32" else 2
-    samples_tokens = plan.micro_batch_size * model.context_length
-    num_bytes = item * 2 * samples_tokens * model.kv_heads * model.head_dim / plan.tp
-    passes = 2.0 if plan.recompute == "full" else 1.0
+    num_bytes, passes = count_context_bytes(model, plan), count_context_passes(plan)
     ring_s = make_ring(cluster, plan.cp, plan.tp, cal).gather_s(num_bytes)
     # Backward sends keys and values again and their gradients with them.
     forward_s = exposed_s(cluster, ring_s, num_bytes, core_s, cal)
@@ -196,7 +198,7 @@ def _data_parallel_s(
         after_s, beside_s, beside = reduce_s, again_s, again
     else:
         after_s, beside_s, beside = 0.0, again_s + reduce_s, again + gradients
-    gathers, reductions = _count_rounds(plan)
+    gathers, reductions = count_rounds(plan)
     each_s = exposed_s(cluster, gather_s, weights, forward_s, cal)
     if gathers == reductions:
         each_s += exposed_s(cluster, beside_s, beside, backward_s, cal)
@@ -211,19 +213,6 @@ def _data_parallel_s(
     sums = 2 * gradients / shards
     copies_s = exposed_s(cluster, copies.all_reduce_s(sums / 2), sums, backward_s, cal)
     return total_s + ends_s + copies_s
-
-
-def _count_rounds(plan: ParallelPlan) -> tuple[int, int]:
-    """How often a step gathers all weights of a rank, and reduces all its gradients.
-
-    A pipeline stage reduces after its last micro-batch only. It gathers once if it keeps weights,
-    or if all micro-batches pass a stage before the next.
-    """
-    if plan.pp == 1:
-        return plan.num_micro_batches, plan.num_micro_batches
-    if not plan.reshards or plan.schedule in ("gpipe", "looped_bfs"):
-        return 1, 1
-    return plan.num_micro_batches, 1
 
 
 def _in_calls_s(ring: Ring, num_bytes: float, calls: int) -> float:

@@ -15,6 +15,7 @@ from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.data import leaves_weights_out
+from deepseek.parallel.plan import Plan
 from deepseek.parallel.world import World
 from deepseek.trainer.boundary import Boundary
 from deepseek.trainer.device import choose_cpu_threads
@@ -87,14 +88,7 @@ def assemble(
     check_offload(config, world)
     max_steps, num_epochs = count_steps(config, loader)
     micro_batch_size = world.plan.micro_batch_size
-    inputs = spec.fields["inputs"]
-    # pictures come as uint8 and are normalised before the module
-    dtype = torch.int64 if inputs.dtype == "int64" else torch.float32
-    estimate = estimate_step(engine.module, inputs.shape, dtype)
-    step_flops = estimate.step_flops(micro_batch_size) if estimate else None
-    has_bf16 = config.param_dtype == "bf16"
-    wanted = "bf16" if has_bf16 and config.precision == "auto" else config.precision
-    precision = resolve_precision(wanted, device, step_flops)
+    estimate, precision = resolve_arithmetic(engine, spec, config, world.plan, device)
     channels_last = _place(engine, config, precision, world)
     parameters = list(engine.parameters())
     check_trainable(engine.module)
@@ -135,6 +129,20 @@ def assemble(
         sum(p.numel() for p in parameters if p.requires_grad),
         state_bytes_on_device(config, recipe, trained),
     )
+
+
+def resolve_arithmetic(
+    engine: ModelEngine, spec: DataSpec, config: TrainerConfig, plan: Plan, device: torch.device
+) -> tuple[StepEstimate | None, Precision]:
+    """Return what a step of an undivided model costs, where that can be told, and its precision."""
+    inputs = spec.fields["inputs"]
+    # pictures come as uint8 and are normalised before the module
+    dtype = torch.int64 if inputs.dtype == "int64" else torch.float32
+    estimate = estimate_step(engine.module, inputs.shape, dtype)
+    step_flops = estimate.step_flops(plan.micro_batch_size) if estimate else None
+    has_bf16 = config.param_dtype == "bf16"
+    wanted = "bf16" if has_bf16 and config.precision == "auto" else config.precision
+    return estimate, resolve_precision(wanted, device, step_flops)
 
 
 def _build_step(
@@ -259,11 +267,13 @@ def _place(engine: ModelEngine, config: TrainerConfig, precision: Precision, wor
     if config.param_dtype == "bf16":
         cast_weights(engine.module, shards=world.plan.uses_fsdp)
     if not world.is_distributed:  # else each rank takes its part, block by block
-        engine.to(world.device)
+        engine.place(world.device)
     if precision.name == "fp8":
         convert_linears(engine.module)
     if channels_last:
-        engine.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for tensor in (*engine.parameters(), *engine.buffers()):
+            if tensor.ndim == 4:
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return channels_last
 
 

@@ -4,13 +4,14 @@ No weight is copied and no random number drawn: the model is mirrored onto `meta
 pass has shapes only.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from deepseek.memory.mirror import mirror
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ def estimate_step(
     """
     parameters = list(module.parameters())
     try:
-        mirror = _mirror_on_meta(module)
+        on_meta = mirror(module, "meta").train()
         # two samples: a batch norm refuses to train on one value per channel
         inputs = torch.empty((2, *input_shape), dtype=dtype, device="meta")
         saved: dict[int, int] = {}
-        weights = {id(p) for p in mirror.parameters()}
+        weights = {id(p) for p in on_meta.parameters()}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             if id(tensor) not in weights:
@@ -59,7 +60,7 @@ def estimate_step(
         held: list[torch.Tensor] = []  # so that ids stay unique
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with hooks, FlopCounterMode(display=False) as flops, _OpCounter() as ops:
-            mirror(inputs)
+            on_meta(inputs)
     except Exception:
         # any model may do anything in its forward; the estimate is a courtesy
         return None
@@ -82,13 +83,3 @@ class _OpCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.count += 1
         return func(*args, **(kwargs or {}))
-
-
-def _mirror_on_meta(module: nn.Module) -> nn.Module:
-    mirrored: dict[int, object] = {}
-    for parameter in module.parameters():
-        meta = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-        mirrored[id(parameter)] = meta
-    for buffer in module.buffers():
-        mirrored[id(buffer)] = buffer.to("meta")
-    return copy.deepcopy(module, mirrored).train()

@@ -161,6 +161,7 @@ def _simulate(trainer: "Trainer", policy: str | None = None) -> Simulated | None
             autocast=_autocast(trainer),
             has_gradients=accumulates,
             frees_gradients=step.in_backward is not None,
+            is_on_cpu=trainer.device.type == "cpu",
         )
     except Exception:
         # any model and any task may do anything; the prediction is a courtesy

@@ -208,9 +208,26 @@ class TrainStep:
         if self.parallel.context is not None and batch:
             batch = self.parallel.context.cut_targets(dict(batch))
         items = self._world.start_sum_items(self.task.count_items(batch) if batch else 0)
+        loss_sum = self.go_through(batch, num_samples, items.get, check)
+        return Accumulated(loss_sum, items.get(), num_samples)
+
+    def go_through(
+        self,
+        batch: Batch,
+        num_samples: int,
+        num_items: Callable[[], int],
+        check: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Take every micro-batch of this rank forward and backward; return the summed loss.
+
+        Args:
+            batch: this rank's part, its tokens cut where `cp` cuts them.
+            num_samples: of the batch over all ranks.
+            num_items: what the loss is divided by; asked before the first backward pass.
+            check: called between micro-batches.
+        """
         if self.parallel.pipeline is not None:
-            loss_sum = self._through_pipeline(batch, items.get)
-            return Accumulated(loss_sum, items.get(), num_samples)
+            return self._through_pipeline(batch, num_items)
         loss_sum: Tensor | None = None
         graphs: list[Tensor] = []
         for micro_batch, is_last in self._split_evenly(batch, num_samples):
@@ -225,14 +242,12 @@ class TrainStep:
                 ):
                     micro_loss = self.graph.forward(on_device, self.micro_batch_size)
                 with self.clock.phase("backward"), self.parallel.loss_context():
-                    self._backward(micro_loss, items.get())
+                    self._backward(micro_loss, num_items())
             if self.keep_graph:
                 graphs.append(micro_loss)
             detached = micro_loss.detach()
             loss_sum = detached if loss_sum is None else loss_sum + detached
-        return Accumulated(
-            loss_sum if loss_sum is not None else torch.zeros(()), items.get(), num_samples
-        )
+        return loss_sum if loss_sum is not None else torch.zeros(())
 
     def _split_evenly(self, batch: Batch, num_samples: int) -> Iterator[tuple[Batch, bool]]:
         """Yield as many micro-batches on every rank, and whether each is the last."""

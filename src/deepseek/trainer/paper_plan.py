@@ -1,0 +1,103 @@
+"""What the analytic planner says of a run that is walked on paper."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deepseek.errors import ConfigError
+from deepseek.models import ModelEngine
+from deepseek.models.classifier import Classifier
+from deepseek.models.zoo import name_of
+from deepseek.planner import Cluster, ParallelPlan, find_gpu, predict
+from deepseek.planner.model_source import ModelSource, shape_of_own
+from deepseek.planner.parallel_plan import Recompute
+from deepseek.planner.run_settings import MEMORY
+from deepseek.planner.traffic import count_sent
+
+if TYPE_CHECKING:
+    from deepseek.trainer.trainer import Trainer
+
+GPU = "h100"
+"""Bytes do not depend on it."""
+_RECOMPUTE: dict[str, Recompute] = {memory: recompute for recompute, memory in MEMORY.items()}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Figures of `deepseek.planner` for one rank.
+
+    Attributes:
+        memory: bytes by category at the peak.
+        sent: bytes that the rank sends in a step, by axis.
+        note: what the planner takes for something else; may be empty.
+    """
+
+    memory: dict[str, float]
+    sent: dict[str, float]
+    note: str
+
+
+def find_source(engine: ModelEngine, notes: list[str]) -> ModelSource | None:
+    """Return the sizes of a model as the planner takes them; `None` for one that it does not know.
+
+    Args:
+        engine: whole, and with its head.
+        notes: told why there are none.
+    """
+    module = engine.module
+    name = name_of(module) if isinstance(module, Classifier) else None
+    try:
+        return shape_of_own(name or engine.architecture, engine.config)
+    except ConfigError as error:
+        notes.append(f"no figures of the planner: {error.message}")
+        return None
+
+
+def forecast(trainer: "Trainer", source: ModelSource | None, notes: list[str]) -> Forecast | None:
+    """Return what the planner predicts for this rank; `None` for a plan that it does not know.
+
+    Args:
+        trainer: assembled.
+        source: the model.
+        notes: told why there is none.
+    """
+    if source is None:
+        return None
+    plan = plan_of(trainer)
+    try:
+        predicted = predict(source.shape, Cluster(find_gpu(GPU), plan.world_size), plan)
+    except ConfigError as error:
+        notes.append(f"no figures of the planner: {error.message}")
+        return None
+    rank = trainer.world.coordinate("pp")
+    memory = _by_category(predicted.memory[rank], plan)
+    return Forecast(memory, count_sent(source.shape, plan, rank), source.note)
+
+
+def plan_of(trainer: "Trainer") -> ParallelPlan:
+    """Return the plan of a run in the planner's words."""
+    plan, assembly = trainer.plan, trainer.assembly
+    is_half = assembly.precision.name != "fp32"
+    return ParallelPlan(
+        dp_replicate=plan.dp_replicate, dp_shard=plan.dp_shard, tp=plan.tp, pp=plan.pp, cp=plan.cp,
+        sequence_parallel=plan.divides_tokens, schedule=plan.settings.schedule,
+        virtual_stages=plan.stages_per_rank, micro_batch_size=plan.micro_batch_size,
+        num_micro_batches=plan.num_micro_batches,
+        recompute=_RECOMPUTE[assembly.step.graph.memory.name],
+        precision="bf16" if is_half else "fp32", reshards=plan.pp == 1,
+        weight_bytes=2.0 if is_half else 4.0, master_bytes=4.0 if is_half else 0.0,
+        state_bytes=4.0 * assembly.states_per_parameter, is_fused=False, adds_in_product=False,
+        overlaps_dp=plan.pp == 1,
+    )  # fmt: skip
+
+
+def _by_category(memory: dict[str, float], plan: ParallelPlan) -> dict[str, float]:
+    """Count master weights as weights, which they are here, and their casts as buffers."""
+    is_sharded = plan.dp_shard > 1
+    if is_sharded or not plan.master_bytes:
+        return memory
+    count = memory["weights"] / plan.weight_bytes
+    return memory | {
+        "weights": count * plan.master_bytes,
+        "optimizer": count * plan.state_bytes,
+        "buffers": memory["buffers"] + count * plan.weight_bytes,
+    }

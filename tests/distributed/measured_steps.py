@@ -1,0 +1,75 @@
+"""Real steps whose collectives and allocations are counted, to be run by `run_ranks`."""
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
+
+from deepseek.datasets import TokenDataset
+from deepseek.models import GPT
+from deepseek.parallel.collectives import Collectives
+from deepseek.trainer import Trainer
+
+CONTEXT, VOCABULARY = 128, 500
+
+
+def make_trainer(settings, device="cpu"):
+    """Return a trainer of a GPT that is large enough for its tensors to outweigh small change."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = GPT(CONTEXT, 4, 128, heads=4)
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, 16 * CONTEXT + 1)
+    data = TokenDataset(tokens, CONTEXT, [str(i) for i in range(VOCABULARY)])
+    chosen = {
+        "batch_size": 8, "max_steps": 2, "precision": "fp32", "loggers": [], "num_workers": 0,
+        "device": "cpu", **settings,
+    }  # fmt: skip
+    return Trainer(model, data, **chosen)
+
+
+def measure_steps(runs):
+    """Take eight steps of each run, and look at the last: in the third DDP orders its buckets.
+
+    Returns:
+        name -> (collectives as (kind, bytes), most bytes allocated beyond before, bytes before).
+    """
+    found = {}
+    for name, settings in runs.items():
+        trainer = make_trainer(settings)
+        step = trainer.assembly.step
+        trainer.model.train()
+        batches = [batch for _ in range(4) for batch in trainer.train_loader]
+
+        def take(number, step=step, batches=batches):
+            batch = batches[number]
+            step.boundary.open(is_step=True)
+            measured = step.measure(step.accumulate(batch, num_samples=8))
+            step.update(batch, measured, number)
+            step.boundary.close()
+
+        for number in range(3):
+            take(number)
+        with Collectives() as collectives:
+            take(3)
+        # Gloo's threads hold what they have sent for a while: the least is what a step needs
+        peak = min(_allocated(lambda n=n, take=take: take(n)) for n in range(4, 8))
+        held = [w.local for w in step.parallel.weights.weights]
+        states = [v for each in step.optimizer.state.values() for v in each.values()]
+        before = sum(t.nbytes for t in (*held, *step.parallel.buffers().values(), *states))
+        if isinstance(step.parallel.forward, DistributedDataParallel):  # its buckets stay
+            before += sum(weight.nbytes for weight in held)
+        seen = [(each.kind, each.num_bytes) for each in collectives.seen]
+        found[name] = (seen, peak, before)
+    return found
+
+
+def _allocated(act):
+    """Return the most bytes that are allocated within, beyond those before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        act()
+    total = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            total += event.nbytes()
+            peak = max(peak, total)
+    return peak

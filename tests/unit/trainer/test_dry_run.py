@@ -1,0 +1,215 @@
+"""A step on paper, as one of many ranks."""
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from deepseek.datasets import TokenDataset
+from deepseek.errors import ConfigError
+from deepseek.memory.simulation import simulate_step
+from deepseek.models import GPT, Encoder, ModelEngine, VisionTransformer
+from deepseek.trainer import Trainer
+from deepseek.trainer.dry_run import dry_run
+from deepseek.trainer.dry_run_report import describe_dry_run
+
+SIZES = {"num_layers": 4, "dim": 32, "heads": 4}
+PLANS = {
+    "dp8": 8, "fsdp8": 8, "tp4": 4, "cp4": 4, "pp4": 4, "dp2-fsdp2-cp2": 8, "fsdp2-tp4": 8,
+    "tp2-pp2-cp2": 8, "dp2-tp2-pp2": 8, "dp8-fsdp8-tp4-pp2": 512,
+}  # fmt: skip
+MAKERS = {
+    "gpt": lambda dropout: GPT(16, **SIZES, num_classes=67, dropout=dropout),
+    "vit": lambda dropout: VisionTransformer(8, 2, channels=1, **SIZES, dropout=dropout),
+    "encoder": lambda dropout: Encoder(20, 16, **SIZES, dropout=dropout),
+}
+
+
+def make_data(kind):
+    labels = torch.arange(128) % 5
+    if kind == "encoder":
+        return TensorDataset(torch.ones(128, 16, dtype=torch.int64), labels)
+    if kind == "vit":
+        return TensorDataset(torch.zeros(128, 1, 8, 8), labels)
+    tokens = np.random.default_rng(0).integers(0, 67, 128 * 16 + 1)
+    return TokenDataset(tokens, 16, [chr(40 + i) for i in range(67)])
+
+
+def walk(kind, plan, size=None, rank=0, dropout=0.0, **settings):
+    def build():
+        with torch.device("meta"):
+            model = MAKERS[kind](dropout)
+        chosen = {"batch_size": 64, "max_steps": 1, "precision": "fp32", **settings}
+        return Trainer(model, make_data(kind), parallel=plan, device="cpu", **chosen)
+
+    return dry_run(build, world_size=size or PLANS[plan], rank=rank)
+
+
+def left_out(run):
+    return [note for note in run.notes if "left out" in note]
+
+
+QUICK = {
+    ("gpt", "dp8"), ("gpt", "fsdp2-tp4"), ("gpt", "dp8-fsdp8-tp4-pp2"), ("vit", "tp2-pp2-cp2"),
+    ("encoder", "cp4"), ("fsdp8", "pointwise"), ("pp4", "full"), ("resnet18", "dp8"),
+}  # fmt: skip
+
+
+def often(*values):
+    """These are tried in every run of the tests, the others in the long ones."""
+    return [v if v in QUICK else pytest.param(*v, marks=pytest.mark.long) for v in values]
+
+
+@pytest.mark.parametrize(("kind", "plan"), often(*((k, p) for k in MAKERS for p in PLANS)))
+def test_every_axis_can_be_walked(kind, plan, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    size = PLANS[plan]
+    run = walk(kind, plan, rank=size - 1, dropout=0.1, batch_size=max(64, size // 4))
+    assert not left_out(run)
+    assert run.peak_bytes > sum(run.held.values())
+    axes = {each.axis for each in run.traffic}
+    assert {name for name in ("tp", "cp", "pp") if name in plan} <= axes
+    assert ("data" in axes) == any(name in plan for name in ("dp", "cp"))
+    text = "\n".join(describe_dry_run(run))
+    assert f"parallel {run.lines[1].split()[1]}" in text
+    assert not any(tmp_path.iterdir())
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        "zbv_zero_bubble",
+        *(pytest.param(s, marks=pytest.mark.long) for s in ("gpipe", "looped_bfs")),
+    ],
+)
+def test_schedules_can_be_walked(schedule):
+    plan = {"pp": 2, "schedule": schedule, "micro_batches": 8}
+    run = walk("vit", plan, 2, rank=1)
+    assert not left_out(run)
+
+
+@pytest.mark.parametrize(
+    ("plan", "memory"),
+    often(("fsdp8", "pointwise"), ("pp4", "full"), ("fsdp8", "selective"), ("tp4", "full")),
+)
+def test_a_policy_keeps_less_on_paper(plan, memory):
+    kept = walk("gpt", plan, memory=memory)
+    assert not left_out(kept)
+    assert kept.peak["activations"] < walk("gpt", plan).peak["activations"]
+
+
+@pytest.mark.parametrize(
+    ("name", "plan"),
+    often(*((n, p) for n in ("resnet18", "vit_tiny_patch16_224") for p in ("dp8", "fsdp8"))),
+)
+def test_any_model_of_timm_can_be_walked_on_the_data_axes(name, plan):
+    def build():
+        with torch.device("meta"):
+            model = ModelEngine(f"timm/{name}")
+        data = TensorDataset(torch.zeros(16, 3, 224, 224), torch.arange(16) % 5)
+        return Trainer(model, data, parallel=plan, device="cpu", batch_size=16, precision="fp32")
+
+    assert not left_out(dry_run(build, world_size=8, rank=3))
+
+
+def test_one_dry_run_leaves_nothing_to_the_next():
+    first = walk("vit", "fsdp2-tp2", 4)
+    again = [walk("vit", "tp2-pp2", 4, rank=3), walk("vit", "fsdp2-tp2", 4)]
+    assert not any(left_out(run) for run in again)
+    assert again[1].traffic == first.traffic
+    assert again[1].peak == first.peak
+
+
+def test_shares_of_all_ranks_are_the_whole_model():
+    whole = walk("gpt", "none", 1)
+    for plan in ("fsdp2", "tp2"):
+        part = walk("gpt", plan, 2).held["weights"]
+        assert whole.held["weights"] <= 2 * part < 1.2 * whole.held["weights"]
+    stages = [walk("gpt", "pp2", 2, rank=rank).held["weights"] for rank in range(2)]
+    tied = 128 * 32 * 4  # an embedding, padded, which the last rank has as its head
+    assert sum(stages) == whole.held["weights"] + tied
+    assert walk("gpt", "dp2", 2).held["weights"] == whole.held["weights"]
+
+
+def test_gradients_are_sent_once_and_weights_gathered_for_each_micro_batch():
+    def sent(plan, steps, kind):
+        run = walk("gpt", plan, 2, grad_accum_steps=steps)
+        return sum(each.num_bytes for each in run.traffic if each.kind == kind)
+
+    assert sent("dp2", 1, "all_reduce") == sent("dp2", 8, "all_reduce") > 0
+    assert sent("fsdp2", 8, "reduce_scatter") == 8 * sent("fsdp2", 1, "reduce_scatter")
+
+
+def test_the_peak_of_one_process_is_that_of_the_simulated_step():
+    run = walk("gpt", "none", 1)
+    with torch.device("meta"):
+        model = MAKERS["gpt"](0.0)
+
+    def loss_of(logits):
+        targets = torch.zeros(64, 16, dtype=torch.int64)
+        return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    alone = simulate_step(model, lambda: torch.zeros(64, 16, dtype=torch.int64), loss_of)
+    assert run.peak_bytes - sum(run.held.values()) == pytest.approx(alone.peak_bytes, rel=0.01)
+
+
+def test_the_planner_agrees_with_what_is_walked():
+    # long enough for attention without a matrix of scores
+    def build():
+        with torch.device("meta"):
+            model = GPT(1024, num_layers=4, dim=256, heads=4, num_classes=8000)
+        tokens = np.zeros(17 * 1024, dtype=np.int64)
+        data = TokenDataset(tokens, 1024, [str(i) for i in range(8000)])
+        settings = {"batch_size": 16, "precision": "bf16", "grad_accum_steps": 2}
+        return Trainer(model, data, parallel="fsdp4", device="cpu", max_steps=1, **settings)
+
+    run = dry_run(build, world_size=4)
+    assert run.forecast is not None
+    for name in ("weights", "optimizer", "activations", "logits"):
+        assert run.forecast.memory[name] == pytest.approx(run.peak[name], rel=0.05), name
+    sent = sum(each.sent_bytes for each in run.traffic)
+    assert run.forecast.sent["data"] == pytest.approx(sent, rel=0.25)
+    assert "planner" in "\n".join(describe_dry_run(run))
+
+
+def test_an_impossible_plan_is_refused_with_those_that_work():
+    with pytest.raises(ConfigError, match=r"tp=3 does not divide heads=4") as caught:
+        walk("vit", "tp3-dp2", 6)
+    assert "which would work with 6 processes" in str(caught.value)
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(("size", "rank"), [(8, 8), (8, -1), (0, 0)])
+def test_a_rank_that_there_is_not_is_refused(size, rank):
+    with pytest.raises(ConfigError, match=f"rank={rank} of world_size={size}"):
+        dry_run(lambda: pytest.fail("built"), world_size=size, rank=rank)
+
+
+def test_a_real_rank_cannot_be_on_paper(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="one of several that are real"):
+        dry_run(lambda: pytest.fail("built"), world_size=2)
+
+
+def test_what_cannot_be_walked_is_said():
+    class Looking(nn.Linear):
+        def forward(self, x):
+            x = x.flatten(1)
+            return super().forward(x) if float(x.sum()) > 0 else super().forward(-x)
+
+    def build():
+        return Trainer(Looking(64, 5), make_data("vit"), parallel="dp2", device="cpu")
+
+    run = dry_run(build, world_size=2)
+    assert any("forward and backward are left out" in note for note in run.notes)
+    assert run.peak["gradients"] == run.peak["weights"] == 4 * (64 * 5 + 5)
+
+
+def test_what_is_walked_otherwise_is_said():
+    settings = {"precision": "fp16", "graph": "static", "memory": 0.5}
+    notes = "\n".join(walk("gpt", "fsdp8", **settings).notes)
+    for name in settings:
+        assert f"{name}={settings[name]}" in notes

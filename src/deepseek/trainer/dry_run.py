@@ -256,8 +256,7 @@ class _Walk:
         return isinstance(self.step.parallel.forward, DistributedDataParallel)
 
     def _usual_state_bytes(self) -> int:
-        states = self.trainer.assembly.states_per_parameter
-        return states * sum(tensor.nbytes for tensor in self.trained)
+        return self.trainer.assembly.optimizer_bytes
 
     def forecast(self) -> Forecast | None:
         """Return what the planner says of the same; `None` where it does not know the model."""

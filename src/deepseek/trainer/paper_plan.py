@@ -77,6 +77,8 @@ def plan_of(trainer: "Trainer") -> ParallelPlan:
     """Return the plan of a run in the planner's words."""
     plan, assembly = trainer.plan, trainer.assembly
     is_half = assembly.precision.name != "fp32"
+    trained = assembly.step.parallel.weights.trained
+    num_trained = sum(weight.local.numel() for weight in trained)
     return ParallelPlan(
         dp_replicate=plan.dp_replicate, dp_shard=plan.dp_shard, tp=plan.tp, pp=plan.pp, cp=plan.cp,
         sequence_parallel=plan.divides_tokens, schedule=plan.settings.schedule,
@@ -85,8 +87,8 @@ def plan_of(trainer: "Trainer") -> ParallelPlan:
         recompute=_RECOMPUTE[assembly.step.graph.memory.name],
         precision="bf16" if is_half else "fp32", reshards=plan.pp == 1,
         weight_bytes=2.0 if is_half else 4.0, master_bytes=4.0 if is_half else 0.0,
-        state_bytes=4.0 * assembly.states_per_parameter, is_fused=False, adds_in_product=False,
-        overlaps_dp=plan.pp == 1,
+        state_bytes=assembly.optimizer_bytes / max(1, num_trained),
+        is_fused=False, adds_in_product=False, overlaps_dp=plan.pp == 1,
     )  # fmt: skip
 
 

@@ -20,8 +20,8 @@ RUNS = {
     "cp": {"parallel": "cp2"},
     "pp": {"parallel": {"pp": 2, "micro_batches": 4}},
 }
-HOST_BYTES = (8, 32)
-"""Count of items; loss, norm, damage and wish to stop."""
+HOST_BYTES = (8, 40)
+"""Count of items; loss, norm, damage, wish to stop and lack of memory."""
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from deepseek.errors import ConfigError
 from deepseek.trainer import Callback
 
 if TYPE_CHECKING:
-    from deepseek.trainer.step import StepResult
+    from deepseek.trainer.step_values import StepResult
     from deepseek.trainer.trainer import Trainer
 
 MIN_KEPT = 0.02

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import loss_parallel
+from torch.nn.parallel import DistributedDataParallel
 
 from deepseek.models import ModelEngine
 from deepseek.models.classifier import BlockModel
@@ -66,6 +67,7 @@ class ParallelModel:
         pipeline: `None` without one.
         whole_names: names in the state of the whole model -> the name that a weight is known by.
         weights: what this rank holds.
+        is_compiled: whether its blocks are.
         tie_group: the first and the last rank of a pipeline, where both hold one weight.
         gradient_factor: what the loss is multiplied by, as gradients are averaged between ranks.
     """
@@ -89,7 +91,7 @@ class ParallelModel:
         self.forward: nn.Module = engine
         self.pipeline: Pipeline | None = None
         self.context: ContextParallel | None = None
-        self.divides_logits = False
+        self.divides_logits, self.is_compiled, self._has_unused = False, compiles, has_unused
         self._ties: list[tuple[Tensor, ...]] = []
         self.tie_group: dist.ProcessGroup | None = None
         self._lists = engine.hints.blocks or layer_lists(engine.module)
@@ -124,7 +126,7 @@ class ParallelModel:
             self._compile(models, stages)
         if stages:
             engine.module = models[0]
-        self._shard(models, stages, dtype, has_unused, trains, offloads)
+        self._shard(models, stages, dtype, trains, offloads)
         if not offloads:  # else torch moves what is not divided
             engine.place(world.device)
         self.gradient_factor = float(plan.num_shares * plan.cp)
@@ -178,7 +180,6 @@ class ParallelModel:
         models: Sequence[nn.Module],
         stages: Sequence[Stage],
         dtype: torch.dtype | None,
-        has_unused: bool,
         trains: bool,
         offloads: bool,
     ) -> None:
@@ -190,7 +191,13 @@ class ParallelModel:
                 shard(root, blocks, world, dtype, offloads=offloads)
         elif trains and world.plan.pp == 1 and world.plan.num_shares * world.plan.cp > 1:
             self.engine.place(world.device)
-            self.forward = replicate(self.engine, world, has_unused=has_unused)
+            self.wrap()
+
+    def wrap(self) -> None:
+        """Wrap the model by DDP, in place of a wrapper that there may be."""
+        if isinstance(self.forward, DistributedDataParallel):
+            self.forward.reducer._remove_autograd_hooks()  # it may not be gone at once
+        self.forward = replicate(self.engine, self.world, has_unused=self._has_unused)
 
     def _note_tokens(self, inputs: Tensor) -> None:
         model = self.engine.module

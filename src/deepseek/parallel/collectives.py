@@ -78,7 +78,7 @@ class Collectives(TorchDispatchMode):
     def _describe(self, namespace: str, name: str, args: tuple) -> Collective:
         tensors = [each for each in tree_leaves(args) if isinstance(each, Tensor)]
         count = max(each.numel() for each in tensors)
-        group = _find_group(args)
+        group = find_group(args)
         if name == "all_gather_into_tensor":  # functional: the output is not there yet
             count *= group.size()
         elif name == "allgather_":
@@ -90,7 +90,8 @@ class Collectives(TorchDispatchMode):
         )  # fmt: skip
 
 
-def _find_group(args: tuple) -> dist.ProcessGroup:
+def find_group(args: tuple) -> dist.ProcessGroup:
+    """Return the process group among the arguments of a collective."""
     for each in tree_leaves(args):
         if isinstance(each, str) and each not in _REDUCTIONS:
             return c10d._resolve_process_group(each)  # pyright: ignore[reportArgumentType, reportPrivateImportUsage]

@@ -176,7 +176,7 @@ def _build_step(
         graph=StepGraph(
             engine, task, is_static=is_static,
             loss=partial(micro_batches.loss, task) if world.is_distributed else None,
-            forward=parallel.forward,
+            forward=lambda inputs: parallel.forward(inputs),  # it may be wrapped anew
             memory=choose_policy(config, engine, parallel),
             loss_chunks=check_loss_chunks(config, engine, parallel),
         ),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from deepseek.errors import ConfigError
 
 if TYPE_CHECKING:
-    from deepseek.trainer.step import StepResult
+    from deepseek.trainer.step_values import StepResult
     from deepseek.trainer.trainer import Trainer
 
 

@@ -40,7 +40,7 @@ def _memory_lines(run: DryRun) -> Iterator[str]:
 
 def _traffic_lines(run: DryRun) -> Iterator[str]:
     planned = run.forecast.sent if run.forecast is not None else None
-    yield "collectives of a step, beside two sums of 40 bytes on the host"
+    yield "collectives of a step, beside two sums of 48 bytes on the host"
     yield f"  {'axis':<9}{'kind':<15}{'number':>9}{'MiB':>12}{'MiB sent':>12}"
     for each in run.traffic:
         yield (

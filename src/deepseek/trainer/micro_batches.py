@@ -27,9 +27,9 @@ class MicroBatches:
         self._engine = engine
         self._parallel = parallel
 
-    def empty(self) -> dict[str, Tensor]:
-        """Return one sample of zeros, without a target: it does not count."""
-        return {"inputs": self._zeros(1)}
+    def empty(self, count: int = 1) -> dict[str, Tensor]:
+        """Return samples of zeros, without targets: they do not count."""
+        return {"inputs": self._zeros(count)}
 
     def _zeros(self, count: int) -> Tensor:
         spec = self._engine.spec

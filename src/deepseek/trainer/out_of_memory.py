@@ -1,6 +1,8 @@
-"""What tells a lack of memory from any other failure."""
+"""What tells a lack of memory from any other failure, and where it is the end."""
 
 import torch
+
+from deepseek.errors import ConfigError
 
 # torch's CPU allocator raises a plain RuntimeError
 _WORDS = ("can't allocate memory", "not enough memory", "out of memory")
@@ -11,3 +13,41 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
+
+
+def first_line(error: BaseException) -> str:
+    """Return what torch said of the lack, in a line."""
+    return str(error).splitlines()[0] if str(error) else "out of memory"
+
+
+def free_cache(device: torch.device) -> None:
+    """Give back what the allocator of a GPU keeps for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def check_can_halve(micro_batch_size: int, rank: int, why_not: str, shortage: str) -> None:
+    """Refuse to go on with smaller micro-batches where that cannot be.
+
+    Args:
+        micro_batch_size: samples that did not fit.
+        rank: that ran out.
+        why_not: in words, why one of several ranks cannot; empty where it can.
+        shortage: what torch said.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    if why_not:
+        raise ConfigError(
+            f"rank {rank} is out of memory with micro-batches of {micro_batch_size} samples, and"
+            f" cannot halve them: {why_not}: {shortage}",
+            fix="raise grad_accum_steps (or parallel.micro_batches in a pipeline), or divide the"
+            " model further: fsdp, tp",
+            see="docs/errors.md#memory",
+        )
+    if micro_batch_size == 1:
+        raise ConfigError(
+            f"one sample alone does not fit into memory: {shortage}",
+            fix="use smaller inputs, a smaller model, or precision=bf16",
+        )

@@ -17,7 +17,7 @@ from deepseek.datasets import DataLoader
 from deepseek.trainer.console import Console, format_seconds
 from deepseek.trainer.loggers import Logger
 from deepseek.trainer.metrics import Mean
-from deepseek.trainer.step import StepResult
+from deepseek.trainer.step_values import StepResult
 from deepseek.trainer.throughput import Throughput, peak_memory_bytes
 
 

@@ -12,8 +12,6 @@ smaller, a rank has fewer samples or samples differ in length.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,72 +20,27 @@ from deepseek.errors import ConfigError
 from deepseek.memory.weightwise import BackwardUpdate, WeightwiseOptimizer
 from deepseek.models import ModelEngine
 from deepseek.parallel.apply import ParallelModel
+from deepseek.parallel.catch_up import CatchUp
 from deepseek.trainer.boundary import Boundary
 from deepseek.trainer.clock import Clock
 from deepseek.trainer.ema import ExponentialMovingAverage
+from deepseek.trainer.gradient_norm import total_norm
 from deepseek.trainer.graph import StepGraph
 from deepseek.trainer.guard import BadStep, Guard
 from deepseek.trainer.micro_batches import MicroBatches, move_batch
-from deepseek.trainer.out_of_memory import is_out_of_memory
+from deepseek.trainer.out_of_memory import (
+    check_can_halve,
+    first_line,
+    free_cache,
+    is_out_of_memory,
+)
 from deepseek.trainer.precision import Precision
 from deepseek.trainer.schedule import Schedule
 from deepseek.trainer.step_errors import explain_step
+from deepseek.trainer.step_values import Accumulated, Measured, StepResult
 from deepseek.trainer.task import Batch, Task
 
 MIN_SCALE = 1.0  # what overflows in fp16 without being scaled up is not the scale's fault
-
-
-class Accumulated(NamedTuple):
-    """What forward and backward passes leave behind, beside gradients.
-
-    `loss_sum` is a scalar on the device, summed over the items of this rank; the counts are those
-    of all ranks.
-    """
-
-    loss_sum: Tensor
-    num_items: int
-    num_samples: int
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A step before its update, the same on every rank.
-
-    Attributes:
-        loss_sum: scalar, over all items.
-        norm: L2 norm of the gradient, a scalar on the device.
-        is_suspect: some rank has found something that is not finite.
-        wants_stop: some rank wants the run to end after this step.
-    """
-
-    accumulated: Accumulated
-    loss_sum: Tensor
-    norm: Tensor
-    is_suspect: bool
-    wants_stop: bool
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step leaves behind.
-
-    Attributes:
-        loss_sum: scalar tensor on the device, over `num_items` items.
-        num_items: what the loss is a mean over.
-        num_samples: in the batch, over all ranks.
-        lr: learning rate of the update.
-        grad_norm: L2 norm of the gradient before clipping, on the device; `None` where unknown.
-        bad: what was wrong; then nothing was updated.
-        wants_stop: whether some rank wants the run to end.
-    """
-
-    loss_sum: Tensor
-    num_items: int
-    num_samples: int
-    lr: float
-    grad_norm: Tensor | None
-    bad: BadStep | None = None
-    wants_stop: bool = False
 
 
 class TrainStep:
@@ -157,6 +110,8 @@ class TrainStep:
         self._world = parallel.world
         self._parameters = [weight.local for weight in parallel.weights.trained]
         self._micro_batches = MicroBatches(engine, parallel)
+        self._catch_up = CatchUp(parallel)
+        self._shortage: str | None = None  # of memory on this rank, in this step
 
     # -- forward and backward ----------------------------------------------------------------
 
@@ -170,7 +125,8 @@ class TrainStep:
         """Add the gradient of a batch to `.grad` and return the summed loss, on the device.
 
         Where memory runs out, the micro-batch is halved and the batch begun again, as if it had
-        never been tried; `on_halved` is told the new size.
+        never been tried; `on_halved` is told the new size. One of several ranks enters what the
+        others wait for, and `measure` tells all that the step is to be taken again.
 
         Args:
             batch: `inputs` (B, ...), `targets` (B, ...), this rank's part, still on the host.
@@ -192,9 +148,10 @@ class TrainStep:
             except (RuntimeError, MemoryError, ValueError) as error:
                 if not is_out_of_memory(error):
                     raise explain_step(error, self._world, len(batch.get("targets", ()))) from error
-                shortage = str(error).splitlines()[0] if str(error) else "out of memory"
+                shortage = first_line(error)
             # outside `except`: the traceback holds the tensors of the failed pass
-            self._halve(len(batch["targets"]), shortage)
+            self._check_can_halve(len(batch.get("targets", ())), shortage, "beside its passes")
+            self._halve(len(batch["targets"]))
 
     def accumulate_once(
         self,
@@ -230,24 +187,60 @@ class TrainStep:
             return self._through_pipeline(batch, num_items)
         loss_sum: Tensor | None = None
         graphs: list[Tensor] = []
+        self._shortage = None
         for micro_batch, is_last in self._split_evenly(batch, num_samples):
             check()
-            with self.clock.phase("data"):
-                on_device = move_batch(micro_batch, self.device, self.channels_last)
-            with self.parallel.reduces_now(is_last):
-                with (
-                    self.clock.phase("forward"),
-                    self.precision.autocast(),
-                    self.parallel.loss_context(),
-                ):
-                    micro_loss = self.graph.forward(on_device, self.micro_batch_size)
-                with self.clock.phase("backward"), self.parallel.loss_context():
-                    self._backward(micro_loss, num_items())
+            micro_loss = self._try(micro_batch, is_last, num_items)
+            if micro_loss is None:
+                continue
             if self.keep_graph:
                 graphs.append(micro_loss)
             detached = micro_loss.detach()
             loss_sum = detached if loss_sum is None else loss_sum + detached
         return loss_sum if loss_sum is not None else torch.zeros(())
+
+    def _try(
+        self, micro_batch: Batch, is_last: bool, num_items: Callable[[], int]
+    ) -> Tensor | None:
+        """Return the loss of a micro-batch; `None` if one of several ranks is out of memory."""
+        if not self._world.is_distributed:
+            return self._pass(micro_batch, is_last, num_items)
+        self._catch_up.begin()
+        if self._shortage is None:
+            try:
+                return self._pass(micro_batch, is_last, num_items)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                shortage = first_line(error)
+            # outside `except`: the traceback holds the tensors of the failed pass
+            self._check_can_halve(self.micro_batch_size, shortage, "")
+            self._shortage = shortage
+            free_cache(self.device)
+        little = self._micro_batches.empty(min(2, self.micro_batch_size - 1))
+        try:
+            self._catch_up.finish(is_last, lambda: self._pass(little, is_last, num_items))
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                check_can_halve(1, self._world.rank, "", self._shortage)
+            raise
+        return None
+
+    def _pass(self, micro_batch: Batch, is_last: bool, num_items: Callable[[], int]) -> Tensor:
+        """Take a micro-batch forward and backward; return its loss."""
+        with self.clock.phase("data"):
+            on_device = move_batch(micro_batch, self.device, self.channels_last)
+        with self.parallel.reduces_now(is_last):
+            with (
+                self.clock.phase("forward"),
+                self.precision.autocast(),
+                self.parallel.loss_context(),
+            ):
+                micro_loss = self.graph.forward(on_device, self.micro_batch_size)
+            self._catch_up.enter_backward()
+            with self.clock.phase("backward"), self.parallel.loss_context():
+                self._backward(micro_loss, num_items())
+        return micro_loss
 
     def _split_evenly(self, batch: Batch, num_samples: int) -> Iterator[tuple[Batch, bool]]:
         """Yield as many micro-batches on every rank, and whether each is the last."""
@@ -301,7 +294,7 @@ class TrainStep:
             loss = self.scaler.scale(loss)
         self.graph.backward(loss, retain_graph=self.keep_graph)
 
-    def _halve(self, num_samples: int, shortage: str) -> None:
+    def _check_can_halve(self, num_samples: int, shortage: str, where: str) -> None:
         if self.in_backward is not None:
             raise ConfigError(
                 f"out of memory in a backward pass that updates weights: {shortage}",
@@ -309,22 +302,24 @@ class TrainStep:
                 " grad_accum_steps and optimizer_in_backward=false",
                 see="docs/errors.md#memory",
             )
-        if self._world.is_distributed:
-            raise ConfigError(
-                f"rank {self._world.rank} is out of memory with micro-batches of"
-                f" {self.micro_batch_size} samples: {shortage}",
-                fix="raise grad_accum_steps (or parallel.micro_batches in a pipeline), or divide"
-                " the model further: fsdp, tp",
-                see="docs/errors.md#memory",
-            )
-        if min(self.micro_batch_size, num_samples) == 1:
-            raise ConfigError(
-                f"one sample alone does not fit into memory: {shortage}",
-                fix="use smaller inputs, a smaller model, or precision=bf16",
-            )
+        why_not = self._world.is_distributed and (self._catch_up.why_not() or where)
+        size = min(self.micro_batch_size, num_samples)
+        check_can_halve(size, self._world.rank, why_not or "", shortage)
+
+    def halve(self, num_samples: int) -> None:
+        """Begin the step anew with smaller micro-batches; all ranks of a step that `ran_out`.
+
+        Args:
+            num_samples: of the batch over all ranks.
+        """
+        if self.precision.needs_scaler:
+            self.scaler.update(self.scaler.get_scale())  # forget this step's unscaling
+        self._halve(-(-num_samples // self._world.plan.num_shares))
+        self._catch_up.renew()
+
+    def _halve(self, num_samples: int) -> None:
         self.abandon()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_cache(self.device)
         too_large = min(self.micro_batch_size, num_samples)
         while self.micro_batch_size >= too_large:
             self.micro_batch_size = -(-self.micro_batch_size // 2)
@@ -342,6 +337,33 @@ class TrainStep:
         """Undo an unfinished `accumulate`: no gradient, buffers and generators as before."""
         self.parallel.weights.drop_gradients()
         self.boundary.rewind()
+
+    def compute(
+        self,
+        batch: Batch,
+        check: Callable[[], None],
+        num_samples: int | None,
+        lr: float,
+        wants_stop: Callable[[], bool],
+    ) -> Measured:
+        """Accumulate and measure, and again with smaller micro-batches while a rank runs out.
+
+        Args:
+            batch: as `accumulate` takes it, and the three that follow.
+            check: called between micro-batches.
+            num_samples: of the batch over all ranks.
+            lr: learning rate, if the backward pass updates.
+            wants_stop: whether this rank wants the run to end; asked in between.
+        """
+        while True:
+            accumulated = self.accumulate(batch, check, num_samples, lr)
+            self._world.mark("the sum of loss and gradient norm")
+            with self.clock.phase("optimizer"):
+                measured = self.measure(accumulated, wants_stop())
+            if not measured.ran_out:
+                return measured
+            self.halve(accumulated.num_samples)
+            self._world.mark("forward and backward passes")
 
     # -- measure and update ------------------------------------------------------------------
 
@@ -369,6 +391,7 @@ class TrainStep:
                 squares,
                 float(self.guard.finds_damage()),
                 float(wants_stop),
+                float(self._shortage is not None),
             ]
         )
         norm = math.sqrt(sums[1]) if sums[1] >= 0 else math.nan
@@ -381,6 +404,7 @@ class TrainStep:
             torch.tensor(norm, dtype=torch.float32, device=self.device),
             is_suspect=sums[2] > 0,
             wants_stop=sums[3] > 0,
+            ran_out=sums[4] > 0,
         )
 
     def update(
@@ -455,16 +479,3 @@ class TrainStep:
             self.weightwise.step()
         else:
             self.optimizer.step()
-
-
-def total_norm(grads: list[Tensor]) -> Tensor:
-    """Return the L2 norm of all gradients together, as a scalar on their device.
-
-    On a CPU scalar products take half the time of norms.
-    """
-    if grads and grads[0].device.type == "cpu" and all(grad.is_contiguous() for grad in grads):
-        flat = [grad.view(-1) for grad in grads]
-        return torch.stack([torch.dot(each, each) for each in flat]).sum().sqrt()
-    # torch.nn.utils.get_total_norm without its grouping by device, which costs as much again
-    norms = torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
-    return torch.linalg.vector_norm(torch.stack(norms))

@@ -51,7 +51,7 @@ from deepseek.trainer.recorder import Recorder
 from deepseek.trainer.run_folder import RUNS, RunFolder
 from deepseek.trainer.saving import Saving
 from deepseek.trainer.signals import StopRequested, StopSignals
-from deepseek.trainer.step import StepResult
+from deepseek.trainer.step_values import StepResult
 from deepseek.trainer.task import Batch, Task, resolve_task
 
 Own = ImageDataset | TextDataset
@@ -343,13 +343,10 @@ class Trainer:
             # a state that is saved must not lie between two updates of a backward pass
             with signals.commit() if step.in_backward is not None else nullcontext():
                 num_samples = self.train_loader.batch_samples if self.world.is_distributed else None
-                accumulated = step.accumulate(
-                    batch, signals.check, num_samples, assembly.schedule.lr(progress.step)
-                )
-                wants_stop = self.wish is not None or signals.is_pending
-                self.world.mark("the sum of loss and gradient norm")
-                with step.clock.phase("optimizer"):
-                    measured = step.measure(accumulated, wants_stop)
+                measured = step.compute(
+                    batch, signals.check, num_samples, assembly.schedule.lr(progress.step),
+                    lambda: self.wish is not None or signals.is_pending,
+                )  # fmt: skip
                 self.world.mark("update and records")
                 with signals.commit():
                     replayed = self.bad_steps.replayed(progress.step)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from deepseek.trainer.step import total_norm
+from deepseek.trainer.gradient_norm import total_norm
 
 
 def test_the_norm_is_that_of_all_gradients_together():

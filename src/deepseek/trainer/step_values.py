@@ -1,0 +1,63 @@
+"""What an optimizer step hands on, from its passes to its end."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from deepseek.trainer.guard import BadStep
+
+
+class Accumulated(NamedTuple):
+    """What forward and backward passes leave behind, beside gradients.
+
+    `loss_sum` is a scalar on the device, summed over the items of this rank; the counts are those
+    of all ranks.
+    """
+
+    loss_sum: Tensor
+    num_items: int
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A step before its update, the same on every rank.
+
+    Attributes:
+        loss_sum: scalar, over all items.
+        norm: L2 norm of the gradient, a scalar on the device.
+        is_suspect: some rank has found something that is not finite.
+        ran_out: some rank was out of memory: all but its counts is nothing.
+        wants_stop: some rank wants the run to end after this step.
+    """
+
+    accumulated: Accumulated
+    loss_sum: Tensor
+    norm: Tensor
+    is_suspect: bool
+    wants_stop: bool
+    ran_out: bool = False
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step leaves behind.
+
+    Attributes:
+        loss_sum: scalar tensor on the device, over `num_items` items.
+        num_items: what the loss is a mean over.
+        num_samples: in the batch, over all ranks.
+        lr: learning rate of the update.
+        grad_norm: L2 norm of the gradient before clipping, on the device; `None` where unknown.
+        bad: what was wrong; then nothing was updated.
+        wants_stop: whether some rank wants the run to end.
+    """
+
+    loss_sum: Tensor
+    num_items: int
+    num_samples: int
+    lr: float
+    grad_norm: Tensor | None
+    bad: BadStep | None = None
+    wants_stop: bool = False

@@ -36,6 +36,7 @@ def serve(
     ] = 50.0,
     max_waiting: Annotated[int, typer.Option(min=1, help="Samples that may wait: 429.")] = 512,
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Until a request is answered.")] = 30.0,
+    body_s: Annotated[float, typer.Option(min=0.1, help="Until all of a body has come.")] = 20.0,
     max_body_mib: Annotated[float, typer.Option(min=0.01, help="Of a request.")] = 16.0,
     max_pixels: Annotated[int, typer.Option(min=1, help="Of a picture.")] = 50_000_000,
     decoders: Annotated[int, typer.Option(min=1, help="Processes that decode pictures.")] = 1,
@@ -71,7 +72,7 @@ def serve(
             files, folder, host, port, token_file, device,
             Pace(max_batch, target_ms, max_waiting, decoders, precision),
             Limits(
-                int(max_body_mib * (1 << 20)), timeout_s=timeout_s, max_pixels=max_pixels
+                int(max_body_mib * (1 << 20)), body_s, timeout_s, max_pixels
             ),
         ),
         _announce,

@@ -342,6 +342,12 @@ def _simplify(trainer: "Trainer", notes: list[str]) -> None:
             f"memory={config.memory} is resolved by a trial with real numbers: walked as pointwise"
         )
         changes["memory"] = "pointwise"
+    if config.optimizer_in_backward:
+        changes["optimizer_in_backward"] = False
+        notes.append("optimizer_in_backward is walked as an update after the backward pass")
+    if config.offload != "none":
+        changes["offload"] = "none"
+        notes.append(f"offload={config.offload} is walked as if all of it were on the device")
     if config.parallel.compression == "powersgd":
         notes.append("compression=powersgd: gradients are counted whole")
     trainer.config = config.model_copy(update=changes)

@@ -213,3 +213,5 @@ def test_what_is_walked_otherwise_is_said():
     notes = "\n".join(walk("gpt", "fsdp8", **settings).notes)
     for name in settings:
         assert f"{name}={settings[name]}" in notes
+    run = walk("gpt", "none", 1, optimizer_in_backward=True, clip_grad_norm=None)
+    assert any("optimizer_in_backward" in note for note in run.notes)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from deepseek.convert.family import Family, Requirement, Shapes, read_number, read_size
 from deepseek.convert.mapping import Leftover, Rule, module_rules, rename
 from deepseek.convert.report import Assumption
-from deepseek.registry import import_extra
+from deepseek.convert.transformers_model import build_transformers
 
 _BERT_LAYER = {
     "attn.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
@@ -266,14 +266,9 @@ class EncoderFamily(Family):
 
     def reference(self, args: Mapping[str, Any], config: Mapping[str, Any]) -> nn.Module:
         """Return transformers' model."""
-        transformers = import_extra("transformers", "text")
-        values = {**self.config_json(args), **config}
-        name = values.pop("architectures")[0]
-        settings = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
-        made_by = getattr(transformers, name)
-        if args["outputs"] == "hidden" and self.name != "distilbert":
-            return made_by(settings, add_pooling_layer=False)
-        return made_by(settings)
+        is_bare = args["outputs"] == "hidden" and self.name != "distilbert"
+        options = {"add_pooling_layer": False} if is_bare else {}
+        return build_transformers({**self.config_json(args), **config}, **options)
 
     def run(self, module: nn.Module, inputs: Tensor, args: Mapping[str, Any]) -> Tensor:
         """Return logits, last hidden states, or what the pooler gives where there is no head."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deepseek.convert.family import Family, Requirement, Shapes, read_number, read_size
 from deepseek.convert.mapping import Leftover, Rule, module_rules, rename
 from deepseek.convert.report import Assumption
-from deepseek.registry import import_extra
+from deepseek.convert.transformers_model import build_transformers, causal_logits
 
 _LINEARS = {
     "attn.qkv": "attn.c_attn",
@@ -127,19 +127,11 @@ class GPT2(Family):
 
     def reference(self, args: Mapping[str, Any], config: Mapping[str, Any]) -> nn.Module:
         """Return transformers' model."""
-        transformers = import_extra("transformers", "text")
-        values = {**self.config_json(args), **config}
-        del values["architectures"], values["model_type"]
-        return transformers.GPT2LMHeadModel(transformers.GPT2Config(**values))
+        return build_transformers({**self.config_json(args), **config})
 
     def run(self, module: nn.Module, inputs: Tensor, args: Mapping[str, Any]) -> Tensor:
         """Return the logits."""
-        found = module(inputs)
-        if "logits" in found:
-            return found.logits
-        # GPT2Model ends before the head, whose weight is the embedding's.
-        embedding: Any = module.get_submodule("wte")
-        return found.last_hidden_state @ embedding.weight.t()
+        return causal_logits(module, inputs, "wte")
 
 
 GPT2_FAMILY = GPT2()

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from deepseek.convert.family import Family, Requirement, Shapes, read_number, read_size
 from deepseek.convert.mapping import Leftover, Rule, module_rules, rename
 from deepseek.convert.report import Assumption
+from deepseek.convert.transformers_model import build_transformers, causal_logits
 from deepseek.errors import CheckpointError
-from deepseek.registry import import_extra
 
 _QKV = {"attn.q": "self_attn.q_proj", "attn.k": "self_attn.k_proj", "attn.v": "self_attn.v_proj"}
 _LAYER = {
@@ -188,20 +188,14 @@ class LlamaFamily(Family):
 
     def reference(self, args: Mapping[str, Any], config: Mapping[str, Any]) -> nn.Module:
         """Return transformers' model."""
-        transformers = import_extra("transformers", "text")
         values = {**self.config_json(args), **config}
-        for key in ("architectures", "rope_theta", "rope_scaling"):
+        for key in ("rope_theta", "rope_scaling"):
             values.pop(key, None)
-        settings = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
-        return getattr(transformers, _CLASSES[self.name])(settings)
+        return build_transformers(values)
 
     def run(self, module: nn.Module, inputs: Tensor, args: Mapping[str, Any]) -> Tensor:
         """Return the logits."""
-        found = module(inputs)
-        if "logits" in found:
-            return found.logits
-        embedding: Any = module.get_submodule("embed_tokens")
-        return found.last_hidden_state @ embedding.weight.t()
+        return causal_logits(module, inputs, "embed_tokens")
 
 
 def _read_rotary(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:

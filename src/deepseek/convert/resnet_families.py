@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from deepseek.convert.family import Family, Requirement, Shapes
 from deepseek.convert.mapping import KINDS, Rule, module_rules, rename
+from deepseek.convert.transformers_model import build_transformers
 from deepseek.errors import ConfigError
 from deepseek.models.imagenet_resnet import EXPANSIONS, STEM_WIDTH
 from deepseek.registry import import_extra
@@ -172,11 +173,7 @@ class HuggingFaceResNet(Family):
 
     def reference(self, args: Mapping[str, Any], config: Mapping[str, Any]) -> nn.Module:
         """Return transformers' model."""
-        transformers = import_extra("transformers", "text")
-        values = {**self.config_json(args), **config}
-        name = values.pop("architectures")[0]
-        del values["model_type"]
-        return getattr(transformers, name)(transformers.ResNetConfig(**values))
+        return build_transformers({**self.config_json(args), **config})
 
     def run(self, module: nn.Module, inputs: Tensor, args: Mapping[str, Any]) -> Tensor:
         """Return logits, or what is pooled where there is no head."""

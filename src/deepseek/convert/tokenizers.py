@@ -9,24 +9,18 @@ from deepseek.convert.report import Report
 from deepseek.convert.source import Source
 from deepseek.datasets import DataSpec
 from deepseek.datasets.spec import FieldSpec
-from deepseek.datasets.tokenizer import load_tokenizer
+from deepseek.datasets.tokenizer import TOKENIZER_FILES, load_tokenizer
 from deepseek.errors import DataError, MissingExtraError
 from deepseek.models import ModelEngine
 from deepseek.models.decoder import Decoder
 from deepseek.models.text_batches import tokenizer_of
 
-FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 _TASKS = {
     "sequence": "sequence_classification",
     "tokens": "token_classification",
     "vocabulary": "masked_language_modelling",
 }
-_ROLES = {
-    "pad_token": ("[PAD]", "<pad>", "<|pad|>"), "mask_token": ("[MASK]", "<mask>", "<|mask|>"),
-    "unk_token": ("[UNK]", "<unk>"), "cls_token": ("[CLS]", "<s>"), "sep_token": ("[SEP]", "</s>"),
-    "eos_token": ("<|endoftext|>", "</s>", "<|end_of_text|>"), "bos_token": ("<s>",),
-}  # fmt: skip
-"""What transformers calls special tokens, and what they are called in vocabularies."""
+_LABELLED = ("sequence_classification", "token_classification")
 
 
 def text_spec(engine: ModelEngine, source: Source, report: Report) -> DataSpec | None:
@@ -37,7 +31,7 @@ def text_spec(engine: ModelEngine, source: Source, report: Report) -> DataSpec |
         source: the folder.
         report: gets a note on what is left out.
     """
-    if not any(name in source.files for name in FILES):
+    if not any(name in source.files for name in TOKENIZER_FILES):
         return None
     try:
         tokenizer = load_tokenizer(Path(source.name))
@@ -64,9 +58,6 @@ def text_spec(engine: ModelEngine, source: Source, report: Report) -> DataSpec |
     )  # fmt: skip
 
 
-_LABELLED = ("sequence_classification", "token_classification")
-
-
 def _class_names(config: Mapping[str, Any], count: int | None) -> tuple[str, ...]:
     """Return the names of `id2label`, where it has one for each class."""
     table = config.get("id2label")
@@ -81,15 +72,11 @@ def tokenizer_files(engine: ModelEngine) -> dict[str, bytes]:
     content = engine.spec.tokenizer if engine.spec else None
     if content is None:
         return {}
-    known = set(tokenizer_of(content).vocabulary)
-    settings: dict[str, Any] = {
+    settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": engine.config["context_length"],
+        **tokenizer_of(content).named_tokens,
     }
-    for role, names in _ROLES.items():
-        found = next((name for name in names if name in known), None)
-        if found is not None:
-            settings[role] = found
     return {
         "tokenizer.json": content.encode(),
         "tokenizer_config.json": json.dumps(settings, indent=2).encode(),

@@ -1,7 +1,7 @@
 """Two models on the same inputs: how far apart what they compute is."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deepseek.convert.family import Family
 from deepseek.models import ModelEngine
 from deepseek.models.classifier import Classifier
+from deepseek.models.eval_mode import evaluating
 
 TOLERANCE = 1e-5
 """Largest difference in float32, relative to the largest output where that is above 1."""
@@ -56,7 +57,7 @@ def compare(engine: ModelEngine, family: Family, original: nn.Module, seed: int 
     """
     args = engine.config
     inputs = sample_inputs(engine, seed)
-    with torch.no_grad(), _evaluating(original), _evaluating(engine.module):
+    with torch.no_grad(), evaluating(original), evaluating(engine.module):
         device = next((p.device for p in original.parameters()), torch.device("cpu"))
         theirs = family.run(original, inputs.to(device), args).cpu().float()
         with _identity_head(engine.module):
@@ -95,17 +96,6 @@ def sample_inputs(engine: ModelEngine, seed: int = 0) -> Tensor:
         tokens[tokens == pad_token] = (pad_token + 1) % vocab_size
         tokens[1, num_tokens // 2 + 1 :] = pad_token
     return tokens
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    modes: Mapping[nn.Module, bool] = {each: each.training for each in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for each, was_training in modes.items():
-            each.training = was_training
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from deepseek.convert.family import Family, Requirement, Shapes, read_number, read_size
 from deepseek.convert.mapping import Leftover, Rule, module_rules, rename
 from deepseek.convert.report import Assumption
+from deepseek.convert.transformers_model import build_transformers
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.registry import import_extra
 
@@ -347,16 +348,9 @@ class HuggingFaceViT(Family):
 
     def reference(self, args: Mapping[str, Any], config: Mapping[str, Any]) -> nn.Module:
         """Return transformers' model."""
-        transformers = import_extra("transformers", "text")
         values = {**self.config_json(args), **config}
-        name = values.pop("architectures")[0]
-        settings = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
-        made_by = getattr(transformers, name)
-        return (
-            made_by(settings, add_pooling_layer=False)
-            if name.endswith("Model")
-            else made_by(settings)
-        )
+        is_bare = values["architectures"][0].endswith("Model")
+        return build_transformers(values, **({"add_pooling_layer": False} if is_bare else {}))
 
     def run(self, module: nn.Module, inputs: Tensor, args: Mapping[str, Any]) -> Tensor:
         """Return logits, or the class token where there is no head."""

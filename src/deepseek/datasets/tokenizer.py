@@ -29,9 +29,16 @@ END_OF_TEXT, BPE_PAD, BPE_MASK = "<|endoftext|>", "<|pad|>", "<|mask|>"
 _ROLES = {
     "pad": (PAD, "<pad>", BPE_PAD),
     "mask": (MASK, "<mask>", BPE_MASK),
+    "unk": (UNKNOWN, "<unk>"),
+    "cls": (CLASSIFY, "<s>"),
+    "sep": (SEPARATE, "</s>"),
+    "bos": ("<s>",),
+    "eos": (END_OF_TEXT, "</s>", "<|end_of_text|>"),
     "document": (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", SEPARATE),
 }
 """What each special token is called by tokenizers that are in use."""
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
+"""Files of a folder that are read, the first that there is."""
 
 
 class Words(NamedTuple):
@@ -127,6 +134,16 @@ class Tokenizer:
     def document_token(self) -> int | None:
         """The token between two documents."""
         return self._role("document")
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """The texts of special tokens by what transformers calls them, `pad_token`, ..."""
+        numbers = {role: self._role(role) for role in _ROLES if role != "document"}
+        return {
+            f"{role}_token": self.vocabulary[number]
+            for role, number in numbers.items()
+            if number is not None
+        }
 
     def require(self, role: str, why: str) -> int:
         """Return the token for `pad`, `mask` or `document`.
@@ -236,7 +253,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     """
     place = Path(path).expanduser()
     if place.is_dir():
-        for name in ("tokenizer.json", "vocab.txt", "vocab.json"):
+        for name in TOKENIZER_FILES:
             if (place / name).is_file():
                 return load_tokenizer(place / name)
         raise DataError(

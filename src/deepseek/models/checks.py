@@ -29,6 +29,15 @@ def check_choice(**choices: tuple[str, Collection[str]]) -> None:
             raise ConfigError(f"{name}={value!r} is not known", fix=f"give {names}")
 
 
+def check_fits(num_tokens: int, context_length: int) -> None:
+    """Raise `ConfigError` if there are more tokens than a model sees."""
+    if num_tokens > context_length:
+        raise ConfigError(
+            f"{num_tokens} tokens do not fit a model with context_length={context_length}",
+            fix="cut the sequences, or build the model with a longer context",
+        )
+
+
 def missing_head(model: str) -> ConfigError:
     """Return the error of a forward pass through a model that does not know its classes."""
     return ConfigError(

@@ -7,14 +7,14 @@ faster and lets tensor parallelism divide it. Sharing the weight of embedding an
 Shapes: B batch, T tokens, D dim, V rows of the vocabulary, K tokens of the vocabulary.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from deepseek.errors import ConfigError
-from deepseek.models.checks import check_positive, missing_head
+from deepseek.models.checks import check_fits, check_positive, missing_head
 from deepseek.models.classifier import BlockModel
 from deepseek.models.kv_cache import KeyValueCache
 
@@ -32,6 +32,23 @@ class TrimVocabulary(nn.Module):
     def forward(self, logits: Float[Tensor, "B T V"]) -> Float[Tensor, "B T K"]:
         """Return the first `num_classes` logits."""
         return logits[..., : self.num_classes]
+
+
+def reset_blocks(blocks: nn.ModuleList, ends: tuple[str, ...]) -> None:
+    """Begin linears normal, and smaller by `sqrt(2 num_layers)` where a branch ends.
+
+    Radford et al. 2019 (GPT-2), section 2.3.
+
+    Args:
+        blocks: of a decoder.
+        ends: the names of the linears at the ends of branches.
+    """
+    for name, module in blocks.named_modules():
+        if isinstance(module, nn.Linear):
+            std = INIT_STD / math.sqrt(2 * len(blocks)) if name.endswith(ends) else INIT_STD
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 class Decoder(BlockModel):
@@ -127,12 +144,7 @@ class Decoder(BlockModel):
         """
         if self.tok_embed is None:
             raise missing_head(type(self).__name__)
-        num_tokens = inputs.shape[1]
-        if num_tokens > self.context_length:
-            raise ConfigError(
-                f"{num_tokens} tokens do not fit a model with context_length={self.context_length}",
-                fix="cut the sequences, or build the model with a longer context",
-            )
+        check_fits(inputs.shape[1], self.context_length)
         return self.tok_embed(inputs)
 
     def classify(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T K"]:

@@ -20,7 +20,13 @@ from torch import Tensor, nn
 
 from deepseek.errors import ConfigError
 from deepseek.models.attention import attention
-from deepseek.models.checks import check_choice, check_positive, check_share, missing_head
+from deepseek.models.checks import (
+    check_choice,
+    check_fits,
+    check_positive,
+    check_share,
+    missing_head,
+)
 from deepseek.models.classifier import BlockModel
 from deepseek.models.hints import ParallelHints
 
@@ -303,12 +309,7 @@ class Encoder(BlockModel):
         Raises:
             ConfigError: if there are too many tokens.
         """
-        num_tokens = inputs.shape[1]
-        if num_tokens > self.context_length:
-            raise ConfigError(
-                f"{num_tokens} tokens do not fit a model with context_length={self.context_length}",
-                fix="cut the sequences, or build the model with a longer context",
-            )
+        check_fits(inputs.shape[1], self.context_length)
         return self.embedding(inputs)
 
     def beside(self, inputs: Int[Tensor, "B T"]) -> Mapping[str, Tensor]:

@@ -267,13 +267,16 @@ class ModelEngine(nn.Module):
         Raises:
             ConfigError: if there is no head yet, or the normalisation of uint8 images is unknown.
         """
-        if self.num_classes is None and self._makes_logits:
-            raise missing_head(self.architecture)
+        self._check_head()
         inputs = self.prepare(inputs)
         if self.graph == "static" and not self._is_compiled:
             self.module.compile()  # in place: names in the state dict stay as they are
             self._is_compiled = True
         return self.module(inputs)
+
+    def _check_head(self) -> None:
+        if self.num_classes is None and self._makes_logits:
+            raise missing_head(self.architecture)
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Return uint8 images normalised as `spec` says, anything else as it is.
@@ -317,16 +320,21 @@ class ModelEngine(nn.Module):
         check_positive(top_k=top_k, batch_size=batch_size)
         batches, is_single = prediction.to_batches(x, self.spec, batch_size)
         names = self.spec.class_names if self.spec else ()
-        device, dtype = self.device, self._compute_dtype(self.device.type)
         found: list[Prediction] = []
         with evaluating(self), torch.inference_mode():
             for batch in batches:
-                on_device = batch.to(device)
-                if on_device.is_floating_point():
-                    on_device = on_device.to(dtype)
-                probs = self(on_device).float().softmax(-1).cpu()
-                found += prediction.name_probs(probs, names, top_k)
+                found += prediction.name_probs(self.probs_of(batch), names, top_k)
         return found[0] if is_single else found
+
+    def probs_of(self, batch: Tensor) -> Tensor:
+        """Return the probabilities of a batch (B, ...): (B, ..., K), float32, on the CPU.
+
+        The mode is the caller's: `predict` lets the model be in `eval`.
+        """
+        on_device = batch.to(self.device)
+        if on_device.is_floating_point():
+            on_device = on_device.to(self._compute_dtype(on_device.device.type))
+        return self(on_device).float().softmax(-1).cpu()
 
     def generate(
         self,
@@ -402,8 +410,7 @@ class ModelEngine(nn.Module):
             ConfigError: the model has no head yet, or cannot be exported.
             CheckpointError: the program computes something else than the model.
         """
-        if self.num_classes is None and not self._is_foreign:
-            raise missing_head(self.architecture)
+        self._check_head()
         with evaluating(self):
             return export_program(_Prepared(self), path, inputs.to(self.device))
 

@@ -8,7 +8,6 @@ published weights need them). The "classes" of this classifier are the tokens of
 Shapes: B batch, T tokens, D dim.
 """
 
-import math
 from collections.abc import Mapping
 from functools import partial
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from deepseek.errors import ConfigError
 from deepseek.models.attention import attention, causal_attention
 from deepseek.models.checks import check_choice, check_positive, check_share
-from deepseek.models.decoder import INIT_STD, Decoder
+from deepseek.models.decoder import INIT_STD, Decoder, reset_blocks
 from deepseek.models.hints import ParallelHints
 from deepseek.models.kv_cache import LayerCache
 
@@ -146,19 +145,13 @@ class GPT(Decoder):
         self.norm = nn.LayerNorm(dim)
         self.head: nn.Linear | None = None
         self.trim: nn.Module | None = None
-        self._reset_parameters(num_layers)
+        self._reset_parameters()
         if num_classes is not None:
             self.bind_classes(num_classes)
 
-    def _reset_parameters(self, num_layers: int) -> None:
+    def _reset_parameters(self) -> None:
         nn.init.normal_(self.pos_embed, std=INIT_STD)
-        for name, module in self.blocks.named_modules():
-            if isinstance(module, nn.Linear):
-                ends_branch = name.endswith(("proj", "fc2"))
-                std = INIT_STD / math.sqrt(2 * num_layers) if ends_branch else INIT_STD
-                nn.init.normal_(module.weight, std=std)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        reset_blocks(self.blocks, ends=("proj", "fc2"))
 
     @property
     def hints(self) -> ParallelHints:

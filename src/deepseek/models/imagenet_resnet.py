@@ -19,6 +19,7 @@ from deepseek.errors import ConfigError
 from deepseek.models.checks import check_choice, check_positive, missing_head
 from deepseek.models.classifier import Classifier
 from deepseek.models.hints import ParallelHints
+from deepseek.models.resnet import make_head, reset_convolutions
 
 EXPANSIONS = {"basic": 1, "bottleneck": 4}
 """Filters that a block gives for each of its width, by its kind."""
@@ -118,9 +119,7 @@ class ImageNetResNet(Classifier):
         self.layer3 = self._stage(2)
         self.layer4 = self._stage(3)
         self.fc: nn.Linear | None = None
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        reset_convolutions(self)
         if num_classes is not None:
             self.bind_classes(num_classes)
 
@@ -169,11 +168,8 @@ class ImageNetResNet(Classifier):
             ConfigError: if `num_classes` is not positive.
         """
         check_positive(num_classes=num_classes)
-        weight = self.bn1.weight
         width = 8 * STEM_WIDTH * EXPANSIONS[self._config["block"]]
-        self.fc = nn.Linear(width, num_classes, device=weight.device, dtype=weight.dtype)
-        nn.init.trunc_normal_(self.fc.weight, std=0.01)
-        nn.init.zeros_(self.fc.bias)
+        self.fc = make_head(width, num_classes, like=self.bn1.weight)
         self._config["num_classes"] = num_classes
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:

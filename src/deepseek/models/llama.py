@@ -14,7 +14,6 @@ Queries, keys and values have a projection each: of fewer heads, they cannot be 
 Shapes: B batch, T tokens, D dim, E head_dim.
 """
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from deepseek.errors import ConfigError
 from deepseek.models.attention import causal_attention
 from deepseek.models.checks import check_positive
-from deepseek.models.decoder import INIT_STD, Decoder
+from deepseek.models.decoder import Decoder, reset_blocks
 from deepseek.models.hints import ParallelHints
 from deepseek.models.kv_cache import LayerCache
 from deepseek.models.rotary import Rotary, rotate
@@ -179,18 +178,9 @@ class Llama(Decoder):
         self.norm = nn.RMSNorm(dim, eps=norm_eps)
         self.head: nn.Linear | None = None
         self.trim: nn.Module | None = None
-        self._reset_parameters(num_layers)
+        reset_blocks(self.blocks, ends=("proj", "down"))
         if num_classes is not None:
             self.bind_classes(num_classes)
-
-    def _reset_parameters(self, num_layers: int) -> None:
-        for name, module in self.blocks.named_modules():
-            if isinstance(module, nn.Linear):
-                ends_branch = name.endswith(("proj", "down"))
-                std = INIT_STD / math.sqrt(2 * num_layers) if ends_branch else INIT_STD
-                nn.init.normal_(module.weight, std=std)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
 
     @property
     def hints(self) -> ParallelHints:

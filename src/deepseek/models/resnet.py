@@ -82,9 +82,7 @@ class ResNet(Classifier):
         self.layer2 = _stage(width, 2 * width, depth, stride=2)
         self.layer3 = _stage(2 * width, 4 * width, depth, stride=2)
         self.linear: nn.Linear | None = None
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        reset_convolutions(self)
         if num_classes is not None:
             self.bind_classes(num_classes)
 
@@ -115,12 +113,7 @@ class ResNet(Classifier):
             ConfigError: if `num_classes` is not positive.
         """
         check_positive(num_classes=num_classes)
-        weight = self.bn1.weight
-        self.linear = nn.Linear(
-            4 * self._config["width"], num_classes, device=weight.device, dtype=weight.dtype
-        )
-        nn.init.trunc_normal_(self.linear.weight, std=0.01)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = make_head(4 * self._config["width"], num_classes, like=self.bn1.weight)
         self._config["num_classes"] = num_classes
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
@@ -134,6 +127,21 @@ class ResNet(Classifier):
         x = F.relu(self.bn1(self.conv1(images)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(x.mean((2, 3)))
+
+
+def reset_convolutions(module: nn.Module) -> None:
+    """Begin convolutions as He et al. 2015, arXiv 1502.01852, by the fan of their outputs."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+
+
+def make_head(width: int, num_classes: int, like: Tensor) -> nn.Linear:
+    """Return the last layer of a residual network, where and in the dtype that `like` is."""
+    head = nn.Linear(width, num_classes, device=like.device, dtype=like.dtype)
+    nn.init.trunc_normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 def _stage(in_width: int, width: int, depth: int, stride: int) -> nn.Sequential:

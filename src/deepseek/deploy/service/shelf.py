@@ -129,12 +129,12 @@ class Version:
 
     def _compute(self, batch: Tensor) -> Tensor:
         """Return probabilities (B, K), float32, on the host."""
-        device = self.engine.device
+        kind = self.engine.device.type
         with (
             torch.inference_mode(),
-            torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._is_half),
+            torch.autocast(kind, dtype=torch.bfloat16, enabled=self._is_half),
         ):
-            return self.engine(batch.to(device)).float().softmax(-1).cpu()
+            return self.engine.probs_of(batch)
 
 
 class Shelf:
@@ -181,15 +181,15 @@ class Shelf:
         return files
 
     def active(self, name: str) -> Version:
-        """Return the version that answers for a model; `""`: the only model, or the first.
+        """Return the version that answers for a model; `""`: the only model, or the first by name.
 
         Raises:
             Refusal: 404, there is no such model; 503, it is not loaded yet.
         """
-        if not name:
-            name = next(iter(self.list_versions()), "")
         if name in self._active:
             return self._active[name]
+        if not name and self._active:
+            return self._active[min(self._active)]
         if name in self.list_versions():
             raise Refusal(
                 503, f"model {name} is not loaded", fix="try again later", retry_after_s=2

@@ -129,17 +129,11 @@ class LanguageModellingTask(Task):
 
     def count_items(self, batch: Batch) -> int:
         """Return the number of tokens that have a target."""
-        return int((batch["targets"] != IGNORE_INDEX).sum())
+        return count_targets(batch)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the cross-entropy summed over tokens, in float32."""
-        return F.cross_entropy(
-            outputs.float().flatten(0, 1),
-            batch["targets"].flatten(),
-            ignore_index=IGNORE_INDEX,
-            label_smoothing=self.label_smoothing,
-            reduction="sum",
-        )
+        return sum_over_tokens(outputs, batch, self.label_smoothing)
 
     def new_metrics(self) -> dict[str, Metric]:
         """Loss (nats per token), its perplexity, and how often the most probable was right."""
@@ -150,21 +144,39 @@ class LanguageModellingTask(Task):
         targets = batch["targets"]
         counted = targets != IGNORE_INDEX
         num_tokens = int(counted.sum())
-        loss = F.cross_entropy(
-            outputs.float().flatten(0, 1), targets.flatten(), reduction="sum",
-            ignore_index=IGNORE_INDEX,
-        )  # fmt: skip
+        loss = sum_over_tokens(outputs, batch)
         metrics["loss"].update(loss, num_tokens)
         metrics["perplexity"].update(loss, num_tokens)
         metrics["accuracy"].update(((outputs.argmax(-1) == targets) & counted).sum(), num_tokens)
 
     def predictions(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` (B,), the mean over the tokens of each sequence."""
-        targets = batch["targets"]
-        losses = F.cross_entropy(
-            outputs.float().transpose(1, 2), targets, reduction="none", ignore_index=IGNORE_INDEX
-        )
-        return {"loss": losses.sum(1) / (targets != IGNORE_INDEX).sum(1).clamp(min=1)}
+        return {"loss": mean_of_each(outputs, batch)}
+
+
+def count_targets(batch: Batch) -> int:
+    """Return the number of tokens whose label is not -100."""
+    return int((batch["targets"] != IGNORE_INDEX).sum())
+
+
+def sum_over_tokens(outputs: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+    """Return the cross-entropy of logits (B, T, C), summed over labelled tokens, in float32."""
+    return F.cross_entropy(
+        outputs.float().flatten(0, 1),
+        batch["targets"].flatten(),
+        ignore_index=IGNORE_INDEX,
+        label_smoothing=label_smoothing,
+        reduction="sum",
+    )
+
+
+def mean_of_each(outputs: Tensor, batch: Batch) -> Tensor:
+    """Return the mean cross-entropy over the labelled tokens of each sequence, (B,)."""
+    targets = batch["targets"]
+    losses = F.cross_entropy(
+        outputs.float().transpose(1, 2), targets, reduction="none", ignore_index=IGNORE_INDEX
+    )
+    return losses.sum(1) / (targets != IGNORE_INDEX).sum(1).clamp(min=1)
 
 
 def _language_modelling(spec: DataSpec, label_smoothing: float) -> Task:

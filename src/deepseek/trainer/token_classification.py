@@ -11,7 +11,14 @@ from torch import Tensor
 
 from deepseek.datasets import DataSpec
 from deepseek.trainer.metrics import MacroF1, Mean, Metric, count_by_class
-from deepseek.trainer.task import IGNORE_INDEX, Batch, Task
+from deepseek.trainer.task import (
+    IGNORE_INDEX,
+    Batch,
+    Task,
+    count_targets,
+    mean_of_each,
+    sum_over_tokens,
+)
 
 Entity = tuple[int, int, int, str]
 """Sequence, first word, word after the last, kind."""
@@ -39,17 +46,11 @@ class TokenClassificationTask(Task):
 
     def count_items(self, batch: Batch) -> int:
         """Return the number of tokens that have a label."""
-        return int((batch["targets"] != IGNORE_INDEX).sum())
+        return count_targets(batch)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the cross-entropy summed over tokens, in float32."""
-        return F.cross_entropy(
-            outputs.float().flatten(0, 1),
-            batch["targets"].flatten(),
-            ignore_index=IGNORE_INDEX,
-            label_smoothing=self.label_smoothing,
-            reduction="sum",
-        )
+        return sum_over_tokens(outputs, batch, self.label_smoothing)
 
     def new_metrics(self) -> dict[str, Metric]:
         """Loss, accuracy and macro-F1 of tokens; the F1 score of entities where there are any."""
@@ -80,11 +81,7 @@ class TokenClassificationTask(Task):
 
     def predictions(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` (B,), the mean over the labelled tokens of each sequence."""
-        targets = batch["targets"]
-        losses = F.cross_entropy(
-            outputs.float().transpose(1, 2), targets, reduction="none", ignore_index=IGNORE_INDEX
-        )
-        return {"loss": losses.sum(1) / (targets != IGNORE_INDEX).sum(1).clamp(min=1)}
+        return {"loss": mean_of_each(outputs, batch)}
 
 
 def has_entities(class_names: Sequence[str]) -> bool:

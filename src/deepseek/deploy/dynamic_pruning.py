@@ -98,7 +98,7 @@ class DynamicPruning(Callback):
             if isinstance(part, PRUNABLE)
         }
         chosen = {name for name in owners if not name.startswith(tuple(skip) or ("\0",))}
-        held = {weight.name: weight.local.detach() for weight in step.parallel.weights.trained}
+        held = {weight.name: weight.local for weight in step.parallel.weights.trained}
         self._weights = {name: held[name] for name in held if name in chosen}
         if not self._weights:
             raise ConfigError(
@@ -144,9 +144,7 @@ class DynamicPruning(Callback):
         total = sum(weight.numel() for weight in self._weights.values())
         num_kept = total - round(target * total)
         share = self.regrow * (1 + math.cos(math.pi * progress)) / 2 if progress < 1 else 0.0
-        moments = {
-            name: _moment(self._parameter(name, optimizer), optimizer) for name in self._masks
-        }
+        moments = {name: _moment(weight, optimizer) for name, weight in self._weights.items()}
         is_known = all(moment is not None for moment in moments.values())
         alive = torch.cat([mask.view(-1) for mask in self._masks.values()])
         num_gone = int((~alive).sum())
@@ -174,14 +172,6 @@ class DynamicPruning(Callback):
         kept = torch.zeros(mask.numel(), dtype=torch.bool, device=mask.device)
         kept[self._weights[name].abs().view(-1).topk(least).indices] = True
         return kept.view_as(mask) | mask
-
-    def _parameter(self, name: str, optimizer: torch.optim.Optimizer) -> Tensor | None:
-        wanted = self._weights[name].data_ptr()
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.data_ptr() == wanted:
-                    return parameter
-        return None
 
     def measured(self) -> float:
         """Return the share of zeros in the weights that are pruned."""
@@ -211,9 +201,7 @@ class DynamicPruning(Callback):
         self._alive_zeros = dict(state["alive_zeros"])
 
 
-def _moment(parameter: Tensor | None, optimizer: torch.optim.Optimizer) -> Tensor | None:
+def _moment(weight: Tensor, optimizer: torch.optim.Optimizer) -> Tensor | None:
     """Return the running mean of a weight's gradient, if the optimizer keeps one."""
-    if parameter is None:
-        return None
-    state = optimizer.state.get(parameter, {})
+    state = optimizer.state.get(weight, {})
     return next((state[key] for key in ("exp_avg", "momentum_buffer") if key in state), None)

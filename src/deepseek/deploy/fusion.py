@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
+from deepseek.models.eval_mode import evaluating
 
 TOLERANCE = 1e-3
 """Largest difference of an output that folding may make, as a share of the largest output."""
@@ -73,8 +74,8 @@ def fuse(model: nn.Module, inputs: Tensor | None = None) -> Fusion:
     fused = copy.deepcopy(module).eval()
     attentions = _fuse_attention(fused)
     folded, kept = _fold(fused, inputs)
-    original = copy.deepcopy(module).eval()
-    difference = largest_difference(original, fused, inputs)
+    with evaluating(module):
+        difference = largest_difference(module, fused, inputs)
     return Fusion(fused, folded, attentions, kept, difference)
 
 

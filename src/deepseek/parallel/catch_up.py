@@ -15,6 +15,7 @@ What comes of it is thrown away, on all ranks: at the end of the step they agree
 
 from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import FakeWork
@@ -62,7 +63,7 @@ class CatchUp:
     def begin(self) -> None:
         """Note what has been entered before the collectives of a micro-batch."""
         self._is_in_backward = False
-        self._entered = Counter({name: _count(group) for name, group in self._groups().items()})
+        self._entered = Counter({name: _count(group) for name, group in self._groups.items()})
 
     def enter_backward(self) -> None:
         """The backward pass begins, the only one with collectives of DDP that come again."""
@@ -77,7 +78,7 @@ class CatchUp:
             is_last: whether it is the step's last one.
             compute_little: takes next to no samples forward and backward.
         """
-        entered = Counter({n: _count(g) - self._entered[n] for n, g in self._groups().items()})
+        entered = Counter({n: _count(g) - self._entered[n] for n, g in self._groups.items()})
         wrapped = self._parallel.forward
         self._parallel.weights.drop_gradients()
         if isinstance(wrapped, DistributedDataParallel):
@@ -95,6 +96,7 @@ class CatchUp:
         if isinstance(self._parallel.forward, DistributedDataParallel):
             self._parallel.wrap()
 
+    @cached_property
     def _groups(self) -> dict[str, dist.ProcessGroup]:
         world = self._parallel.world
         if world.is_paper:

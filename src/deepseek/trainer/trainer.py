@@ -128,7 +128,7 @@ class Trainer:
         self.higher_is_better = (
             self.task.higher_is_better
             if self.monitor == self.task.monitor
-            else not self.monitor.endswith(("loss", "perplexity"))
+            else not any(word in self.monitor for word in ("loss", "perplexity"))
         )
         self.callbacks = self._with_own_callbacks(callbacks)
         self.progress = RunProgress()

@@ -189,6 +189,11 @@ async def _compute(request: Request, version: Version, limits: Limits) -> tuple[
     return await version.batcher.submit(samples, limits.timeout_s), is_single
 
 
+def _check_ready(shelf: Shelf) -> None:
+    if not shelf.is_ready:
+        raise Refusal(503, "a model is not loaded", fix="try again later", retry_after_s=2)
+
+
 def _add_predictions(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
     page = files("deepseek.deploy.service").joinpath("page.html").read_text(encoding="utf-8")
 
@@ -219,8 +224,7 @@ def _add_predictions(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
     @app.get("/ready", tags=["state"])
     async def ready() -> dict:
         """Say whether every model answers."""
-        if not shelf.is_ready:
-            raise Refusal(503, "a model is not loaded", fix="try again later", retry_after_s=2)
+        _check_ready(shelf)
         return {"status": "ready", "models": shelf.state()}
 
 
@@ -233,8 +237,7 @@ def _add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
     @app.get("/v2/health/ready", tags=["v2"])
     async def ready() -> dict:
         """Say whether every model answers."""
-        if not shelf.is_ready:
-            raise Refusal(503, "a model is not loaded", fix="try again later", retry_after_s=2)
+        _check_ready(shelf)
         return {"ready": True}
 
     @app.get("/v2/models/{model}", tags=["v2"])

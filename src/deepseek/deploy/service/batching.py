@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from deepseek.deploy.service.refusal import Refusal
@@ -172,8 +173,6 @@ class Batcher:
         return batch
 
     def _compute_rows(self, batch: list[_Waiting]) -> list[Tensor]:
-        import torch
-
         return list(self._compute(torch.stack([entry.sample for entry in batch])))
 
 

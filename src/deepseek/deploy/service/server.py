@@ -20,6 +20,7 @@ from deepseek.deploy.service.shelf import Pace, Shelf, Version
 from deepseek.deploy.service.tokens import read_hashes
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
+from deepseek.trainer.device import resolve_device
 
 SWITCH_S = 1e-4
 """After which a thread gives way to another. The model's asks for its turn after every operator: at
@@ -85,8 +86,6 @@ def open_shelf(settings: ServiceSettings, measures: Measures) -> Shelf:
     Raises:
         ConfigError, CheckpointError: a model cannot be served.
     """
-    from deepseek.trainer.device import resolve_device
-
     device = resolve_device(settings.device)
 
     def build(name: str, version: str, path: Path) -> Version:

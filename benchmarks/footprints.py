@@ -17,13 +17,13 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from deepseek.memory.simulation import simulate_step
 from deepseek.models import ModelEngine, list_models
 from deepseek.models.classifier import Classifier
 from deepseek.models.zoo import ARCHITECTURES, is_own, timm_input_shape
 from measure import markdown_table, report
+from memory import allocated
 
 TIMM = (
     "timm/convnext_atto", "timm/densenet121", "timm/efficientnet_b0", "timm/mixer_s32_224",
@@ -110,14 +110,7 @@ def compare(subject: Subject, precision: str) -> dict:
         loss.backward()
 
     step()  # gradients are there before, as from the second micro-batch on
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    results = profiler.profiler.kineto_results if profiler.profiler is not None else None
-    total = peak = 0
-    for event in results.events() if results is not None else ():
-        if event.name() == "[memory]":
-            total += event.nbytes()
-            peak = max(peak, total)
+    _, peak = allocated(step, "cpu")
     held = 4 * simulated.gradient_bytes
     predicted = simulated.peak_bytes - simulated.gradient_bytes
     return {

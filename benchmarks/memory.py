@@ -203,13 +203,13 @@ def measure(subject: Subject, args: argparse.Namespace) -> dict[str, Result]:
             parameter.grad = None
     for _ in range(args.rounds):
         for name, context in ways.items():
-            results[name].seconds.append(_time(partial(step, context), args))
+            results[name].seconds.append(time_step(partial(step, context), args.device))
     return results
 
 
-def _time(step: Callable[[], None], args: argparse.Namespace) -> float:
+def time_step(step: Callable[[], object], device: str) -> float:
     """Return seconds of a step: of the processor on a CPU, by the clock on a GPU."""
-    if args.device == "cpu":
+    if device == "cpu":
         began = process_time()
         step()
         return process_time() - began

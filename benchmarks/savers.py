@@ -15,7 +15,6 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from time import perf_counter, process_time
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,7 @@ from deepseek.models import GPT
 from deepseek.trainer import Optimizer
 from deepseek.trainer.precision import cast_weights
 from measure import markdown_table, report, spread
-from memory import allocated
+from memory import allocated, time_step
 
 VOCABULARY = 8192
 MIB = 2**20
@@ -137,21 +136,7 @@ def measure(runs: dict[str, Run], args: argparse.Namespace) -> None:
             run.drop()
     for _ in range(args.rounds):
         for run in runs.values():
-            run.seconds.append(_time(run.step, args))
-
-
-def _time(step: Callable[[], None], args: argparse.Namespace) -> float:
-    """Return seconds of a step: of the processor on a CPU, by the clock on a GPU."""
-    if args.device == "cpu":
-        began = process_time()
-        step()
-        return process_time() - began
-    torch.cuda.synchronize()
-    began = perf_counter()
-    for _ in range(5):
-        step()
-    torch.cuda.synchronize()
-    return (perf_counter() - began) / 5
+            run.seconds.append(time_step(run.step, args.device))
 
 
 def records_of(runs: dict[str, Run]) -> list[dict]:

@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
+from tests.allocator import most_allocated
 from torch.nn.parallel import DistributedDataParallel
-from torch.profiler import ProfilerActivity, profile
 
 from deepseek.datasets import TokenDataset
 from deepseek.models import GPT
@@ -52,7 +52,7 @@ def measure_steps(runs):
         with Collectives() as collectives:
             take(3)
         # Gloo's threads hold what they have sent for a while: the least is what a step needs
-        peak = min(_allocated(lambda n=n, take=take: take(n)) for n in range(4, 8))
+        peak = min(most_allocated(lambda n=n, take=take: take(n)) for n in range(4, 8))
         held = [w.local for w in step.parallel.weights.weights]
         states = [v for each in step.optimizer.state.values() for v in each.values()]
         before = sum(t.nbytes for t in (*held, *step.parallel.buffers().values(), *states))
@@ -61,15 +61,3 @@ def measure_steps(runs):
         seen = [(each.kind, each.num_bytes) for each in collectives.seen]
         found[name] = (seen, peak, before)
     return found
-
-
-def _allocated(act):
-    """Return the most bytes that are allocated within, beyond those before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        act()
-    total = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            total += event.nbytes()
-            peak = max(peak, total)
-    return peak

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from tests.allocator import most_allocated
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
 from deepseek.memory.simulation import simulate_step
 
@@ -54,13 +54,7 @@ def test_the_peak_of_a_convolution_is_that_of_a_real_one(name, autocast):
         loss.backward()
 
     step()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    total = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            total += event.nbytes()
-            peak = max(peak, total)
+    peak = most_allocated(step)
     simulated = simulate_step(
         model, lambda: torch.zeros(shape), lambda out: out.float().square().sum(), autocast=cast,
         has_gradients=True,

@@ -4,8 +4,8 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from tests.allocator import most_allocated
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
 from deepseek.memory.policy import MemoryPolicy
 from deepseek.memory.simulation import simulate_step
@@ -47,14 +47,7 @@ def allocated(name, policy, autocast):
         loss.backward()
 
     step()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    total = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            total += event.nbytes()
-            peak = max(peak, total)
-    return peak
+    return most_allocated(step)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -4,7 +4,6 @@ import asyncio
 import ipaddress
 import resource
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,9 +21,6 @@ from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.trainer.device import resolve_device
 
-SWITCH_S = 1e-4
-"""After which a thread gives way to another. The model's asks for its turn after every operator: at
-the 5 ms that are usual it would wait most of the time."""
 SILENT_S = 15.0
 """A connection that has not sent the head of a request by then is closed."""
 
@@ -127,7 +123,6 @@ def serve(
         shelf = open_shelf(settings, measures)
         app = make_app(shelf, measures, settings.limits, hashes, is_loopback=settings.is_loopback)
         _raise_file_limit()
-        sys.setswitchinterval(SWITCH_S)
         config = uvicorn.Config(
             app, http=_Impatient, loop="uvloop", ws="none", lifespan="on", log_level="warning",
             access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=30,

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import torch
 
-from deepseek.cli.build_text import build_text, build_text_evaluation
+from deepseek.cli.build_text import (
+    AUTO_VAL_SHARE,
+    build_text,
+    build_text_evaluation,
+    check_apart,
+)
 from deepseek.config import DataConfig, ModelConfig, RunConfig, TextDataConfig
 from deepseek.datasets import ImageDataset, TextDataset
 from deepseek.errors import ConfigError
@@ -16,7 +21,6 @@ from deepseek.models import ModelEngine
 from deepseek.trainer import Trainer
 
 VAL_FOLDERS = ("val", "validation", "test")
-AUTO_VAL_SHARE = 0.1
 
 
 def build_data(
@@ -38,11 +42,7 @@ def _build_pictures(config: DataConfig, seed: int) -> tuple[ImageDataset, ImageD
     if val is None:
         return train, None
     if isinstance(val, str):
-        if Path(val).resolve() == Path(config.train).resolve():
-            raise ConfigError(
-                f"data.val={val} is data.train: the result would be too good",
-                fix="give data.val another folder, or a share such as 0.1",
-            )
+        check_apart(config.train, val, "folder")
         transform = _val_transform(config) or train.evaluation_transform
         return train, _dataset(config, val, transform, seed, train.class_names)
     train, held_back = train.split(val)

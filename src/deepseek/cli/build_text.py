@@ -25,14 +25,28 @@ def build_text(config: TextDataConfig, seed: int) -> tuple[TextDataset, TextData
         return train, None
     if not isinstance(val, str):
         return train.split(val)
-    if Path(val).resolve() == Path(config.train).resolve():
-        raise ConfigError(
-            f"data.val={val} is data.train: the result would be too good",
-            fix="give data.val another file, or a share such as 0.1",
-        )
+    check_apart(config.train, val, "file")
     names = train.class_names if "classification" in config.task else None
     held_back = _dataset(config, val, train.tokenizer, seed, names)
     return train, held_back.evaluation_view()
+
+
+def check_apart(train: str, val: str, kind: str) -> None:
+    """Refuse validation data that are the training data.
+
+    Args:
+        train: path of the training data.
+        val: path of the validation data.
+        kind: what a path is of, in words.
+
+    Raises:
+        ConfigError: if they are the same.
+    """
+    if Path(val).resolve() == Path(train).resolve():
+        raise ConfigError(
+            f"data.val={val} is data.train: the result would be too good",
+            fix=f"give data.val another {kind}, or a share such as 0.1",
+        )
 
 
 def build_text_evaluation(spec: DataSpec, path: str, settings: Sequence[str]) -> TextDataset:

@@ -62,12 +62,7 @@ def open_source(path: str | os.PathLike, options: SourceOptions) -> ImageSource:
 
 
 def _open_folder(folder: Path, options: SourceOptions) -> ImageSource:
-    if (folder / "dataset_dict.json").is_file():
-        splits = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-        raise DataError(
-            f"{folder} holds several saved splits: {', '.join(splits)}",
-            fix=f"give one of them, such as {folder / splits[0]}" if splits else "save it again",
-        )
+    refuse_splits(folder)
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
         return read_saved_dataset(
             folder, options.class_names, options.image_column, options.label_column
@@ -85,6 +80,16 @@ def _open_folder(folder: Path, options: SourceOptions) -> ImageSource:
             )
         return _open_files(files, str(folder), options)
     return FolderSource(folder, options.class_names)
+
+
+def refuse_splits(folder: Path) -> None:
+    """Raise `DataError` for several splits that were saved together: one of them is meant."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        raise DataError(
+            f"{folder} holds several saved splits: {', '.join(splits)}",
+            fix=f"give one of them, such as {folder / splits[0]}" if splits else "save it again",
+        )
 
 
 def _open_files(files: list[Path], text: str, options: SourceOptions) -> ImageSource:

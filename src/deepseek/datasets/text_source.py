@@ -9,7 +9,7 @@ from typing import NamedTuple
 import xxhash
 
 from deepseek.datasets import text_tables
-from deepseek.datasets.open_source import expand_pattern
+from deepseek.datasets.open_source import expand_pattern, refuse_splits
 from deepseek.datasets.text_file import read_documents, read_text_file
 from deepseek.datasets.text_options import Column, DocumentPer, TextOptions
 from deepseek.errors import DataError
@@ -166,12 +166,7 @@ def _find_files(
     if place.is_file():
         return _of_one_kind([place], text), None
     if place.is_dir():
-        if (place / "dataset_dict.json").is_file():
-            splits = sorted(entry.name for entry in place.iterdir() if entry.is_dir())
-            raise DataError(
-                f"{place} holds several saved splits: {', '.join(splits)}",
-                fix=f"give one of them, such as {place / splits[0]}" if splits else "save it again",
-            )
+        refuse_splits(place)
         files = [file for file in sorted(place.iterdir()) if file.suffix.lower() in SUFFIXES]
         if files:
             return _of_one_kind(files, text), None

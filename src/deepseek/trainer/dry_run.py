@@ -30,6 +30,7 @@ from deepseek.parallel.collectives import Collective, Collectives
 from deepseek.parallel.paper import block_outputs, paper_ranks, shapes_within, tell_shapes
 from deepseek.trainer.announcement import model_line, plan_line
 from deepseek.trainer.assembly import resolve_arithmetic
+from deepseek.trainer.footprint import held_bytes
 from deepseek.trainer.memory_budget import NAMES
 from deepseek.trainer.paper_plan import Forecast, find_source, forecast
 
@@ -223,7 +224,7 @@ class _Walk:
             self.trainer.world.average(boundary.running_statistics(), num_own)
             optimizer.step()
         except Exception as error:
-            self._optimizer_bytes = self._usual_state_bytes()
+            self._optimizer_bytes = self.trainer.assembly.optimizer_bytes
             self.notes.append(
                 f"the optimizer's step is left out, its state taken as usual: {_in_words(error)}"
             )
@@ -255,9 +256,6 @@ class _Walk:
         """Whether gradients lie in DDP's buckets, which are there all the time."""
         return isinstance(self.step.parallel.forward, DistributedDataParallel)
 
-    def _usual_state_bytes(self) -> int:
-        return self.trainer.assembly.optimizer_bytes
-
     def forecast(self) -> Forecast | None:
         """Return what the planner says of the same; `None` where it does not know the model."""
         return forecast(self.trainer, self._source, self.notes)
@@ -266,17 +264,15 @@ class _Walk:
 
     def held(self) -> dict[str, int]:
         """Return the bytes by category between steps."""
-        parallel, step = self.step.parallel, self.step
-        weights = [*(w.local for w in parallel.weights.weights), *parallel.buffers().values()]
-        state = [v for each in step.optimizer.state.values() for v in each.values()]
-        average = step.ema.average.weights.weights if step.ema is not None else []
-        optimizer = sum(v.nbytes for v in state if isinstance(v, Tensor)) + self._optimizer_bytes
+        held = held_bytes(self.trainer)
+        walked = held["optimizer"] + self._optimizer_bytes
+        usual = self.trainer.assembly.optimizer_bytes
         buckets = self.trained if self._has_buckets else []
         return {
-            "weights": sum(tensor.nbytes for tensor in weights),
+            "weights": held["weights"],
             "gradients": sum(tensor.nbytes for tensor in buckets),
-            "optimizer": optimizer if self._at_peak else self._usual_state_bytes(),
-            "average": sum(w.local.nbytes for w in average),
+            "optimizer": walked if self._at_peak else usual,
+            "average": held["average"],
         }
 
     def peak(self) -> dict[str, int]:

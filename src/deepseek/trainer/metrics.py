@@ -116,7 +116,7 @@ class MacroF1(Metric):
 
     def take_sums(self, sums: Sequence[float]) -> None:
         """Replace the counts."""
-        self.total = torch.tensor(sums).round().long().view_as(self.total)
+        self.total = torch.tensor(sums, dtype=torch.float64).round().long().view_as(self.total)
 
 
 def count_correct(logits: Tensor, labels: Tensor, top: int = 1) -> Tensor:

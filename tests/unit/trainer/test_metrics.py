@@ -84,3 +84,10 @@ def test_labels_of_minus_100_count_nowhere():
     task.update_metrics(metrics, logits, batch)
     assert metrics["entity_f1"].compute() == pytest.approx(0.5)
     assert "entity_f1" not in TokenClassificationTask(("noun", "verb")).new_metrics()
+
+
+def test_counts_of_all_ranks_are_whole_however_many_items_there_are():
+    metric = MacroF1(1)
+    many = 2.0**24 + 1  # no float32
+    metric.take_sums([many, many, many])
+    assert metric.sums() == [many, many, many]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from deepseek.errors import CheckpointError, ConfigError
+from deepseek.models.changes import apply_changes
 from deepseek.models.classifier import Classifier
 from deepseek.models.model_file import ModelFile
 from deepseek.models.weights import find_pretrained, load_weights, read_weights
@@ -85,6 +86,7 @@ def build_from_file(
     name = content.architecture
     is_known = is_own(name) or is_timm(name)
     if module is not None:
+        apply_changes(module, content.changes, path)
         load_weights(module, content.state, source=path)
         return module, not is_known
     if not is_known:
@@ -97,10 +99,14 @@ def build_from_file(
     try:
         with torch.device("meta"):
             skeleton = build_model(name, num_classes, args)
+            apply_changes(skeleton, content.changes, path)
+    except CheckpointError:
+        raise
     except Exception as error:  # some of timm's models compute with tensors while they are built
         if is_own(name) or isinstance(error, ConfigError | TypeError):
             raise _unbuildable(path, name, error) from error
         skeleton = _build_unchecked(path, name, num_classes, args)
+        apply_changes(skeleton, content.changes, path)
     else:
         # Without initialisation where the file brings everything; buffers that it does not bring
         # must be computed, in a second, real model: its size is the file's by then.
@@ -108,6 +114,7 @@ def build_from_file(
         if any(buffer not in persistent for buffer, _ in skeleton.named_buffers()):
             load_weights(skeleton, content.state, source=path, assign=True)
             skeleton = build_model(name, num_classes, args)
+            apply_changes(skeleton, content.changes, path)
     load_weights(skeleton, _as_parameters(skeleton, content.state), source=path, assign=True)
     return skeleton, False
 

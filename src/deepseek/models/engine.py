@@ -96,6 +96,7 @@ class ModelEngine(nn.Module):
         *,
         is_foreign: bool = False,
         spec: DataSpec | None = None,
+        changes: tuple[dict, ...] = (),
     ) -> None:
         nn.Module.__init__(self)
         self.module = module
@@ -105,10 +106,13 @@ class ModelEngine(nn.Module):
         self.num_classes = num_classes
         self.graph = graph
         self.spec = spec
+        self.changes = changes
+        """What was done to the modules since they were built, as `models.changes` reads it."""
         self._config = dict(config)
         self._is_foreign = is_foreign
         self._head_is_lent = False
         self._is_compiled = False
+        self._prepares_inside = False
 
     @classmethod
     def _around(cls, module: nn.Module, architecture: str, config: dict, **known) -> "ModelEngine":
@@ -160,13 +164,29 @@ class ModelEngine(nn.Module):
         built, is_foreign = build_from_file(path, content, args, num_classes, module)
         return cls._around(
             built, content.architecture, args, num_classes=num_classes, is_foreign=is_foreign,
-            spec=content.spec,
+            spec=content.spec, changes=content.changes,
         )  # fmt: skip
+
+    @classmethod
+    def around_program(
+        cls, program: nn.Module, architecture: str, num_classes: int | None, spec: DataSpec
+    ) -> "ModelEngine":
+        """Return an engine around a converted model, which prepares its inputs by itself."""
+        engine = cls._around(
+            program, architecture, {}, num_classes=num_classes, is_foreign=True, spec=spec
+        )
+        engine._prepares_inside = True
+        return engine
 
     def save(self, path: str | Path) -> None:
         """Write the model file: weights, architecture, config and spec, in one atomic step."""
+        if self._prepares_inside:
+            raise ConfigError(
+                "a converted model has no weights to save",
+                fix="copy its file, or save the original",
+            )
         state = self.module.state_dict()
-        content = ModelFile(self.architecture, self.config, self.spec, state)
+        content = ModelFile(self.architecture, self.config, self.spec, state, changes=self.changes)
         write_model_file(path, content)
 
     @property
@@ -284,7 +304,7 @@ class ModelEngine(nn.Module):
         Raises:
             ConfigError: if the normalisation of uint8 images is unknown.
         """
-        if inputs.dtype != torch.uint8:
+        if inputs.dtype != torch.uint8 or self._prepares_inside:
             return inputs
         if self.spec is not None and self.spec.normalization is not None:
             return self.spec.normalization.apply(inputs, self._compute_dtype(inputs.device.type))

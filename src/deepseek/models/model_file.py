@@ -2,8 +2,9 @@
 
 Its metadata key `deepseek` holds JSON: `format_version`, `library`, `architecture`, `config`,
 `spec`, `dtypes`, `tied` (name -> name of the tensor it shares), `weights_hash` (xxh3-128 of the
-tensors' bytes) and `header_hash` (xxh3-128 of all the rest). Never pickle: loading runs no code
-from the file, and nothing in it is imported.
+tensors' bytes) and `header_hash` (xxh3-128 of all the rest). A model that was cut or quantised has
+format version 2 and `changes`, what was done to its architecture, in order (`models.changes`).
+Never pickle: loading runs no code from the file, and nothing in it is imported.
 """
 
 import json
@@ -33,7 +34,7 @@ from deepseek.models.tensor_layout import (
 from deepseek.version import __version__
 
 KEY = "deepseek"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _KEYS = {
     "format_version", "library", "architecture", "config", "spec", "dtypes", "tied",
     "weights_hash", "header_hash",
@@ -50,6 +51,7 @@ class ModelFile:
         spec: what it was trained on, or `None`.
         state: name -> tensor; tied names share one tensor.
         library: version of the library that wrote it.
+        changes: what was done to the architecture, in order: tables with a `kind`.
     """
 
     architecture: str
@@ -57,6 +59,7 @@ class ModelFile:
     spec: DataSpec | None
     state: dict[str, Tensor] = field(repr=False)
     library: str = __version__
+    changes: tuple[dict, ...] = ()
 
 
 def write_model_file(path: str | Path, content: ModelFile) -> None:
@@ -77,7 +80,8 @@ def write_model_file(path: str | Path, content: ModelFile) -> None:
     for name in header:
         weights_hash.update(bytes_of(unique[name]))
     info = {
-        "format_version": FORMAT_VERSION,
+        # readers of version 1 must refuse what they cannot build, and read all else
+        "format_version": 2 if content.changes else 1,
         "library": __version__,
         "architecture": content.architecture,
         "config": content.config,
@@ -86,6 +90,8 @@ def write_model_file(path: str | Path, content: ModelFile) -> None:
         "tied": tied,
         "weights_hash": weights_hash.hexdigest(),
     }
+    if content.changes:
+        info["changes"] = list(content.changes)
     try:
         info["header_hash"] = _hash_header(info, header)
         encoded = encode_header(
@@ -133,7 +139,10 @@ def read_model_file(path: str | Path) -> ModelFile:
         if name not in state or alias in state:
             raise damaged(path, f"tensor {alias!r} is tied to {name!r}, which cannot be")
     state.update({alias: state[name] for alias, name in info["tied"].items()})
-    return ModelFile(info["architecture"], info["config"], spec, state, info["library"])
+    return ModelFile(
+        info["architecture"], info["config"], spec, state, info["library"],
+        tuple(info.get("changes", ())),
+    )  # fmt: skip
 
 
 def read_tensors(
@@ -171,7 +180,8 @@ def _read_info(layout: Layout, path: object) -> dict:
             f" {FORMAT_VERSION}",
             fix="pip install --upgrade deepseek-framework",
         )
-    if info.keys() != _KEYS or version != FORMAT_VERSION:
+    keys = _KEYS | {"changes"} if version == 2 else _KEYS
+    if info.keys() != keys or version not in (1, 2):
         raise damaged(path, f"its metadata has the keys {sorted(info)}")
     kinds = {"library": str, "architecture": str, "config": dict, "tied": dict,
              "weights_hash": str, "header_hash": str}  # fmt: skip
@@ -180,6 +190,9 @@ def _read_info(layout: Layout, path: object) -> dict:
             raise damaged(path, f"{key!r} in its metadata is a {type(info[key]).__name__}")
     if not all(isinstance(name, str) for name in info["tied"].values()):
         raise damaged(path, "'tied' in its metadata is not a table of names")
+    changes = info.get("changes", [])
+    if not isinstance(changes, list) or not all(isinstance(each, dict) for each in changes):
+        raise damaged(path, "'changes' in its metadata is not a list of tables")
     return info
 
 

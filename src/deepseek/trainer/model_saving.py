@@ -30,7 +30,9 @@ def save_model(parallel: ParallelModel, path: Path) -> None:
             stored = StoredTensors(sorted(folder.glob("rank_*.safetensors")))
             tensors = dict(stored)  # names of one weight share one tensor
             state = {name: tensors[known] for name, known in parallel.whole_names.items()}
-            content = ModelFile(engine.architecture, engine.config, engine.spec, state)
+            content = ModelFile(
+                engine.architecture, engine.config, engine.spec, state, changes=engine.changes
+            )
             write_model_file(path, content)
         except OSError as error:
             problems = [str(error)]

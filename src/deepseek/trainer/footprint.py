@@ -84,6 +84,8 @@ def predict_footprint(trainer: "Trainer") -> Footprint | None:
         return None
     held = held_bytes(trainer)
     device = trainer.device
+    if device.type == "cpu":
+        release_freed_memory()  # what reading the data has freed is not the process's
     process = resident_bytes(device) - held["weights"] if device.type == "cpu" else 0
     return Footprint(
         process=max(0, process),
@@ -230,7 +232,10 @@ def check_footprint(trainer: "Trainer") -> None:
     trainer.folder.add_event(
         "memory_peak", step=trainer.step, predicted_bytes=footprint.peak, measured_bytes=measured
     )
-    trainer.recorder.console.line(f"memory measured {measured / MIB:,.0f} MiB ({off:+.1%})")
+    trainer.recorder.console.line(
+        f"memory measured {measured / MIB:,.0f} MiB, predicted {footprint.peak / MIB:,.0f}"
+        f" ({off:+.1%})"
+    )
     is_little = trainer.device.type == "cpu" and math.fabs(measured - footprint.peak) < LITTLE_BYTES
     if not is_little and math.fabs(off) > TOLERANCES.get(trainer.device.type, 0.1):
         by_optimizer = optimizer - footprint.optimizer

@@ -17,3 +17,4 @@ from deepseek.config.text_data import TextDataConfig as TextDataConfig
 from deepseek.config.trainer import TrainerConfig as TrainerConfig
 from deepseek.config.trainer import TrainerSettings as TrainerSettings
 from deepseek.config.validation import validate_settings as validate_settings
+from deepseek.config.volume_data import VolumeDataConfig as VolumeDataConfig

@@ -119,7 +119,7 @@ def _format_with(root: type[Settings], path: Path, tree: Any) -> str | None:
     word, above = str(path[-1]), field_at(root, path[:-1], tree)
     for kind in _kinds(above) if above is not None else []:
         if word in kind.model_fields:
-            return kind.model_fields["format"].default
+            return get_args(kind.model_fields["format"].annotation)[0]
     return None
 
 

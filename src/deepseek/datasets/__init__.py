@@ -12,3 +12,6 @@ from deepseek.datasets.token_dataset import TokenDataset as TokenDataset
 from deepseek.datasets.tokenizer import Tokenizer as Tokenizer
 from deepseek.datasets.tokenizer import load_tokenizer as load_tokenizer
 from deepseek.datasets.tokenizer import train_tokenizer as train_tokenizer
+from deepseek.datasets.volume import Volume as Volume
+from deepseek.datasets.volume_dataset import VolumeDataset as VolumeDataset
+from deepseek.datasets.volume_file import read_volume as read_volume

@@ -10,8 +10,8 @@ import os
 import platform
 from functools import cache
 
-# From malloc.h. Larger blocks still go back: kept, they would tear the heap up. (A GPT with logits of
-# 134 MiB spends 0.02 s of a step in the kernel instead of 0.3, and needs 37 % more memory.)
+# From malloc.h. Larger blocks still go back: kept, they would tear the heap up. (A GPT with logits
+# of 134 MiB then spends 0.02 s of a step in the kernel, not 0.3, but needs 37 % more memory.)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_KEPT_BYTES = 32 << 20
 _NEVER = 2**31 - 1

@@ -22,6 +22,7 @@ from deepseek.datasets.sampler import BatchKeys, Key, Progress
 from deepseek.datasets.spec import DataSpec
 from deepseek.datasets.text_dataset import TextDataset
 from deepseek.datasets.token_dataset import TokenDataset
+from deepseek.datasets.volume_dataset import VolumeDataset
 from deepseek.datasets.workers import Fetched, Workers
 from deepseek.errors import CheckpointError, ConfigError, DataError, DeepSeekError
 from deepseek.registry import Registry
@@ -32,6 +33,7 @@ INPUT_FORMATS: Registry[Callable] = Registry(
     {
         "image": "deepseek.datasets.image_dataset:ImageDataset",
         "text": "deepseek.datasets.text_dataset:TextDataset",
+        "volume": "deepseek.datasets.volume_dataset:VolumeDataset",
     },
 )
 
@@ -65,7 +67,7 @@ class DataLoader:
 
     Args:
         data: a path, a data set of ours, or any map-style torch data set yielding (x, y) or a dict.
-        input_format: what a path holds: "image" or "text".
+        input_format: what a path holds: "image", "text" or "volume".
         batch_size: samples in a batch.
         shuffle: a new order each epoch; else the order of the data set.
         num_workers: processes that prepare batches; "auto": none for small sets in memory, else one
@@ -160,7 +162,7 @@ class DataLoader:
         return self._attach(dataset)
 
     def _attach(self, dataset) -> "DataLoader":
-        is_own = isinstance(dataset, ImageDataset | TextDataset | TokenDataset)
+        is_own = isinstance(dataset, ImageDataset | TextDataset | TokenDataset | VolumeDataset)
         source = dataset if is_own else ForeignDataset(dataset, self.seed)
         keys = BatchKeys(
             len(source), self.batch_size, self.shuffle, self.drop_last, self.seed, self._progress,

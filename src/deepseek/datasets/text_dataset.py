@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepseek.datasets.cache_folder import cache_folder
 from deepseek.datasets.padding import pad_rows
 from deepseek.datasets.randomness import permutation
 from deepseek.datasets.spec import DataSpec, FieldSpec
@@ -35,7 +36,7 @@ from deepseek.datasets.text_samples import (
 )
 from deepseek.datasets.text_source import TextSource
 from deepseek.datasets.token_masking import TokenMasking
-from deepseek.datasets.token_store import IGNORE_INDEX, TokenStore, cache_folder, open_store
+from deepseek.datasets.token_store import IGNORE_INDEX, TokenStore, open_store
 from deepseek.datasets.tokenizer import Tokenizer
 from deepseek.datasets.tokenizer_choice import choose_tokenizer
 from deepseek.errors import ConfigError, DataError
@@ -114,7 +115,7 @@ class TextDataset(torch.utils.data.Dataset):
         )
         self._source = TextSource(path, options)
         self.tokenizer = choose_tokenizer(
-            tokenizer, self._source, options, vocab_size, cache_folder(cache),
+            tokenizer, self._source, options, vocab_size, cache_folder(cache, "tokens"),
             keeps_apart=not attend_across_documents,
         )  # fmt: skip
         self._attends_across = attend_across_documents

@@ -27,6 +27,7 @@ from typing import BinaryIO
 import numpy as np
 import xxhash
 
+from deepseek.datasets.cache_folder import cache_folder
 from deepseek.datasets.source import number_labels
 from deepseek.datasets.text_options import TextOptions
 from deepseek.datasets.text_source import Record, TextSource
@@ -37,7 +38,6 @@ FORMAT_VERSION = 1
 TEXTS_AT_ONCE = 4096
 REPORT_EVERY_S = 5.0
 IGNORE_INDEX = -100
-CACHE_VARIABLE = "DEEPSEEK_CACHE"
 _ARRAYS = ("tokens", "starts", "labels")
 
 
@@ -88,7 +88,7 @@ def open_store(
     Raises:
         DataError: there are no texts, a text is damaged, or a label fits no class.
     """
-    folder = cache_folder(cache)
+    folder = cache_folder(cache, "tokens")
     if folder is None:
         return _make_in_memory(source, tokenizer, options, class_names, document_token)
     words = [FORMAT_VERSION, source.content_hash(), tokenizer.to_json(), asdict(options)]
@@ -121,18 +121,6 @@ def open_store(
     if found is None:
         raise DataError(f"{place} was written, and does not read", fix="set cache to off")
     return found
-
-
-def cache_folder(cache: str | os.PathLike) -> Path | None:
-    """Return where tokens are kept, `None` for "off"."""
-    if cache == "off":
-        return None
-    if cache != "auto":
-        return Path(cache).expanduser()
-    if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given).expanduser() / "tokens"
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "deepseek" / "tokens"
 
 
 def _make(

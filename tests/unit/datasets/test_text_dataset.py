@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from deepseek.datasets import DataLoader, DataSpec, TextDataset, train_tokenizer
-from deepseek.datasets.token_store import cache_folder
+from deepseek.datasets.cache_folder import cache_folder
 from deepseek.errors import CheckpointError, ConfigError, DataError
 
 SENTENCES = [
@@ -247,7 +247,7 @@ def test_cached_tokens_are_those_made_anew(table, tmp_path, monkeypatch):
     table.write_text("text,label\nnew,even\nold,odd\n")
     assert len(classified(table, cache=folder)) == 2
     monkeypatch.setenv("DEEPSEEK_CACHE", str(tmp_path / "other"))
-    assert cache_folder("auto") == tmp_path / "other" / "tokens"
+    assert cache_folder("auto", "tokens") == tmp_path / "other" / "tokens"
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(table, tmp_path):

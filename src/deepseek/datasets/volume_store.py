@@ -1,0 +1,221 @@
+"""Volumes as a transform leaves them, made once: on disk, where patches are read from, or here.
+
+A volume is kept in a folder named by a hash of its files' paths, sizes and times and of the fixed
+part of the transform. What is kept shows what the originals show: it belongs to the same owner.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from deepseek.datasets.parallel_encoding import count_cores
+from deepseek.datasets.volume import Volume
+from deepseek.datasets.volume_file import read_volume
+from deepseek.datasets.volume_source import VolumePair
+from deepseek.datasets.volume_transforms import VolumeTransform
+from deepseek.errors import DataError
+
+FORMAT_VERSION = 1
+MAX_THREADS = 8
+MAX_LABEL = 4095
+FOREGROUND_VOXELS = 2000
+"""Voxels of each class that are remembered, evenly over the volume: patches are centred on them."""
+_ARRAYS = ("voxels", "labels", "foreground", "counts", "affine")
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedVolume:
+    """A volume ready to be cut.
+
+    Attributes:
+        arrays: `voxels` float32 (C, D, H, W); `labels` uint16 (D, H, W); `foreground` int32
+            (N, 4), class and index of some voxels of each class but 0; `counts` int64, voxels of
+            class 0, 1, ...; `affine` (4, 4). Empty where they lie on disk.
+        shape: (C, D, H, W).
+        folder: where the arrays lie, one file each.
+    """
+
+    arrays: dict[str, np.ndarray]
+    shape: tuple[int, ...]
+    folder: Path | None = None
+
+    def get(self, name: str) -> np.ndarray:
+        """Return an array; from disk it is mapped, not read."""
+        if self.folder is None:
+            return self.arrays[name]
+        # opened anew each time (some 50 us): a map would be copied into a spawned worker
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between voxel centres along D, H and W."""
+        return Volume(np.empty((0, 0, 0, 0)), np.asarray(self.get("affine"))).spacing_mm
+
+    @property
+    def volume(self) -> Volume:
+        """The voxels with their place."""
+        return Volume(self.get("voxels"), np.asarray(self.get("affine")))
+
+
+def prepare_volumes(
+    pairs: Sequence[VolumePair], transform: VolumeTransform, folder: Path | None, max_voxels: int
+) -> list[PreparedVolume]:
+    """Return every pair prepared: from `folder`, or now, several at a time.
+
+    Args:
+        pairs: what to read.
+        transform: its fixed part is applied.
+        folder: where they are kept, `None`: in memory.
+        max_voxels: limit of a volume.
+
+    Raises:
+        DataError: a volume or its labels cannot be used.
+    """
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        except OSError as error:
+            warnings.warn(
+                f"volumes are kept in memory: {folder} cannot be written: {error}", stacklevel=2
+            )
+            folder = None
+    prepare = partial(_prepare, transform=transform, folder=folder, max_voxels=max_voxels)
+    with ThreadPoolExecutor(min(MAX_THREADS, count_cores())) as pool:
+        return list(pool.map(prepare, pairs))
+
+
+def _prepare(
+    pair: VolumePair, transform: VolumeTransform, folder: Path | None, max_voxels: int
+) -> PreparedVolume:
+    if folder is None:
+        arrays = _make(pair, transform, max_voxels)
+        return PreparedVolume(arrays, arrays["voxels"].shape)
+    place = folder / _key(pair, transform)
+    about = place / "volume.json"
+    if not about.is_file():
+        _write(_make(pair, transform, max_voxels), place)
+    return PreparedVolume({}, tuple(json.loads(about.read_text())["shape"]), place)
+
+
+def _key(pair: VolumePair, transform: VolumeTransform) -> str:
+    words: list = [FORMAT_VERSION, transform.evaluation]
+    for path in (pair.image, pair.labels):
+        files = sorted(path.iterdir()) if path.is_dir() else _files_of(path)
+        for file in files:
+            known = file.stat()
+            words.append([str(file.resolve()), known.st_size, known.st_mtime_ns])
+    return xxhash.xxh3_128_hexdigest(json.dumps(words).encode())
+
+
+def _files_of(path: Path) -> list[Path]:
+    """Return a file, and the voxels beside it where it is a header."""
+    if path.suffix.lower() != ".mhd":
+        return [path]
+    return [path, *sorted(path.parent.glob(f"{path.stem}.*raw"))]
+
+
+def _write(arrays: dict[str, np.ndarray], place: Path) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=place.parent))
+    try:
+        for name in _ARRAYS:
+            np.save(temporary / f"{name}.npy", arrays[name], allow_pickle=False)
+        about = {"shape": list(arrays["voxels"].shape)}
+        (temporary / "volume.json").write_text(json.dumps(about))
+        try:
+            os.rename(temporary, place)
+        except OSError:  # another process was first, with the same content
+            if not (place / "volume.json").is_file():
+                raise
+    except OSError as error:
+        raise DataError(
+            f"{place.parent} cannot be written: {error.strerror}",
+            fix="free the disk, or set cache to another folder, or to off",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make(pair: VolumePair, transform: VolumeTransform, max_voxels: int) -> dict[str, np.ndarray]:
+    image = read_volume(pair.image, max_voxels=max_voxels)
+    labels = read_labels(pair.labels, max_voxels)
+    _check_places(image, labels, pair)
+    image = transform.place(image, max_voxels=max_voxels, where=str(pair.image))
+    labels = transform.place(labels, is_labels=True, max_voxels=max_voxels, where=str(pair.labels))
+    known = np.ascontiguousarray(labels.voxels[0])
+    if image.voxels.min() == image.voxels.max():
+        raise DataError(
+            f"{pair.image}: every voxel is {image.voxels.flat[0]:g}: there is nothing to see",
+            fix="leave the volume out, or copy it again from its source",
+        )
+    return {
+        "voxels": transform.scale_intensity(image.voxels),
+        "labels": known,
+        "foreground": _foreground(known),
+        "counts": np.bincount(known.ravel()).astype(np.int64),
+        "affine": image.affine,
+    }
+
+
+def read_labels(path: Path, max_voxels: int) -> Volume:
+    """Return a volume of class numbers, uint16 (1, D, H, W).
+
+    Raises:
+        DataError: it cannot be read, has several channels, or holds other numbers.
+    """
+    volume = read_volume(path, max_voxels=max_voxels)
+    voxels = volume.voxels
+    if len(voxels) != 1:
+        raise DataError(
+            f"{path} has {len(voxels)} channels of labels", fix="give one number for each voxel"
+        )
+    low, high = voxels.min(), voxels.max()
+    if low < 0 or high > MAX_LABEL or (voxels.dtype.kind == "f" and (voxels % 1).any()):
+        raise DataError(
+            f"{path} holds labels from {low:g} to {high:g} that are not all class numbers"
+            f" 0..{MAX_LABEL}",
+            fix="number the classes 0, 1, 2, ..., 0 for the background",
+        )
+    return Volume(voxels.astype(np.uint16), volume.affine)
+
+
+def _check_places(image: Volume, labels: Volume, pair: VolumePair) -> None:
+    """Refuse labels of other voxels than those of the image."""
+    shapes = image.voxels.shape[1:], labels.voxels.shape[1:]
+    if shapes[0] != shapes[1]:
+        raise DataError(
+            f"{pair.labels} has {_shown(shapes[1])} voxels, its volume {_shown(shapes[0])}",
+            fix="draw the labels on this volume, or resample them to it",
+        )
+    corners = np.array(np.meshgrid(*[(0, size - 1) for size in shapes[0]])).reshape(3, -1).T
+    apart = np.linalg.norm(image.to_mm(corners) - labels.to_mm(corners), axis=1).max()
+    if apart > min(image.spacing_mm):
+        raise DataError(
+            f"{pair.labels} lies up to {apart:.1f} mm beside its volume: origin, spacing or"
+            " directions differ",
+            fix="give both files the geometry of the scanner",
+        )
+
+
+def _foreground(labels: np.ndarray) -> np.ndarray:
+    found = []
+    for number in np.unique(labels)[np.unique(labels) > 0].tolist():
+        places = np.flatnonzero(labels == number)
+        places = places[:: -(-len(places) // FOREGROUND_VOXELS)]
+        indices = np.column_stack(np.unravel_index(places, labels.shape))
+        found.append(np.column_stack([np.full(len(indices), number), indices]))
+    return np.concatenate(found or [np.empty((0, 4))]).astype(np.int32)
+
+
+def _shown(shape: Sequence[int]) -> str:
+    return " x ".join(str(size) for size in shape)

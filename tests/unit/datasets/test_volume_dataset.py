@@ -1,0 +1,213 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from deepseek.datasets import DataLoader, VolumeDataset
+from deepseek.errors import ConfigError, DataError
+
+from .volumes import write_pairs
+
+TEXT = "zscore+patch_8x8x8+flip+rotate_15+elastic_1+gamma_0.3+noise_0.1"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("volumes") / "set")
+
+
+@pytest.fixture(scope="module")
+def dataset(folder):
+    return VolumeDataset(folder, TEXT, patches_per_volume=2, cache="off")
+
+
+def test_what_the_set_holds(dataset, folder):
+    assert len(dataset) == 8
+    assert dataset.class_names == ("background", "1", "2")
+    assert dataset.spec.task == "segmentation"
+    assert dataset.spec.transform == "zscore"
+    assert dataset.spec.fields["inputs"].shape == (1, 8, 8, 8)
+    counts = dataset.spec.class_counts
+    assert sum(counts) == 2 * (9 * 10 * 11 + 10 * 11 * 12)
+    assert repr(dataset).endswith("4 volumes, 3 classes, samples of 8x8x8 voxels)")
+    assert dataset.describe(3) == str(folder / "images" / "01.npz")
+    volume, labels = dataset.volume(1)
+    assert volume.voxels.shape[1:] == labels.shape == (10, 11, 12)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_are_the_same_for_any_workers_and_after_a_resume(dataset, num_workers):
+    def batches(loader):
+        return [batch for _ in range(2) for batch in loader]
+
+    whole = batches(DataLoader(dataset, batch_size=3, seed=1, num_workers=0))
+    loader = DataLoader(dataset, batch_size=3, seed=1, num_workers=num_workers)
+    head = [batch for batch, _ in zip(loader, range(2), strict=False)]
+    resumed = DataLoader(dataset, batch_size=3, seed=1, num_workers=num_workers)
+    resumed.load_state_dict({"epoch": 0, "position": 6})
+    tail = batches(resumed)
+    loader.close()
+    resumed.close()
+    assert len(whole) == len(head) + len(tail) == 6
+    for expected, found in zip(whole, head + tail, strict=True):
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert not torch.equal(whole[0]["inputs"], whole[3]["inputs"])
+
+
+def test_evaluation_gives_whole_volumes_of_one_shape(dataset):
+    view = dataset.evaluation_view()
+    assert len(view) == 4
+    batch, bad = view.get_batch(range(4), epoch=5)
+    assert bad == []
+    assert batch["inputs"].shape == (4, 1, 16, 16, 16)  # multiples of 8, as the patch is
+    assert int((batch["targets"][0] != -100).sum()) == 9 * 10 * 11
+    volume, labels = dataset.volume(0)
+    np.testing.assert_array_equal(batch["inputs"][0, :, :9, :10, :11], volume.voxels)
+    np.testing.assert_array_equal(batch["targets"][0, :9, :10, :11], labels)
+    assert len(view.evaluation_view()) == 4
+
+
+def test_split_is_by_volume(dataset):
+    train, val = dataset.split(0.25)
+    assert (train.num_volumes, val.num_volumes, len(train), len(val)) == (3, 1, 6, 1)
+    assert {train.describe(i) for i in range(6)}.isdisjoint({val.describe(0)})
+    assert sum(train.spec.class_counts) + sum(val.spec.class_counts) == sum(
+        dataset.spec.class_counts
+    )
+    with pytest.raises(ConfigError, match="share=2 is not between"):
+        dataset.split(2)
+
+
+def test_prepared_volumes_are_kept_and_made_anew_when_a_file_changes(folder, tmp_path, monkeypatch):
+    import deepseek.datasets.volume_store as store
+
+    made = []
+    original = store._make
+    monkeypatch.setattr(
+        store, "_make", lambda pair, *rest: made.append(pair.image.name) or original(pair, *rest)
+    )
+    copy = write_pairs(tmp_path / "set")
+    first = VolumeDataset(copy, TEXT, cache=tmp_path / "cache")
+    again = VolumeDataset(copy, "zscore+patch_4x4x4", cache=tmp_path / "cache")
+    assert sorted(made) == ["00.npz", "01.npz", "02.npz", "03.npz"]
+    made.clear()
+    assert again[0]["inputs"].shape == (1, 4, 4, 4)
+    np.savez(copy / "images" / "02.npz", voxels=np.random.default_rng(9).normal(size=(9, 10, 11)))
+    VolumeDataset(copy, TEXT, cache=tmp_path / "cache")
+    assert made == ["02.npz"]
+    uncached = VolumeDataset(folder, TEXT, cache="off")
+    assert torch.equal(first[1]["inputs"], uncached[1]["inputs"])
+    assert (tmp_path / "cache").stat().st_mode & 0o077 == 0  # it shows what the originals show
+
+
+def test_an_index_file_and_dataset_json_are_read(folder, tmp_path):
+    rows = "".join(f"{folder}/images/{i:02}.npz,{folder}/labels/{i:02}.npz\n" for i in (3, 1))
+    (tmp_path / "index.csv").write_text("image,label\n" + rows)
+    listed = VolumeDataset(tmp_path / "index.csv", TEXT, cache="off")
+    assert [listed.describe(i)[-6:] for i in range(2)] == ["03.npz", "01.npz"]
+    copy = write_pairs(tmp_path / "set")
+    for labels in ({"0": "background", "1": "a", "2": "b"}, {"b": 2, "background": 0, "a": 1}):
+        (copy / "dataset.json").write_text(json.dumps({"labels": labels}))
+        assert VolumeDataset(copy, TEXT, cache="off").class_names == ("background", "a", "b")
+
+
+def test_the_loader_knows_volumes(folder):
+    loader = DataLoader(input_format="volume", batch_size=2, transform=TEXT)
+    loader.load(folder, cache="off")
+    assert next(iter(loader))["inputs"].shape == (2, 1, 8, 8, 8)
+
+
+def test_arguments_out_of_their_range_are_named_together(folder):
+    with pytest.raises(ConfigError, match=r"foreground_share=2 .*; patches_per_volume=0"):
+        VolumeDataset(folder, foreground_share=2, patches_per_volume=0)
+
+
+def damage(folder, case):
+    """Make a good set a bad one."""
+    image, labels = folder / "images" / "01.npz", folder / "labels" / "01.npz"
+    voxels, known = np.load(image)["voxels"], np.load(labels)["voxels"]
+    if case == "no labels":
+        labels.unlink()
+    elif case == "no image":
+        image.unlink()
+    elif case == "twice":
+        np.save(folder / "images" / "01.npy", voxels)
+    elif case == "another shape":
+        np.savez(labels, voxels=known[:-1])
+    elif case == "another place":
+        np.savez(labels, voxels=known, spacing_mm=np.array([1, 1, 1.5]))
+    elif case == "fractions":
+        np.savez(labels, voxels=known + 0.5)
+    elif case == "negative":
+        np.savez(labels, voxels=known.astype(np.int16) - 1)
+    elif case == "colour labels":
+        np.savez(labels, voxels=np.stack([known] * 3))
+    elif case == "constant":
+        np.savez(image, voxels=np.zeros_like(voxels))
+    elif case == "nan":
+        np.savez(image, voxels=np.where(known, np.nan, voxels.astype(np.float32)))
+    elif case == "channels":
+        np.savez(image, voxels=np.stack([voxels] * 2))
+    elif case == "empty masks":
+        for path in (folder / "labels").iterdir():
+            np.savez(path, voxels=np.zeros_like(np.load(path)["voxels"]))
+    elif case == "bomb":
+        np.savez_compressed(image, voxels=np.zeros((300, 300, 300), np.int8))
+    elif case == "class beyond":
+        (folder / "dataset.json").write_text('{"labels": {"0": "background", "1": "a"}}')
+    elif case == "gap":
+        (folder / "dataset.json").write_text('{"labels": {"0": "background", "2": "a"}}')
+    elif case == "no json":
+        (folder / "dataset.json").write_text('{"labels": [1, 2')
+    elif case == "nothing":
+        for path in [*(folder / "images").iterdir(), *(folder / "labels").iterdir()]:
+            path.unlink()
+    elif case == "no folders":
+        (folder / "images").rename(folder / "pictures")
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("no labels", "1 of 4 volumes in .* have no labels: 01"),
+        ("no image", "1 of 4 labels in .* have no volumes: 01"),
+        ("twice", "has 01 twice: 01.npy and 01.npz"),
+        ("another shape", "01.npz has 9 x 11 x 12 voxels, its volume 10 x 11 x 12"),
+        ("another place", r"lies up to 5\.5 mm beside its volume"),
+        ("fractions", "labels from 0.5 to 2.5 that are not all class numbers"),
+        ("negative", "labels from -1 to 1 that are not all class numbers"),
+        ("colour labels", "has 3 channels of labels"),
+        ("constant", "every voxel is 0: there is nothing to see"),
+        ("nan", r"128 of 1,320 voxels are NaN or infinite"),
+        ("channels", "volumes have 1 and 2 channels"),
+        ("empty masks", "no voxel has another label than 0"),
+        ("bomb", r"declares 300 x 300 x 300 voxels, more than max_voxels=1,000,000"),
+        ("class beyond", "holds the label 2, beyond the 2 class_names"),
+        ("gap", r"numbers its labels \[0, 2\], not 0, 1, 2"),
+        ("no json", "does not say its labels as number -> name"),
+        ("nothing", "images holds no volumes"),
+        ("no folders", "neither a folder with images/ and labels/ nor a CSV file"),
+    ],
+)
+def test_a_set_that_cannot_be_learnt_from_is_refused_with_the_reason(case, message, tmp_path):
+    folder = write_pairs(tmp_path / "set")
+    damage(folder, case)
+    with pytest.raises(DataError, match=message):
+        VolumeDataset(folder, TEXT, cache="off", max_voxels=1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("picture,label\n", "has no column 'image', but picture, label"),
+        ("image,label\n", "lists no volumes"),
+        ("image,label\na.npy,\n", "line 2: a path is empty"),
+        ("image,label\na.npy,b.npy\n", "line 2: a.npy does not exist"),
+        ("image,label\n../a.npy,b.npy\n", "leads out of the folder of the index"),
+    ],
+)
+def test_an_index_that_is_wrong_is_refused(rows, message, tmp_path):
+    (tmp_path / "index.csv").write_text(rows)
+    with pytest.raises(DataError, match=message):
+        VolumeDataset(tmp_path / "index.csv", TEXT, cache="off")

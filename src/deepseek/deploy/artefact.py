@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from deepseek.datasets.spec import DataSpec
 from deepseek.deploy.comparison import compare_outputs
 from deepseek.deploy.machine import differences, fingerprint
 from deepseek.deploy.runtimes import RUNTIMES, Conversion, Execution, Runtime
+from deepseek.deploy.runtimes.integer_kernels import is_quantised
+from deepseek.deploy.runtimes.program import open_dims
+from deepseek.deploy.samples import spec_of
 from deepseek.deploy.trust import is_trusted, remember
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import ModelEngine
@@ -43,7 +47,10 @@ class Artefact:
         num_classes: outputs; `None` where it has no classes.
         spec: JSON of the data spec.
         hashes: file name -> SHA-256.
-        difference: largest one from the original's outputs, as a share of the largest output.
+        difference: largest one from the original's outputs, as a share of the largest output;
+            `None` where they were not compared.
+        open_dims: dims of the inputs, `batch` and `length`, of which the program in the file takes
+            any size; where it takes one sample only, the opened engine computes a batch one by one.
         machine: fingerprint of that which made it.
         measured: what `optimize` found, JSON-able.
     """
@@ -54,7 +61,8 @@ class Artefact:
     num_classes: int | None
     spec: dict
     hashes: dict[str, str]
-    difference: float
+    difference: float | None
+    open_dims: Sequence[str]
     machine: dict[str, str] = field(default_factory=fingerprint)
     measured: dict = field(default_factory=dict)
 
@@ -66,6 +74,8 @@ def convert(
     runtime: str,
     conversion: Conversion = Conversion(),  # noqa: B008  # frozen
     execution: Execution | None = None,
+    *,
+    compares: bool = True,
 ) -> Artefact:
     """Write an engine for a runtime, open it again and compare, in one atomic step.
 
@@ -76,6 +86,7 @@ def convert(
         runtime: a name of `RUNTIMES`.
         conversion: how it is converted.
         execution: how it is run; by default in the precision of the conversion.
+        compares: whether it is opened and compared; else the caller does so.
 
     Raises:
         ConfigError: the runtime is missing, or this model cannot be converted to it.
@@ -90,15 +101,21 @@ def convert(
         draft = staging / path.name
         with evaluating(engine):
             chosen.convert(engine, inputs, draft, conversion)
-            opened = chosen.open(draft, execution)
-            difference = compare_outputs(engine, opened, inputs, conversion.precision, path)
+            dims = open_dims(engine) if chosen.has_open_dims else ()
+            difference = None
+            if compares:
+                opened = chosen.open(draft, execution)
+                precision = conversion.precision
+                if precision == "fp32" and is_quantised(engine):
+                    precision = "quantised"
+                difference = compare_outputs(engine, opened, inputs, precision, path, dims)
+                del opened
         files = chosen.files_of(draft)
         hashes = {file.name: sha256(file) for file in files}
         artefact = Artefact(
             runtime, execution, engine.architecture, engine.num_classes,
-            _spec_of(engine).to_json(), hashes, difference,
+            spec_of(engine).to_json(), hashes, difference, dims,
         )  # fmt: skip
-        del opened
         for file in files:
             os.replace(file, path.parent / file.name)
         describe(path, artefact)
@@ -208,8 +225,31 @@ def _checked(
         raise ConfigError(
             f"{len(inputs)} samples are too few to compare two batch sizes", fix="give two or more"
         )
-    _spec_of(engine)
+    if conversion.opset is not None and chosen.suffix != ".onnx":
+        raise ConfigError(
+            f"opset={conversion.opset} is of ONNX, and {runtime} does not write it",
+            fix="leave it out",
+        )
+    if engine.device.type != "cpu":
+        raise ConfigError(
+            f"the model is on {engine.device}, and is converted on the CPU",
+            fix='move it: engine.to("cpu")',
+        )
+    engine.check_head()
+    spec_of(engine)
+    _check_replaces_own(path, chosen.files_of(path))
     return chosen
+
+
+def _check_replaces_own(path: Path, files: Sequence[Path]) -> None:
+    """`model.xml` comes with `model.bin`, which may be the very model that is exported."""
+    own = read_description(path).hashes if description_of(path).is_file() else {}
+    for file in files[1:]:
+        if file.name not in own and (path.parent / file.name).exists():
+            raise ConfigError(
+                f"{path.name} would come with {file.name}, which is a file of something else",
+                fix="give it another name, or write it to another folder",
+            )
 
 
 def _find_runtime(name: str) -> Runtime:
@@ -217,15 +257,6 @@ def _find_runtime(name: str) -> Runtime:
     if (command := runtime.find_missing()) is not None:
         raise ConfigError(f"what {name} needs is not installed", fix=command)
     return runtime
-
-
-def _spec_of(engine: ModelEngine) -> DataSpec:
-    if engine.spec is None or "inputs" not in engine.spec.fields:
-        raise ConfigError(
-            "the model does not say what it takes: it has no data spec",
-            fix="save it after training, or bind a spec: engine.bind(data.spec)",
-        )
-    return engine.spec
 
 
 def _check_files(path: Path, artefact: Artefact, runtime: Runtime, trust: str | None) -> None:

@@ -4,22 +4,29 @@ Conversions can be wrong without a word: a batch size that was fixed, a constant
 bias of the wrong shape.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepseek.errors import CheckpointError
 
-TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 0.5}
+TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 0.5, "quantised": 0.05}
 """Largest difference of an output, relative to the largest; above it a conversion is wrong, and not
-merely coarse: what a lower precision costs is measured on data."""
+merely coarse: what a lower precision costs is measured on data. A model that is `quantised` already
+is compared with itself: numbers between two codes may fall to the other."""
 
 
 def compare_outputs(
-    original: nn.Module, converted: nn.Module, inputs: Tensor, precision: str, path: Path
+    original: Callable[[Tensor], Tensor],
+    converted: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    precision: str,
+    path: Path,
+    dims: Sequence[str] = ("batch",),
 ) -> float:
-    """Return the largest difference, relative to the largest output, for all inputs and one.
+    """Return the largest difference, relative to the largest output, over batches of some sizes.
 
     Args:
         original: in evaluation.
@@ -27,25 +34,52 @@ def compare_outputs(
         inputs: (B, ...), two samples or more.
         precision: of the conversion.
         path: named in errors.
+        dims: those that are open; with `length`, shorter samples are compared too.
 
     Raises:
         CheckpointError: outputs of another shape, or that differ by more than the precision says.
     """
-    worst = 0.0
-    for batch in (inputs, inputs[:1]):
-        with torch.no_grad():
-            want, found = original(batch).float(), converted(batch)
-        if want.shape != found.shape:
-            raise _other(path, len(batch), f"a {tuple(found.shape)}, the model {tuple(want.shape)}")
-        error = float((want - found).abs().max()) / (float(want.abs().max()) or 1.0)
-        if not error <= TOLERANCES[precision.partition("_")[0]]:  # NaN is wrong as well
-            raise _other(path, len(batch), f"numbers that differ by {error:.1e} of the largest")
-        worst = max(worst, error)
-    return worst
+    return max(
+        compare_batch(original, converted, batch, precision, path)
+        for batch in _batches(inputs, dims)
+    )
 
 
-def _other(path: Path, batch_size: int, what: str) -> CheckpointError:
+def compare_batch(
+    original: Callable[[Tensor], Tensor],
+    converted: Callable[[Tensor], Tensor],
+    batch: Tensor,
+    precision: str,
+    path: Path,
+) -> float:
+    """Return the largest difference for one batch (B, ...), as `compare_outputs` does for some."""
+    shape = tuple(batch.shape)
+    with torch.no_grad():
+        want = original(batch).float()
+        try:
+            found = converted(batch)
+        except Exception as error:  # of any type: runtimes are foreign code
+            raise _other(path, shape, f"nothing: {error}") from error
+    if want.shape != found.shape:
+        what = f"a {tuple(found.shape)}, the model {tuple(want.shape)}"
+        raise _other(path, shape, what)
+    error = float((want - found).abs().max()) / (float(want.abs().max()) or 1.0)
+    if not error <= TOLERANCES[precision.partition("_")[0]]:  # NaN is wrong as well
+        raise _other(path, shape, f"numbers that differ by {error:.1e} of the largest")
+    return error
+
+
+def _batches(inputs: Tensor, dims: Sequence[str]) -> Iterator[Tensor]:
+    """Return all inputs, one, an odd number, and samples of half the length."""
+    yield inputs
+    yield inputs[:1]
+    yield torch.cat([inputs, inputs[:1]])[: 3 if len(inputs) != 3 else 5]
+    if "length" in dims and inputs.shape[1] > 1:
+        yield inputs[:, : inputs.shape[1] // 2]
+
+
+def _other(path: Path, shape: tuple[int, ...], what: str) -> CheckpointError:
     return CheckpointError(
-        f"{path.name}: for {batch_size} samples it computes {what}",
+        f"{path.name}: for inputs of shape {shape} it computes {what}",
         fix="use another runtime or precision for this model",
     )

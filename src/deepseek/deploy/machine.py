@@ -27,10 +27,18 @@ def differences(measured: dict[str, str], here: dict[str, str]) -> list[str]:
     return [f"{key} {measured.get(key, 'none')!r}, here {here.get(key, 'none')!r}" for key in keys]
 
 
+def processor_flags() -> frozenset[str]:
+    """Return the instruction sets of the processor as Linux names them; empty elsewhere."""
+    return frozenset(_cpuinfo("flags").split())
+
+
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor()
+
+
+def _cpuinfo(key: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")

@@ -10,5 +10,10 @@ RUNTIMES: Registry[type[Runtime]] = Registry(
     {
         "eager": "deepseek.deploy.runtimes.in_torch:Eager",
         "compiled": "deepseek.deploy.runtimes.in_torch:Compiled",
+        "exported": "deepseek.deploy.runtimes.exported:Exported",
+        "aoti": "deepseek.deploy.runtimes.exported:AheadOfTime",
+        "onnxruntime": "deepseek.deploy.runtimes.onnx_runtime:OnnxRuntime",
+        "openvino": "deepseek.deploy.runtimes.openvino:OpenVino",
+        "executorch": "deepseek.deploy.runtimes.executorch:ExecuTorch",
     },
 )

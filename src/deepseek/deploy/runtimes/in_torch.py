@@ -5,10 +5,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from deepseek.deploy.runtimes.integer_kernels import register_for
+from deepseek.deploy.runtimes.opened import torch_threads
+from deepseek.deploy.runtimes.program import DTYPES, Program
 from deepseek.deploy.runtimes.runtime import Conversion, Execution
 from deepseek.models import ModelEngine
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Eager:
@@ -16,8 +17,9 @@ class Eager:
 
     name = "eager"
     suffix = ".bin"
-    precisions = ("fp32", "bf16", "fp16")
+    precisions = tuple(DTYPES)
     runs_code = False
+    has_open_dims = True
 
     def find_missing(self) -> str | None:
         """Return `None`: torch is there."""
@@ -36,7 +38,7 @@ class Eager:
 
     def open(self, path: Path, execution: Execution) -> nn.Module:
         """Return the model, in evaluation."""
-        return _InTorch(ModelEngine.load(path), DTYPES[execution.precision])
+        return _InTorch(ModelEngine.load(path), execution)
 
 
 class Compiled(Eager):
@@ -46,19 +48,40 @@ class Compiled(Eager):
 
     def open(self, path: Path, execution: Execution) -> nn.Module:
         """Return the model, in evaluation; its first calls compile."""
-        module = _InTorch(ModelEngine.load(path), DTYPES[execution.precision])
-        module.compile(dynamic=False, options={"freezing": True})
-        return module
+        engine = ModelEngine.load(path)
+        register_for(engine)
+        return _Frozen(engine, execution)
 
 
 class _InTorch(nn.Module):
-    def __init__(self, engine: ModelEngine, dtype: torch.dtype) -> None:
+    def __init__(self, engine: ModelEngine, execution: Execution) -> None:
         super().__init__()
-        self.engine = engine.eval().requires_grad_(False)
-        self.dtype = dtype
+        self.program = Program(engine.eval().requires_grad_(False), execution.precision)
+        self._threads = execution.threads
 
     def forward(self, inputs: Tensor) -> Tensor:
-        kind = self.engine.device.type
-        is_lower = self.dtype is not torch.float32
-        with torch.no_grad(), torch.autocast(kind, dtype=self.dtype, enabled=is_lower):
-            return self.engine(inputs).float()
+        # The precision is the program's own, not that of the caller's autocast.
+        autocast = torch.autocast(inputs.device.type, enabled=False)
+        with torch.no_grad(), autocast, torch_threads(self._threads):
+            return self.program(inputs)
+
+
+class _Frozen(_InTorch):
+    """Compiled for each shape of inputs, with weights that are constants of the code."""
+
+    def __init__(self, engine: ModelEngine, execution: Execution) -> None:
+        super().__init__(engine, execution)
+        self._seen: set[tuple] = set()
+        self.program.compile(dynamic=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        key = (inputs.shape, inputs.dtype, inputs.stride())
+        if key in self._seen:
+            return super().forward(inputs)
+        # Not as an option of `compile`: by then it is settled that weights are arguments.
+        from torch._inductor import config  # two seconds, for those who compile
+
+        with config.patch(freezing=True):
+            outputs = super().forward(inputs)
+        self._seen.add(key)
+        return outputs

@@ -22,10 +22,12 @@ class Conversion:
         precision: `fp32`, `bf16`, `fp16`; `int8` where the runtime quantises by itself. An engine
             that `quantize` returned is converted with what it has: `fp32` here.
         calibration: batches as the engine takes them, for `int8`.
+        opset: of ONNX; `None`: that of the exporter.
     """
 
     precision: str = "fp32"
     calibration: Sequence[Tensor] = ()
+    opset: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,15 @@ class Runtime(Protocol):
         suffix: of its files.
         precisions: what `Conversion.precision` may be.
         runs_code: whether opening a file can run code that is in it.
+        has_open_dims: whether the batch size, and for tokens the length, stay open inside a file;
+            else the module of `open` takes batches of any size all the same.
     """
 
     name: str
     suffix: str
     precisions: tuple[str, ...]
     runs_code: bool
+    has_open_dims: bool
 
     def find_missing(self) -> str | None:
         """Return what is to be installed, as a command, or `None` where all is there."""

@@ -1,0 +1,86 @@
+"""ExecuTorch with XNNPACK: `.pte`, for phones and boards.
+
+A program of it is planned for one size: one sample. A batch is computed one by one.
+"""
+
+import threading
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from deepseek.deploy.runtimes.foreign import converting, find_missing_of, opening
+from deepseek.deploy.runtimes.opened import Opened
+from deepseek.deploy.runtimes.program import has_node, trace
+from deepseek.deploy.runtimes.runtime import Conversion, Execution
+from deepseek.errors import ConfigError
+from deepseek.models import ModelEngine
+from deepseek.registry import import_extra
+
+
+class ExecuTorch:
+    """ExecuTorch on the CPU."""
+
+    name = "executorch"
+    suffix = ".pte"
+    precisions = ("fp32",)
+    runs_code = False
+    has_open_dims = False
+
+    def find_missing(self) -> str | None:
+        """Return how to install what is missing."""
+        return find_missing_of("edge", "executorch")
+
+    def convert(
+        self, engine: ModelEngine, inputs: Tensor, path: Path, conversion: Conversion
+    ) -> None:
+        """Write the program of one sample."""
+        del conversion
+        graph = trace(engine, inputs[:1], is_open=False)
+        if has_node(graph, lambda node: "conv3d" in str(node.target)):
+            raise ConfigError(
+                f"{engine.architecture} has convolutions of volumes, and ExecuTorch has none",
+                fix="use another runtime for this model",
+            )
+        with converting(engine, self.name):
+            exir = import_extra("executorch.exir", "edge")
+            xnnpack = import_extra(
+                "executorch.backends.xnnpack.partition.xnnpack_partitioner", "edge"
+            )
+            lowered = exir.to_edge_transform_and_lower(
+                graph, partitioner=[xnnpack.XnnpackPartitioner()]
+            )
+            path.write_bytes(lowered.to_executorch().buffer)
+
+    def files_of(self, path: Path) -> tuple[Path, ...]:
+        """Return the one file."""
+        return (path,)
+
+    def open(self, path: Path, execution: Execution) -> nn.Module:
+        """Return the program; its threads are those of the process, not of a program."""
+        with opening(path, self.name):
+            runtime = import_extra("executorch.runtime", "edge")
+            _set_threads(execution.threads or torch.get_num_threads())
+            program = runtime.Runtime.get().load_program(
+                path, verification=runtime.Verification.InternalConsistency
+            )
+            method = program.load_method("forward")
+            shape = tuple(method.metadata.input_tensor_meta(0).sizes())
+        lock = threading.Lock()  # a method has one memory plan
+
+        def call(inputs: Tensor) -> Tensor:
+            if inputs.shape[1:] != shape[1:]:
+                raise ConfigError(
+                    f"samples of shape {tuple(inputs.shape[1:])}, the program takes {shape[1:]}",
+                    fix="pad or cut them, or export the model for that shape",
+                )
+            with lock:
+                return torch.cat([method.execute([row])[0].clone() for row in inputs.split(1)])
+
+        return Opened(call)
+
+
+def _set_threads(count: int) -> None:
+    pool = import_extra("executorch.extension.pybindings.portable_lib", "edge")
+    if pool._threadpool_get_thread_count() != count:
+        pool._unsafe_reset_threadpool(count)

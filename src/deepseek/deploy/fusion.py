@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from deepseek.deploy.samples import random_inputs
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.eval_mode import evaluating
+from deepseek.models.folding import NORMS, rest_of
 
 TOLERANCE = 1e-3
 """Largest difference of an output that folding may make, as a share of the largest output."""
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
@@ -79,28 +80,37 @@ def fuse(model: nn.Module, inputs: Tensor | None = None) -> Fusion:
     return Fusion(fused, folded, attentions, kept, difference)
 
 
+def fuse_engine(engine: ModelEngine, inputs: Tensor | None = None) -> tuple[ModelEngine, Fusion]:
+    """Return a copy of an engine with fewer operators, which can be saved, and what was done.
+
+    Args:
+        engine: with its head.
+        inputs: as in `fuse`.
+
+    Raises:
+        ConfigError: as in `fuse`.
+    """
+    found = fuse(engine, inputs)
+    fused = copy.deepcopy(engine)
+    fused.module = found.model
+    if found.folded:
+        change = {"kind": "folded", "pairs": [list(pair) for pair in found.folded]}
+        fused.changes = (*engine.changes, change)
+    return fused.eval(), found
+
+
 def sample_inputs(model: nn.Module, count: int = 2) -> Tensor:
     """Return random samples (count, ...) of what an engine takes, prepared for its module.
 
     Raises:
         ConfigError: nothing is known of its inputs.
     """
-    spec = model.spec if isinstance(model, ModelEngine) else None
-    if not isinstance(model, ModelEngine) or spec is None or "inputs" not in spec.fields:
+    if not isinstance(model, ModelEngine):
         raise ConfigError(
             f"nothing is known of the inputs of this {type(model).__name__}",
             fix="give inputs=, a tensor of two samples or more",
         )
-    field = spec.fields["inputs"]
-    generator = torch.Generator().manual_seed(0)
-    shape = (count, *field.shape)
-    if field.dtype == "uint8":
-        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-        return model.prepare(pixels.to(model.device))
-    if field.dtype.startswith("int"):
-        num_tokens = model.config.get("vocab_size") or model.num_classes or 2
-        return torch.randint(0, num_tokens, shape, generator=generator).to(model.device)
-    return torch.randn(shape, generator=generator).to(model.device)
+    return model.prepare(random_inputs(model, count).to(model.device))
 
 
 def largest_difference(one: nn.Module, other: nn.Module, inputs: Tensor) -> float:
@@ -112,7 +122,7 @@ def largest_difference(one: nn.Module, other: nn.Module, inputs: Tensor) -> floa
     worst = 0.0
     with torch.inference_mode():
         for batch in (inputs, inputs[:1]):
-            expected, found = _first_tensor(one(batch)), _first_tensor(other(batch))
+            expected, found = first_tensor(one(batch)), first_tensor(other(batch))
             difference = float((expected - found).abs().max())
             scale = max(1.0, float(expected.abs().max()))
             if not difference <= TOLERANCE * scale:
@@ -125,7 +135,8 @@ def largest_difference(one: nn.Module, other: nn.Module, inputs: Tensor) -> floa
     return worst
 
 
-def _first_tensor(outputs: object) -> Tensor:
+def first_tensor(outputs: object) -> Tensor:
+    """Return the outputs of a model, or the first tensor of several."""
     if isinstance(outputs, Tensor):
         return outputs
     values = outputs.values() if isinstance(outputs, dict) else outputs
@@ -150,7 +161,7 @@ def _fuse_attention(module: nn.Module) -> tuple[str, ...]:
 def _fold(
     module: nn.Module, inputs: Tensor
 ) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
-    norms = [name for name, part in module.named_modules() if isinstance(part, _NORMS)]
+    norms = [name for name, part in module.named_modules() if isinstance(part, NORMS)]
     if not norms:
         return (), ()
     try:
@@ -210,12 +221,11 @@ def _operator(node: torch.fx.Node) -> str:
 def _fold_one(module: nn.Module, first: str, name: str) -> str | None:
     """Fold a norm into the module before it; return why it cannot be."""
     product, norm = module.get_submodule(first), module.get_submodule(name)
-    rest: nn.Module = nn.Identity()
-    if type(norm).__name__ == "BatchNormAct2d":  # timm: with its activation in one module
-        rest = nn.Sequential(norm.get_submodule("drop"), norm.get_submodule("act"))
-    elif type(norm) not in _NORMS:
-        return f"a {type(norm).__name__} may do more than a norm"
-    if not isinstance(norm, _NORMS):
+    try:
+        rest = rest_of(norm)
+    except ValueError as error:
+        return str(error)
+    if not isinstance(norm, NORMS):
         return f"a {type(norm).__name__} is no norm"
     if isinstance(product, nn.Linear):
         merged = fuse_linear_bn_eval(product, norm)

@@ -1,0 +1,98 @@
+"""`deepseek quantize`: a model file and data -> a model file in fewer bits."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deepseek.errors import ConfigError
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.bin", help="Model file of a run.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.bin", help="Where the new one goes.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="How text is read: label_column=sentiment."),
+    ] = None,
+    scheme: Annotated[
+        str,
+        typer.Option(help="fp16, bf16, int8_weight_only, int8_dynamic or int8_static."),
+    ] = "int8_static",
+    data: Annotated[
+        str | None, typer.Option(help="Labelled data, held out: pictures or text, as in training.")
+    ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(help="Data for the ranges of inputs, such as training data; a part of --data"),
+    ] = None,
+    tolerance: Annotated[
+        str | None,
+        typer.Option(help="How far the metric may fall: 0.5% or 0.005. Layers stay in float."),
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="accuracy, macro_f1, cosine, ...")] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="A layer that stays in float; may be repeated.")
+    ] = None,
+    ranges: Annotated[str, typer.Option(help="Of inputs: minmax, percentile or mse.")] = "mse",
+    symmetric: Annotated[bool, typer.Option("--symmetric", help="Ranges about zero.")] = False,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Tables of embeddings, too.")
+    ] = False,
+    samples: Annotated[int, typer.Option(min=1, help="To calibrate with, at most.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write a model in 8 or 16 bits, within a tolerance."""
+    allowed = None if tolerance is None else read_share(tolerance)
+    _check_output(model, output)
+    from deepseek.cli.build_run import build_evaluation_data
+    from deepseek.deploy import Calibration
+    from deepseek.deploy import quantize as quantize_model
+    from deepseek.models import ModelEngine
+
+    engine = ModelEngine.load(model)
+    opened = [
+        None if path is None else build_evaluation_data(engine, path, settings or [])
+        for path in (data, calibrate)
+    ]
+    done = quantize_model(
+        engine, scheme, opened[0], tolerance=allowed, metric=metric, keep=keep or (),
+        embeddings=True if embeddings else None,
+        calibration=Calibration(
+            opened[1], ranges, "symmetric" if symmetric else "affine", samples
+        ),
+        batch_size=batch_size, say=lambda text: typer.echo(f"  {text}", err=True),
+    )  # fmt: skip
+    done.model.save(output)
+    if as_json:
+        print(json.dumps({"model": str(output), **done.to_json()}))
+        return
+    print(done.describe())
+    print(f"  {output}")
+
+
+def read_share(text: str) -> float:
+    """Return `0.5%` or `0.005` as a number.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        raise ConfigError(
+            f"tolerance={text!r} is no share", fix="give one such as 0.5% or 0.005"
+        ) from None
+    return number / 100 if text.endswith("%") else number
+
+
+def _check_output(model: Path, output: Path) -> None:
+    """Say before the work what would fail after it."""
+    if output.suffix != ".bin":
+        raise ConfigError(f"{output} does not end with .bin", fix="a model file is called NAME.bin")
+    if not output.parent.is_dir():
+        raise ConfigError(f"{output.parent} is not a folder", fix=f"mkdir -p {output.parent}")
+    if output.exists() and output.samefile(model):
+        raise ConfigError(f"{output} would replace the model it is made of", fix="choose a name")

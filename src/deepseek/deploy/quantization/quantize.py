@@ -1,0 +1,207 @@
+"""A model in fewer bits, and not worse than a tolerance allows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from deepseek.deploy.quantization.candidates import Candidates, find_candidates
+from deepseek.deploy.quantization.draft import Draft, find_probe, float_copy
+from deepseek.deploy.quantization.judge import Judge, Samples
+from deepseek.deploy.quantization.observation import RANGES, find_codes
+from deepseek.deploy.quantization.result import Quantization, count_bytes
+from deepseek.deploy.quantization.sensitivity import find_fewest, rank_by_harm
+from deepseek.errors import ConfigError
+from deepseek.models import ModelEngine
+from deepseek.models.quantization_aware import is_aware
+from deepseek.models.quantized import DTYPES, SCHEMES
+from deepseek.registry import did_you_mean
+
+ACTIVATIONS = ("affine", "symmetric")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the ranges of the inputs are found, for `int8_static`.
+
+    Attributes:
+        data: samples as `quantize` takes them; `None`: a part of what the model is judged on,
+            which the metric then leaves out.
+        ranges: to the smallest and largest input (`minmax`), to a percentile (`percentile`), or to
+            where the mean squared error is least (`mse`).
+        activations: `affine`, or `symmetric` about zero.
+        num_samples: at most.
+    """
+
+    data: object = None
+    ranges: str = "mse"
+    activations: str = "affine"
+    num_samples: int = 256
+
+    def __post_init__(self) -> None:
+        for name, known in (("ranges", RANGES), ("activations", ACTIVATIONS)):
+            if (value := getattr(self, name)) not in known:
+                raise ConfigError(f"{name}={value!r} is not known", fix=did_you_mean(value, known))
+        if self.num_samples < 1:
+            raise ConfigError(f"num_samples={self.num_samples} is below 1", fix="give 64 or more")
+
+
+def quantize(
+    model: nn.Module,
+    scheme: str,
+    data=None,
+    *,
+    tolerance: float | None = None,
+    metric: str | None = None,
+    keep: Sequence[str] = (),
+    embeddings: bool | None = None,
+    calibration: Calibration = Calibration(),
+    batch_size: int = 64,
+    say: Say = lambda text: None,
+) -> Quantization:
+    """Return a copy of a model with linears and convolutions in 8 or 16 bits.
+
+    Norms, softmax and the layer that makes the logits stay in float, and so does what `keep` names.
+    A model that was trained by `quantization_aware` has its ranges already.
+
+    Args:
+        model: an engine, or a module; it stays as it is.
+        scheme: `fp16`, `bf16`: weights and products in 16 bits. `int8_weight_only`: weights in 8
+            bits, computed as before. `int8_dynamic`: linears in integers, inputs scaled row by row.
+            `int8_static`: linears and convolutions in integers, inputs scaled as `calibration`
+            finds; batch norms are folded first.
+        data: what the model is judged on: labelled data by a metric of their task; a data set
+            without labels, or batches (B, ...) of inputs, by the cosine to the original's outputs.
+        tolerance: how far the metric may fall, 0.005 for half a point; layers that hurt most are
+            left in float until it holds. `None`: none is.
+        metric: `accuracy`, `macro_f1`, `cosine`, ...; by default what the task is judged by.
+        keep: names of layers, or of modules that hold them, that stay in float.
+        embeddings: whether tables of embeddings are meant, too; by default for 16 bits only.
+        calibration: of the inputs' ranges.
+        batch_size: samples at a time.
+        say: is told what is being done.
+
+    Raises:
+        ConfigError: an argument is wrong, or the tolerance cannot be held; says what was reached.
+        DataError: an input is not finite, or the samples are too few.
+
+    Paper:
+        Jacob et al. 2017, arXiv 1712.05877 (integer arithmetic, folded norms); Wu et al. 2020,
+        arXiv 2004.09602 (calibration, and layers left in float).
+    """
+    engine = ModelEngine.wrap(model)
+    _check(engine, scheme, data, tolerance, batch_size)
+    samples, batches = _open_data(engine, scheme, data, calibration, batch_size)
+    judge = None if samples is None else Judge(engine, samples, calibration.data is None, metric)
+    if embeddings is None:
+        embeddings = scheme in DTYPES
+    copied, learnt, notes = float_copy(engine, scheme, batches)
+    probe = find_probe(copied, batches)
+    found = find_candidates(copied, scheme, keep, embeddings, probe)
+    tables = learnt or _find_tables(copied, found, scheme, batches, calibration, say)
+    draft = Draft(copied, found, tables, probe)
+    before = after = None
+    if judge is not None:
+        say(f"measuring {judge.metric}")
+        before, after = judge.measure(engine), judge.measure(draft.assemble())
+        say(f"{judge.metric} {before:.4f} -> {after:.4f}")
+        if tolerance is not None and not before - after <= tolerance:
+            after = _leave_out(draft, judge, batches[0], before, after, tolerance, say)
+    quantized = draft.finish()
+    return Quantization(
+        quantized, scheme, draft.report(), count_bytes(engine), count_bytes(quantized),
+        judge.metric if judge else "", before, after, notes,
+    )  # fmt: skip
+
+
+def _check(
+    engine: ModelEngine, scheme: str, data: object, tolerance: float | None, batch_size: int
+) -> None:
+    if scheme not in SCHEMES:
+        raise ConfigError(f"scheme={scheme!r} is not known", fix=did_you_mean(scheme, SCHEMES))
+    if any(change["kind"] == "quantised" for change in engine.changes):
+        raise ConfigError(
+            "the model is quantised already", fix="quantise the model that it was made of"
+        )
+    if is_aware(engine.module) and scheme != "int8_static":
+        raise ConfigError(
+            f"the model was trained to be quantised as int8_static, not as {scheme}",
+            fix="scheme='int8_static'",
+        )
+    if tolerance is not None and data is None:
+        raise ConfigError(f"tolerance={tolerance:g} needs data to be measured on", fix="give data=")
+    if tolerance is not None and not 0 <= tolerance < 1:
+        raise ConfigError(
+            f"tolerance={tolerance:g} is no share below 1", fix="0.005 is half a point"
+        )
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size} is below 1", fix="give 1 or more")
+
+
+def _open_data(
+    engine: ModelEngine, scheme: str, data: object, calibration: Calibration, batch_size: int
+) -> tuple[Samples | None, list[Tensor]]:
+    """Return what the model is judged on, and batches to calibrate with."""
+    samples = None if data is None else Samples(data, batch_size, calibration.num_samples)
+    source = samples
+    if calibration.data is not None:
+        source = Samples(calibration.data, batch_size, calibration.num_samples)
+    if source is None and scheme == "int8_static" and not is_aware(engine.module):
+        raise ConfigError(
+            "int8_static needs samples, to find the ranges of the inputs",
+            fix="give data=, or use int8_dynamic or int8_weight_only",
+        )
+    return samples, [] if source is None else source.calibration()
+
+
+def _find_tables(
+    engine: ModelEngine,
+    found: Candidates,
+    scheme: str,
+    batches: Sequence[Tensor],
+    calibration: Calibration,
+    say: Say,
+) -> dict[str, dict]:
+    """Return what is needed to make each quantised layer."""
+    if scheme != "int8_static":
+        return {name: {"scheme": scheme} for name in found.layers}
+    say(f"calibrating {len(found.layers)} layers on {sum(map(len, batches))} samples")
+    is_symmetric = calibration.activations == "symmetric"
+    codes = find_codes(engine, found.layers, batches, calibration.ranges, is_symmetric)
+    return {
+        name: {"scheme": scheme, "input_scale": scale, "input_zero_point": zero_point}
+        for name, (scale, zero_point) in codes.items()
+    }
+
+
+def _leave_out(
+    draft: Draft,
+    judge: Judge,
+    probe: Tensor,
+    before: float,
+    after: float,
+    tolerance: float,
+    say: Say,
+) -> float:
+    """Leave layers in float until the tolerance holds; return the metric then.
+
+    Raises:
+        ConfigError: it holds only if all are.
+    """
+    ranked = rank_by_harm(draft.engine, draft.quantized, probe, say)
+
+    def drop_without(names: Sequence[str]) -> float:
+        drop = before - judge.measure(draft.assemble(names))
+        say(f"{len(names)} of {len(ranked)} layers in float: {judge.metric} falls by {drop:.4f}")
+        return drop
+
+    count, drop = find_fewest(ranked, drop_without, tolerance)
+    if count == len(ranked):
+        raise ConfigError(
+            f"tolerance={tolerance:g} cannot be held: {judge.metric} falls by"
+            f" {min(drop, before - after):.4f} at least, from {before:.4f}",
+            fix="allow more, choose bf16 or int8_weight_only, or train it: quantization_aware",
+        )
+    draft.keep(ranked[:count], "hurts most")
+    return before - drop

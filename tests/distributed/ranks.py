@@ -120,6 +120,8 @@ def make_model(kind, dropout=0.0, seed=1):
         return GPT(context_length=8, **sizes, bias=True, activation="gelu_tanh")
     if kind == "llama":
         return Llama(8, 4, 32, heads=4, kv_heads=2, hidden_dim=48, qkv_bias=True)
+    if kind == "qwen3":
+        return Llama(8, 4, 32, heads=4, kv_heads=2, hidden_dim=48, head_dim=12, qk_norm=True)
     raise KeyError(kind)
 
 

@@ -72,8 +72,8 @@ def test_a_layout_learns_what_one_process_learns(layout, kind, reference, tmp_pa
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["gpt2", "masked_encoder"])
-@pytest.mark.parametrize("layout", ["tp2", "pp2", "cp2", "fsdp2-tp2"])
+@pytest.mark.parametrize("kind", ["gpt2", "masked_encoder", "qwen3"])
+@pytest.mark.parametrize("layout", ["dp2", "fsdp2", "tp2", "pp2", "cp2", "fsdp2-tp2"])
 def test_models_for_published_weights_do_as_well(layout, kind, reference, tmp_path):
     run = tmp_path / "run"
     size = 4 if "-" in layout else 2
@@ -98,7 +98,7 @@ def test_every_pipeline_schedule_computes_the_same(schedule, kind, reference, tm
     compare(reference(kind), found[0], run)
 
 
-@pytest.mark.parametrize("kind", ["gpt", "llama"])
+@pytest.mark.parametrize("kind", ["gpt", "llama", pytest.param("qwen3", marks=pytest.mark.long)])
 @pytest.mark.parametrize("sequence", [False, True])
 def test_tensor_parallel_with_and_without_divided_tokens(sequence, kind, reference, tmp_path):
     run, plan = tmp_path / "run", {"tp": 2, "sequence_parallel": sequence, "vocab_parallel": False}

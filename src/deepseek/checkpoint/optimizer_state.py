@@ -7,6 +7,7 @@ not by a number, for a rank holds only some of the weights.
 import math
 from collections.abc import Callable, Iterable, Mapping
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -157,4 +158,7 @@ def _take(stored: StoredTensors, name: str, key: str, weight: Tensor, cut: Cut) 
     tensor = stored.new(f"{name}/{key}", local)
     for part in cut(name, tensor, f"/{key}"):
         stored.fill(part)
+    if tensor.shape == weight.shape and tensor.stride() != weight.stride():
+        # channels-last, as the optimizer made it: in another order an update rounds otherwise
+        tensor = torch.empty_like(weight, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
     return tensor

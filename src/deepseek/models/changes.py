@@ -11,7 +11,12 @@ from torch import nn
 
 from deepseek.errors import CheckpointError
 
-_KINDS: dict[str, str] = {}
+_KINDS: dict[str, str] = {
+    "pruned": "deepseek.models.cut:apply_cut",
+    "folded": "deepseek.models.folding:apply_folding",
+    "quantised": "deepseek.models.quantized:apply_quantization",
+    "quantisation-aware": "deepseek.models.quantization_aware:apply_fake_quantization",
+}
 """Kind -> `module:function` of `function(module, table)`, which changes the module in place.
 
 It raises `ValueError` or `KeyError` where the table does not fit the module."""

@@ -62,7 +62,7 @@ class Decoder(BlockModel):
         head: from vectors to logits; `None` before `bind_classes`.
         trim: leaves the padding of the vocabulary out.
         context_length: tokens that it sees at most.
-        kv_shape: heads of keys and values, and the width of a head.
+        kv_shapes: of each block: heads of keys and values, and the width of a head.
     """
 
     keeps_tokens = True
@@ -90,8 +90,11 @@ class Decoder(BlockModel):
 
     @property
     @abstractmethod
-    def kv_shape(self) -> tuple[int, int]:
-        """Heads of keys and values of a block, and the width of a head."""
+    def kv_shapes(self) -> list[tuple[int, int]]:
+        """Of each block: heads of keys and values, and the width of a head.
+
+        They may differ: some heads may have been cut.
+        """
 
     @property
     def is_tied(self) -> bool:
@@ -160,10 +163,8 @@ class Decoder(BlockModel):
     def make_cache(self, batch_size: int, num_slots: int) -> KeyValueCache:
         """Return an empty cache for `num_slots` tokens in each of `batch_size` rows."""
         like = self.norm.weight
-        return KeyValueCache.empty(
-            len(self.blocks), (batch_size, self.kv_shape[0], num_slots, self.kv_shape[1]),
-            device=like.device, dtype=like.dtype,
-        )  # fmt: skip
+        shapes = [(batch_size, heads, num_slots, width) for heads, width in self.kv_shapes]
+        return KeyValueCache.empty(shapes, device=like.device, dtype=like.dtype)
 
     def run_cached(
         self,

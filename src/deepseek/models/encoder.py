@@ -11,7 +11,8 @@ normal; the tables of positions and types are not decayed.
 Shapes: B batch, T tokens, D dim, K classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -240,6 +241,7 @@ class Encoder(BlockModel):
         self.transform = VocabularyTransform(dim, norm_eps) if outputs == "vocabulary" else None
         self.dropout = nn.Dropout(dropout if outputs == "tokens" else 0.0)
         self.head: nn.Linear | None = None
+        self._positions: Tensor | slice | None = None
         self._reset_parameters()
         if outputs == "vocabulary" and num_classes is None:
             num_classes = vocab_size
@@ -318,6 +320,15 @@ class Encoder(BlockModel):
             return {}
         return {"mask": (inputs != self.pad_token)[:, None, None]}
 
+    @contextmanager
+    def logits_at(self, positions: Int[Tensor, "N"] | slice) -> Iterator[None]:
+        """Let the model return logits (1, N, K) of some tokens alone, by their places in B x T."""
+        self._positions = positions
+        try:
+            yield
+        finally:
+            self._positions = None
+
     def classify(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "..."]:
         """Return logits, as `outputs` says.
 
@@ -328,6 +339,8 @@ class Encoder(BlockModel):
             return x
         if self.head is None:
             raise missing_head(type(self).__name__)
+        if self._positions is not None:
+            x = x.flatten(0, 1)[self._positions][None]
         for part in (self.pooler, self.transform):
             if part is not None:
                 x = part(x)

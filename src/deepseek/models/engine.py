@@ -1,5 +1,6 @@
 """A model ready to compute: architecture, weights, and what it knows of its data."""
 
+import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from deepseek.models.checks import check_positive, missing_head
 from deepseek.models.classifier import Classifier
 from deepseek.models.decoder import Decoder
 from deepseek.models.eval_mode import evaluating
-from deepseek.models.export import export_program
 from deepseek.models.hints import ParallelHints
 from deepseek.models.model_file import ModelFile, read_model_file, write_model_file
 from deepseek.models.prediction import Prediction
 from deepseek.models.prompts import Generation, Prompt, Vocabulary, Writer
+from deepseek.models.quantized import QuantizedLayer
 from deepseek.models.text_batches import tokenizer_of
 from deepseek.models.text_binding import check_tokens, keep_documents_apart
 from deepseek.models.zoo import build_model, name_of, timm_hints, timm_input_shape
@@ -287,14 +288,19 @@ class ModelEngine(nn.Module):
         Raises:
             ConfigError: if there is no head yet, or the normalisation of uint8 images is unknown.
         """
-        self._check_head()
+        self.check_head()
         inputs = self.prepare(inputs)
         if self.graph == "static" and not self._is_compiled:
             self.module.compile()  # in place: names in the state dict stay as they are
             self._is_compiled = True
         return self.module(inputs)
 
-    def _check_head(self) -> None:
+    def check_head(self) -> None:
+        """Check that there is a head, if the model is one that has one.
+
+        Raises:
+            ConfigError: there is none yet.
+        """
         if self.num_classes is None and self._makes_logits:
             raise missing_head(self.architecture)
 
@@ -320,7 +326,10 @@ class ModelEngine(nn.Module):
     def _compute_dtype(self, device_type: str) -> torch.dtype:
         if torch.is_autocast_enabled(device_type):
             return torch.get_autocast_dtype(device_type)
-        dtypes = (p.dtype for p in self.module.parameters() if p.is_floating_point())
+        # layers of 16 bits among others of 32 round their inputs themselves
+        own = (part for part in self.module.modules() if not isinstance(part, QuantizedLayer))
+        weights = (weight for part in own for weight in part.parameters(recurse=False))
+        dtypes = (weight.dtype for weight in weights if weight.is_floating_point())
         return next(dtypes, torch.float32)
 
     def predict(
@@ -361,7 +370,7 @@ class ModelEngine(nn.Module):
         prompts: Prompt | Sequence[Prompt],
         max_new_tokens: int | None = None,
         *,
-        stop: Sequence[str | int] = (),
+        stop: Sequence[str | int] | str | int = (),
         **sampling: Any,
     ) -> Generation | list[Generation]:
         """Continue prompts with a decoder; those of a list together, whatever their lengths.
@@ -369,7 +378,7 @@ class ModelEngine(nn.Module):
         Args:
             prompts: text, token ids, or a list of either.
             max_new_tokens: of each prompt; by default as many as fit the context.
-            stop: tokens that end a text, by their text or id.
+            stop: a token, or tokens, that end a text, by their text or id.
             **sampling: `temperature`, `top_k`, `top_p`, `seed` of `Sampling`.
 
         Returns:
@@ -385,7 +394,7 @@ class ModelEngine(nn.Module):
         prompt: Prompt,
         max_new_tokens: int | None = None,
         *,
-        stop: Sequence[str | int] = (),
+        stop: Sequence[str | int] | str | int = (),
         **sampling: Any,
     ) -> Iterator[str | int]:
         """Continue one prompt, and return each token as soon as it is drawn.
@@ -412,27 +421,14 @@ class ModelEngine(nn.Module):
         vocabulary = Vocabulary(names, None if content is None else tokenizer_of(content))
         return Writer(self.module, vocabulary, compiles=self.graph == "static")
 
-    def export(self, path: str | Path, inputs: Tensor) -> float:
-        """Write the model as a program that runs without this library: `.pt2`, for any batch size.
-
-        The file is read back and compared with the model before it takes its name. Read only files
-        that you trust with `torch.export.load`: it can run code.
+    def export(self, path: str | Path, **options: Any):
+        """Write the model for another runtime, by the end of the path: `.pt2`, `.onnx`, ...
 
         Args:
             path: of the file.
-            inputs: a batch such as the model will be given, with all sizes but the first fixed;
-                uint8 images are normalised inside the program.
-
-        Returns:
-            The largest difference from the model that was seen, relative to the largest output.
-
-        Raises:
-            ConfigError: the model has no head yet, or cannot be exported.
-            CheckpointError: the program computes something else than the model.
+            **options: those of `deepseek.deploy.export`, whose result is returned.
         """
-        self._check_head()
-        with evaluating(self):
-            return export_program(_Prepared(self), path, inputs.to(self.device))
+        return importlib.import_module("deepseek.deploy").export(self, path, **options)
 
     def flops(self, input_shape: Sequence[int]) -> int:
         """Count the floating-point operations of one sample's forward, a multiply-add as two.
@@ -462,18 +458,6 @@ class ModelEngine(nn.Module):
                 flops = self.flops(self.spec.fields["inputs"].shape)
                 parts.append(f"{flops / 1e9:.2f} GFLOPs per sample")
         return ", ".join(parts)
-
-
-class _Prepared(nn.Module):
-    """An engine's module with what comes before it, and nothing of how it is run."""
-
-    def __init__(self, engine: ModelEngine) -> None:
-        super().__init__()
-        self.module = engine.module
-        self._prepare = engine.prepare
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.module(self._prepare(inputs))
 
 
 def _check_graph(graph: str) -> None:

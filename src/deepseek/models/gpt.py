@@ -37,6 +37,11 @@ class CausalAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=bias)
         self.attend = causal_attention  # context parallelism puts its own here
 
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values, counted from the projection."""
+        return self.qkv.out_features // (3 * self.head_dim)
+
     def forward(
         self,
         x: Float[Tensor, "B T D"],
@@ -168,9 +173,10 @@ class GPT(Decoder):
         )
 
     @property
-    def kv_shape(self) -> tuple[int, int]:
-        """Heads of keys and values of a block, and the width of a head."""
-        return self._config["heads"], self._config["dim"] // self._config["heads"]
+    def kv_shapes(self) -> list[tuple[int, int]]:
+        """Of each block: heads of keys and values, and the width of a head."""
+        attentions = [part for part in self.blocks.modules() if isinstance(part, CausalAttention)]
+        return [(attn.kv_heads, attn.head_dim) for attn in attentions]
 
     def separate_documents(self, document_token: int) -> None:
         """From now on, let no token see what is before the last `document_token` up to it."""

@@ -21,6 +21,8 @@ class ParallelHints:
         fused_heads: column linears whose output is several equal groups of heads in a row -> number
             of groups. `{"attn.qkv": 3}` means that queries, keys and values are each to be cut by
             heads.
+        head_norms: norms of a block that take each head by itself, (B, H, T, E): where heads are
+            divided between ranks, each has the gradient of its own.
         heads: number of attention heads of a block, a multiple of the tensor-parallel degree; 0
             without attention.
         kv_heads: heads of keys and values, a multiple of that degree, too; as many where 0.
@@ -37,6 +39,7 @@ class ParallelHints:
     column_linears: tuple[str, ...] = ()
     row_linears: tuple[str, ...] = ()
     fused_heads: tuple[tuple[str, int], ...] = ()
+    head_norms: tuple[str, ...] = ()
     heads: int = 0
     kv_heads: int = 0
     embeddings: tuple[str, ...] = ()

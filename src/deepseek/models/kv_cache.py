@@ -6,6 +6,7 @@ from its beginning, whatever the others do; what lies behind a row's last token 
 Shapes: B batch, H heads, G heads of keys and values, T new tokens, S slots, E head_dim.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,8 +64,7 @@ class KeyValueCache:
     @classmethod
     def empty(
         cls,
-        num_layers: int,
-        shape: tuple[int, int, int, int],
+        shapes: Sequence[tuple[int, int, int, int]],
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -72,14 +72,16 @@ class KeyValueCache:
         """Return a cache without tokens.
 
         Args:
-            num_layers: of the decoder.
-            shape: B, G, S, E.
+            shapes: B, G, S, E of each layer.
             device: where to.
             dtype: of what is kept.
         """
         # zeros, not what memory holds: a NaN times a probability of 0 is a NaN
-        made = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(2 * num_layers)]
-        return cls(tuple(made[::2]), tuple(made[1::2]))
+        made = [
+            tuple(torch.zeros(shape, device=device, dtype=dtype) for shape in shapes)
+            for _ in range(2)
+        ]
+        return cls(*made)
 
     def layers(self, positions: Int[Tensor, "B T"], length: int | None = None) -> list[LayerCache]:
         """Return the cache of each layer for new tokens.

@@ -5,9 +5,10 @@ Papers: Touvron et al. 2023 (Llama 2), arXiv 2307.09288; Grattafiori et al. 2024
 that serve several heads of queries (Ainslie et al. 2023, arXiv 2305.13245), SwiGLU (Shazeer 2020,
 arXiv 2002.05202, eq. 6), RMSNorm before each branch (Zhang & Sennrich 2019, arXiv 1910.07467).
 Mistral's weights (Jiang et al. 2023, arXiv 2310.06825) fit up to its window of 4,096 tokens, and
-Qwen2's (Yang et al. 2024, arXiv 2407.10671) with biases of queries, keys and values. Weights begin
-as GPT-2's do: normal, and smaller by `sqrt(2 num_layers)` where a branch ends (the papers do not
-say).
+Qwen2's (Yang et al. 2024, arXiv 2407.10671) with biases of queries, keys and values, Qwen3's (Yang
+et al. 2025, arXiv 2505.09388) with norms of queries and keys in their place (Dehghani et al. 2023,
+arXiv 2302.05442, section 2). Weights begin as GPT-2's do: normal, and smaller by `sqrt(2
+num_layers)` where a branch ends (the papers do not say).
 
 Queries, keys and values have a projection each: of fewer heads, they cannot be cut alike.
 
@@ -34,14 +35,30 @@ from deepseek.published import gated_hidden_dim
 class GroupedAttention(nn.Module):
     """Causal self-attention in which several heads of queries share one of keys and values."""
 
-    def __init__(self, dim: int, heads: int, kv_heads: int, head_dim: int, qkv_bias: bool) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        qkv_bias: bool,
+        qk_norm_eps: float | None,
+    ) -> None:
         super().__init__()
         self.head_dim = head_dim
         self.q = nn.Linear(dim, heads * head_dim, bias=qkv_bias)
         self.k = nn.Linear(dim, kv_heads * head_dim, bias=qkv_bias)
         self.v = nn.Linear(dim, kv_heads * head_dim, bias=qkv_bias)
         self.proj = nn.Linear(heads * head_dim, dim, bias=False)
+        has_norms = qk_norm_eps is not None
+        self.q_norm = nn.RMSNorm(head_dim, eps=qk_norm_eps) if has_norms else None
+        self.k_norm = nn.RMSNorm(head_dim, eps=qk_norm_eps) if has_norms else None
         self.attend = causal_attention  # context parallelism puts its own here
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values, counted from the projection."""
+        return self.k.out_features // self.head_dim
 
     def forward(
         self,
@@ -56,6 +73,8 @@ class GroupedAttention(nn.Module):
             linear(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for linear in (self.q, self.k, self.v)
         )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         attend = self.attend if cache is None else cache.attend
         mixed = attend(rotate(q, rotation), rotate(k, rotation), v)
         return self.proj(mixed.transpose(1, 2).flatten(2))
@@ -116,6 +135,7 @@ class Llama(Decoder):
         norm_eps: what the norms add to a mean square.
         tied: share the weight of embedding and head.
         qkv_bias: biases of queries, keys and values.
+        qk_norm: normalise each head of queries and keys, as Qwen3 does.
 
     Raises:
         ConfigError: a size is not positive, `kv_heads` does not divide `heads`, `heads` does not
@@ -146,6 +166,7 @@ class Llama(Decoder):
         norm_eps: float = 1e-5,
         tied: bool = False,
         qkv_bias: bool = False,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -165,12 +186,15 @@ class Llama(Decoder):
             "num_classes": None, "kv_heads": kv_heads, "hidden_dim": hidden_dim,
             "head_dim": head_dim, "rope_theta": rope_theta, "rope_scaling": scaling,
             "norm_eps": norm_eps, "tied": tied, "qkv_bias": qkv_bias,
+            "qk_norm": qk_norm,
         }  # fmt: skip
         self._rotary = Rotary(head_dim, rope_theta, scaling)
         self.tok_embed: nn.Embedding | None = None
         self.blocks = nn.ModuleList(
             LlamaBlock(
-                GroupedAttention(dim, heads, kv_heads, head_dim, qkv_bias),
+                GroupedAttention(
+                    dim, heads, kv_heads, head_dim, qkv_bias, norm_eps if qk_norm else None
+                ),
                 dim, hidden_dim, norm_eps,
             )
             for _ in range(num_layers)
@@ -189,6 +213,7 @@ class Llama(Decoder):
             blocks=("blocks",),
             column_linears=("attn.q", "attn.k", "attn.v", "mlp.gate", "mlp.up"),
             row_linears=("attn.proj", "mlp.down"),
+            head_norms=("attn.q_norm", "attn.k_norm") if self._config["qk_norm"] else (),
             heads=self._config["heads"],
             kv_heads=self._config["kv_heads"],
             embeddings=("tok_embed",),
@@ -196,9 +221,10 @@ class Llama(Decoder):
         )
 
     @property
-    def kv_shape(self) -> tuple[int, int]:
-        """Heads of keys and values of a block, and the width of a head."""
-        return self._config["kv_heads"], self._config["head_dim"]
+    def kv_shapes(self) -> list[tuple[int, int]]:
+        """Of each block: heads of keys and values, and the width of a head."""
+        attentions = [part for part in self.blocks.modules() if isinstance(part, GroupedAttention)]
+        return [(attn.kv_heads, attn.head_dim) for attn in attentions]
 
     @property
     def is_tied(self) -> bool:

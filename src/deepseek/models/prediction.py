@@ -126,6 +126,11 @@ def _evaluation_transform(spec: DataSpec | None) -> Transform:
             "the model does not know how its pictures are prepared: it has no data spec",
             fix="give a tensor (B, C, H, W), or call engine.bind(data.spec)",
         )
+    if spec.task == "segmentation":
+        raise ConfigError(
+            "the model finds a class for every voxel, and files of volumes are not predicted yet",
+            fix="give its module a tensor (B, C, D, H, W), prepared by VolumeDataset",
+        )
     if spec.transform is None:
         raise ConfigError(
             "the model was trained with a Python function as transform, which a spec cannot hold",
@@ -147,6 +152,16 @@ def decode_picture(content: bytes, where: str, spec: DataSpec, max_pixels: int) 
         DataError: it is no picture, or a damaged or too large one.
     """
     return _prepare(Picture(content, where, max_pixels), _evaluation_transform(spec))
+
+
+def read_picture(path: str | Path, spec: DataSpec | None) -> Tensor:
+    """Return the picture in a file as a model takes it, uint8 (C, H, W).
+
+    Raises:
+        ConfigError: the model does not say how its pictures are prepared.
+        DataError: there is none, or it is damaged or too large.
+    """
+    return _read_image(path, _evaluation_transform(spec))
 
 
 def _read_image(item: object, transform: Transform) -> Tensor:

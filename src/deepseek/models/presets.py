@@ -88,6 +88,7 @@ def _llama_arguments(sizes: LlamaSizes) -> dict[str, object]:
     arguments = sizes._asdict()
     for name in ("vocab_size", "rope_factor", "window"):
         del arguments[name]
+    arguments["head_dim"] = sizes.head_dim or None
     if sizes.window:  # attention to all is the same up to here
         arguments["context_length"] = min(sizes.window, sizes.context_length)
     if sizes.rope_factor:

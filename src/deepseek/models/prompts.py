@@ -126,10 +126,12 @@ class Writer:
         self,
         prompts: Prompt | Sequence[Prompt],
         max_new_tokens: int | None,
-        stop: Sequence[str | int],
+        stop: Sequence[str | int] | str | int,
         options: Mapping[str, Any],
     ) -> Generation | list[Generation]:
         """Return what comes after a prompt, or after each of a list."""
+        if prompts is None:
+            raise ConfigError("there is no prompt", fix="give text or token ids")
         is_one = is_single(prompts)
         rows = cast(list[Prompt], [prompts] if is_one else list(prompts))
         found: list[list[int]] = [[] for _ in rows]
@@ -150,7 +152,7 @@ class Writer:
         self,
         prompt: Prompt,
         max_new_tokens: int | None,
-        stop: Sequence[str | int],
+        stop: Sequence[str | int] | str | int,
         options: Mapping[str, Any],
     ) -> Iterator[str | int]:
         """Return each token as soon as it is drawn, as text where the prompt is text."""
@@ -160,15 +162,28 @@ class Writer:
             return tokens
         return self._vocabulary.decode_each(tokens)
 
+    def _stop_tokens(self, stop: Sequence[str | int] | str | int) -> list[int]:
+        # a text alone is one token, not its characters
+        tokens = [stop] if isinstance(stop, str | int) else stop
+        ids = [self._vocabulary.id_of(token) for token in tokens]
+        count = self._model.config["num_classes"] or 0
+        for token in ids:
+            if not 0 <= token < count:
+                raise ConfigError(
+                    f"stop has token {token}, the vocabulary {count} tokens",
+                    fix="leave it out: it would never be drawn",
+                )
+        return ids
+
     def _draw(
         self,
         prompts: Sequence[Prompt],
         max_new_tokens: int | None,
-        stop: Sequence[str | int],
+        stop: Sequence[str | int] | str | int,
         options: Mapping[str, Any],
     ) -> Iterator[list[int | None]]:
         vocabulary = self._vocabulary
-        sampling = make_sampling(options, [vocabulary.id_of(token) for token in stop])
+        sampling = make_sampling(options, self._stop_tokens(stop))
         rows = [vocabulary.encode(prompt) for prompt in prompts]
         drawn = generate_tokens(
             self._model, rows, max_new_tokens=max_new_tokens, sampling=sampling,

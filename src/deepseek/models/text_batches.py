@@ -26,19 +26,21 @@ def text_batches(x: object, spec: DataSpec, batch_size: int) -> tuple[Iterator[T
     if spec.task != "sequence_classification":
         raise ConfigError(
             f"predict takes texts for models that classify them, not for {spec.task}",
-            fix="give tokens as a tensor (B, T) to the model itself",
+            fix="give tokens as a tensor (B, T) to the model itself; for a vector of each text"
+            " deepseek.models.sentence_vectors, to go on with a text engine.generate",
         )
     if isinstance(x, str):
-        return _encode([x], spec, batch_size), True
+        return encode_texts([x], spec, batch_size), True
     if isinstance(x, list | tuple) and all(isinstance(text, str) for text in x):
-        return _encode(x, spec, batch_size), False
+        return encode_texts(x, spec, batch_size), False
     raise ConfigError(
         f"x is a {type(x).__name__}, which cannot be predicted by a model of text",
         fix="give a text, a list of texts, or tokens as a tensor (B, T)",
     )
 
 
-def _encode(texts: Sequence[str], spec: DataSpec, batch_size: int) -> Iterator[Tensor]:
+def encode_texts(texts: Sequence[str], spec: DataSpec, batch_size: int) -> Iterator[Tensor]:
+    """Yield texts as batches of tokens (B, T), framed, cut and filled up as in training."""
     tokenizer = tokenizer_of(spec.tokenizer or "")
     length = spec.fields["inputs"].shape[0]
     for start in range(0, len(texts), batch_size):

@@ -3,6 +3,7 @@
 from deepseek.trainer.callbacks import BestModel as BestModel
 from deepseek.trainer.callbacks import Callback as Callback
 from deepseek.trainer.callbacks import EarlyStopping as EarlyStopping
+from deepseek.trainer.distillation import Distillation as Distillation
 from deepseek.trainer.dry_run import DryRun as DryRun
 from deepseek.trainer.dry_run import dry_run as dry_run
 from deepseek.trainer.evaluation import evaluate_model as evaluate_model

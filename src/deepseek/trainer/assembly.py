@@ -24,6 +24,7 @@ from deepseek.trainer.estimate import StepEstimate, estimate_step
 from deepseek.trainer.fp8 import convert_linears
 from deepseek.trainer.graph import StepGraph
 from deepseek.trainer.guard import BadStep, Guard
+from deepseek.trainer.labelled import counts_labels_alone
 from deepseek.trainer.memory_budget import check_loss_chunks, choose_policy
 from deepseek.trainer.micro_batches import MicroBatches
 from deepseek.trainer.optimizer import Optimizer, check_trainable
@@ -86,6 +87,7 @@ def assemble(
     """Put a bound engine on its device, or its part on this rank's, and build its step."""
     device = world.device
     check_offload(config, world)
+    _check_parts(task, config, world)
     max_steps, num_epochs = count_steps(config, loader)
     micro_batch_size = world.plan.micro_batch_size
     estimate, precision = resolve_arithmetic(engine, spec, config, world.plan, device)
@@ -179,6 +181,7 @@ def _build_step(
             forward=lambda inputs: parallel.forward(inputs),  # it may be wrapped anew
             memory=choose_policy(config, engine, parallel),
             loss_chunks=check_loss_chunks(config, engine, parallel),
+            labels_alone=counts_labels_alone(engine, task, world.plan, is_static),
         ),
         micro_batch_size=world.plan.micro_batch_size,
         clip_grad_norm=config.clip_grad_norm,
@@ -229,6 +232,17 @@ def _leaves_weights_out(engine: ModelEngine, world: World) -> bool:
     field = engine.spec.fields["inputs"]
     inputs = torch.zeros((2, *field.shape), dtype=getattr(torch, field.dtype), device=engine.device)
     return leaves_weights_out(engine, inputs)
+
+
+def _check_parts(task: Task, config: TrainerConfig, world: World) -> None:
+    cut = {"loss_chunks": config.loss_chunks, "cp": world.plan.cp}
+    for name, count in cut.items():
+        if count > 1 and not task.takes_parts:
+            raise ConfigError(
+                f"{name}={count} takes the loss of some tokens at a time, and"
+                f" {type(task).__name__} needs whole sequences",
+                fix=f"leave {name} out",
+            )
 
 
 def _bind(

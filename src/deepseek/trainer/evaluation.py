@@ -6,7 +6,7 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deepseek.datasets import DataLoader, ImageDataset, TextDataset, infer_spec
+from deepseek.datasets import DataLoader, ImageDataset, TextDataset, VolumeDataset, infer_spec
 from deepseek.models import ModelEngine
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.world import World
@@ -39,19 +39,36 @@ def evaluate_model(
         device: `auto`, `cpu`, `cuda`, ...
         precision: `auto`, `fp32`, `bf16`, `fp16`.
     """
+    return evaluate_samples(
+        engine, data, batch_size, num_workers=num_workers, device=device, precision=precision,
+        keeps_samples=False,
+    ).metrics  # fmt: skip
+
+
+def evaluate_samples(
+    engine: ModelEngine,
+    data,
+    batch_size: int = 64,
+    *,
+    num_workers: int | Literal["auto"] = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    keeps_samples: bool = True,
+) -> Evaluation:
+    """Return the metrics, and what the task predicts for each sample; arguments as above."""
     where = resolve_device(device)
     loader = evaluation_loader(data, batch_size, num_workers)
     task = resolve_task("auto", infer_spec(loader.dataset), 0.0)
     engine.to(where)
     chosen = resolve_precision(precision, where)
     parallel = ParallelModel(engine, World.alone(where))
-    return evaluate(parallel, loader, task, chosen, False).metrics
+    return evaluate(parallel, loader, task, chosen, False, keeps_samples)
 
 
 def evaluation_loader(data, batch_size: int, num_workers: int | Literal["auto"]) -> DataLoader:
     """Return a loader that gives every sample once, in order."""
     dataset = data.dataset if isinstance(data, DataLoader) else data
-    if isinstance(dataset, TextDataset):
+    if isinstance(dataset, TextDataset | VolumeDataset):
         dataset = dataset.evaluation_view()
     recipe = DataLoader(batch_size=batch_size, shuffle=False, num_workers=num_workers)
     return recipe.bind(dataset)

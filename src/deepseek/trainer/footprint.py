@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,10 @@ from torch import Tensor
 from deepseek.config.memory import parse_bytes
 from deepseek.config.memory_rules import BF16_OPTIMIZERS
 from deepseek.datasets.host_memory import release_freed_memory
+from deepseek.datasets.token_masking import SHARE
 from deepseek.errors import ConfigError
 from deepseek.memory.simulation import Simulated, simulate_step
+from deepseek.models import Encoder
 from deepseek.trainer.console import MIB
 from deepseek.trainer.memory_budget import NAMES
 from deepseek.trainer.optimizer import Optimizer
@@ -153,18 +155,24 @@ def _simulate(trainer: "Trainer", policy: str | None = None) -> Simulated | None
     # The first step of an epoch has no gradients before it; accumulation has, from the second
     # micro-batch on.
     accumulates = step.micro_batch_size * trainer.world.plan.num_shares < trainer.config.batch_size
+    module, at_labels = trainer.model.module, nullcontext()
+    if step.graph.labels_alone and isinstance(module, Encoder):
+        num_labels = round(SHARE * count * spec.fields["targets"].shape[0])
+        targets = _maker(1, (num_labels,), "int64")
+        at_labels = module.logits_at(slice(num_labels))
     try:
-        return simulate_step(
-            trainer.model.module,
-            inputs,
-            lambda outputs: step.task.loss(outputs, {"targets": targets()}),
-            policy=policy or step.graph.memory.name,
-            remade_places=step.graph.memory.remade_places if policy is None else None,
-            autocast=_autocast(trainer),
-            has_gradients=accumulates,
-            frees_gradients=step.in_backward is not None,
-            is_on_cpu=trainer.device.type == "cpu",
-        )
+        with at_labels:
+            return simulate_step(
+                module,
+                inputs,
+                lambda outputs: step.task.loss(outputs, {"targets": targets()}),
+                policy=policy or step.graph.memory.name,
+                remade_places=step.graph.memory.remade_places if policy is None else None,
+                autocast=_autocast(trainer),
+                has_gradients=accumulates,
+                frees_gradients=step.in_backward is not None,
+                is_on_cpu=trainer.device.type == "cpu",
+            )
     except Exception:
         # any model and any task may do anything; the prediction is a courtesy
         return None

@@ -5,8 +5,6 @@ follows its values; weights stay fp32, and a model file holds no trace of it. Wh
 whose sizes 16 does not divide, runs in bf16.
 """
 
-import warnings
-
 import torch
 from torch import nn
 
@@ -31,9 +29,7 @@ def convert_linears(module: nn.Module, *, emulated: bool = False) -> int:
         ConfigError: the model has no linear whose sizes allow it.
         MissingExtraError: torchao is not installed.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        float8 = import_extra("torchao.float8", "fp8")
+    float8 = import_extra("torchao.float8", "fp8")
     names = [name for name, part in module.named_modules() if _fits(part)]
     if not names:
         raise ConfigError(

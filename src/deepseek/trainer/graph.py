@@ -19,6 +19,8 @@ from deepseek.memory.chunked_loss import chunked_loss, head_parameters, without_
 from deepseek.memory.policy import MemoryPolicy
 from deepseek.models import ModelEngine
 from deepseek.models.classifier import BlockModel
+from deepseek.models.encoder import Encoder
+from deepseek.trainer.labelled import POSITIONS, labelled_positions
 from deepseek.trainer.out_of_memory import is_out_of_memory
 from deepseek.trainer.task import Batch, Task
 
@@ -37,6 +39,7 @@ class StepGraph:
         forward: from inputs to logits; the engine by default.
         memory: what is kept from forward to backward; everything by default.
         loss_chunks: parts that the tokens are cut into for logits and loss.
+        labels_alone: leave the logits at tokens without a label out.
 
     Attributes:
         num_compiled, num_eager: micro-batches that went either way.
@@ -56,9 +59,11 @@ class StepGraph:
         forward: Callable[[Tensor], Tensor] | None = None,
         memory: MemoryPolicy | None = None,
         loss_chunks: int = 1,
+        labels_alone: bool = False,
     ) -> None:
         self._engine = engine
         self._loss_chunks = loss_chunks
+        self.labels_alone = labels_alone and loss_chunks == 1
         self.memory = memory or MemoryPolicy("off")
         self._forward = forward or engine
         self._loss_of = loss or task.loss
@@ -106,10 +111,29 @@ class StepGraph:
         with self.memory.saving():
             return self._loss(batch)
 
+    def prepare(self, batch: Batch) -> Batch:
+        """Return a micro-batch with all that `forward` looks for.
+
+        On the host: a device would be waited for.
+        """
+        if not self.labels_alone or "targets" not in batch:
+            return batch
+        return {**batch, POSITIONS: labelled_positions(batch["targets"])}
+
     def _loss(self, batch: Batch) -> Tensor:
         if self._loss_chunks > 1:
             return self._loss_in_chunks(batch)
+        if POSITIONS in batch:
+            return self._loss_at_labels(batch)
         return self._loss_of(self._forward(batch["inputs"]), batch)
+
+    def _loss_at_labels(self, batch: Batch) -> Tensor:
+        model, positions = self._engine.module, batch[POSITIONS]
+        if not isinstance(model, Encoder):
+            raise TypeError(f"{type(model).__name__} gives all logits or none")
+        with model.logits_at(positions):
+            logits = self._forward(batch["inputs"])
+        return self._loss_of(logits, {"targets": batch["targets"].flatten()[positions][None]})
 
     def _loss_in_chunks(self, batch: Batch) -> Tensor:
         model = self._engine.module

@@ -139,13 +139,10 @@ def _check_shared(trainer: "Trainer") -> None:
 
 def begin_records(trainer: "Trainer", assembly: Assembly, resumed: str) -> None:
     """Say what is about to happen, and open the loggers; rank 0 alone is heard."""
-    is_image = len(trainer.spec.fields["inputs"].shape) == 3
+    sample = {3: "img", 4: "vol"}.get(len(trainer.spec.fields["inputs"].shape), "seq")
     is_main, names = trainer.world.is_main, trainer.config.loggers
     shown = is_main and "console" in names
-    console = Console(
-        trainer.folder.log if is_main else Path(os.devnull), shown,
-        sample="img" if is_image else "seq",
-    )  # fmt: skip
+    console = Console(trainer.folder.log if is_main else Path(os.devnull), shown, sample=sample)
     run = str(trainer.folder.path)
     console.line(
         machine_line(trainer.device, assembly.cpu_threads, run, trainer.config.seed, resumed)

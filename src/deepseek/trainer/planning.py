@@ -7,6 +7,7 @@ from deepseek.datasets import DataSpec
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.classifier import BlockModel
+from deepseek.models.cut import KIND as PRUNED
 from deepseek.models.gpt import GPT
 from deepseek.parallel.plan import BatchFacts, Plan, facts_of, resolve_plan
 from deepseek.parallel.world import processes
@@ -36,6 +37,12 @@ def plan_run(config: TrainerConfig, engine: ModelEngine, spec: DataSpec) -> Plan
     )
     _, size = processes()
     plan = resolve_plan(config.parallel, size, facts, batch)
+    if plan.tp > 1 and any(change.get("kind") == PRUNED for change in engine.changes):
+        raise ConfigError(
+            f"tp={plan.tp} and a pruned model: its blocks have heads and features of any number,"
+            " which ranks cannot divide alike",
+            fix="use dp or fsdp",
+        )
     own = module.document_token if isinstance(module, GPT) else None
     if plan.cp > 1 and (spec.document_token is not None or own is not None):
         raise ConfigError(

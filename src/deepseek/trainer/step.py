@@ -229,6 +229,7 @@ class TrainStep:
     def _pass(self, micro_batch: Batch, is_last: bool, num_items: Callable[[], int]) -> Tensor:
         """Take a micro-batch forward and backward; return its loss."""
         with self.clock.phase("data"):
+            micro_batch = self.graph.prepare(micro_batch)
             on_device = move_batch(micro_batch, self.device, self.channels_last)
         with self.parallel.reduces_now(is_last):
             with (

@@ -34,6 +34,8 @@ class Task(ABC):
     higher_is_better: bool
     takes_divided_logits = False
     """Whether `loss` may be given logits that are divided between ranks by classes (a DTensor)."""
+    takes_parts = True
+    """Whether `loss` may be given some tokens of a batch, with the inputs of all or of none."""
 
     def count_items(self, batch: Batch) -> int:
         """Return how many items the loss of this batch is a mean over. No device wait."""

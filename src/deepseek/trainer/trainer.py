@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deepseek.config import RunConfig, TrainerConfig, TrainerSettings
-from deepseek.datasets import DataLoader, ImageDataset, TextDataset, infer_spec
+from deepseek.datasets import DataLoader, ImageDataset, TextDataset, VolumeDataset, infer_spec
 from deepseek.datasets.classes import check_same_classes
 from deepseek.datasets.host_memory import release_freed_memory
 from deepseek.errors import ConfigError
@@ -54,7 +54,7 @@ from deepseek.trainer.signals import StopRequested, StopSignals
 from deepseek.trainer.step_values import StepResult
 from deepseek.trainer.task import Batch, Task, resolve_task
 
-Own = ImageDataset | TextDataset
+Own = ImageDataset | TextDataset | VolumeDataset
 
 
 class Trainer:

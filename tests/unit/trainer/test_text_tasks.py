@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from deepseek.datasets import TextDataset, train_tokenizer
-from deepseek.models import GPT
+from deepseek.models import GPT, Encoder
 from deepseek.trainer import Callback, Trainer
 
 TEXTS = [f"the number {number} is {'even' if number % 2 == 0 else 'odd'}" for number in range(48)]
@@ -45,6 +45,48 @@ def test_masked_language_modelling_learns(whole_words, tmp_path):
     losses = history.series("val_loss")
     assert losses[-1] < losses[0]
     assert history.series("val_perplexity")[-1] < history.series("val_perplexity")[0]
+
+
+class Steps(Callback):
+    """Loss and gradient norm of every step, and how many logits there were."""
+
+    def __init__(self):
+        self.losses, self.norms, self.num_logits = [], [], []
+
+    def on_fit_begin(self, trainer):
+        trainer.model.module.head.register_forward_hook(
+            lambda module, args, output: self.num_logits.append(output[..., 0].numel())
+        )
+
+    def on_step_end(self, trainer, result):
+        self.losses.append(float(result.loss_sum) / result.num_items)
+        self.norms.append(float(result.grad_norm))
+
+
+@pytest.mark.parametrize("settings", [{}, {"grad_accum_steps": 2, "memory": "full"}])
+def test_logits_are_taken_of_hidden_tokens_alone(settings, tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS))
+    data = TextDataset(
+        tmp_path / "a.txt", "masked_language_modelling", tokenizer=TOKENIZER, sequence_length=16,
+        cache="off",
+    )  # fmt: skip
+
+    def run(name):
+        torch.manual_seed(0)
+        model = Encoder(60, 16, 1, 16, heads=2, dropout=0.0, outputs="vocabulary")
+        steps = Steps()
+        Trainer(
+            model, data, batch_size=8, max_steps=4, lr=1e-2, loggers=["jsonl"], precision="fp32",
+            run_dir=tmp_path / name, callbacks=[steps], **settings,
+        ).fit()  # fmt: skip
+        return steps
+
+    few = run("few")
+    monkeypatch.setattr("deepseek.trainer.assembly.counts_labels_alone", lambda *args: False)
+    every = run("every")
+    assert sum(few.num_logits) < sum(every.num_logits) / 3
+    torch.testing.assert_close(few.losses, every.losses, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(few.norms, every.norms, atol=1e-5, rtol=1e-5)
 
 
 def test_token_classification_learns(tmp_path):

@@ -17,8 +17,9 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from deepseek.deploy.pruning.masks import WeightMasks
 from deepseek.errors import ConfigError
 from deepseek.trainer import Callback
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 MIN_KEPT = 0.02
 """Share of a layer's weights that stays in any case: a layer of zeros lets nothing through."""
 NUM_UPDATES = 100
-PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class DynamicPruning(Callback):
@@ -75,49 +75,13 @@ class DynamicPruning(Callback):
             raise ConfigError(f"every={every} steps is below 1", fix="give 1 or more")
         self.sparsity, self.begin, self.end = sparsity, begin, end
         self.every, self.regrow, self.skip = every, regrow, skip
-        self._masks: dict[str, Tensor] = {}
-        self._weights: dict[str, Tensor] = {}
-        self._averaged: dict[str, Tensor] = {}
-        self._alive_zeros: dict[str, list[int]] = {}
+        self._kept = WeightMasks()
 
     def on_fit_begin(self, trainer: "Trainer") -> None:
         """Find the weights, and the mask of a run that goes on."""
-        plan = trainer.world.plan
-        if plan.divides_weights or plan.pp > 1:
-            raise ConfigError(
-                f"dynamic pruning with parallel={plan.describe()}: a rank sees a part of the"
-                " weights only",
-                fix="use parallel=dp, or prune afterwards",
-            )
-        step = trainer.assembly.step
         skip = trainer.model.hints.head[-1:] if self.skip is None else self.skip
-        module = trainer.model.module
-        owners = {
-            f"{name}.weight": part
-            for name, part in module.named_modules()
-            if isinstance(part, PRUNABLE)
-        }
-        chosen = {name for name in owners if not name.startswith(tuple(skip) or ("\0",))}
-        held = {weight.name: weight.local for weight in step.parallel.weights.trained}
-        self._weights = {name: held[name] for name in held if name in chosen}
-        if not self._weights:
-            raise ConfigError(
-                "there is nothing to prune: no linear or convolution is trained",
-                fix="change skip, or unfreeze the model",
-            )
-        if step.ema is not None:
-            averaged = step.ema.named()
-            self._averaged = {name: averaged[name] for name in self._weights}
-        if trainer.step == 0:
-            self._masks = {
-                n: torch.ones_like(w, dtype=torch.bool) for n, w in self._weights.items()
-            }
-        else:
-            self._masks = {name: w != 0 for name, w in self._weights.items()}
-            for name, places in self._alive_zeros.items():
-                self._masks[name].view(-1)[places] = True
+        self._kept.find(trainer, skip, keeps_all=True)
 
-    @torch.no_grad()
     def on_step_end(self, trainer: "Trainer", result: "StepResult") -> None:
         """Choose the mask anew where that is due, and apply it."""
         if result.bad is not None:
@@ -133,72 +97,59 @@ class DynamicPruning(Callback):
             trainer.recorder.log(
                 {"kind": "pruning", "step": trainer.step, "sparsity": self.measured()}
             )
-        for name, mask in self._masks.items():
-            self._weights[name].mul_(mask)
-            if name in self._averaged:
-                self._averaged[name].mul_(mask)
-        assembly.step.guard.note_update()  # it was us
+        self._kept.apply(trainer)
 
+    @torch.no_grad()
     def _choose(self, progress: float, optimizer: torch.optim.Optimizer) -> None:
+        masks, weights = self._kept.masks, self._kept.weights
         target = self.sparsity * (1 - (1 - progress) ** 3)
-        total = sum(weight.numel() for weight in self._weights.values())
+        total = sum(weight.numel() for weight in weights.values())
         num_kept = total - round(target * total)
         share = self.regrow * (1 + math.cos(math.pi * progress)) / 2 if progress < 1 else 0.0
-        moments = {name: _moment(weight, optimizer) for name, weight in self._weights.items()}
-        is_known = all(moment is not None for moment in moments.values())
-        alive = torch.cat([mask.view(-1) for mask in self._masks.values()])
+        moments = [_moment(weight, optimizer) for weight in weights.values()]
+        is_known = all(moment is not None for moment in moments)
+        alive = torch.cat([mask.flatten() for mask in masks.values()])
         num_gone = int((~alive).sum())
         num_grown = min(num_gone, int(share * num_kept)) if is_known else 0
-        size = torch.cat([weight.abs().view(-1) for weight in self._weights.values()]).float()
+        size = torch.cat([weight.abs().flatten() for weight in weights.values()]).float()
         size[~alive] = -1.0
         num_survivors = min(num_kept - num_grown, int(alive.sum()))
         chosen = torch.zeros_like(alive)
         chosen[size.topk(num_survivors).indices] = True
         if num_grown:
-            pull = torch.cat(
-                [m.abs().reshape(-1) for m in moments.values() if m is not None]
-            ).float()
+            pull = torch.cat([m.abs().flatten() for m in moments if m is not None]).float()
             pull[alive] = -1.0
             chosen[pull.topk(num_grown).indices] = True
-        parts = chosen.split([mask.numel() for mask in self._masks.values()])
-        for (name, mask), part in zip(self._masks.items(), parts, strict=True):
-            self._masks[name] = self._keep_some(name, part.view_as(mask))
-
-    def _keep_some(self, name: str, mask: Tensor) -> Tensor:
-        """Return a mask that leaves a layer the least it needs."""
-        least = max(1, math.ceil(MIN_KEPT * mask.numel()))
-        if int(mask.sum()) >= least:
-            return mask
-        kept = torch.zeros(mask.numel(), dtype=torch.bool, device=mask.device)
-        kept[self._weights[name].abs().view(-1).topk(least).indices] = True
-        return kept.view_as(mask) | mask
+        parts = chosen.split([mask.numel() for mask in masks.values()])
+        for (name, mask), part in zip(masks.items(), parts, strict=True):
+            # in place: a mask lies in memory as its weight does
+            mask.copy_(_keep_some(part.view(mask.shape), weights[name]))
 
     def measured(self) -> float:
         """Return the share of zeros in the weights that are pruned."""
-        total = sum(mask.numel() for mask in self._masks.values())
-        return 1.0 - sum(int(mask.sum()) for mask in self._masks.values()) / max(1, total)
+        return self._kept.measured()
 
     def describe(self) -> str:
         """Return the share of zeros, in all and layer by layer."""
-        layers = ", ".join(
-            f"{name.removesuffix('.weight')} {1 - float(mask.float().mean()):.0%}"
-            for name, mask in self._masks.items()
-        )
-        return f"{self.measured():.1%} of the weights are zero: {layers}"
+        return self._kept.describe()
 
     def state_dict(self) -> dict:
         """Return what the weights do not tell: which of their zeros are there to grow."""
-        return {
-            "alive_zeros": {
-                name: places.tolist()
-                for name, mask in self._masks.items()
-                if len(places := (mask & (self._weights[name] == 0)).view(-1).nonzero().view(-1))
-            }
-        }
+        return self._kept.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
         """Take it back."""
-        self._alive_zeros = dict(state["alive_zeros"])
+        self._kept.load_state_dict(state)
+
+
+def _keep_some(mask: Tensor, weight: Tensor) -> Tensor:
+    """Return a mask that leaves a layer the least it needs."""
+    least = max(1, math.ceil(MIN_KEPT * mask.numel()))
+    if int(mask.sum()) >= least:
+        return mask
+    kept = torch.zeros(mask.numel(), dtype=torch.bool, device=mask.device)
+    kept[weight.abs().flatten().topk(least).indices] = True
+    return kept.view(mask.shape) | mask
 
 
 def _moment(weight: Tensor, optimizer: torch.optim.Optimizer) -> Tensor | None:

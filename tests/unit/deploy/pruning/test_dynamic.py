@@ -6,8 +6,9 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from deepseek.deploy.dynamic_pruning import MIN_KEPT, DynamicPruning
+from deepseek.deploy.pruning.dynamic import MIN_KEPT, DynamicPruning
 from deepseek.errors import ConfigError
+from deepseek.models import ModelEngine
 from deepseek.trainer import Callback, Trainer
 
 QUIET = {
@@ -117,7 +118,9 @@ def test_a_moving_average_has_the_same_zeros(tmp_path):
     )  # fmt: skip
     trainer.fit()
     ema = trainer.assembly.step.ema
-    assert all(torch.equal(ema.named()[name] == 0, ~mask) for name, mask in pruning._masks.items())
+    assert all(
+        torch.equal(ema.named()[name] == 0, ~mask) for name, mask in pruning._kept.masks.items()
+    )
 
 
 def test_no_layer_is_emptied(tmp_path):
@@ -134,6 +137,34 @@ def test_the_log_has_the_share_of_zeros(tmp_path):
     shares = [line["sparsity"] for line in lines if line["kind"] == "pruning"]
     assert shares[-1] == pytest.approx(0.5, abs=0.01)
     assert shares == sorted(shares)
+
+
+def test_convolutions_whose_weights_lie_as_channels_last_are_pruned_and_resumed(tmp_path):
+    images = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(images, torch.arange(32) % 3)
+
+    class Stop(Callback):
+        def on_step_end(self, trainer, result):
+            if trainer.step == 4:
+                trainer.request_stop("enough")
+
+    def run(name, callbacks=(), **settings):
+        torch.manual_seed(0)
+        engine = ModelEngine("resnet", num_layers=8, num_classes=3)
+        pruning = DynamicPruning(0.8, every=1)
+        trainer = Trainer(
+            engine, data, run_dir=tmp_path / name, callbacks=[pruning, *callbacks],
+            max_steps=8, checkpoint_every=1, channels_last=True, **QUIET, **settings,
+        )  # fmt: skip
+        trainer.fit()
+        return engine, pruning
+
+    whole, pruning = run("whole")
+    assert pruning.measured() == pytest.approx(0.8, abs=0.01)
+    run("cut", [Stop()])
+    again, _ = run("cut", resume=True)
+    for ours, theirs in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(

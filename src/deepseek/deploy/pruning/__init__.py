@@ -1,0 +1,1 @@
+"""Models made smaller: parts cut out, or weights set to zero."""

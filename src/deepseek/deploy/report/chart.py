@@ -128,6 +128,80 @@ def stacked_chart(
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Point:
+    """A place in a scatter chart.
+
+    Attributes:
+        x, y: where it is.
+        label: a few characters beside it.
+        words: what it is, shown under the pointer.
+        group: of the points of one colour.
+        is_hollow: drawn as a ring.
+    """
+
+    x: float
+    y: float
+    label: str
+    words: str
+    group: str
+    is_hollow: bool = False
+
+
+def scatter_chart(
+    points: Sequence[Point],
+    *,
+    title: str,
+    x_name: str,
+    summary: str,
+    unit: Unit | None = None,
+    is_log: bool = False,
+    line: Sequence[tuple[float, float]] = (),
+) -> str:
+    """Return a `<figure>` of single points, or an empty string where there are none.
+
+    Args:
+        points: what to draw.
+        title: heading, plain text.
+        x_name: of the horizontal axis, with its unit.
+        summary: the chart in words.
+        unit: of `y`.
+        is_log: logarithmic horizontal scale.
+        line: places (x, y) to join.
+    """
+    unit = unit or Unit()
+    if not points:
+        return ""
+    x = np.array([point.x for point in points])
+    y = np.array([point.y for point in points]) * unit.factor
+    x_axis = (log_axis if is_log else linear_axis)(float(x.min()), float(x.max()))
+    y_axis = linear_axis(min(float(y.min()), 0.0), float(y.max()))
+    groups = list(dict.fromkeys(point.group for point in points))
+    drawn = []
+    if len(line) > 1:
+        px, py = _place(
+            np.array([at for at, _ in line]), np.array([at for _, at in line]) * unit.factor,
+            x_axis, y_axis,
+        )  # fmt: skip
+        drawn.append(f'<path class="mark" fill="none" d="{_path(px, py)}"/>')
+    for point, cx, cy in zip(points, *_place(x, y, x_axis, y_axis), strict=True):
+        color = groups.index(point.group) % NUM_COLORS
+        side, shift = (" end", -8) if cx > WIDTH - RIGHT - 24 else ("", 8)
+        drawn.append(
+            f'<circle class="{"ring" if point.is_hollow else "dot"} s{color}" cx="{cx:.1f}"'
+            f' cy="{cy:.1f}" r="5"><title>{text(point.words)}</title></circle>'
+            f'<text class="tick{side}" x="{cx + shift:.1f}" y="{cy - 6:.1f}">'
+            f"{text(point.label)}</text>"
+        )
+    return (
+        f'<figure class="card chart"><figcaption><h3>{text(title)}</h3>'
+        f'{_legend(groups, is_log)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
+        f' aria-label="{text(title)}. {text(summary)}">'
+        f"{_frame(x_axis, y_axis, x_name, unit.symbol)}{''.join(drawn)}</svg>"
+        f'<p class="note">{text(summary)}</p></figure>'
+    )
+
+
 def _highest_moments(x: np.ndarray, total: np.ndarray, num_columns: int = 240) -> np.ndarray:
     """Return the place of the highest total (P,) of each of at most `num_columns` columns."""
     if len(x) <= num_columns or x[0] == x[-1]:

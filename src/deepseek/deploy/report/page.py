@@ -64,6 +64,21 @@ def render_page(run: RunFolder) -> str:
         performance, *([profile] if profile else []), events_section(run), config_section(run),
         environment_section(run),
     ]  # fmt: skip
+    return assemble_page(
+        f"{run.path.resolve().name} · run report", header(run), sections,
+        f"Written by deepseek {__version__} from the run folder alone.",
+    )  # fmt: skip
+
+
+def assemble_page(title: str, head: str, sections: list[Section], foot: str) -> str:
+    """Return the HTML of a page that needs no other file and no network.
+
+    Args:
+        title: of the window, plain text.
+        head: HTML above the sections.
+        sections: in order.
+        foot: last line, plain text.
+    """
     style, script = _resource("style.css"), _resource("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
@@ -76,10 +91,10 @@ def render_page(run: RunFolder) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{text(run.path.resolve().name)} · run report</title>\n<style>{style}"
+        f"<title>{text(title)}</title>\n<style>{style}"
         "</style></head>\n"
-        f"<body>{header(run)}{_navigation(sections)}<main>{body}</main>"
-        f"<footer>Written by deepseek {text(__version__)} from the run folder alone.</footer>"
+        f"<body>{head}{_navigation(sections)}<main>{body}</main>"
+        f"<footer>{text(foot)}</footer>"
         f"<script>{script}</script></body></html>\n"
     )
 

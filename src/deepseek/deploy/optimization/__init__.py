@@ -1,0 +1,1 @@
+"""The best way to run a model on this machine, found by measuring."""

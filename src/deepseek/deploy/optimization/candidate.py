@@ -1,0 +1,120 @@
+"""A way to run a model: what is done to its weights, the runtime, the precision, the threads."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from deepseek.deploy.optimization.preparation import METHODS, prepares_for
+from deepseek.deploy.runtimes import RUNTIMES
+
+ORIGINAL = "model"
+_PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+_RUNTIMES = (
+    "eager", "exported", "compiled", "aoti", "onnxruntime", "openvino", "executorch",
+)  # fmt: skip
+"""From what changes least to what changes most: of equally good ones the first is taken."""
+_TURN = {
+    "openvino": 0, "onnxruntime": 0, "eager": 0, "compiled": 1, "aoti": 2, "executorch": 3,
+    "exported": 4,
+}  # fmt: skip
+"""In which they are tried: what is quick to convert first, what is no faster than eager last."""
+_PRECISION_TURN = ("bf16", "int8", "fp32", "fp16")
+_FP16_UNITS = ("amx_fp16", "avx512_fp16", "fphp", "sve")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a model.
+
+    Attributes:
+        runtime: a name of `RUNTIMES`.
+        precision: of the conversion.
+        method: of `quantize`, applied before the conversion; empty: none.
+        source: `model`, or the name of another file that was given along.
+        threads: of one batch; `None`: as many as the process may use.
+    """
+
+    runtime: str = "eager"
+    precision: str = "fp32"
+    method: str = ""
+    source: str = ORIGINAL
+    threads: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        words = [self.runtime, self.method or self.precision]
+        if self.source != ORIGINAL:
+            words.append(f"of {self.source}")
+        if self.threads is not None:
+            words.append(f"on {self.threads} thread{'s' * (self.threads != 1)}")
+        return " ".join(words)
+
+    @property
+    def effort(self) -> tuple[int, int, int, bool]:
+        """How far it is from the original in eager float32: the least is the simplest."""
+        runtime = _RUNTIMES.index(self.runtime) if self.runtime in _RUNTIMES else len(_RUNTIMES)
+        precision = "int8" if self.method else self.precision.partition("_")[0]
+        return (
+            int(self.source != ORIGINAL), _PRECISIONS.index(precision), runtime,
+            self.threads is not None,
+        )  # fmt: skip
+
+    def to_json(self) -> dict:
+        """Return it as data."""
+        return asdict(self)
+
+
+BASE = Candidate()
+"""The original as it is. It is always tried, so that the result is never worse."""
+
+
+def list_candidates(
+    sources: Sequence[str], runtimes: Sequence[str], precisions: Sequence[str]
+) -> Iterator[tuple[Candidate, str]]:
+    """Yield candidates in the order in which they are tried, and why one is left out (or "").
+
+    Args:
+        sources: `model`, and the names of other files.
+        runtimes: names of `RUNTIMES`.
+        precisions: `fp32`, `bf16`, `fp16`, `int8`.
+    """
+    has_fp16 = _has_fp16_units()
+    found = [
+        candidate
+        for runtime in runtimes
+        for precision in precisions
+        for source in sources
+        for candidate in _of(runtime, precision, source)
+    ]
+    for candidate in sorted(found, key=_turn_of):
+        reason = ""
+        if (command := RUNTIMES.get(candidate.runtime)().find_missing()) is not None:
+            reason = f"not installed: {command}"
+        elif candidate.precision == "fp16" and not has_fp16:
+            reason = "the processor has no units for fp16: it is slower than fp32"
+        yield candidate, reason
+
+
+def _of(runtime: str, precision: str, source: str) -> Iterator[Candidate]:
+    for own in RUNTIMES.get(runtime).precisions:
+        if own.partition("_")[0] == precision:  # int8, int8_bf16
+            yield Candidate(runtime, own, "", source)
+    if precision == "int8":
+        for method in METHODS:
+            if prepares_for(method, runtime):
+                yield Candidate(runtime, "fp32", method, source)
+
+
+def _turn_of(candidate: Candidate) -> tuple[int, int, int]:
+    precision = "int8" if candidate.method else candidate.precision.partition("_")[0]
+    return (
+        _TURN.get(candidate.runtime, 1), bool(candidate.method),
+        _PRECISION_TURN.index(precision),
+    )  # fmt: skip
+
+
+def _has_fp16_units() -> bool:
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name) for name in _FP16_UNITS)

@@ -1,0 +1,324 @@
+"""The search: every candidate is tried, the best are timed longer, then threads are chosen.
+
+```
+original          converted, opened, measured: the base of all comparisons
+every candidate   converted, opened, measured; a failure is a row        60 % of the budget
+the best four     timed for twice as long, the best two of them for four times
+the best          with fewer threads
+```
+Trials that a journal knows are not done again. Successive halving: Jamieson and Talwalkar 2016,
+arXiv 1502.07943.
+"""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from deepseek.deploy.artefact import description_of
+from deepseek.deploy.optimization.candidate import BASE, Candidate
+from deepseek.deploy.optimization.journal import Journal
+from deepseek.deploy.optimization.material import Material
+from deepseek.deploy.optimization.process import Limits, run_trial
+from deepseek.deploy.optimization.quality import Quality, compare
+from deepseek.deploy.optimization.result import (
+    FAILED,
+    KEPT,
+    REJECTED,
+    SKIPPED,
+    Row,
+    choose,
+    figures,
+)
+from deepseek.deploy.optimization.trial import OUTPUTS, SUMS, TrialTask
+from deepseek.deploy.optimization.turns import Round, summarise
+from deepseek.deploy.runtimes import RUNTIMES
+from deepseek.errors import ConfigError
+from deepseek.trainer.console import Console, format_seconds
+from deepseek.trainer.task import Task
+
+FIRST_SHARE = 0.6
+"""Of the budget, after which no further candidate is begun."""
+TRIAL_SHARE = 0.3
+"""Of the budget, that one trial may take, and `LEAST_TRIAL_S` at least."""
+LEAST_TRIAL_S = 30.0
+MOST_TIMING_S = 4.0
+"""For each batch size, of a first trial."""
+BASE_LIMIT_S = 3600.0
+CLOSE = 1.25
+"""Of the best's cost, up to which a candidate is timed longer."""
+_HALVING = ((4, 2), (2, 4))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is searched.
+
+    Attributes:
+        work: folder of the files of all candidates.
+        sources: name -> model file; `model` is the original.
+        hashes: name -> SHA-256 of that file.
+        candidates: in order, with why one is left out (or "").
+        material: what they are measured on.
+        task: what its samples mean.
+        metric: of the task.
+        target: what the best is to be best in.
+        tolerance: largest drop of the metric.
+        batch_size: of throughput.
+        threads: that the process may use.
+        budget_s: seconds, from `began`.
+        began: by `time.monotonic`.
+        memory_bytes: that one trial may take; `None`: no limit.
+    """
+
+    work: Path
+    sources: dict[str, Path]
+    hashes: dict[str, str]
+    candidates: Sequence[tuple[Candidate, str]]
+    material: Material
+    task: Task
+    metric: str
+    target: str
+    tolerance: float
+    batch_size: int
+    threads: int
+    budget_s: float
+    began: float
+    memory_bytes: int | None
+
+    @property
+    def left_s(self) -> float:
+        """What is left of the budget."""
+        return self.began + self.budget_s - time.monotonic()
+
+    @property
+    def timing_s(self) -> float:
+        """Seconds of timing a batch size in a first trial."""
+        return min(self.budget_s / 100, MOST_TIMING_S)
+
+
+class Search:
+    """Tries candidates.
+
+    Args:
+        plan: what.
+        journal: of finished trials.
+        console: where progress is shown.
+    """
+
+    def __init__(self, plan: Plan, journal: Journal, console: Console) -> None:
+        self.plan, self._journal, self._console = plan, journal, console
+        self.rows: dict[Candidate, Row] = {}
+        self._rounds: dict[Candidate, tuple[list[Round], list[Round]]] = {}
+        self._base_sums = None
+        self._num_done, self._num_left = 0, len(plan.candidates)
+
+    def run(self) -> None:
+        """Fill `rows`.
+
+        Raises:
+            ConfigError: the original itself cannot be measured.
+        """
+        plan = self.plan
+        self._try(BASE, "", BASE_LIMIT_S)
+        base = self.rows[BASE]
+        if not base.is_measured:
+            raise ConfigError(
+                f"the model as it is could not be measured: {base.reason}",
+                fix=f"see {self._folder(BASE) / 'log.txt'}",
+            )
+        for candidate, reason in plan.candidates:
+            if candidate == BASE:
+                continue
+            if not reason and plan.left_s < (1 - FIRST_SHARE) * plan.budget_s:
+                done = self._journal.find(self._what(candidate, "first"))
+                reason = "" if done else "the budget was used up"
+            self._try(candidate, reason, self._trial_limit_s())
+        if plan.target in ("latency", "throughput"):
+            for count, factor in _HALVING:
+                self._time_longer(count, factor * plan.timing_s)
+            self._choose_threads()
+
+    def convert(self, candidate: Candidate) -> str:
+        """Convert a candidate where its file is not there; return why it failed, or ""."""
+        candidate = replace(candidate, threads=None)
+        if description_of(self.artefact_of(candidate)).is_file():
+            return ""
+        limit_s = BASE_LIMIT_S if candidate == BASE else self._full_limit_s()
+        return self._run("convert", candidate, "", 0.0, limit_s).get("error", "")
+
+    def artefact_of(self, candidate: Candidate) -> Path:
+        """Return the file of a candidate; it does not depend on its threads."""
+        suffix = RUNTIMES.get(candidate.runtime).suffix
+        return self._folder(replace(candidate, threads=None)) / f"best{suffix}"
+
+    def _try(self, candidate: Candidate, reason: str, limit_s: float) -> None:
+        self._num_left -= 1
+        if reason:
+            self.rows[candidate] = Row(candidate, SKIPPED, reason)
+        else:
+            what = self._what(candidate, "first")
+            entry = self._journal.find(what)
+            if entry is not None and entry.get("timed_out") and limit_s > entry["limit_s"]:
+                entry = None  # a larger budget gives it more time
+            if entry is None or (candidate == BASE and self._needs_base_sums()):
+                entry = self._first_trial(candidate, limit_s)
+                if not entry.get("timed_out") or limit_s >= self._full_limit_s():
+                    self._journal.add(what, entry)
+                elif "error" in entry:
+                    entry = {"skipped": "the budget ended while it was tried"}
+            self.rows[candidate] = self._row(candidate, entry)
+        self._num_done += 1
+        row = self.rows[candidate]
+        if row.status != SKIPPED:
+            self._console.line(f"{candidate.name:<28} {figures(row, self.plan.metric)}")
+
+    def _first_trial(self, candidate: Candidate, limit_s: float) -> dict:
+        end = time.monotonic() + limit_s
+        found = {}
+        if not description_of(self.artefact_of(candidate)).is_file():
+            found = self._run("convert", candidate, "", 0.0, limit_s)
+        if "error" not in found:
+            left = max(end - time.monotonic(), 1.0)
+            metric = self.plan.metric
+            found |= self._run("measure", candidate, metric, self.plan.timing_s, left)
+        if found.get("timed_out"):
+            return {**found, "error": f"took longer than {limit_s:.0f} s", "limit_s": limit_s}
+        if "error" in found:
+            return found
+        sums = load_file(self._folder(candidate) / SUMS)["sums"]
+        quality = compare(self.plan.task, self.plan.metric, self._load_base_sums(), sums)
+        return {
+            **found,
+            "quality": [quality.value, quality.drop, *quality.interval],
+        }
+
+    def _row(self, candidate: Candidate, entry: dict) -> Row:
+        if "skipped" in entry:
+            return Row(candidate, SKIPPED, entry["skipped"])
+        if "error" in entry:
+            return Row(candidate, FAILED, entry["error"])
+        value, drop, *interval = entry["quality"]
+        quality = Quality(value, drop, (interval[0], interval[1]))
+        self._rounds[candidate] = (_rounds(entry["one"]), _rounds(entry["many"]))
+        one, many = map(summarise, self._rounds[candidate])
+        status, reason = KEPT, ""
+        if quality.drop > self.plan.tolerance:
+            status, reason = REJECTED, f"{self.plan.metric} drops by more than the tolerance"
+        elif quality.interval[1] > self.plan.tolerance and candidate != BASE:
+            reason = "with more samples the drop may turn out larger than the tolerance"
+        return Row(
+            candidate, status, reason, one, many, entry["num_many"], quality,
+            entry["file_bytes"], entry["peak_bytes"] or 0, entry["ready_s"],
+            entry.get("convert_s", 0.0), entry["difference"],
+        )  # fmt: skip
+
+    def _time_longer(self, count: int, seconds: float) -> None:
+        target = self.plan.target
+        kept = sorted(
+            (row for row in self.rows.values() if row.status == KEPT),
+            key=lambda row: row.cost(target),
+        )
+        close = [row for row in kept if row.cost(target) <= CLOSE * kept[0].cost(target)][:count]
+        for row in close if len(close) > 1 else ():
+            candidate = row.candidate
+            entry = self._again(candidate, f"longer {seconds:g}", seconds)
+            if entry is not None:
+                one, many = self._rounds[candidate]
+                one += _rounds(entry["one"])
+                many += _rounds(entry["many"])
+                self.rows[candidate] = replace(row, one=summarise(one), many=summarise(many))
+
+    def _choose_threads(self) -> None:
+        row = choose(list(self.rows.values()), self.plan.target)
+        timings = (row.one, row.many)
+        if not all(timing and timing.is_quiet for timing in timings):
+            return  # beside other programs fewer threads look better than they are
+        counts = [count for count in (1, 2, 4, 8, 16, 32, 64) if count < self.plan.threads]
+        for count in counts:
+            candidate = replace(row.candidate, threads=count)
+            entry = self._again(candidate, "threads", 2 * self.plan.timing_s)
+            if entry is None:
+                continue
+            self._rounds[candidate] = (_rounds(entry["one"]), _rounds(entry["many"]))
+            one, many = map(summarise, self._rounds[candidate])
+            self.rows[candidate] = replace(row, candidate=candidate, one=one, many=many)
+            self._console.line(
+                f"{candidate.name:<28} {figures(self.rows[candidate], self.plan.metric)}"
+            )
+
+    def _again(self, candidate: Candidate, stage: str, seconds: float) -> dict | None:
+        """Time a candidate that is good once more; `None` where the budget or it fails."""
+        what = self._what(candidate, stage)
+        entry = self._journal.find(what)
+        if entry is None:
+            if self.plan.left_s < 4 * seconds or self.convert(candidate):
+                return None
+            entry = self._run("measure", candidate, "", seconds, max(self.plan.left_s, 1.0))
+            if "error" in entry:
+                return None
+            self._journal.add(what, entry)
+        return entry
+
+    def _run(
+        self, kind: str, candidate: Candidate, metric: str, seconds: float, limit_s: float
+    ) -> dict:
+        plan, folder = self.plan, self._folder(candidate)
+        folder.mkdir(parents=True, exist_ok=True)
+        runtime = RUNTIMES.get(candidate.runtime)
+        is_reference = candidate == BASE or plan.material.has_labels
+        task = TrialTask(
+            candidate.runtime, candidate.precision, candidate.method,
+            f"{runtime.__module__}:{runtime.__qualname__}",
+            str(plan.sources[candidate.source]), str(self.artefact_of(BASE)),
+            str(self.artefact_of(candidate)), str(plan.material.path), plan.batch_size,
+            candidate.threads, plan.threads, metric,
+            "" if is_reference else str(self._folder(BASE) / OUTPUTS), seconds,
+            str(folder / "result.json"),
+        )  # fmt: skip
+        limits = Limits(limit_s, plan.memory_bytes)
+        return run_trial(kind, task, folder, limits, self._tick(kind, candidate))
+
+    def _tick(self, kind: str, candidate: Candidate) -> Callable[[], None]:
+        def tick() -> None:
+            if self._console.wants_progress():
+                total = self._num_done + self._num_left + 1
+                left = format_seconds(max(self.plan.left_s, 0.0))
+                doing = {"convert": "converting", "measure": "measuring"}[kind]
+                self._console.progress(
+                    "optimize", self._num_done, total, f"{doing} {candidate.name}, {left} left"
+                )
+
+        return tick
+
+    def _what(self, candidate: Candidate, stage: str) -> dict:
+        source = self.plan.hashes[candidate.source]
+        return {"candidate": candidate.to_json(), "stage": stage, "source": source}
+
+    def _full_limit_s(self) -> float:
+        return max(TRIAL_SHARE * self.plan.budget_s, LEAST_TRIAL_S)
+
+    def _trial_limit_s(self) -> float:
+        return min(self._full_limit_s(), max(self.plan.left_s, 1.0))
+
+    def _folder(self, candidate: Candidate) -> Path:
+        return self.plan.work / re.sub(r"[^\w.]+", "-", candidate.name)
+
+    def _needs_base_sums(self) -> bool:
+        """Return whether there is something to compare, and nothing to compare it with."""
+        return not (self._folder(BASE) / SUMS).is_file() and any(
+            not reason and self._journal.find(self._what(candidate, "first")) is None
+            for candidate, reason in self.plan.candidates
+        )
+
+    def _load_base_sums(self):
+        if self._base_sums is None:
+            self._base_sums = load_file(self._folder(BASE) / SUMS)["sums"]
+        return self._base_sums
+
+
+def _rounds(content: list[dict]) -> list[Round]:
+    return [Round(**each) for each in content]

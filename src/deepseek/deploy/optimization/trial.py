@@ -1,0 +1,222 @@
+"""A process that converts a model, or opens a converted one and measures it.
+
+    python -m deepseek.deploy.optimization.trial convert TASK.json
+    python -m deepseek.deploy.optimization.trial measure TASK.json
+
+Whatever goes wrong ends this process and not the search: what can be said is written to the result
+file, and of a crash the parent sees the signal.
+"""
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deepseek.datasets import DataSpec
+from deepseek.deploy.artefact import convert, load_engine, read_description
+from deepseek.deploy.comparison import compare_batch
+from deepseek.deploy.optimization.material import count_rows, read_rows
+from deepseek.deploy.optimization.preparation import prepare
+from deepseek.deploy.optimization.turns import take_turns
+from deepseek.deploy.runtimes import RUNTIMES, Conversion, Execution
+from deepseek.errors import CheckpointError, DeepSeekError
+from deepseek.launch.worker import die_with_agent
+from deepseek.models import ModelEngine
+
+SUMS = "sums.safetensors"
+OUTPUTS = "outputs.safetensors"
+
+
+@dataclass(frozen=True)
+class TrialTask:
+    """What a process is to do, as a JSON file.
+
+    Attributes:
+        runtime, precision, method: of the candidate.
+        provider: `module:class` of the runtime, for those that are not ours.
+        source: model file that is converted.
+        base: the original in eager, as it would be deployed: the other one in timing.
+        artefact: file that is written, or opened.
+        data: file of the samples.
+        batch_size: samples of a large batch.
+        threads: of a batch; `None`: `base_threads`.
+        base_threads: of the original in timing.
+        metric: of the task; empty: quality is not measured.
+        reference: outputs of the original, where the data have no labels; else empty.
+        seconds: of timing, for each batch size.
+        result: file that is written.
+    """
+
+    runtime: str
+    precision: str
+    method: str
+    provider: str
+    source: str
+    base: str
+    artefact: str
+    data: str
+    batch_size: int
+    threads: int | None
+    base_threads: int
+    metric: str
+    reference: str
+    seconds: float
+    result: str
+
+    def write(self, path: Path) -> None:
+        """Write it."""
+        path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> "TrialTask":
+        """Read what `write` wrote."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**{field.name: content[field.name] for field in fields(cls)})
+
+
+def run_convert(task: TrialTask) -> dict:
+    """Convert a model; return the seconds that it took."""
+    began = perf_counter()
+    engine = ModelEngine.load(task.source)
+    data = Path(task.data)
+    calibration = read_rows(data, "calibration").split(task.batch_size)
+    is_original = (task.runtime, task.precision, task.method) == ("eager", "fp32", "")
+    if not is_original:
+        engine = prepare(engine, task.method, calibration)
+    inputs = read_rows(data, "inputs", 0, max(2, task.batch_size))
+    conversion = Conversion(
+        task.precision, calibration if task.precision.startswith("int8") else ()
+    )
+    execution = Execution(task.threads, task.precision)
+    # what is compiled when it is opened is compared when it is measured: it would compile twice
+    compares = RUNTIMES.get(task.runtime).suffix != ".bin"
+    path = Path(task.artefact)
+    convert(engine, path, inputs, task.runtime, conversion, execution, compares=compares)
+    return {"convert_s": perf_counter() - began}
+
+
+def run_measure(task: TrialTask) -> dict:
+    """Open a converted model; return how good, fast and large it is."""
+    data = Path(task.data)
+    one, many = (read_rows(data, "inputs", 0, count) for count in (1, task.batch_size))
+    began = perf_counter()
+    path = Path(task.artefact)
+    engine = load_engine(path, threads=task.threads)
+    own = _caller(engine, task.threads or task.base_threads)
+    first = own(one)
+    found: dict = {"ready_s": perf_counter() - began}
+    own(many)
+    if not torch.allclose(first, own(one), rtol=1e-3, atol=1e-3 * float(first.abs().max())):
+        raise CheckpointError(
+            "asked twice, it answers differently", fix="use another runtime or precision"
+        )
+    found["peak_bytes"] = _peak_bytes()
+    found["file_bytes"] = sum(
+        (path.parent / name).stat().st_size for name in read_description(path).hashes
+    )
+    if task.metric:
+        _measure_quality(task, engine, own)
+    base = _caller(load_engine(task.base), task.base_threads)
+    precision = "int8" if task.method else task.precision
+    found["difference"] = max(
+        compare_batch(base, own, batch, precision, path) for batch in (one, many)
+    )
+    for name, batch in (("one", one), ("many", many)):
+        rounds = take_turns(lambda b=batch: own(b), lambda b=batch: base(b), task.seconds)
+        found[name] = [asdict(each) for each in rounds]
+    found["num_many"] = len(many)
+    return found
+
+
+def _measure_quality(task: TrialTask, engine: ModelEngine, own: Callable[[Tensor], Tensor]) -> None:
+    """Write the sums of the metric; without labels and as the original, the outputs first."""
+    # brings the trainer, whose memory is not that of the candidate: its peak was read before
+    from deepseek.deploy.optimization.quality import metric_of, sum_by_group, task_of
+
+    data, folder = Path(task.data), Path(task.result).parent
+    count, has_labels = count_rows(data, "inputs"), count_rows(data, "targets") > 0
+    if has_labels:
+        answers, name = data, "targets"
+    else:
+        answers, name = Path(task.reference or folder / OUTPUTS), "outputs"
+        if not task.reference:
+            starts = range(0, count, task.batch_size)
+            outputs = [
+                own(read_rows(data, "inputs", at, min(at + task.batch_size, count)))
+                for at in starts
+            ]
+            save_file({"outputs": torch.cat(outputs).contiguous()}, answers)
+
+    def read(start: int, stop: int) -> dict[str, Tensor]:
+        inputs = read_rows(data, "inputs", start, stop)
+        return {"inputs": inputs, "targets": read_rows(answers, name, start, stop)}
+
+    what = task_of(engine.spec or DataSpec("unknown", {}), engine.num_classes, has_labels)
+    metric = metric_of(what, task.metric)
+    sums = sum_by_group(own, read, what, metric, count, task.batch_size)
+    save_file({"sums": sums}, folder / SUMS)
+
+
+def _caller(engine: ModelEngine, threads: int) -> Callable[[Tensor], Tensor]:
+    engine.eval()
+
+    def call(inputs: Tensor) -> Tensor:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        with torch.inference_mode():
+            return engine(inputs)
+
+    return call
+
+
+def _peak_bytes() -> int | None:
+    """Return the largest memory this process has had, as the kernel counts it."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    values = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return next((int(value) * 1024 for value in values), None)
+
+
+def _register(task: TrialTask) -> None:
+    if task.runtime not in RUNTIMES:
+        module, _, name = task.provider.partition(":")
+        RUNTIMES.register(task.runtime)(getattr(importlib.import_module(module), name))
+
+
+def main(arguments: list[str]) -> None:
+    """Do one task."""
+    die_with_agent(None)
+    kind, path = arguments
+    task = TrialTask.read(Path(path))
+    torch.set_num_threads(task.threads or task.base_threads)
+    try:
+        _register(task)
+        found = {"convert": run_convert, "measure": run_measure}[kind](task)
+    except DeepSeekError as error:
+        found = {"error": error.message}
+    except Exception as error:  # whatever a runtime may raise is a line of the report
+        traceback.print_exc()
+        words = str(error).strip().splitlines()
+        found = {"error": f"{type(error).__name__}: {words[0] if words else ''}".strip(": ")}
+    result = Path(task.result)
+    draft = result.with_name(f".{result.name}")
+    draft.write_text(json.dumps(found), encoding="utf-8")
+    draft.replace(result)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # libraries may hang or crash on their way out, and all is written
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -32,6 +32,7 @@ from deepseek.models import ModelEngine, VisionTransformer
 from measure import markdown_table, report
 
 WARM_S = 2.0
+FIGURES = ("per_s", "p50_ms", "p99_ms", "cpu_ms")
 MAX_BATCH = 32
 LITSERVE = """
 import sys
@@ -131,8 +132,8 @@ async def load(port: int, clients: int, seconds: float) -> tuple[list[float], in
 
 
 @contextlib.contextmanager
-def serving(name: str, model: Path, port: int, threads: int) -> Iterator[None]:
-    """Run a service until the context ends."""
+def serving(name: str, model: Path, port: int, threads: int) -> Iterator[int]:
+    """Run a service until the context ends; its process id."""
     if name == "LitServe":
         script = model.with_name("litserve_app.py")
         script.write_text(LITSERVE, encoding="utf-8")
@@ -152,7 +153,7 @@ def serving(name: str, model: Path, port: int, threads: int) -> Iterator[None]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"{name} does not start: {' '.join(command)}")
             time.sleep(0.2)
-        yield
+        yield process.pid
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -167,16 +168,28 @@ async def _answers(port: int) -> bool:
     return bool(times) and not failed
 
 
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process and of those that it has started."""
+    total, ticks = 0.0, os.sysconf("SC_CLK_TCK")
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if os.getpgid(int(path.parent.name)) == pid:
+                total += (int(fields[11]) + int(fields[12])) / ticks
+    return total
+
+
 def measure(name: str, model: Path, args: argparse.Namespace, port: int) -> dict:
     """Return what a service does in one turn."""
-    with serving(name, model, port, args.threads):
+    with serving(name, model, port, args.threads) as pid:
         asyncio.run(load(port, args.clients, WARM_S))
-        began = time.perf_counter()
+        before, began = cpu_seconds(pid), time.perf_counter()
         times, failed = asyncio.run(load(port, args.clients, args.seconds))
-        elapsed = time.perf_counter() - began
+        elapsed, cpu_s = time.perf_counter() - began, cpu_seconds(pid) - before
     milliseconds = 1e3 * np.array(times)
     return {
         "service": name, "per_s": len(times) / elapsed, "failed": failed,
+        "cpu_ms": 1e3 * cpu_s / len(times),
         "p50_ms": float(np.quantile(milliseconds, 0.5)),
         "p99_ms": float(np.quantile(milliseconds, 0.99)),
     }  # fmt: skip
@@ -209,7 +222,7 @@ def main() -> None:
     records = [
         {
             "service": name,
-            **{key: median(turn[key] for turn in found) for key in ("per_s", "p50_ms", "p99_ms")},
+            **{key: median(turn[key] for turn in found) for key in FIGURES},
             "failed": sum(turn["failed"] for turn in found),
             "ratio": median(
                 own["per_s"] / turn["per_s"]
@@ -218,11 +231,14 @@ def main() -> None:
         }
         for name, found in turns.items()
     ]
-    header = ("service", "requests/s", "ours is faster by", "p50 ms", "p99 ms", "failed")
+    header = (
+        "service", "requests/s", "ours is faster by", "p50 ms", "p99 ms", "CPU ms a request",
+        "failed",
+    )  # fmt: skip
     rows = [
         (
             r["service"], f"{r['per_s']:,.0f}", f"{r['ratio']:.2f}", f"{r['p50_ms']:.1f}",
-            f"{r['p99_ms']:.1f}", str(r["failed"]),
+            f"{r['p99_ms']:.1f}", f"{r['cpu_ms']:.2f}", str(r["failed"]),
         )
         for r in records
     ]  # fmt: skip

@@ -30,6 +30,7 @@ from deepseek.config import (
     RunConfig,
     TextDataConfig,
     TrainerConfig,
+    VolumeDataConfig,
 )
 from deepseek.config.parallel import ParallelConfig
 from deepseek.errors import DeepSeekError
@@ -55,6 +56,7 @@ def in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DEEPSEEK_DEBUG", raising=False)
     monkeypatch.setenv("DEEPSEEK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data_home"))
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
@@ -178,6 +180,7 @@ def anchors(page):
         ("", RunConfig),
         ("data.", DataConfig),
         ("data.", TextDataConfig),
+        ("data.", VolumeDataConfig),
         ("model.", ModelConfig),
         ("trainer.", TrainerConfig),
         ("trainer.parallel.", ParallelConfig),
@@ -185,8 +188,10 @@ def anchors(page):
 )
 def test_tables_of_settings_are_complete_and_have_the_defaults(prefix, settings):
     page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
-    pictures, _, text = page.partition("## data, of text\n")
-    page = text if settings is TextDataConfig else pictures if settings is DataConfig else page
+    pictures, _, others = page.partition("## data, of text\n")
+    text, _, volumes = others.partition("## data, of volumes\n")
+    parts = {DataConfig: pictures, TextDataConfig: text, VolumeDataConfig: volumes}
+    page = parts.get(settings, page)
     rows = dict(re.findall(rf"^\| `{re.escape(prefix)}(\w+)` \| (.+?) \|", page, re.M))
     fields = settings.model_fields
     sections = {"data", "model", "trainer"} if settings is RunConfig else set()

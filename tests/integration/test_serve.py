@@ -45,7 +45,7 @@ class Service:
         self.process, self.url = process, url
         self.port = int(url.rpartition(":")[2])
 
-    def ask(self, path, body=None, kind="application/json", headers=None, timeout=30):
+    def ask(self, path, body=None, kind="application/json", headers=None, timeout=120):
         """Return (status, content)."""
         data = json.dumps(body).encode() if isinstance(body, dict | list) else body
         request = urllib.request.Request(
@@ -78,7 +78,7 @@ def serving(*arguments):
         else:
             raise AssertionError("".join(lines))
         service = Service(process, line.split()[0])
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             try:
                 service.ask("/health")

@@ -1,5 +1,6 @@
 """The whole path through the command line, on a model and a run as small as they get."""
 
+import csv
 import json
 import signal
 from pathlib import Path
@@ -46,6 +47,24 @@ def test_from_a_template_to_predictions(capsys):
     probs = [entry["prob"] for entry in predicted[0]["top"]]
     assert len(probs) == 3
     assert probs == sorted(probs, reverse=True)
+    assert run(["predict", model, str(samples[0].parent), "--output", "found.parquet"]) == 0
+    assert f"found.parquet: {len(samples)} rows, 0 of them" in capsys.readouterr().out
+    command = ["evaluate", model, "--data", "digits", "--output", "m.json", "--samples", "s.csv"]
+    assert run(command) == 0
+    metrics = json.loads(Path("m.json").read_text())["metrics"]
+    with open("s.csv") as file:
+        rows = list(csv.DictReader(file))
+    right = sum(row["target"] == row["label"] for row in rows) / len(rows)
+    assert metrics["accuracy"] == pytest.approx(right)
+    Path("broken.png").write_bytes(b"none")
+    capsys.readouterr()
+    assert run(["predict", model, "broken.png", str(samples[0]), "--json"]) == 3
+    broken, good = json.loads(capsys.readouterr().out)
+    assert "broken.png" in broken["error"]
+    assert good["top"]
+    assert run(["predict", model, "broken.png", "--strict"]) == 3
+    assert run(["predict", model, str(samples[0]), "--precision", "int3"]) == 2
+    capsys.readouterr()
     assert run(["report"]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "report.html")
     assert run(["train", "--resume", "trainer.max_steps=3"]) == 0

@@ -14,18 +14,20 @@ from deepseek.cli.build_text import (
     build_text_evaluation,
     check_apart,
 )
-from deepseek.config import DataConfig, ModelConfig, RunConfig, TextDataConfig
-from deepseek.datasets import ImageDataset, TextDataset
+from deepseek.cli.build_volumes import build_volume_evaluation, build_volumes
+from deepseek.config import DataConfig, ModelConfig, RunConfig, TextDataConfig, VolumeDataConfig
+from deepseek.datasets import ImageDataset, TextDataset, VolumeDataset
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.trainer import Trainer
 
+AnyDataset = ImageDataset | TextDataset | VolumeDataset
 VAL_FOLDERS = ("val", "validation", "test")
 
 
 def build_data(
-    config: DataConfig | TextDataConfig, seed: int
-) -> tuple[ImageDataset | TextDataset, ImageDataset | TextDataset | None]:
+    config: DataConfig | TextDataConfig | VolumeDataConfig, seed: int
+) -> tuple[AnyDataset, AnyDataset | None]:
     """Return the training data and the validation data, `None` if there is to be none.
 
     Raises:
@@ -33,6 +35,8 @@ def build_data(
     """
     if isinstance(config, TextDataConfig):
         return build_text(config, seed)
+    if isinstance(config, VolumeDataConfig):
+        return build_volumes(config, seed)
     return _build_pictures(config, seed)
 
 
@@ -101,7 +105,7 @@ def build_trainer(
 
 def build_evaluation_data(
     engine: ModelEngine, path: str, settings: Sequence[str] = ()
-) -> ImageDataset | TextDataset:
+) -> AnyDataset:
     """Return the labelled data at `path`, prepared as the model expects.
 
     Args:
@@ -121,6 +125,8 @@ def build_evaluation_data(
             f"{' '.join(settings)} would be ignored: the model was not trained on text",
             fix="leave them out",
         )
+    if spec is not None and spec.task == "segmentation" and len(spec.fields["inputs"].shape) == 4:
+        return build_volume_evaluation(spec, path)
     if spec is None or spec.transform is None:
         raise ConfigError(
             "the model file has no transform: it was trained with a Python callable",

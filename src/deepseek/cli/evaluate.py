@@ -1,33 +1,94 @@
-"""`deepseek evaluate`: a model file and data -> metrics."""
+"""`deepseek evaluate`: a model and labelled data -> metrics."""
 
 import json
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.bin", help="Model file of a run.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Model file of a run, or file of a runtime.")
+    ],
     data: Annotated[str, typer.Option(help="Labelled data: pictures or text, as in training.")],
     settings: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="How text is read: label_column=sentiment."),
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write model, data and metrics to this .json file.")
+    ] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(help="Write a row per sample to this .parquet, .jsonl or .csv file."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 32,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: an accelerator.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="Of model files: fp32, bf16, fp16; auto: what the chip has.")
+    ] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Of a batch on the CPU.")] = None,
+    trust: Annotated[
+        str | None, typer.Option(metavar="SHA256", help="Of a file that can run code, and may.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a model on labelled data."""
     from deepseek.cli.build_run import build_evaluation_data
-    from deepseek.models import ModelEngine
-    from deepseek.trainer import evaluate_model
+    from deepseek.cli.opened_model import open_model
+    from deepseek.deploy.artefact import description_of
+    from deepseek.deploy.scoring import check_output
+    from deepseek.trainer.evaluation import evaluate_samples
 
-    engine = ModelEngine.load(model)
+    if samples is not None:
+        check_output(samples)
+    engine, _ = open_model(model, device, precision, threads, trust)
+    if description_of(model).is_file():
+        device, precision = "cpu", "fp32"  # the program has its own
     dataset = build_evaluation_data(engine, data, settings or [])
-    metrics = evaluate_model(engine, dataset, batch_size)
+    found = evaluate_samples(
+        engine, dataset, batch_size, device=device, precision=precision,
+        keeps_samples=samples is not None,
+    )  # fmt: skip
+    report = {"model": str(model), "data": data, "metrics": found.metrics}
+    if output is not None:
+        temporary = output.with_name(f".{output.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(report, indent=1) + "\n")
+        os.replace(temporary, output)
+    if samples is not None:
+        _write_samples(samples, found.samples, engine.spec.class_names if engine.spec else ())
     if as_json:
-        print(json.dumps({"model": str(model), "data": data, "metrics": metrics}))
+        print(json.dumps(report))
         return
-    width = max(map(len, metrics), default=0)
-    for name, value in metrics.items():
+    width = max(map(len, found.metrics), default=0)
+    for name, value in found.metrics.items():
         print(f"{name:<{width}}  {value:.6g}")
+
+
+def _write_samples(path: Path, found: "dict[str, Tensor]", class_names: tuple[str, ...]) -> None:
+    from deepseek.deploy.scoring import write_table
+    from deepseek.errors import ConfigError
+
+    if not {"loss", "probs", "targets", "index"} <= found.keys():
+        raise ConfigError(
+            "samples have a row each where they have a class each: this is another task",
+            fix="leave --samples out",
+        )
+    probs, predicted = found["probs"].max(1)
+    columns = zip(
+        found["index"].tolist(), found["targets"].tolist(), predicted.tolist(), probs.tolist(),
+        found["loss"].tolist(), strict=True,
+    )  # fmt: skip
+    rows = (
+        {
+            "index": index, "target": class_names[target], "label": class_names[label],
+            "prob": prob, "loss": loss,
+        }
+        for index, target, label, prob, loss in columns
+    )  # fmt: skip
+    write_table(path, rows)

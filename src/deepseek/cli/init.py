@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-TEMPLATES = ("digits", "images")
+TEMPLATES = ("digits", "images", "text", "sentences")
 
 
 def init(
-    template: Annotated[str, typer.Argument(help="What to train: digits, images.")],
+    template: Annotated[str, typer.Argument(help="digits, images, text or sentences.")],
     data: Annotated[
-        Path | None, typer.Option(help="Folder of your data, with one folder per class.")
+        Path | None,
+        typer.Option(help="Your data: a folder with one folder per class, or a file of text."),
     ] = None,
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("model_config.yaml"),
     force: Annotated[bool, typer.Option(help="Replace the file if it is there.")] = False,
@@ -52,18 +53,19 @@ def filled_template(template: str, data: Path | None, output: Path) -> str:
         raise ConfigError(f"unknown template {template!r}", fix=did_you_mean(template, TEMPLATES))
     text = (files("deepseek.config") / "templates" / f"{template}.yaml").read_text("utf-8")
     needs_data = "DATA_PATH" in text
+    what = "folder" if template == "images" else "file"
     if needs_data and data is None:
         raise ConfigError(
-            f"the template {template} needs --data, the folder of your data",
-            fix=f"deepseek init {template} --data FOLDER",
+            f"the template {template} needs --data, the {what} of your data",
+            fix=f"deepseek init {template} --data {what.upper()}",
         )
     if data is not None and not needs_data:
         raise ConfigError(
             f"the template {template} brings its own data; --data={data} would be ignored",
             fix="deepseek init images --data FOLDER, or leave --data away",
         )
-    if data is not None and not data.is_dir():
-        raise ConfigError(f"--data={data} is not a folder", fix="give the folder of your data")
+    if data is not None and not (data.is_dir() or (what == "file" and data.is_file())):
+        raise ConfigError(f"--data={data} is not a {what}", fix=f"give the {what} of your data")
     # JSON's form of a text is YAML's too, whatever is in it; the name alone where that is safe.
     path = str(data)
     plain = path.replace("/", "").replace("_", "").replace("-", "").replace(".", "").isalnum()

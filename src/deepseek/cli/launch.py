@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 CONTEXT_SETTINGS = {"allow_interspersed_args": False}
 """Options behind the program are the program's own."""
 HOSTS, SLURM, KUBERNETES = "Several hosts", "On Slurm", "On Kubernetes"
+SERVICE = "A service on Kubernetes"
 CLUSTER = "On Slurm or Kubernetes"
 ONLY: dict[str, tuple[str, ...]] = {
     "local": ("local_addr", "log_dir"),
@@ -21,6 +22,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     "kubernetes": (
         *("kind", "image", "namespace", "memory", "shm_size", "user"),
         *("runs_claim", "runs_size", "data_claim", "egress"),
+        *("replicas", "token_secret", "ingress"),
     ),
 }
 """Options that mean something in one place alone."""
@@ -167,12 +169,38 @@ def launch(
             rich_help_panel=KUBERNETES,
         ),
     ] = None,
+    replicas: Annotated[
+        str,
+        typer.Option(
+            metavar="N|MIN:MAX", help="Pods, as their load wants.", rich_help_panel=SERVICE
+        ),
+    ] = "2:10",
+    token_secret: Annotated[
+        str | None,
+        typer.Option(
+            help="Secret whose key `tokens` holds the file of hashes.", rich_help_panel=SERVICE
+        ),
+    ] = None,
+    ingress: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAMESPACE",
+            help="Namespace that may ask, beside the pods' own; may be repeated.",
+            rich_help_panel=SERVICE,
+        ),
+    ] = None,
 ) -> None:
     """Start a command or a script on several processes or hosts."""
     _refuse_ignored(context, on)
     options: dict[str, Any] = dict(context.params)
     words = tuple(program or ())
     options["program"] = ("-m", *words) if module else words
+    if on == "kubernetes" and words[:1] == ("serve",) and not module:
+        from deepseek.cli.launch_service import launch_service
+
+        launch_service(options, _given(context))
+        return
+    _refuse_options_of_services(_given(context))
     job = _job(options)
     if on == "slurm":
         _run_on_slurm(job, options)
@@ -308,6 +336,21 @@ def _check_command(word: str) -> None:
         )
 
 
+def _given(context: typer.Context) -> set[str]:
+    """Return the options that are on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def _refuse_options_of_services(given: set[str]) -> None:
+    from deepseek.errors import ConfigError
+
+    for name in sorted(given & {"replicas", "token_secret", "ingress"}):
+        raise ConfigError(
+            f"--{name.replace('_', '-')} is for `serve` on kubernetes", fix="leave it away"
+        )
+
+
 def _refuse_ignored(context: typer.Context, on: str) -> None:
     from deepseek.errors import ConfigError
     from deepseek.registry import did_you_mean
@@ -320,8 +363,7 @@ def _refuse_ignored(context: typer.Context, on: str) -> None:
     else:
         foreign |= dict.fromkeys(("rdzv_endpoint",), "local")
     for name, place in foreign.items():
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if name in _given(context):
             raise ConfigError(
                 f"--{name.replace('_', '-')} means nothing with --on={on}; it is for --on={place}",
                 fix="leave it away",

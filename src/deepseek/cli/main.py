@@ -19,12 +19,16 @@ from deepseek.cli import (
     convert,
     doctor,
     evaluate,
+    export,
     generate,
     init,
     launch,
     lr_range,
+    optimize,
     plan,
     predict,
+    prune,
+    quantize,
     report,
     runs,
     serve,
@@ -48,9 +52,13 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)
+app.command("export")(export.export)
+app.command("quantize")(quantize.quantize)
 app.command("generate")(generate.generate)
+app.command("prune")(prune.prune)
 app.command("serve")(serve.serve)
 app.command("report")(report.report)
+app.command("optimize")(optimize.optimize)
 app.command("lr-range")(lr_range.lr_range)
 app.command("verify-resume")(verify_resume.verify_resume)
 app.command("chaos")(chaos.chaos)

@@ -1,84 +1,132 @@
-"""`deepseek predict`: a model file and pictures or texts -> classes and probabilities."""
+"""`deepseek predict`: a model and pictures or texts -> classes and probabilities."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from deepseek.deploy.scoring import Scoring
+    from deepseek.models import ModelEngine
+
 MAX_SHOWN = 60
+NO_RESULT = 3
+"""Exit code where samples could not be read."""
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.bin", help="Model file of a run.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Model file of a run, or file of a runtime.")
+    ],
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="PATH...", help="Pictures or folders; or files of texts, a line each."
+            metavar="PATH...",
+            help="Pictures, folders, or tables of paths; for texts, files with a line or row each.",
         ),
     ] = None,
     text: Annotated[
         list[str] | None, typer.Option(help="A text, for a model of texts; may be repeated.")
     ] = None,
     text_column: Annotated[str, typer.Option(help="Column of tables with the text.")] = "text",
+    path_column: Annotated[
+        str, typer.Option(help="Column of tables with the paths of pictures.")
+    ] = "path",
     top_k: Annotated[int, typer.Option(min=1, help="Classes per sample, best first.")] = 1,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Write .parquet, .jsonl or .csv as it goes; run again, it goes on."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End at a sample that cannot be read.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 32,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: an accelerator.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="Of model files: fp32, bf16, fp16; auto: what the chip has.")
+    ] = "fp32",
+    threads: Annotated[int | None, typer.Option(min=1, help="Of a batch on the CPU.")] = None,
+    trust: Annotated[
+        str | None, typer.Option(metavar="SHA256", help="Of a file that can run code, and may.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what pictures show, or of which class texts are."""
     paths, texts = paths or [], text or []
     _check_given(paths, texts)
-    from deepseek.models import ModelEngine
+    from deepseek.cli.opened_model import open_model
+    from deepseek.deploy.scoring import Scoring, check_output, find_items, takes_texts
 
-    engine = ModelEngine.load(model)
-    if engine.spec is not None and engine.spec.tokenizer is not None:
-        items, kind = find_texts(paths, texts, text_column), "text"
-    else:
+    if output is not None:
+        check_output(output)
+    engine, context = open_model(model, device, precision, threads, trust)
+    if not takes_texts(engine):
         _refuse_texts(texts)
-        items, kind = [str(file) for file in picture_files(paths)], "file"
-    found = engine.predict(items, top_k=top_k)
-    tops = [prediction.top for prediction in (found if isinstance(found, list) else [found])]
-    if as_json:
-        results = [
-            {kind: item, "top": [{"label": label, "prob": prob} for label, prob in top]}
-            for item, top in zip(items, tops, strict=True)
-        ]
-        print(json.dumps(results))
-        return
-    shown = [item if kind == "file" else _shortened(item) for item in items]
-    width = max(map(len, shown), default=0)
-    for item, top in zip(shown, tops, strict=True):
-        classes = ", ".join(f"{label} {prob:.1%}" for label, prob in top)
-        print(f"{item:<{width}}  {classes}")
-
-
-def find_texts(paths: Iterable[Path], texts: Sequence[str], text_column: str) -> list[str]:
-    """Return the texts given as such, then those of files: each line, or a column of each row."""
-    from deepseek.datasets import read_texts
-
     column = int(text_column) if text_column.isdecimal() else text_column
-    return [*texts, *(text for path in paths for text in read_texts(path, column))]
+    items = find_items(engine, paths, texts, text_column=column, path_column=path_column)
+    scoring = Scoring(top_k, batch_size, strict, context)
+    if output is not None:
+        given = [*texts, *map(str, paths)]
+        about = {"inputs": given, "columns": [column, path_column], "precision": precision}
+        _write(engine, model, items, output, scoring, about)
+        return
+    _print(engine, items, scoring, as_json)
 
 
-def picture_files(paths: Iterable[Path]) -> list[Path]:
-    """Return the files of `paths`, folders replaced by the pictures in them, in order.
+def _write(
+    engine: "ModelEngine", model: Path, items: Iterable[str], output: Path, scoring: "Scoring",
+    about: dict,
+) -> None:  # fmt: skip
+    from deepseek.deploy.artefact import sha256
+    from deepseek.deploy.scoring import predict_to_file
 
-    Raises:
-        DataError: if a folder has no picture.
-    """
-    from deepseek.datasets.picture import SUFFIXES
-    from deepseek.errors import DataError
+    with _counting() as count:
+        done = predict_to_file(
+            engine, items, output, scoring, about={"model": sha256(model), **about}, on_rows=count
+        )
+    print(f"{output}: {done.num_rows} rows, {done.num_errors} of them could not be read")
+    if done.num_errors:
+        raise typer.Exit(NO_RESULT)
 
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower().lstrip(".") in SUFFIXES)
-            if not inside:
-                raise DataError(f"there is no picture in {path}", fix="give another folder")
-            files += inside
-        else:
-            files.append(path)
-    return files
+
+def _print(engine: "ModelEngine", items: Iterable[str], scoring: "Scoring", as_json: bool) -> None:
+    from deepseek.deploy.scoring import score
+
+    batches = score(engine, items, scoring)
+    if as_json:
+        rows = [row for batch in batches for row in batch]
+        print(json.dumps(rows))
+        num_errors = sum("error" in row for row in rows)
+    else:
+        num_errors = sum(_print_rows(batch) for batch in batches)
+    if num_errors:
+        typer.echo(f"{num_errors} samples could not be read", err=True)
+        raise typer.Exit(NO_RESULT)
+
+
+def _print_rows(rows: Sequence[dict]) -> int:
+    """Print samples and their classes; return how many could not be read."""
+    items = [row["file"] if "file" in row else _shortened(row["text"]) for row in rows]
+    width = max(map(len, items))
+    for item, row in zip(items, rows, strict=True):
+        classes = ", ".join(f"{each['label']} {each['prob']:.1%}" for each in row.get("top", []))
+        print(f"{item:<{width}}  {row.get('error', classes)}")
+    return sum("error" in row for row in rows)
+
+
+@contextmanager
+def _counting() -> Iterator[Callable[[int], None]]:
+    """Show how many rows there are, on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} rows"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda count: progress.update(task, completed=count)
 
 
 def _check_given(paths: Sequence[Path], texts: Sequence[str]) -> None:

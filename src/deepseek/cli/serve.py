@@ -10,8 +10,8 @@ def serve(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL.bin | NAME=MODEL.bin | NAME/VERSION=MODEL.bin]...",
-            help="Model files; a file without a name is called as it is.",
+            metavar="[MODEL | NAME=MODEL | NAME/VERSION=MODEL]...",
+            help="Model files, or files of runtimes; one without a name is called as it is.",
         ),
     ] = None,
     folder: Annotated[
@@ -24,12 +24,28 @@ def serve(
     token_file: Annotated[
         Path | None, typer.Option(help="Hashes of the tokens that are let in.")
     ] = None,
+    probe_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Port that answers /health and /ready alone, without a token."
+        ),
+    ] = None,
     new_token: Annotated[
         Path | None,
         typer.Option(help="Print a new token, add its hash to this file, and end."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: an accelerator.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, or bf16.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="Of model files: fp32, or bf16; other files have their own.")
+    ] = "fp32",
+    processes: Annotated[int, typer.Option(min=1, help="Processes of each model.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of each process; by default all cores but one.")
+    ] = None,
+    trust: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SHA256", help="Of a file that can run code, and may."),
+    ] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Samples computed together.")] = 32,
     target_ms: Annotated[
         float, typer.Option(min=1, help="Longest time that a batch should take.")
@@ -39,7 +55,10 @@ def serve(
     body_s: Annotated[float, typer.Option(min=0.1, help="Until all of a body has come.")] = 20.0,
     max_body_mib: Annotated[float, typer.Option(min=0.01, help="Of a request.")] = 16.0,
     max_pixels: Annotated[int, typer.Option(min=1, help="Of a picture.")] = 50_000_000,
-    decoders: Annotated[int, typer.Option(min=1, help="Processes that decode pictures.")] = 1,
+    max_chars: Annotated[int, typer.Option(min=1, help="Of a text.")] = 100_000,
+    decoders: Annotated[
+        int, typer.Option(min=1, help="Processes that read pictures and texts.")
+    ] = 1,
 ) -> None:
     """Answer requests for predictions, by HTTP."""
     from deepseek.errors import ConfigError
@@ -67,16 +86,27 @@ def serve(
     from deepseek.deploy.service import Limits, Pace, ServiceSettings
     from deepseek.deploy.service import serve as run
 
+    _log_to_stderr()
     run(
         ServiceSettings(
-            files, folder, host, port, token_file, device,
-            Pace(max_batch, target_ms, max_waiting, decoders, precision),
+            files, folder, host, port, token_file, probe_port, device, precision, processes,
+            threads, tuple(trust or ()), Pace(max_batch, target_ms, max_waiting, decoders),
             Limits(
-                int(max_body_mib * (1 << 20)), body_s, timeout_s, max_pixels
+                int(max_body_mib * (1 << 20)), body_s, timeout_s, max_pixels, max_chars=max_chars
             ),
         ),
         _announce,
     )  # fmt: skip
+
+
+def _log_to_stderr() -> None:
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("deepseek.service")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 def named_file(entry: str) -> tuple[tuple[str, str], Path]:

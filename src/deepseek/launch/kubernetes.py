@@ -231,8 +231,6 @@ def _job_spec(
 def _network_policy(options: PodOptions) -> dict:
     """Return a policy by which only pods of this job talk to each other."""
     own = {"podSelector": {"matchLabels": options.labels}}
-    names = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}
-    ports = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
     outside = [{"to": [{"ipBlock": {"cidr": cidr}} for cidr in options.egress]}]
     return {
         "apiVersion": "networking.k8s.io/v1",
@@ -244,10 +242,19 @@ def _network_policy(options: PodOptions) -> dict:
             "ingress": [{"from": [own]}],
             "egress": [
                 {"to": [own]},
-                {"to": [names], "ports": ports},
+                name_look_up(),
                 *(outside if options.egress else []),
             ],
         },
+    }
+
+
+def name_look_up() -> dict:
+    """Return the egress to what turns names into addresses."""
+    names = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}
+    return {
+        "to": [names],
+        "ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")],
     }
 
 

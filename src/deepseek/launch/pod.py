@@ -73,16 +73,21 @@ def pod_spec(options: PodOptions, args: list[str], subdomain: str | None, has_fi
         "terminationGracePeriodSeconds": options.grace_s,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": options.user,
-            "runAsGroup": options.user,
-            "fsGroup": options.user,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": pod_security(options),
         "containers": [_container(options, args, has_files)],
         "volumes": _volumes(options, has_files),
+    }
+
+
+def pod_security(options: PodOptions) -> dict:
+    """Return who a pod's processes are."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": options.user,
+        "runAsGroup": options.user,
+        "fsGroup": options.user,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
     }
 
 

@@ -65,6 +65,12 @@ def workloads(manifests: list[dict]) -> Iterator[Workload]:
             yield from _of_job_set(kind, name, at(spec, "template", "spec"))
 
 
+def workload_of_deployment(deployment: dict) -> Workload:
+    """Return the pods of a Deployment; there is no Job around them."""
+    name = at(deployment, "metadata").get("name", "")
+    return _workload("Deployment", name, at(deployment, "spec"), {}, None, "")
+
+
 def _of_job_set(kind: str, name: str, spec: dict) -> Iterator[Workload]:
     subdomain = at(spec, "network").get("subdomain", name)
     for entry in spec.get("replicatedJobs") or []:

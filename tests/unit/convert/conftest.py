@@ -80,6 +80,7 @@ ORIGINALS = {
         "MistralForCausalLM", transformers.MistralConfig, **_LLAMA, sliding_window=24
     ),
     "qwen2": _huggingface("Qwen2ForCausalLM", transformers.Qwen2Config, **_LLAMA),
+    "qwen3": _huggingface("Qwen3ForCausalLM", transformers.Qwen3Config, **_LLAMA, head_dim=8),
     "vit_huggingface": _huggingface("ViTForImageClassification", transformers.ViTConfig, **_VIT),
     "vit_features": _huggingface("ViTModel", transformers.ViTConfig, **_VIT),
     "deit_huggingface": _huggingface("DeiTForImageClassification", transformers.DeiTConfig, **_VIT),

@@ -14,8 +14,10 @@ from torch import nn
 
 from deepseek.convert import convert, deepseek_to_pytorch, pytorch_to_deepseek, verify_conversion
 from deepseek.convert.export import deepseek_to_huggingface, write_state_dict
+from deepseek.convert.verification import verify_written
+from deepseek.convert.verify import compare
 from deepseek.errors import CheckpointError, ConfigError
-from deepseek.models import Encoder, ImageNetResNet, ModelEngine
+from deepseek.models import Encoder, ImageNetResNet, ModelEngine, sentence_vectors
 from deepseek.models.weights import read_weights
 
 transformers = pytest.importorskip("transformers")
@@ -80,6 +82,149 @@ def test_names_of_a_known_model_do_not_make_one():
     conversion = convert(original)
     assert conversion.engine.module is original
     assert "computes something else" in conversion.report.summary()
+
+
+class Squared(nn.ReLU):
+    """Another activation: nothing in the weights tells."""
+
+    def forward(self, x):
+        return super().forward(x).square()
+
+
+def test_weights_of_zeros_hide_no_difference():
+    torch.manual_seed(0)
+    original = timm.create_model("resnet18", num_classes=3).eval()
+    assert not original.layer1[0].bn2.weight.any()  # nothing of a branch reaches the logits yet
+    assert isinstance(convert(original).engine.module, ImageNetResNet)
+    original.layer1[0].act1 = Squared()
+    original.pretrained_cfg = None
+    assert convert(original).engine.module is original
+    vit = torchvision.models.VisionTransformer(16, 8, 1, 2, 8, 16, num_classes=3)  # head of zeros
+    vit.encoder.layers[0].mlp[1] = nn.ReLU()
+    assert convert(vit).engine.module is vit
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "llama3", "vit_huggingface"])
+def test_a_module_of_half_precision_is_ours(name, half, make):
+    original = make(name).to(half)  # of a Llama the rotary frequencies, too
+    before = {key: tensor.clone() for key, tensor in original.state_dict().items()}
+    conversion = convert(original)
+    assert conversion.family is not None, conversion.report.summary()
+    assert all(p.dtype == torch.float32 for p in conversion.engine.parameters())
+    assert conversion.report.lost == []
+    verify_conversion(conversion)
+    kept = convert(original, dtype="keep")
+    assert all(p.dtype == half for p in kept.engine.parameters())
+    after = original.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert all(after[key].dtype == half for key in before)
+
+
+def test_weights_that_are_rounded_are_compared_as_rounded(make):
+    conversion = convert(make("bert_formaskedlm").state_dict(), heads=3, dtype="bfloat16")
+    assert verify_conversion(conversion).is_small
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs"),
+    [("BertForPreTraining", "vocabulary"), ("BertForQuestionAnswering", "tokens")],
+)
+def test_heads_of_other_shapes_are_compared(name, outputs):
+    torch.manual_seed(0)
+    original = getattr(transformers, name)(small_bert()).eval()
+    engine = convert(original).engine
+    assert isinstance(engine.module, Encoder)
+    assert engine.config["outputs"] == outputs
+
+
+@pytest.mark.parametrize("name", ["BertForNextSentencePrediction", "BertForMultipleChoice"])
+def test_a_module_that_takes_something_else_is_kept(name):
+    original = getattr(transformers, name)(small_bert()).eval()
+    conversion = convert(original)
+    assert conversion.engine.module is original
+    assert "does not run on what our encoder takes" in conversion.report.summary()
+
+
+def small_bert(**changes):
+    sizes = {
+        "vocab_size": 40, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3,
+        "intermediate_size": 32, "max_position_embeddings": 16,
+    }  # fmt: skip
+    return transformers.BertConfig(**{**sizes, **changes})
+
+
+class Tagger(nn.Module):
+    """A user's own head around a backbone of transformers, which returns plain logits."""
+
+    def __init__(self, backbone, num_classes):
+        super().__init__()
+        self.bert = backbone
+        self.classifier = nn.Linear(24, num_classes)
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.classifier(self.bert(input_ids, attention_mask).last_hidden_state)
+
+
+def test_a_users_class_around_a_backbone_is_ours(make):
+    backbone = transformers.BertModel(small_bert(), add_pooling_layer=False)
+    tagger = convert(Tagger(backbone, 7).eval())
+    assert (tagger.engine.config["outputs"], tagger.engine.num_classes) == ("tokens", 7)
+    wrapped = convert(Wrapper(make("llama")).eval())  # its configuration is further in
+    assert wrapped.engine.architecture == "llama", wrapped.report.summary()
+
+
+@pytest.mark.parametrize("name", ["XLMRobertaForMaskedLM", "CamembertModel"])
+def test_models_that_are_roberta_under_another_name_are_taken(name, tmp_path):
+    torch.manual_seed(0)
+    made_by = getattr(transformers, name)
+    config = made_by.config_class(**{**small_bert().to_dict(), "type_vocab_size": 1})
+    original = made_by(config).eval()
+    original.save_pretrained(tmp_path / "in")
+    conversion = convert(tmp_path / "in")
+    assert conversion.family.name == "roberta"
+    assert verify_conversion(conversion).is_small
+    assert compare(conversion.engine, conversion.family, original).is_small
+
+
+def test_a_head_that_is_made_up_is_told(tmp_path, make):
+    make("llama").model.save_pretrained(tmp_path)
+    notes = convert(tmp_path).report.notes
+    assert notes == ["the weights have no lm_head: the token embedding stands for it"]
+    make("llama_tied").save_pretrained(tmp_path / "tied")
+    assert convert(tmp_path / "tied").report.notes == []
+
+
+def test_gemma_is_not_taken_for_the_llama_that_it_is_spelled_as():
+    config = transformers.GemmaConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1,
+        head_dim=8, intermediate_size=8, vocab_size=256_000,
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match="those of none of"):
+        convert(transformers.GemmaForCausalLM(config).state_dict(), heads=1)
+
+
+def test_what_does_not_fit_is_said_before_anything_is_asked():
+    state = timm.create_model(
+        "vit_small_patch14_dinov2", depth=1, embed_dim=32, num_heads=2
+    ).state_dict()
+    with pytest.raises(CheckpointError, match=r"2 unexpected: blocks\.0\.ls1\.gamma"):
+        convert(state)
+
+
+def test_a_gpt_without_biases_is_written_with_biases_of_zeros(tmp_path):
+    engine = ModelEngine(
+        "gpt", num_classes=50, context_length=16, num_layers=2, dim=24, heads=3
+    ).eval()
+    assert verify_written(engine).is_small
+    deepseek_to_huggingface(engine, tmp_path / "out")
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    tokens = torch.randint(0, 50, (2, 16))
+    with torch.no_grad():
+        torch.testing.assert_close(opened(tokens).logits, engine(tokens))
+        again = convert(tmp_path / "out").engine.eval()
+        torch.testing.assert_close(again(tokens), engine(tokens))
+    assert again.config["bias"]
 
 
 def test_a_module_that_nothing_is_known_of_is_kept(tmp_path):
@@ -263,6 +408,10 @@ def test_real_minilm_gives_the_similarities_of_the_original(tmp_path):
         want = similarities(original(**batch).last_hidden_state, mask)
         found = similarities(engine(tokens), mask)
     torch.testing.assert_close(found, want, atol=1e-4, rtol=0)
+    vectors = sentence_vectors(engine, SENTENCES, batch_size=3)
+    torch.testing.assert_close(vectors @ vectors.T, want, atol=1e-4, rtol=0)
+    with pytest.raises(ConfigError, match='take an encoder with outputs="hidden"'):
+        sentence_vectors(convert(folder).engine, SENTENCES)
     assert found[0, 1] > found[0, 2]
     assert found[2, 3] > found[1, 3]
     assert set(conversion.source.files) >= {"tokenizer.json", "vocab.txt"}

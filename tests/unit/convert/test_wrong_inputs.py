@@ -136,6 +136,7 @@ ARGUMENTS = {
     "a depth of another model": ({"heads": 3, "num_layers": 4}, "num_layers=4, the weights 2"),
     "a width of another model": ({"heads": 3, "dim": 48}, "dim=48, the weights 24"),
     "an unknown argument": ({"heads": 3, "layers": 2}, "unknown argument layers=2"),
+    "an argument misspelled": ({"head": 3}, 'unknown argument head=3(.|\n)*"heads"'),
     "an unknown family": ({"heads": 3, "family": "brt"}, "unknown family 'brt'"),
     "another family": ({"heads": 3, "family": "gpt2"}, "not those of gpt2"),
     "an unknown dtype": ({"heads": 3, "dtype": "int4"}, "dtype='int4'"),
@@ -213,6 +214,10 @@ FOLDERS = {
         set_config(auto_map={"AutoModel": "evil--x.Model"}), "auto_map: .* never run"
     ),
     "remote code further in": (set_config(text={"auto_map": {"A": "b"}}), "text.auto_map"),
+    "remote code of a tokenizer": (
+        write("tokenizer_config.json", b'{"auto_map": {"AutoTokenizer": ["evil.T", null]}}'),
+        "tokenizer_config.json has auto_map",
+    ),
     "quantised": (set_config(quantization_config={"bits": 4}), "quantization_config"),
     "another activation": (set_config(hidden_act="relu"), "hidden_act='relu'"),
     "a decoder": (set_config(is_decoder=True), "is_decoder=True"),
@@ -322,7 +327,9 @@ def test_an_image_that_is_not_square_is_asked_for(make):
 
 
 def test_what_no_library_has_is_not_written(tmp_path, make):
-    engine = ModelEngine("gpt", context_length=8, num_layers=1, dim=8, heads=2, num_classes=9)
+    engine = ModelEngine(
+        "gpt", context_length=8, num_layers=1, dim=8, heads=2, num_classes=9, document_token=3
+    )
     for layout in ("auto", "huggingface"):
         with pytest.raises(ConfigError, match=r"gpt2 \(huggingface\) were tried(.|\n)*Fix:"):
             deepseek_to_pytorch(engine, layout)

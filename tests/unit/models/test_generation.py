@@ -233,3 +233,17 @@ def test_text_goes_through_the_tokenizer_of_the_model_and_comes_back_whole():
     vocabulary = Vocabulary((), tokenizer)
     spelled = [vocabulary.id_of(letter) for letter in "wÃ¶"]  # bytes c3 and b6, as it writes them
     assert list(vocabulary.decode_each(spelled)) == ["w", "ö"]
+
+
+def test_one_stop_token_needs_no_list_and_an_unknown_one_is_refused(engine):
+    whole = engine.generate("abc", 12, temperature=0)
+    last = whole.text[5]
+    found = engine.generate("abc", 12, temperature=0, stop=last)
+    assert found.text == whole.text[: whole.text.index(last)]
+    assert engine.generate("abc", 12, temperature=0, stop=whole.tokens[5]) == found
+    with pytest.raises(ConfigError, match="not with 'ab'"):
+        engine.generate("abc", 3, stop="ab")
+    with pytest.raises(ConfigError, match="stop has token 99, the vocabulary 11 tokens"):
+        engine.generate("abc", 3, stop=[99])
+    with pytest.raises(ConfigError, match="there is no prompt"):
+        engine.generate(None, 3)

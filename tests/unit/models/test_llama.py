@@ -23,7 +23,8 @@ SCALING = {
 }  # fmt: skip
 NAMES = {
     "self_attn.q_proj": "attn.q", "self_attn.k_proj": "attn.k", "self_attn.v_proj": "attn.v",
-    "self_attn.o_proj": "attn.proj", "mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.up",
+    "self_attn.o_proj": "attn.proj", "self_attn.q_norm": "attn.q_norm",
+    "self_attn.k_norm": "attn.k_norm", "mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.up",
     "mlp.down_proj": "mlp.down", "input_layernorm": "norm1", "post_attention_layernorm": "norm2",
     "model.layers": "blocks", "model.norm": "norm", "model.embed_tokens": "tok_embed",
     "lm_head": "head",
@@ -48,6 +49,15 @@ CASES = {
         "Qwen2",
         {"num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
         {"kv_heads": 2, "rope_theta": 1e6, "qkv_bias": True},
+    ),
+    "qwen3": (
+        "Qwen3",
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 12,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
+        {"kv_heads": 2, "head_dim": 12, "rope_theta": 1e6, "qk_norm": True},
     ),
 }
 

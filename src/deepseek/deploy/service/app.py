@@ -14,11 +14,18 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
-from torch import Tensor
 
 from deepseek.deploy.service.measures import Counting, Measures
+from deepseek.deploy.service.probes import start_probes
 from deepseek.deploy.service.protection import Limits, Protection
-from deepseek.deploy.service.question import answer, aside, parse_json, read_samples, to_samples
+from deepseek.deploy.service.question import (
+    answer,
+    aside,
+    encode_texts,
+    parse_json,
+    read_samples,
+    to_samples,
+)
 from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.shelf import Shelf, Version
 from deepseek.version import __version__
@@ -38,6 +45,8 @@ _BODY = {
                             "type": "array", "items": {"type": "string", "format": "byte"},
                             "description": "Pictures in base64.",
                         },
+                        "text": {"type": "string"},
+                        "texts": {"type": "array", "items": {"type": "string"}},
                     },
                     "minProperties": 1, "maxProperties": 1, "additionalProperties": False,
                 },
@@ -66,6 +75,7 @@ def make_app(
     hashes: tuple[str, ...] = (),
     *,
     is_loopback: bool = True,
+    probes: tuple[str, int] | None = None,
 ) -> FastAPI:
     """Return the application.
 
@@ -75,11 +85,15 @@ def make_app(
         limits: of a request.
         hashes: of the tokens that are let in; empty: no token is asked for.
         is_loopback: whether only this machine reaches it.
+        probes: address and port that answer the probes of a cluster.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        answering = await start_probes(shelf, *probes) if probes is not None else None
         yield
+        if answering is not None:
+            answering.close()
         await shelf.close()
 
     app = FastAPI(
@@ -163,8 +177,8 @@ _VERSION = {
 }  # fmt: skip
 
 
-def _read_tensor(content: object) -> tuple[np.ndarray, dict]:
-    """Return the one tensor of a request, and the id that its answer repeats.
+def _read_tensor(content: object) -> tuple[np.ndarray | list, dict]:
+    """Return the one tensor of a request, texts as a list; and the id that its answer repeats.
 
     Raises:
         Refusal: 400, it is not as the protocol says.
@@ -173,20 +187,24 @@ def _read_tensor(content: object) -> tuple[np.ndarray, dict]:
         (tensor,) = content["inputs"]  # pyright: ignore[reportIndexIssue, reportCallIssue, reportArgumentType]
         data, shape = np.array(tensor["data"]), [int(size) for size in tensor["shape"]]
         array = data.reshape(shape)
-    except (TypeError, KeyError, ValueError, OverflowError) as error:
+        is_text = tensor.get("datatype") == "BYTES"
+    except (TypeError, KeyError, ValueError, OverflowError, AttributeError) as error:
         raise Refusal(
             400, f"the body is no request of the protocol: {str(error)[:120]}",
             fix='send {"inputs": [{"name": "inputs", "shape": [...], "datatype": "FP32",'
             ' "data": [...]}]}',
         ) from error  # fmt: skip
     id_ = content.get("id") if isinstance(content, dict) else None
-    return array, {"id": id_} if isinstance(id_, str) else {}
+    known = {"id": id_} if isinstance(id_, str) else {}
+    return (array.reshape(-1).tolist() if is_text else array), known
 
 
-async def _compute(request: Request, version: Version, limits: Limits) -> tuple[list[Tensor], bool]:
+async def _compute(request: Request, version: Version, limits: Limits) -> tuple[np.ndarray, bool]:
     content_type = request.headers.get("content-type", "")
-    samples, is_single = await read_samples(await request.body(), content_type, version, limits)
-    return await version.batcher.submit(samples, limits.timeout_s), is_single
+    body = await request.body()
+    with version.used():
+        samples, is_single = await read_samples(body, content_type, version, limits)
+        return await version.queue.submit(samples, limits.timeout_s), is_single
 
 
 def _check_ready(shelf: Shelf) -> None:
@@ -198,17 +216,20 @@ def _add_predictions(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
     page = files("deepseek.deploy.service").joinpath("page.html").read_text(encoding="utf-8")
 
     @app.post("/predict", openapi_extra=_BODY, tags=["predictions"])
-    async def predict(request: Request, model: str = "", top_k: int = 5) -> dict:
-        """Classify a picture, or samples."""
+    async def predict(request: Request, model: str = "", top_k: int = 5) -> JSONResponse:
+        """Classify a picture, a text, or samples."""
         if not 1 <= top_k <= MAX_TOP_K:
             raise Refusal(422, f"top_k={top_k}", fix=f"give 1 to {MAX_TOP_K}")
         version = shelf.active(model)
         rows, _ = await _compute(request, version, limits)
-        return {
-            "model": version.name,
-            "version": version.version,
-            "predictions": answer(rows, version, top_k),
-        }
+        # as a response of its own: FastAPI would look through it, which takes longer than the rest
+        return JSONResponse(
+            {
+                "model": version.name,
+                "version": version.version,
+                "predictions": answer(rows, version, top_k),
+            }
+        )
 
     @app.get("/", include_in_schema=False)
     async def start() -> HTMLResponse:
@@ -244,11 +265,11 @@ def _add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
     async def metadata(model: str) -> dict:
         """Describe a model."""
         version = shelf.active(model)
-        field = version.spec.fields["inputs"]
-        inputs = {
-            "name": "inputs", "datatype": _DATATYPES.get(field.dtype, "FP32"),
-            "shape": [-1, *version.sample_shape],
-        }  # fmt: skip
+        datatype = _DATATYPES.get(version.spec.fields["inputs"].dtype, "FP32")
+        sample = [-1] if version.takes_any_length else version.sample_shape
+        inputs = {"name": "inputs", "datatype": datatype, "shape": [-1, *sample]}
+        if version.takes_texts:
+            inputs = {"name": "text", "datatype": "BYTES", "shape": [-1]}
         outputs = {"name": "probs", "datatype": "FP32", "shape": [-1, len(version.class_names)]}
         return {
             "name": version.name, "versions": shelf.list_versions()[version.name],
@@ -261,18 +282,24 @@ def _add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
         return {"name": shelf.active(model).name, "ready": True}
 
     @app.post("/v2/models/{model}/infer", tags=["v2"], openapi_extra=_TENSORS)
-    async def infer(request: Request, model: str) -> dict:
-        """Compute with numbers."""
+    async def infer(request: Request, model: str) -> JSONResponse:
+        """Compute with numbers, or texts."""
         version = shelf.active(model)
         body = await request.body()
-        numbers, known = _read_tensor(await aside(len(body), parse_json, body))
-        samples, _ = await aside(len(body), to_samples, numbers, version, limits)
-        rows = await version.batcher.submit(samples, limits.timeout_s)
-        data = [value for row in rows for value in row.flatten().tolist()]
+        with version.used():
+            found, known = _read_tensor(await aside(len(body), parse_json, body))
+            if isinstance(found, list):
+                samples = await encode_texts(found, version, limits)
+            else:
+                samples, _ = await aside(len(body), to_samples, found, version, limits)
+            rows = await version.queue.submit(samples, limits.timeout_s)
+        data = rows.ravel().tolist()
         output = {"name": "probs", "datatype": "FP32",
                   "shape": [len(rows), *rows[0].shape], "data": data}  # fmt: skip
-        return {"model_name": version.name, "model_version": version.version, **known,
-                "outputs": [output]}  # fmt: skip
+        return JSONResponse(
+            {"model_name": version.name, "model_version": version.version, **known,
+             "outputs": [output]}
+        )  # fmt: skip
 
 
 def _add_administration(app: FastAPI, shelf: Shelf, measures: Measures) -> None:

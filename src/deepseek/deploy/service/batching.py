@@ -1,31 +1,36 @@
-"""Dynamic batching: what waits while the model computes is computed together next.
+"""Dynamic batching, in the process of a model: what waits meanwhile is computed together next.
 
-Nobody waits for a batch to fill up: a request that finds the model idle is computed at once, alone.
+Nobody waits for a batch to fill up: a sample that finds the model idle is computed at once, alone.
 Under load, batches grow by themselves, up to the size at which a batch is expected to take longer
 than the latency target.
 """
 
-import asyncio
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from deepseek.deploy.service.refusal import Refusal
+import numpy as np
 
 MEMORY = 0.9
 """Weight of what was known of a batch's time before, against the last one measured."""
 
 
-@dataclass(eq=False)
-class _Waiting:
-    sample: Tensor
+@dataclass(frozen=True, eq=False)
+class Waiting:
+    """A sample that waits.
+
+    Attributes:
+        request: number of the request that it is of.
+        row: its place there.
+        sample: as the model takes it.
+        expires: on the clock of `time.monotonic`; it is not computed any more from then on.
+    """
+
+    request: int
+    row: int
+    sample: np.ndarray
     expires: float
-    result: asyncio.Future = field(repr=False)
 
 
 class BatchClock:
@@ -62,120 +67,76 @@ class BatchClock:
 
 
 class Batcher:
-    """Collects samples and has them computed in batches, one batch at a time.
+    """Collects samples, from any thread, and hands them out in batches.
 
     Args:
-        compute: batch (B, ...) -> rows (B, ...); called in a thread of its own.
         max_batch: samples of a batch at most.
         target_s: what a batch should take at most.
-        max_waiting: samples that may wait; more are refused.
-        on_batch: told the size of each batch and the seconds that it took.
+        pad: what fills rows of tokens up to the longest of a batch; `None`: rows of one batch have
+            one length.
     """
 
-    def __init__(
-        self,
-        compute: Callable[[Tensor], Tensor],
-        *,
-        max_batch: int,
-        target_s: float,
-        max_waiting: int,
-        on_batch: Callable[[int, float], None] = lambda count, seconds: None,
-    ) -> None:
-        self._compute = compute
-        self._max_batch, self._target_s, self._max_waiting = max_batch, target_s, max_waiting
-        self._on_batch = on_batch
-        self._waiting: deque[_Waiting] = deque()
-        self._clock = BatchClock()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._worker: asyncio.Task | None = None
+    def __init__(self, *, max_batch: int, target_s: float, pad: int | None = None) -> None:
+        self._max_batch, self._target_s, self._pad = max_batch, target_s, pad
+        self._waiting: deque[Waiting] = deque()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self.clock = BatchClock()
 
-    @property
-    def num_waiting(self) -> int:
-        """Samples that are not being computed yet."""
-        return len(self._waiting)
+    def add(self, request: int, samples: np.ndarray, expires: float) -> None:
+        """Let the samples (B, ...) of a request wait."""
+        with self._changed:
+            rows = (Waiting(request, row, each, expires) for row, each in enumerate(samples))
+            self._waiting.extend(rows)
+            self._changed.notify()
 
-    async def submit(self, samples: list[Tensor], timeout_s: float) -> list[Tensor]:
-        """Return a row per sample.
+    def close(self) -> None:
+        """Say that nothing comes any more."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
 
-        Args:
-            samples: of one request, all of one shape.
-            timeout_s: from now; a sample whose time is up is not computed any more.
+    def take(self) -> list[Waiting]:
+        """Wait for samples; return what waits longest, and those that fit to it behind it.
 
-        Raises:
-            Refusal: 429, there is no room; 504, it took too long; 500, the model failed.
+        Returns:
+            The next batch; empty once the batcher is closed.
         """
-        if self.num_waiting + len(samples) > self._max_waiting:
-            wait_s = self._clock.seconds(self._max_batch) * self.num_waiting / self._max_batch
-            raise Refusal(
-                429, f"{self.num_waiting} samples wait already, the limit is {self._max_waiting}",
-                fix="send it again later", retry_after_s=max(1.0, wait_s),
-            )  # fmt: skip
-        loop, expires = asyncio.get_running_loop(), time.monotonic() + timeout_s
-        entries = [_Waiting(sample, expires, loop.create_future()) for sample in samples]
-        self._waiting.extend(entries)
-        if self._worker is None:
-            self._worker = asyncio.create_task(self._run())
-        try:
-            async with asyncio.timeout(timeout_s):
-                return list(await asyncio.gather(*(entry.result for entry in entries)))
-        except TimeoutError:
-            raise Refusal(
-                504, f"no answer within {timeout_s:g} s", fix="send fewer samples at a time"
-            ) from None
-        finally:
-            for entry in entries:
-                entry.result.cancel()
+        with self._changed:
+            while not self._is_closed:
+                if batch := self._next_batch():
+                    return batch
+                self._changed.wait()
+        return []
 
-    async def finish(self) -> None:
-        """Compute what waits. Who comes later, with a model that has been replaced, is served too.
+    def stack(self, batch: list[Waiting]) -> np.ndarray:
+        """Return the samples of a batch as one array (B, ...)."""
+        samples = [each.sample for each in batch]
+        if len({sample.shape for sample in samples}) == 1:
+            return np.stack(samples)
+        width = max(map(len, samples))
+        fill = [np.full(width - len(sample), self._pad, sample.dtype) for sample in samples]
+        return np.stack([np.concatenate(pair) for pair in zip(samples, fill, strict=True)])
 
-        The thread ends with the last reference.
-        """
-        if self._worker is not None:
-            await self._worker
-
-    async def _run(self) -> None:
-        """Work until nothing waits."""
-        loop = asyncio.get_running_loop()
-        while batch := self._next_batch():
-            began = time.perf_counter()
-            try:
-                rows = await loop.run_in_executor(self._thread, self._compute_rows, batch)
-            except Exception as error:  # any model may do anything; the service stays
-                for entry in batch:
-                    if not entry.result.done():
-                        entry.result.set_exception(_failed(error))
-                continue
-            seconds = time.perf_counter() - began
-            self._clock.note(len(batch), seconds)
-            self._on_batch(len(batch), seconds)
-            for entry, row in zip(batch, rows, strict=True):
-                if not entry.result.done():
-                    entry.result.set_result(row)
-        self._worker = None
-
-    def _next_batch(self) -> list[_Waiting]:
-        """Take what waits longest, and those of its shape behind it."""
-        size = self._clock.largest(self._target_s, self._max_batch)
-        batch: list[_Waiting] = []
-        others: list[_Waiting] = []
+    def _next_batch(self) -> list[Waiting]:
+        size = self.clock.largest(self._target_s, self._max_batch)
+        batch: list[Waiting] = []
+        others: list[Waiting] = []
         now = time.monotonic()
         while self._waiting and len(batch) < size:
             entry = self._waiting.popleft()
-            if entry.result.done() or entry.expires <= now:
-                continue  # who asked has gone
-            fits = not batch or (
-                entry.sample.shape == batch[0].sample.shape
-                and entry.sample.dtype == batch[0].sample.dtype
-            )
+            if entry.expires <= now:
+                continue  # who asked has been told so
+            fits = not batch or self._fit(batch[0].sample, entry.sample)
             (batch if fits else others).append(entry)
         self._waiting.extendleft(reversed(others))
         return batch
 
-    def _compute_rows(self, batch: list[_Waiting]) -> list[Tensor]:
-        return list(self._compute(torch.stack([entry.sample for entry in batch])))
-
-
-def _failed(error: Exception) -> Refusal:
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return Refusal(500, f"the model failed: {said}", fix="see the log of the service")
+    def _fit(self, first: np.ndarray, other: np.ndarray) -> bool:
+        """Whether two samples can be computed together."""
+        if first.dtype != other.dtype:
+            return False
+        if self._pad is None or first.ndim != 1 or other.ndim != 1:
+            return first.shape == other.shape
+        # what is filled up by more than half costs more than it saves
+        return max(len(first), len(other)) <= 2 * min(len(first), len(other))

@@ -1,24 +1,27 @@
-"""Pictures of strangers are decoded in processes of their own, with limits.
+"""Pictures and texts of strangers are read in processes of their own, with limits.
 
-A picture that takes too long or too much memory ends its process, and no other: the pool is made
-anew, and what else was being decoded is decoded again.
+What takes too long or too much memory ends its process, and no other: the pool is made anew, and
+what else was being read is read again.
 """
 
 import asyncio
 import multiprocessing
+import os
 import resource
 import signal
+import threading
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from deepseek.datasets import DataSpec
 from deepseek.deploy.service.refusal import Refusal
 from deepseek.errors import DeepSeekError
 from deepseek.models.prediction import decode_picture
+from deepseek.models.text_batches import text_batches
 
 MAX_BYTES = 1 << 30
 """Memory that a process may add to what it has after its start."""
@@ -27,13 +30,13 @@ _seconds = 0.0
 
 
 class Decoder:
-    """Turns the bytes of pictures into what a model takes.
+    """Turns the bytes of pictures, or texts, into what a model takes.
 
     Args:
-        spec: of the model: how its pictures are prepared.
+        spec: of the model: how its pictures or texts are prepared.
         num_processes: that decode at a time.
         max_pixels: of a picture.
-        timeout_s: for one picture.
+        timeout_s: for one picture, or the texts of one request.
     """
 
     def __init__(
@@ -43,28 +46,47 @@ class Decoder:
         self._max_pixels, self._timeout_s = max_pixels, timeout_s
         self._pool: ProcessPoolExecutor | None = None
 
-    async def decode(self, content: bytes) -> Tensor:
-        """Return a picture as a uint8 tensor (C, H, W).
+    def start(self) -> None:
+        """Start the processes, so that the first who asks does not wait for them."""
+        self._pool = self._pool or self._new_pool()
+        for _ in range(self._num_processes):
+            self._pool.submit(_data_bytes)
+
+    async def decode(self, content: bytes) -> np.ndarray:
+        """Return a picture as uint8 (C, H, W).
 
         Raises:
             Refusal: 400, it is no picture, or a damaged or too large one; 422, it ended the
                 process that decoded it.
         """
-        for _ in range(2):  # once more where another picture has ended the process
+        found = await self._run("the picture", _decode, content, self._max_pixels)
+        if isinstance(found, str):
+            raise Refusal(400, found, fix="send a JPEG, PNG or WebP picture")
+        return found
+
+    async def encode(self, texts: list[str]) -> np.ndarray:
+        """Return texts as tokens (B, T), int64, filled up to the longest.
+
+        Raises:
+            Refusal: 422, they cannot be encoded, or ended the process that did it.
+        """
+        found = await self._run("the texts", _encode, texts)
+        if isinstance(found, str):
+            raise Refusal(422, found, fix="send other texts")
+        return found
+
+    async def _run(self, what: str, act: Callable, *arguments: object) -> np.ndarray | str:
+        for _ in range(2):  # once more where another one has ended the process
             pool = self._pool = self._pool or self._new_pool()
             try:
-                found = await asyncio.wrap_future(pool.submit(_decode, content, self._max_pixels))
+                return await asyncio.wrap_future(pool.submit(act, *arguments))
             except BrokenProcessPool:
                 if self._pool is pool:
                     self._pool = None
                     pool.shutdown(wait=False, cancel_futures=True)
-                continue
-            if isinstance(found, str):
-                raise Refusal(400, found, fix="send a JPEG, PNG or WebP picture")
-            return torch.from_numpy(found)
         raise Refusal(
-            422, f"the picture could not be decoded within {self._timeout_s:g} s and"
-            f" {MAX_BYTES >> 20} MiB", fix="send a smaller picture",
+            422, f"{what} could not be read within {self._timeout_s:g} s and"
+            f" {MAX_BYTES >> 20} MiB", fix="send less",
         )  # fmt: skip
 
     def close(self) -> None:
@@ -74,9 +96,11 @@ class Decoder:
             self._pool = None
 
     def _new_pool(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])  # a process that was ended is back at once
         return ProcessPoolExecutor(
             self._num_processes,
-            mp_context=multiprocessing.get_context("forkserver"),
+            mp_context=context,
             initializer=_begin,
             initargs=(self._spec, self._timeout_s),
         )
@@ -85,12 +109,21 @@ class Decoder:
 def _begin(spec: DataSpec, timeout_s: float) -> None:
     global _spec, _seconds  # of a process that does nothing else
     _spec, _seconds = spec, timeout_s
+    threading.Thread(target=_end_with_service, daemon=True).start()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service ends it
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process, whatever it is at
     now = _data_bytes()
     resource.setrlimit(resource.RLIMIT_DATA, (now + MAX_BYTES, now + MAX_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _end_with_service() -> None:
+    """End this process with the service, however that ends: nobody else would tell it."""
+    service = multiprocessing.parent_process()
+    if service is not None:
+        service.join()
+        os._exit(1)
 
 
 def _data_bytes() -> int:
@@ -100,14 +133,23 @@ def _data_bytes() -> int:
 
 def _decode(content: bytes, max_pixels: int) -> np.ndarray | str:
     """Return the pixels, or what is wrong: an error of ours might not survive the way back."""
+    return _limited(lambda spec: decode_picture(content, "the picture", spec, max_pixels))
+
+
+def _encode(texts: list[str]) -> np.ndarray | str:
+    """Return the tokens, or what is wrong."""
+    return _limited(lambda spec: next(text_batches(texts, spec, len(texts))[0]))
+
+
+def _limited(act: Callable[[DataSpec], torch.Tensor]) -> np.ndarray | str:
     if _spec is None:
-        return "the process has not been told how pictures are prepared"
+        return "the process has not been told how samples are prepared"
     signal.setitimer(signal.ITIMER_REAL, _seconds)
     try:
-        return decode_picture(content, "the picture", _spec, max_pixels).numpy()
+        return act(_spec).numpy()
     except DeepSeekError as error:
         return error.message
     except MemoryError:
-        return f"the picture needs more than {MAX_BYTES >> 20} MiB"
+        return f"it needs more than {MAX_BYTES >> 20} MiB"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -30,6 +30,7 @@ class Limits:
         timeout_s: from then to the answer.
         max_pixels: of a picture, checked before it is decoded.
         max_samples: of a request.
+        max_chars: of a text.
     """
 
     max_body_bytes: int = 16 << 20
@@ -37,6 +38,7 @@ class Limits:
     timeout_s: float = 30.0
     max_pixels: int = 50_000_000
     max_samples: int = 256
+    max_chars: int = 100_000
 
 
 class Protection:

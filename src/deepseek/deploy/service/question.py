@@ -4,6 +4,7 @@
 image/*, application/octet-stream    one picture
 application/json  {"inputs": ...}    numbers, nested as the sample is, or a list of samples
                   {"images": [...]}  pictures in base64
+                  {"text": "..."}, {"texts": [...]}
 ```
 """
 
@@ -11,13 +12,10 @@ import asyncio
 import base64
 import binascii
 import json
-import math
 from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from deepseek.deploy.service.protection import Limits
 from deepseek.deploy.service.refusal import Refusal
@@ -26,13 +24,14 @@ from deepseek.deploy.service.shelf import Version
 T = TypeVar("T")
 LARGE_BYTES = 64 << 10
 """Of a body that takes a millisecond or more to read."""
+_KEYS = {"inputs", "images", "text", "texts"}
 PICTURE_TYPES = ("image/", "application/octet-stream")
 _reading = asyncio.Semaphore(4)  # bodies of many MiB that are objects of Python at a time
 
 
 async def read_samples(
     body: bytes, content_type: str, version: Version, limits: Limits
-) -> tuple[list[Tensor], bool]:
+) -> tuple[list[np.ndarray], bool]:
     """Return the samples of a request, and whether it was a single one.
 
     Raises:
@@ -48,15 +47,19 @@ async def read_samples(
     async with _reading:
         content = await aside(len(body), parse_json, body)
         known = content if isinstance(content, dict) else {}
-        if set(known) not in ({"inputs"}, {"images"}):
+        if len(known) != 1 or not known.keys() <= _KEYS:
             raise Refusal(
                 400,
                 f"the JSON has the keys {sorted(known)[:5]}",
-                fix='send {"inputs": numbers} or {"images": [base64, ...]}',
+                fix='send {"inputs": numbers}, {"images": [base64, ...]} or {"texts": [...]}',
             )  # fmt: skip
         if "inputs" in known:
             return await aside(len(body), to_samples, known["inputs"], version, limits)
-    return await _decode_all(known["images"], version, limits)
+    if "images" in known:
+        return await _decode_all(known["images"], version, limits)
+    if "text" in known:
+        return await encode_texts([known["text"]], version, limits), True
+    return await encode_texts(known["texts"], version, limits), False
 
 
 def parse_json(body: bytes) -> object:
@@ -84,11 +87,11 @@ async def aside(num_bytes: int, act: Callable[..., T], *arguments: object) -> T:
     return await asyncio.to_thread(act, *arguments)
 
 
-async def _decode(content: bytes, version: Version) -> Tensor:
-    if version.decoder is None:
+async def _decode(content: bytes, version: Version) -> np.ndarray:
+    if version.decoder is None or not version.takes_pictures:
         raise Refusal(
             422, f"{version.name} does not take pictures, or does not say how they are prepared",
-            fix='send {"inputs": numbers}',
+            fix='send {"texts": [...]}' if version.takes_texts else 'send {"inputs": numbers}',
         )  # fmt: skip
     if not content:
         raise Refusal(400, "the body is empty", fix="send the bytes of a picture")
@@ -97,7 +100,7 @@ async def _decode(content: bytes, version: Version) -> Tensor:
 
 async def _decode_all(
     pictures: object, version: Version, limits: Limits
-) -> tuple[list[Tensor], bool]:
+) -> tuple[list[np.ndarray], bool]:
     if not isinstance(pictures, list) or not all(isinstance(each, str) for each in pictures):
         raise Refusal(400, "images is not a list of texts", fix="send them in base64")
     _check_count(len(pictures), limits)
@@ -108,6 +111,31 @@ async def _decode_all(
     return list(await asyncio.gather(*(_decode(each, version) for each in contents))), False
 
 
+async def encode_texts(texts: object, version: Version, limits: Limits) -> list[np.ndarray]:
+    """Return texts as rows of tokens.
+
+    Raises:
+        Refusal: 400, they are no texts; 422, the model takes none, or they are too many or long.
+    """
+    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+        raise Refusal(400, "texts is not a list of texts", fix='send {"texts": ["...", "..."]}')
+    if version.decoder is None or not version.takes_texts:
+        raise Refusal(
+            422, f"{version.name} does not take texts: it was not trained to classify them",
+            fix='send {"inputs": numbers}',
+        )  # fmt: skip
+    _check_count(len(texts), limits)
+    longest = max(map(len, texts))
+    if longest > limits.max_chars:
+        raise Refusal(
+            422, f"a text of {longest:,} characters, the limit is {limits.max_chars:,}",
+            fix="send shorter texts",
+        )  # fmt: skip
+    if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
+        raise Refusal(400, "a text has half a surrogate pair", fix="send valid Unicode")
+    return list(await version.decoder.encode(texts))
+
+
 def _check_count(count: int, limits: Limits) -> None:
     if not 1 <= count <= limits.max_samples:
         raise Refusal(
@@ -115,7 +143,7 @@ def _check_count(count: int, limits: Limits) -> None:
         )
 
 
-def to_samples(numbers: object, version: Version, limits: Limits) -> tuple[list[Tensor], bool]:
+def to_samples(numbers: object, version: Version, limits: Limits) -> tuple[list[np.ndarray], bool]:
     """Return nested numbers as samples, and whether they are a single one.
 
     Raises:
@@ -143,7 +171,7 @@ def to_samples(numbers: object, version: Version, limits: Limits) -> tuple[list[
             fix=f"send {list(shape)}, or a list of such samples",
         )  # fmt: skip
     _check_count(len(array), limits)
-    return list(torch.from_numpy(_cast(array, spec.fields["inputs"].dtype, version))), is_single
+    return list(_cast(array, spec.fields["inputs"].dtype, version)), is_single
 
 
 def _cast(array: np.ndarray, dtype: str, version: Version) -> np.ndarray:
@@ -163,21 +191,28 @@ def _cast(array: np.ndarray, dtype: str, version: Version) -> np.ndarray:
     return array.astype(dtype)
 
 
-def answer(rows: list[Tensor], version: Version, top_k: int) -> list[dict]:
-    """Return one JSON-able prediction per row (K,), its classes best first."""
+def answer(rows: np.ndarray, version: Version, top_k: int) -> list[dict]:
+    """Return one JSON-able prediction per row of (B, K), its classes best first.
+
+    Raises:
+        Refusal: 422, a row is no row of classes; 500, it is not finite.
+    """
     names = version.class_names
     predictions = []
     for row in rows:
-        values, indices = row.topk(min(top_k, row.numel()))
+        if row.ndim != 1:
+            raise Refusal(
+                422, f"{version.name} answers with {list(row.shape)}, not with classes",
+                fix=f"ask /v2/models/{version.name}/infer",
+            )  # fmt: skip
+        if not np.isfinite(row).all():
+            raise Refusal(
+                500, "the model answers with values that are not finite", fix="see its data"
+            )
+        indices = (-row).argsort(kind="stable")[:top_k]
         top = [
-            {"label": names[at] if names else str(at), "index": at, "prob": _finite(prob)}
-            for prob, at in zip(values.tolist(), indices.tolist(), strict=True)
+            {"label": names[at] if names else str(at), "index": at, "prob": prob}
+            for prob, at in zip(row[indices].tolist(), indices.tolist(), strict=True)
         ]
         predictions.append({**top[0], "top": top})
     return predictions
-
-
-def _finite(prob: float) -> float:
-    if not math.isfinite(prob):
-        raise Refusal(500, "the model answers with values that are not finite", fix="see its data")
-    return prob

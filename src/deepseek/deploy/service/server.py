@@ -2,6 +2,8 @@
 
 import asyncio
 import ipaddress
+import logging
+import os
 import resource
 import socket
 from collections.abc import Callable
@@ -14,15 +16,19 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from deepseek.deploy.service.app import make_app
 from deepseek.deploy.service.measures import Measures
+from deepseek.deploy.service.model_process import ModelProcess
 from deepseek.deploy.service.protection import LOOPBACK, Limits
+from deepseek.deploy.service.served_model import ModelSettings
 from deepseek.deploy.service.shelf import Pace, Shelf, Version
+from deepseek.deploy.service.threads import WAIT_POLICY, choose_threads, thread_environment
 from deepseek.deploy.service.tokens import read_hashes
 from deepseek.errors import ConfigError
-from deepseek.models import ModelEngine
-from deepseek.trainer.device import resolve_device
 
+LOG = logging.getLogger("deepseek.service")
 SILENT_S = 15.0
 """A connection that has not sent the head of a request by then is closed."""
+SILENT_MODEL_S = 20.0
+"""A model that has something to do, and does not answer for so long, is ended: at least."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +37,16 @@ class ServiceSettings:
 
     Attributes:
         files: (model, version) -> model file.
-        folder: of `NAME/VERSION.bin`, or `None`.
+        folder: of `NAME/VERSION.bin` and files of runtimes, or `None`.
         host: address that is bound to.
         port: 0: any that is free.
+        probe_port: answers the probes of a cluster, without a token; `None`: there is none.
         token_file: hashes of the tokens that are let in; needed outside loopback.
         device: of the models.
+        precision: of model files: `fp32`, or `bf16` for autocast.
+        processes: of each model.
+        threads: of each process; `None`: all cores but one, shared out.
+        trust: SHA-256 of files that can run code, and may.
         pace: how they compute.
         limits: of a request.
     """
@@ -45,7 +56,12 @@ class ServiceSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     token_file: Path | None = None
+    probe_port: int | None = None
     device: str = "auto"
+    precision: str = "fp32"
+    processes: int = 1
+    threads: int | None = None
+    trust: tuple[str, ...] = ()
     pace: Pace = field(default_factory=Pace)
     limits: Limits = field(default_factory=Limits)
 
@@ -82,16 +98,38 @@ def open_shelf(settings: ServiceSettings, measures: Measures) -> Shelf:
     Raises:
         ConfigError, CheckpointError: a model cannot be served.
     """
-    device = resolve_device(settings.device)
+    threads = settings.threads or choose_threads(settings.processes)
 
     def build(name: str, version: str, path: Path) -> Version:
-        engine = ModelEngine.load(path).to(device)
+        told = thread_environment(threads, settings.processes)
+        LOG.info(
+            "%s/%s: %d processes of %d threads, %s=%s", name, version, settings.processes, threads,
+            WAIT_POLICY, told.get(WAIT_POLICY, os.environ.get(WAIT_POLICY, "as libgomp likes")),
+        )  # fmt: skip
+        opened = ModelSettings(
+            path, settings.device, settings.precision, threads, settings.pace.max_batch,
+            settings.pace.target_ms / 1e3, settings.trust,
+        )  # fmt: skip
+        models: list[ModelProcess] = []
 
         def note(count: int, seconds: float) -> None:
             measures.batch_size.labels(name, version).observe(count)
             measures.batch_seconds.labels(name, version).observe(seconds)
 
-        return Version(name, version, engine, settings.pace, settings.limits, note)
+        try:
+            for _ in range(settings.processes):
+                batch_s = max(SILENT_MODEL_S, 2 * settings.limits.timeout_s)
+                models.append(
+                    ModelProcess(opened, batch_s=batch_s, environment=told, on_batch=note)
+                )
+            built = Version(name, version, models, settings.pace, settings.limits)
+        except BaseException:
+            for model in models:
+                model.close()
+            raise
+        if built.decoder is not None:
+            built.decoder.start()
+        return built
 
     shelf = Shelf(settings.files, settings.folder, build)
     shelf.open_all()
@@ -121,7 +159,11 @@ def serve(
     try:
         measures = Measures()
         shelf = open_shelf(settings, measures)
-        app = make_app(shelf, measures, settings.limits, hashes, is_loopback=settings.is_loopback)
+        probes = None if settings.probe_port is None else (settings.host, settings.probe_port)
+        app = make_app(
+            shelf, measures, settings.limits, hashes, is_loopback=settings.is_loopback,
+            probes=probes,
+        )  # fmt: skip
         _raise_file_limit()
         config = uvicorn.Config(
             app, http=_Impatient, loop="uvloop", ws="none", lifespan="on", log_level="warning",

@@ -1,27 +1,26 @@
 """Models and their versions: which answers now, which came before, which are there to be taken.
 
-A version is a file. The shelf is filled from files that the operator names, or from a folder
-`MODELS/NAME/VERSION.bin`; a client says a name and a version and never a path. A new version is
-loaded and warmed up beside the old one, then takes its place; requests that the old one has begun
-are finished by it.
+A version is a file: a model file, or the file of a runtime with its description. The shelf is
+filled from files that the operator names, or from a folder `MODELS/NAME/VERSION.bin`; a client says
+a name and a version and never a path. A new version is loaded and warmed up beside the old one,
+then takes its place; requests that the old one has begun are finished by it.
 """
 
 import asyncio
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from deepseek.deploy.service.batching import Batcher
+from deepseek.deploy.artefact import description_of
 from deepseek.deploy.service.decoding import Decoder
 from deepseek.deploy.service.protection import Limits
+from deepseek.deploy.service.queueing import Queue
 from deepseek.deploy.service.refusal import Refusal
+from deepseek.deploy.service.served_model import Model
 from deepseek.errors import ConfigError, DeepSeekError
-from deepseek.models import ModelEngine
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SUFFIX = ".bin"
@@ -35,15 +34,13 @@ class Pace:
         max_batch: samples of a batch at most; 1: no batching.
         target_ms: what a batch should take at most.
         max_waiting: samples that may wait for a model.
-        num_decoders: processes that decode pictures.
-        precision: `fp32`, or `bf16` for autocast.
+        num_decoders: processes that read pictures and texts.
     """
 
     max_batch: int = 32
     target_ms: float = 50.0
     max_waiting: int = 512
     num_decoders: int = 1
-    precision: str = "fp32"
 
 
 class Version:
@@ -52,41 +49,36 @@ class Version:
     Args:
         name: of the model.
         version: of it.
-        engine: evaluated as it is; on its device.
-        pace: how it computes.
+        models: that compute it, all alike.
+        pace: how they compute.
         limits: of a request.
-        on_batch: told the size of each batch and the seconds that it took.
     """
 
     def __init__(
-        self,
-        name: str,
-        version: str,
-        engine: ModelEngine,
-        pace: Pace,
-        limits: Limits,
-        on_batch: Callable[[int, float], None] = lambda count, seconds: None,
+        self, name: str, version: str, models: Sequence[Model], pace: Pace, limits: Limits
     ) -> None:
-        self.name, self.version, self.engine = name, version, engine.eval()
-        if engine.spec is None or "inputs" not in engine.spec.fields:
-            raise ConfigError(
-                f"{name}/{version} does not say what it takes: the file has no data spec",
-                fix="save it after training, or bind a spec: engine.bind(data.spec)",
-            )
-        self.spec = engine.spec
+        self.name, self.version = name, version
+        self._models = models
+        self._num_users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+        self.spec = models[0].facts.spec
+        self.num_tokens = models[0].facts.num_tokens or 2**31
+        """Of its vocabulary; without one, any number."""
         self.sample_shape = self.spec.fields["inputs"].shape
         """Of what the model takes, without the batch."""
-        self._is_half = pace.precision == "bf16"
-        self.batcher = Batcher(
-            self._compute, max_batch=pace.max_batch, target_s=pace.target_ms / 1e3,
-            max_waiting=pace.max_waiting, on_batch=on_batch,
-        )  # fmt: skip
+        self.queue = Queue(models, max_waiting=pace.max_waiting)
         self.decoder: Decoder | None = None
-        if self.takes_pictures and self.spec.transform is not None:
+        if self.takes_texts or (self.takes_pictures and self.spec.transform is not None):
             self.decoder = Decoder(
                 self.spec, num_processes=pace.num_decoders, max_pixels=limits.max_pixels,
                 timeout_s=limits.body_s,
             )  # fmt: skip
+
+    @property
+    def is_up(self) -> bool:
+        """Whether any of its models answers."""
+        return any(model.is_up for model in self._models)
 
     @property
     def takes_pictures(self) -> bool:
@@ -99,42 +91,41 @@ class Version:
         return len(self.sample_shape) == 1 and self.spec.fields["inputs"].dtype == "int64"
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens of its vocabulary; without one, any number."""
-        size = self.engine.config.get("vocab_size") or (
-            self.engine.num_classes if self.takes_any_length else None
-        )
-        return size or 2**31
+    def takes_texts(self) -> bool:
+        """Whether it says of which class a text is."""
+        return self.spec.tokenizer is not None and self.spec.task == "sequence_classification"
+
+    @property
+    def takes(self) -> str:
+        """What a client sends: `text`, `picture` or `numbers`."""
+        if self.decoder is None:
+            return "numbers"
+        return "text" if self.takes_texts else "picture"
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Of class 0, 1, ..."""
         return self.spec.class_names
 
-    def warm_up(self) -> None:
-        """Compute once: a model that cannot is found before it answers anybody."""
-        dtype = getattr(torch, self.spec.fields["inputs"].dtype)
-        probs = self._compute(torch.zeros((1, *self.sample_shape), dtype=dtype))
-        if not torch.isfinite(probs).all():
-            raise ConfigError(
-                f"{self.name}/{self.version} answers zeros with values that are not finite",
-                fix="train it again, or serve another version",
-            )
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Keep it open: who reads a picture for it has not asked it yet."""
+        self._num_users += 1
+        self._unused.clear()
+        try:
+            yield
+        finally:
+            self._num_users -= 1
+            if not self._num_users:
+                self._unused.set()
 
     async def close(self) -> None:
         """Finish what was begun, and let go."""
-        await self.batcher.finish()
+        await self._unused.wait()
+        for model in self._models:
+            model.close()
         if self.decoder is not None:
             self.decoder.close()
-
-    def _compute(self, batch: Tensor) -> Tensor:
-        """Return probabilities (B, K), float32, on the host."""
-        kind = self.engine.device.type
-        with (
-            torch.inference_mode(),
-            torch.autocast(kind, dtype=torch.bfloat16, enabled=self._is_half),
-        ):
-            return self.engine.probs_of(batch)
 
 
 class Shelf:
@@ -142,7 +133,8 @@ class Shelf:
 
     Args:
         files: (name, version) -> file, of what the operator has named.
-        folder: `NAME/VERSION.bin`, looked at anew whenever a version is asked for.
+        folder: `NAME/VERSION.bin`, or `NAME/FILE` with the description `FILE.json`, whose version
+            is `FILE`; looked at anew whenever a version is asked for.
         build: (name, version, file) -> a `Version`.
     """
 
@@ -175,9 +167,10 @@ class Shelf:
     def _all_files(self) -> dict[tuple[str, str], Path]:
         files = dict(self._files)
         if self._folder is not None:
-            for path in sorted(self._folder.glob(f"*/*{SUFFIX}")):
-                if NAME.fullmatch(path.parent.name) and NAME.fullmatch(path.stem):
-                    files[path.parent.name, path.stem] = path
+            for path in sorted(self._folder.glob("*/*")):
+                version = _version_of(path)
+                if version and NAME.fullmatch(path.parent.name) and NAME.fullmatch(version):
+                    files[path.parent.name, version] = path
         return files
 
     def active(self, name: str) -> Version:
@@ -200,12 +193,14 @@ class Shelf:
     @property
     def is_ready(self) -> bool:
         """Whether every model has a version that answers."""
-        return bool(self._active) and all(name in self._active for name in self.list_versions())
+        return bool(self._active) and all(
+            name in self._active and self._active[name].is_up for name in self.list_versions()
+        )
 
     @property
     def num_waiting(self) -> int:
         """Samples that wait for any model."""
-        return sum(version.batcher.num_waiting for version in self._active.values())
+        return sum(version.queue.num_waiting for version in self._active.values())
 
     def state(self) -> list[dict]:
         """Return what there is, JSON-able."""
@@ -215,6 +210,7 @@ class Shelf:
                 "versions": versions,
                 "active": self._active[name].version if name in self._active else None,
                 "previous": self._before[name].version if name in self._before else None,
+                "takes": self._active[name].takes if name in self._active else None,
             }
             for name, versions in self.list_versions().items()
         ]
@@ -288,9 +284,16 @@ class Shelf:
 
     def _load(self, name: str, version: str) -> Version:
         with self._loading:
-            loaded = self._build(name, version, self._all_files()[name, version])
-            loaded.warm_up()
-            return loaded
+            return self._build(name, version, self._all_files()[name, version])
+
+
+def _version_of(path: Path) -> str | None:
+    """Return what a file of the folder is called, or `None` where it is no version."""
+    if path.suffix != SUFFIX:
+        return path.name if description_of(path).is_file() else None
+    # the weights of OpenVINO lie beside their graph, and are none by themselves
+    is_part = description_of(path.with_suffix(".xml")).is_file()
+    return None if is_part and not description_of(path).is_file() else path.stem
 
 
 def _natural(version: str) -> list:

@@ -8,12 +8,29 @@ import pytest
 import torch
 from PIL import Image
 
-from deepseek.datasets import ImageDataset
+from deepseek.datasets import ImageDataset, TextDataset
 from deepseek.deploy.service.app import make_app
 from deepseek.deploy.service.measures import Measures
 from deepseek.deploy.service.protection import Limits
+from deepseek.deploy.service.served_model import ModelSettings, ServedModel
 from deepseek.deploy.service.shelf import Pace, Shelf, Version
-from deepseek.models import ModelEngine, VisionTransformer
+from deepseek.models import Encoder, ModelEngine, VisionTransformer
+
+
+class InThread:
+    """A model that computes in a thread of this process: what a process of its own does."""
+
+    is_up = True
+
+    def __init__(self, path):
+        self._model = ServedModel.open(ModelSettings(path, "cpu"))
+        self.facts = self._model.facts
+
+    async def compute(self, samples, expires):
+        return await asyncio.to_thread(self._model.compute, samples)
+
+    def close(self):
+        pass
 
 
 def make_engine(seed=0):
@@ -22,6 +39,29 @@ def make_engine(seed=0):
     model = VisionTransformer(image_size=8, patch_size=4, num_layers=1, dim=16, heads=2, channels=1)
     engine = ModelEngine.wrap(model)
     engine.bind(ImageDataset("digits", transform="resize_8", channels=1).spec)
+    with torch.no_grad():
+        for parameter in engine.parameters():  # a new head is all zeros: no class is the best one
+            parameter += 0.3 * torch.randn_like(parameter)
+    return engine
+
+
+def make_text_engine(folder):
+    """Return a small classifier of texts, untrained; `folder` gets what its words are from."""
+    rows = [f"a {'good' if n % 2 else 'bad'} film,{'pos' if n % 2 else 'neg'}" for n in range(16)]
+    (folder / "reviews.csv").write_text("\n".join(["text,label", *rows]))
+    data = TextDataset(
+        folder / "reviews.csv", "sequence_classification", tokenizer="wordpiece", vocab_size=60,
+        sequence_length=16, cache=folder / "cache",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Encoder(
+        vocab_size=data.tokenizer.vocab_size, context_length=16, num_layers=1, dim=16, heads=2,
+        outputs="sequence",
+    )  # fmt: skip
+    engine = ModelEngine.wrap(model, data.spec)
+    with torch.no_grad():
+        for parameter in engine.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
     return engine
 
 
@@ -44,11 +84,16 @@ def model_folder(tmp_path_factory):
 
 
 def build(name, version, path):
-    return Version(name, version, ModelEngine.load(path), Pace(), LIMITS)
+    return Version(name, version, [InThread(path)], Pace(), LIMITS)
 
 
 LIMITS = Limits(
-    max_body_bytes=200_000, body_s=2.0, timeout_s=20.0, max_pixels=10_000, max_samples=8
+    max_body_bytes=200_000,
+    body_s=2.0,
+    timeout_s=20.0,
+    max_pixels=10_000,
+    max_samples=8,
+    max_chars=1000,
 )
 
 
@@ -56,10 +101,10 @@ LIMITS = Limits(
 def ask(model_folder):
     """Run `talk(client)`, a coroutine function, against a service of the folder."""
 
-    def run(talk, hashes=(), *, is_loopback=True, base_url="http://localhost:8000"):
+    def run(talk, hashes=(), *, is_loopback=True, base_url="http://localhost:8000", files=None):
         @asynccontextmanager
         async def started():
-            shelf = Shelf({}, model_folder, build)
+            shelf = Shelf(files or {}, None if files else model_folder, build)
             shelf.open_all()
             app = make_app(shelf, Measures(), LIMITS, hashes, is_loopback=is_loopback)
             transport = httpx.ASGITransport(app)

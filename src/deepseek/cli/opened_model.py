@@ -1,0 +1,49 @@
+"""The model that a command names: a model file, or the file of a runtime, on its device."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deepseek.models import ModelEngine
+
+
+def open_model(
+    path: Path, device: str, precision: str, threads: int | None = None, trust: str | None = None
+) -> tuple["ModelEngine", Callable[[], AbstractContextManager]]:
+    """Return an engine, and the context in which it computes.
+
+    Args:
+        path: of the file.
+        device: `auto`, `cpu`, `cuda:1`; the file of a runtime computes on the CPU.
+        precision: of a model file; the file of a runtime has its own.
+        threads: of a batch on the CPU; all cores by default.
+        trust: SHA-256 of a file that can run code, and may.
+
+    Raises:
+        ConfigError: the device or precision cannot be used; or the file has one of its own.
+    """
+    import torch
+
+    from deepseek.deploy.artefact import description_of, load_engine
+    from deepseek.errors import ConfigError
+    from deepseek.trainer.device import resolve_device
+    from deepseek.trainer.precision import DTYPES, resolve_precision
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    engine = load_engine(path, trust=trust, threads=threads)
+    if description_of(path).is_file():
+        for name, value in (("device", device), ("precision", precision)):
+            if value not in ("auto", "cpu", "fp32"):
+                raise ConfigError(
+                    f"{name}={value} would be ignored: {path} was converted for one",
+                    fix=f"leave --{name} out, or give the model file",
+                )
+        return engine, nullcontext
+    if precision not in ("auto", *DTYPES):
+        raise ConfigError(f"precision={precision!r} is not known", fix="fp32, bf16, fp16 or auto")
+    where = resolve_device(device)
+    engine.to(where)
+    return engine, resolve_precision(precision, where).autocast

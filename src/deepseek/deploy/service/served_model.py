@@ -1,0 +1,211 @@
+"""A model as the service sees it: what it takes, and rows of numbers to rows of probabilities.
+
+Shapes: B batch, T tokens, K classes.
+"""
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from deepseek.datasets import DataSpec
+from deepseek.deploy.artefact import description_of, load_engine, read_description
+from deepseek.errors import ConfigError
+from deepseek.models import ModelEngine
+from deepseek.trainer.device import resolve_device
+
+COMPILED = ("compiled",)
+"""Runtimes that compile anew for each shape."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """How a file is opened.
+
+    Attributes:
+        path: a model file, or the file of a runtime with its description.
+        device: of a model file.
+        precision: of a model file: `fp32`, or `bf16` for autocast. Other files have their own.
+        threads: of one batch on the CPU.
+        max_batch: samples of a batch at most.
+        target_s: what a batch should take at most.
+        trust: SHA-256 of files that can run code, and may.
+    """
+
+    path: Path
+    device: str = "auto"
+    precision: str = "fp32"
+    threads: int = 1
+    max_batch: int = 32
+    target_s: float = 0.05
+    trust: tuple[str, ...] = ()
+
+    def to_json(self) -> dict:
+        """Return a JSON-able dict; `from_json` reads it back."""
+        return {**asdict(self), "path": str(self.path)}
+
+    @classmethod
+    def from_json(cls, content: dict) -> "ModelSettings":
+        """Build from what `to_json` returned."""
+        return cls(**{**content, "path": Path(content["path"]), "trust": tuple(content["trust"])})
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the service knows of a model.
+
+    Attributes:
+        spec: what it takes.
+        num_tokens: of its vocabulary; `None`: any number.
+    """
+
+    spec: DataSpec
+    num_tokens: int | None = None
+
+    def to_json(self) -> dict:
+        """Return a JSON-able dict; `from_json` reads it back."""
+        return {"spec": self.spec.to_json(), "num_tokens": self.num_tokens}
+
+    @classmethod
+    def from_json(cls, content: dict) -> "Facts":
+        """Build from what `to_json` returned."""
+        return cls(DataSpec.from_json(content["spec"]), content["num_tokens"])
+
+
+class Model(Protocol):
+    """Something that computes: here, or in a process of its own.
+
+    Attributes:
+        facts: what it takes.
+        is_up: whether it answers now.
+    """
+
+    @property
+    def facts(self) -> Facts:
+        """What it takes."""
+        ...
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it answers now."""
+        ...
+
+    async def compute(self, samples: np.ndarray, expires: float) -> np.ndarray:
+        """Return the probabilities of samples (B, ...), in the order of the samples.
+
+        Args:
+            samples: of one request; computed together with those of others, or apart.
+            expires: on the clock of `time.monotonic`; nobody waits for them any more from then on.
+
+        Raises:
+            Refusal: the model failed, or its process has ended.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+class ServedModel:
+    """An engine that computes batches, warmed up.
+
+    Args:
+        engine: with a data spec; evaluated as it is, on its device.
+        is_half: compute in bf16 by autocast.
+        sizes: batch sizes that it is to be compiled for; others are filled up. Empty: any.
+        has_one_length: whether rows of tokens have to be as long as the spec says.
+
+    Raises:
+        ConfigError: it has no data spec, or what it answers is not finite.
+    """
+
+    def __init__(
+        self,
+        engine: ModelEngine,
+        *,
+        is_half: bool = False,
+        sizes: Collection[int] = (),
+        has_one_length: bool = False,
+    ) -> None:
+        if engine.spec is None or "inputs" not in engine.spec.fields:
+            raise ConfigError(
+                "the model does not say what it takes: the file has no data spec",
+                fix="save it after training, or bind a spec: engine.bind(data.spec)",
+            )
+        self._engine, self._is_half = engine.eval(), is_half
+        self._sizes, self._has_one_length = sorted(sizes), has_one_length
+        self._field = engine.spec.fields["inputs"]
+        takes_tokens = len(self._field.shape) == 1 and self._field.dtype == "int64"
+        vocabulary = engine.config.get("vocab_size") or (
+            engine.num_classes if takes_tokens and not engine.spec.class_names else None
+        )
+        self.pad = engine.spec.pad_token if takes_tokens else None
+        """What rows of tokens are filled up with, so that they fit together."""
+        self.facts = Facts(engine.spec, vocabulary)
+        self._warm_up()
+
+    @classmethod
+    def open(cls, settings: ModelSettings) -> "ServedModel":
+        """Return the model of a file.
+
+        Raises:
+            DeepSeekError: it cannot be opened, or does not compute.
+        """
+        path = settings.path
+        if not description_of(path).is_file():
+            engine = load_engine(path).to(resolve_device(settings.device))
+            return cls(engine, is_half=settings.precision == "bf16")
+        artefact = read_description(path)
+        known = set(artefact.hashes.values())
+        trust = next((each for each in settings.trust if each in known), None)
+        engine = load_engine(path, trust=trust, threads=settings.threads)
+        compiles = artefact.runtime in COMPILED
+        return cls(
+            engine,
+            sizes=_powers(settings.max_batch) if compiles else (),
+            has_one_length=compiles or "length" not in artefact.open_dims,
+        )
+
+    def compute(self, batch: np.ndarray) -> np.ndarray:
+        """Return probabilities (B, ..., K), float32, of a batch (B, ...)."""
+        filled = self._fill(batch)
+        kind = self._engine.device.type
+        with (
+            torch.inference_mode(),
+            torch.autocast(kind, dtype=torch.bfloat16, enabled=self._is_half),
+        ):
+            return self._engine.probs_of(torch.from_numpy(filled)).numpy()[: len(batch)]
+
+    def _fill(self, batch: np.ndarray) -> np.ndarray:
+        """Return the batch with rows and tokens added, in a shape that the program takes."""
+        is_short = self._has_one_length and batch.ndim == 2 and self.pad is not None
+        if is_short and batch.shape[1] < self._field.shape[0]:
+            width = self._field.shape[0] - batch.shape[1]
+            batch = np.pad(batch, ((0, 0), (0, width)), constant_values=self.pad or 0)
+        count = next((size for size in self._sizes if size >= len(batch)), len(batch))
+        if count == len(batch):
+            return batch
+        return np.concatenate([batch, batch[:1].repeat(count - len(batch), 0)])
+
+    def _warm_up(self) -> None:
+        """Compute what will be asked for: a model that cannot is found before it answers anybody.
+
+        Two samples beside one: some runtimes prepare themselves for one and for many.
+        """
+        dtype = "float32" if self._field.dtype == "bfloat16" else self._field.dtype
+        for size in self._sizes or (1, 2):
+            zeros = np.zeros((size, *self._field.shape), dtype)
+            if not np.isfinite(self.compute(zeros)).all():
+                raise ConfigError(
+                    "the model answers zeros with values that are not finite",
+                    fix="train it again, or serve another version",
+                )
+
+
+def _powers(limit: int) -> list[int]:
+    """Return 1, 2, 4, ... and `limit`."""
+    return [*(1 << power for power in range((limit - 1).bit_length())), limit]

@@ -46,6 +46,8 @@ class LlamaSizes(NamedTuple):
         qkv_bias: biases of queries, keys and values.
         rope_factor: by how much Llama 3.1's rule stretches wavelengths; 0: not at all.
         window: tokens that a token attends to, where that is less than all; 0: all.
+        head_dim: width of a head; 0: `dim / heads`.
+        qk_norm: norms of each head of queries and keys.
     """
 
     num_layers: int
@@ -61,6 +63,8 @@ class LlamaSizes(NamedTuple):
     qkv_bias: bool = False
     rope_factor: float = 0.0
     window: int = 0
+    head_dim: int = 0
+    qk_norm: bool = False
 
 
 class EncoderSizes(NamedTuple):
@@ -88,6 +92,10 @@ GPTS = {
 
 _LLAMA_1 = {"vocab_size": 32_000, "context_length": 2048, "rope_theta": 1e4, "norm_eps": 1e-6}
 _LLAMA_2 = {"vocab_size": 32_000, "context_length": 4096, "rope_theta": 1e4}
+_QWEN_3 = {
+    "vocab_size": 151_936, "context_length": 40_960, "rope_theta": 1e6, "norm_eps": 1e-6,
+    "head_dim": 128, "qk_norm": True,
+}  # fmt: skip
 _QWEN_2 = {"rope_theta": 1e6, "norm_eps": 1e-6, "qkv_bias": True}
 LLAMAS = {
     "llama-7b": LlamaSizes(32, 4096, 32, 32, 11_008, **_LLAMA_1),
@@ -107,6 +115,9 @@ LLAMAS = {
     "qwen2-0.5b": LlamaSizes(24, 896, 14, 2, 4864, 151_936, tied=True, **_QWEN_2),
     "qwen2-7b": LlamaSizes(28, 3584, 28, 4, 18_944, 152_064, **_QWEN_2),
     "qwen2-72b": LlamaSizes(80, 8192, 64, 8, 29_568, 152_064, **_QWEN_2),
+    "qwen3-0.6b": LlamaSizes(28, 1024, 16, 8, 3072, tied=True, **_QWEN_3),
+    "qwen3-8b": LlamaSizes(36, 4096, 32, 8, 12_288, **_QWEN_3),
+    "qwen3-32b": LlamaSizes(64, 5120, 64, 8, 25_600, **_QWEN_3),
 }
 
 BERT_VOCAB_SIZE = 30_522

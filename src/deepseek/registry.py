@@ -7,6 +7,7 @@ entry point is a function without arguments that registers what it brings.
 """
 
 import importlib
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from importlib.metadata import entry_points
@@ -38,13 +39,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def import_extra(module: str, extra: str):
-    """Import an optional dependency.
+    """Import an optional dependency; what it warns of on the way is its own affair.
 
     Raises:
         MissingExtraError: if it is not installed; names the extra that brings it.
     """
     try:
-        return importlib.import_module(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtraError(
             f"{module} is not installed (or does not import: {error})",

@@ -9,20 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from deepseek.convert.family import Family
-from deepseek.convert.mapping import Rule, bring_in, bring_out, respell
+from deepseek.convert.mapping import bring_in, bring_out, check_names, respell
+from deepseek.convert.module_comparison import compare_with_module
+from deepseek.convert.pictures import picture_spec
 from deepseek.convert.recognition import FAMILIES, Recognised, family_names, find_layers, recognise
 from deepseek.convert.report import Assumption, Fate, Report
 from deepseek.convert.source import Source, read_source
 from deepseek.convert.tensors import cast_weights
-from deepseek.convert.tokenizers import text_spec
-from deepseek.convert.verify import compare
+from deepseek.convert.tokenizers import class_names, text_spec
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.assembly import build_from_file
 from deepseek.models.classifier import Classifier
 from deepseek.models.model_file import ModelFile
 from deepseek.models.weights import load_weights
-from deepseek.models.zoo import build_model, is_timm
+from deepseek.models.zoo import build_model, check_model_args, is_timm
 
 _CHOSEN = ("context_length", "dropout", "num_classes", "outputs")
 """Arguments that may be other than what a model was trained with."""
@@ -124,7 +125,7 @@ def convert(
         if found is None:
             raise _unrecognised(source, named)
         conversion = _convert_weights(source, found, args, dtype)
-        difference = compare(conversion.engine, found.family, source.module)
+        difference = compare_with_module(conversion.engine, found, source, source.module)
         if difference.is_small:
             conversion.report.notes.append(f"compared with the module: {difference.describe()}")
             return conversion
@@ -153,8 +154,7 @@ def deepseek_to_pytorch(engine: ModelEngine, layout: str = "auto") -> dict[str, 
     if not isinstance(engine.module, Classifier):
         return {name: tensor.detach() for name, tensor in engine.module.state_dict().items()}
     family = find_writer(engine, layout)
-    rules = written_rules(engine, family)
-    return bring_out(respell(rules, family.in_memory), engine.module.state_dict())
+    return written_state(engine, family, family.in_memory)
 
 
 def find_writer(engine: ModelEngine, layout: str = "auto") -> Family:
@@ -179,10 +179,21 @@ def find_writer(engine: ModelEngine, layout: str = "auto") -> Family:
     )
 
 
-def written_rules(engine: ModelEngine, family: Family) -> list[Rule]:
-    """Return the table of names in which an engine is written, as files have them."""
+def written_state(
+    engine: ModelEngine, family: Family, spelling: Sequence[tuple[str, str]] = ()
+) -> dict[str, Tensor]:
+    """Return the weights of an engine in the spelling of a family's files.
+
+    Args:
+        engine: one that the family can write.
+        family: whose spelling.
+        spelling: what else is changed of the names: pairs of a part and what stands for it.
+    """
     args = engine.config
-    return family.rules(args, family.written_prefix(args))
+    rules = family.rules(args, family.written_prefix(args))
+    state = bring_out(respell(rules, spelling), engine.module.state_dict())
+    family.add_constants(state, args)
+    return state
 
 
 def _base_architecture(engine: ModelEngine) -> str:
@@ -191,9 +202,12 @@ def _base_architecture(engine: ModelEngine) -> str:
 
 
 def _family_of_config(source: Source) -> str | None:
+    if not source.config:
+        return None
     kind = source.config.get("model_type")
-    if not source.config or kind in family_names():
-        return kind
+    alike = next((each.name for each in FAMILIES if kind in (each.name, *each.aliases)), None)
+    if alike is not None:
+        return alike
     if source.module is not None:
         return None
     raise CheckpointError(
@@ -229,7 +243,9 @@ def _convert_weights(
     content = ModelFile(family.architecture, config, None, state)
     module, _ = build_from_file(source.name, content, args, num_classes, None)
     engine = ModelEngine.wrap(module)
-    engine.spec = text_spec(engine, source, report)
+    names = class_names(source.config, engine.num_classes)
+    engine.spec = text_spec(engine, source, names, report)
+    engine.spec = engine.spec or picture_spec(engine, source, names, report)
     return Conversion(engine, report, family, source, found.state)
 
 
@@ -260,13 +276,14 @@ def _resolve_args(
 ) -> dict[str, Any]:
     """Return the arguments of our architecture, from all that says something about them."""
     family = found.family
+    _check_arguments(family, given, source)
     configured = {}
-    if source.config.get("model_type") == family.name:
+    if source.config.get("model_type") in (family.name, *family.aliases):
         _check_requirements(family, source)
         configured = family.args_from_config(source.config)
-        report.notes += family.notes(source.config)
     known = {**source.facts, **configured, **given}
     shapes = found.shapes(source.name)
+    report.notes += family.notes(source.config if configured else {}, shapes)
     told = family.args_from_shapes(shapes, known)
     told |= family.args_from_values(found.state, found.prefix)
     _check_agreement(source, told, configured, given)
@@ -288,8 +305,21 @@ def _resolve_args(
         likely = family.likely_heads.get(dim) or _likely_heads(dim, family.head_dim)
         asked = {"heads": likely, **asked}
     if asked:
+        rules = family.rules({**args, **asked}, found.prefix)
+        fresh = family.fresh_parts if "outputs" in given else ()
+        check_names(rules, found.state, family.leftovers, source.name, fresh)
         raise _asking(asked, family, args, source)
     return args
+
+
+def _check_arguments(family: Family, given: Mapping[str, object], source: Source) -> None:
+    wrong = [each for each in check_model_args(family.architecture, given) if each.key in given]
+    wrong = [each for each in wrong if each.key != "num_classes"]
+    if wrong:
+        raise ConfigError(
+            f"{source.name}: " + "; ".join(each.message for each in wrong),
+            fix="; ".join(each.suggestion for each in wrong),
+        )
 
 
 def _check_requirements(family: Family, source: Source) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from deepseek.convert.family import Family, Requirement, Shapes, read_number, read_size
@@ -88,6 +89,7 @@ class EncoderFamily(Family):
         fixed: arguments of ours that make an `Encoder` this family's, with their values.
         assumed: arguments that weights do not tell, with what transformers takes.
         activation: key of `config.json`.
+        aliases: other values of `model_type`.
     """
 
     layout = "huggingface"
@@ -110,8 +112,10 @@ class EncoderFamily(Family):
         fixed: Mapping[str, Any],
         assumed: Mapping[str, Any],
         activation: str,
+        aliases: tuple[str, ...] = (),
     ) -> None:
         self.name = name
+        self.aliases = aliases
         self.prefixes = prefixes
         self.names = names
         self.fixed = fixed
@@ -184,8 +188,9 @@ class EncoderFamily(Family):
         ) - self._num_skipped(args)
         return args
 
-    def notes(self, config: Mapping[str, Any]) -> list[str]:
+    def notes(self, config: Mapping[str, Any], shapes: Shapes) -> list[str]:
         """Return which dropouts are made one."""
+        del shapes
         hidden, attention = (config.get(key, 0.1) for key in self.names.dropouts)
         if hidden == attention:
             return []
@@ -275,8 +280,14 @@ class EncoderFamily(Family):
         pad_token = args["pad_token"]
         mask = None if pad_token is None else (inputs != pad_token).long()
         found = module(inputs, attention_mask=mask)
+        if isinstance(found, Tensor):  # a class of the user's own around the backbone
+            return found
         if args["outputs"] == "hidden":
             return found.last_hidden_state
+        if "start_logits" in found:  # of an answer in a text
+            return torch.stack([found.start_logits, found.end_logits], -1)
+        if "prediction_logits" in found:  # BertForPreTraining has two outputs
+            return found.prediction_logits
         return found.pooler_output if args["num_classes"] is None else found.logits
 
 
@@ -336,6 +347,7 @@ ROBERTA = EncoderFamily(
     fixed={"pooler": "tanh", "skips_padding_positions": True},
     assumed={"pad_token": 1, "norm_eps": 1e-5},
     activation="hidden_act",
+    aliases=("xlm-roberta", "camembert"),
 )
 DISTILBERT = EncoderFamily(
     "distilbert",

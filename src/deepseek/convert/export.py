@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from deepseek.convert.conversion import deepseek_to_pytorch, find_writer, written_rules
+from deepseek.convert.conversion import deepseek_to_pytorch, find_writer, written_state
 from deepseek.convert.huggingface_folder import write_folder
-from deepseek.convert.mapping import bring_out
+from deepseek.convert.pictures import picture_files
 from deepseek.convert.tokenizers import tokenizer_files
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
@@ -32,7 +32,8 @@ def deepseek_to_huggingface(
     """Write a folder that transformers' `from_pretrained` opens.
 
     It has `config.json` with the names of the classes, `model.safetensors`, the tokenizer of an
-    engine that has one, and a model card.
+    engine that has one, how its pictures are prepared (of transforms that only resize and crop),
+    and a model card.
 
     Args:
         engine: of an architecture that transformers has.
@@ -48,12 +49,17 @@ def deepseek_to_huggingface(
     if names and config.get("num_labels") == len(names):
         config["id2label"] = {str(index): name for index, name in enumerate(names)}
         config["label2id"] = {name: index for index, name in enumerate(names)}
-    state = bring_out(written_rules(engine, family), engine.module.state_dict())
+    state = written_state(engine, family)
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}
     floating = sorted(dtypes & {"float32", "float16", "bfloat16", "float64"})
     config["dtype"] = floating[0] if len(floating) == 1 else "float32"
     card = _model_card(engine, str(config["architectures"][0]))
-    contents = {**tokenizer_files(engine), **(files or {}), "README.md": card.encode()}
+    contents = {
+        **tokenizer_files(engine),
+        **picture_files(engine),
+        **(files or {}),
+        "README.md": card.encode(),
+    }
     write_folder(Path(folder), config, state, contents)
 
 

@@ -86,6 +86,7 @@ class Family(ABC):
 
     Attributes:
         name: such as "bert".
+        aliases: other values of `model_type` for models that are spelled and computed the same.
         layout: whose spelling: "huggingface", "timm" or "torchvision".
         architecture: our own.
         prefixes: that may stand before the backbone, the one to write first.
@@ -102,6 +103,7 @@ class Family(ABC):
     """
 
     name: str
+    aliases: tuple[str, ...] = ()
     layout: str
     architecture: str
     prefixes: tuple[str, ...] = ("",)
@@ -150,9 +152,14 @@ class Family(ABC):
         del config
         return {}
 
-    def notes(self, config: Mapping[str, Any]) -> list[str]:
-        """Return what a `config.json` says that our model does otherwise while training."""
-        del config
+    def notes(self, config: Mapping[str, Any], shapes: Shapes) -> list[str]:
+        """Return what a reader must know: what our model does otherwise, or takes for granted.
+
+        Args:
+            config: of `config.json`; empty where there is none.
+            shapes: of the weights.
+        """
+        del config, shapes
         return []
 
     def defaults(self, args: Mapping[str, Any]) -> list[Assumption]:
@@ -167,6 +174,15 @@ class Family(ABC):
     @abstractmethod
     def can_write(self, args: Mapping[str, Any]) -> bool:
         """Return whether a model of ours with these arguments can be written in this spelling."""
+
+    def add_constants(self, state: dict[str, Tensor], args: Mapping[str, Any]) -> None:
+        """Add tensors that the library has and our model does without, to what is written.
+
+        Args:
+            state: in the family's spelling; changed in place.
+            args: of our model.
+        """
+        del state, args
 
     def written_prefix(self, args: Mapping[str, Any]) -> str:
         """Return the prefix under which the library looks for the backbone."""
@@ -192,6 +208,16 @@ class Family(ABC):
             args: of our architecture.
             config: values of a `config.json` that go before ours.
         """
+
+    def exact_buffers(self, module: nn.Module, args: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return what constants of the library's model were before they were rounded, by name.
+
+        Args:
+            module: of the library, perhaps cast to half precision with all its buffers.
+            args: of our architecture.
+        """
+        del module, args
+        return {}
 
     def run(self, module: nn.Module, inputs: Tensor, args: Mapping[str, Any]) -> Tensor:
         """Return what the library's model computes that ours should: logits, or features."""

@@ -73,8 +73,9 @@ class GPT2(Family):
             "dropout": read_number(config, "resid_pdrop", 0.1),
         }
 
-    def notes(self, config: Mapping[str, Any]) -> list[str]:
+    def notes(self, config: Mapping[str, Any], shapes: Shapes) -> list[str]:
         """Return which dropouts are made one."""
+        del shapes
         values = [config.get(key, 0.1) for key in _DROPOUTS]
         if len(set(values)) == 1:
             return []
@@ -96,15 +97,25 @@ class GPT2(Family):
             rename("pos_embed", f"{prefix}wpe.weight"),
             *module_rules({"norm": f"{prefix}ln_f"}),
         ]
+        kinds = ("weight", "bias") if args["bias"] else ("weight",)
         for index in range(args["num_layers"]):
             ours, theirs = f"blocks.{index}.", f"{prefix}h.{index}."
-            rules += module_rules(_LINEARS, ours=ours, theirs=theirs, transpose=True)
+            rules += module_rules(_LINEARS, ours=ours, theirs=theirs, kinds=kinds, transpose=True)
             rules += module_rules(_NORMS, ours=ours, theirs=theirs)
         return rules
 
     def can_write(self, args: Mapping[str, Any]) -> bool:
-        """GPT-2 has biases, and a vocabulary."""
-        return args["bias"] and args["num_classes"] is not None
+        """GPT-2 has a vocabulary, and tells no documents apart."""
+        return args["num_classes"] is not None and args["document_token"] is None
+
+    def add_constants(self, state: dict[str, Tensor], args: Mapping[str, Any]) -> None:
+        """Add the biases that GPT-2 has, of zeros, where ours has none."""
+        if args["bias"]:
+            return
+        for name, weight in list(state.items()):
+            linear, _, kind = name.rpartition(".")
+            if kind == "weight" and linear.endswith(tuple(_LINEARS.values())):
+                state[f"{linear}.bias"] = weight.new_zeros(weight.shape[1])
 
     def config_json(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """Return the `config.json`."""

@@ -29,6 +29,7 @@ TOKENIZER_FILES = (
     "merges.txt", "generation_config.json", "preprocessor_config.json",
 )  # fmt: skip
 """Files of text that are carried along as they are."""
+_SETTINGS = ("tokenizer_config.json", "generation_config.json", "preprocessor_config.json")
 MAX_JSON_BYTES = 64 * 1024**2
 _SHARD = re.compile(r"[\w][\w.-]{0,200}\.safetensors")
 # Keys that make transformers fetch or run code.
@@ -70,6 +71,9 @@ def read_folder(path: Path, *, allow_pickle: bool = False) -> Folder:
             fix="take the model before it was quantised",
         )
     files = {name: _read_bytes(path / name) for name in TOKENIZER_FILES if (path / name).is_file()}
+    for name in _SETTINGS:
+        if name in files:
+            refuse_code(parse_object(files[name], path / name, "content"), path / name)
     return Folder(config, _read_state(path, allow_pickle), files)
 
 

@@ -1,4 +1,4 @@
-"""Llama, Mistral and Qwen2, as transformers spells them."""
+"""Llama, Mistral, Qwen2 and Qwen3, as transformers spells them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +11,10 @@ from deepseek.convert.mapping import Leftover, Rule, module_rules, rename
 from deepseek.convert.report import Assumption
 from deepseek.convert.transformers_model import build_transformers, causal_logits
 from deepseek.errors import CheckpointError
+from deepseek.models.rotary import Rotary
 
 _QKV = {"attn.q": "self_attn.q_proj", "attn.k": "self_attn.k_proj", "attn.v": "self_attn.v_proj"}
+_NORMS = {"attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm"}
 _LAYER = {
     "norm1": "input_layernorm",
     "attn.proj": "self_attn.o_proj",
@@ -22,10 +24,12 @@ _LAYER = {
     "mlp.down": "mlp.down_proj",
 }
 _HEAD = "lm_head.weight"
+_GEMMA_VOCABULARIES = (256_000, 256_128)
 _CLASSES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
 }
 
 
@@ -36,6 +40,7 @@ class LlamaFamily(Family):
         name: `model_type` of transformers.
         norm_eps: as published models have it.
         qkv_bias: whether queries, keys and values have biases.
+        qk_norm: whether queries and keys are normalised.
     """
 
     layout = "huggingface"
@@ -51,10 +56,11 @@ class LlamaFamily(Family):
     head_dim = 128
     leftovers = (Leftover(r".*rotary_emb\.inv_freq", "computed anew", is_derived=True),)
 
-    def __init__(self, name: str, norm_eps: float, qkv_bias: bool) -> None:
+    def __init__(self, name: str, norm_eps: float, qkv_bias: bool, qk_norm: bool = False) -> None:
         self.name = name
         self.norm_eps = norm_eps
         self.qkv_bias = qkv_bias
+        self.qk_norm = qk_norm
         self.requirements = (
             Requirement("hidden_act", ("silu",)),
             Requirement("attention_bias", (False,)),
@@ -62,8 +68,15 @@ class LlamaFamily(Family):
         )
 
     def fits(self, shapes: Shapes) -> bool:
-        """Qwen2 has biases where Llama and Mistral, which are spelled alike, have none."""
-        return shapes.has("layers.0.self_attn.q_proj.bias") == self.qkv_bias
+        """Qwen2 has biases and Qwen3 norms where Llama and Mistral, spelled alike, have none.
+
+        So is Gemma, which computes something else: its vocabulary tells.
+        """
+        if shapes.size("embed_tokens.weight", 0) in _GEMMA_VOCABULARIES:
+            return False
+        has_norms = shapes.has("layers.0.self_attn.q_norm.weight")
+        has_biases = shapes.has("layers.0.self_attn.q_proj.bias")
+        return (has_biases, has_norms) == (self.qkv_bias, self.qk_norm)
 
     def args_from_shapes(self, shapes: Shapes, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return sizes; with the number of heads, those of keys and values."""
@@ -73,6 +86,7 @@ class LlamaFamily(Family):
             "num_layers": shapes.count("layers."),
             "hidden_dim": shapes.size("layers.0.mlp.gate_proj.weight", 0),
             "qkv_bias": self.qkv_bias,
+            "qk_norm": self.qk_norm,
         }
         heads = given.get("heads")
         if isinstance(heads, int) and heads > 0:
@@ -105,7 +119,7 @@ class LlamaFamily(Family):
             "dim": dim,
             "heads": heads,
             "kv_heads": config.get("num_key_value_heads") or heads,
-            "head_dim": config.get("head_dim") or dim // heads,
+            "head_dim": config.get("head_dim") or (128 if self.qk_norm else dim // heads),
             "hidden_dim": read_size(config, "intermediate_size"),
             "rope_theta": theta,
             "rope_scaling": scaling,
@@ -122,17 +136,23 @@ class LlamaFamily(Family):
             return None
         return config.get("sliding_window")
 
-    def notes(self, config: Mapping[str, Any]) -> list[str]:
-        """Return where the context is shorter than the original's."""
+    def notes(self, config: Mapping[str, Any], shapes: Shapes) -> list[str]:
+        """Return where the context is shorter than the original's, or the head is not theirs."""
+        notes = []
         window, length = self._window(config), config.get("max_position_embeddings", 2048)
-        if window is None or window >= length:
-            return []
-        return [f"context_length={window} of {length}: beyond, tokens see a window of that many"]
+        if window is not None and window < length:
+            notes = [
+                f"context_length={window} of {length}: beyond, tokens see a window of that many"
+            ]
+        if _HEAD not in shapes.all and not config.get("tie_word_embeddings", False):
+            notes.append("the weights have no lm_head: the token embedding stands for it")
+        return notes
 
     def asked(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """Return what only a configuration tells."""
-        is_llama3 = args["num_classes"] >= 128_000 and not self.qkv_bias
-        theta = 1e6 if self.qkv_bias else 5e5 if is_llama3 else 1e4
+        is_qwen = self.qkv_bias or self.qk_norm
+        is_llama3 = args["num_classes"] >= 128_000 and not is_qwen
+        theta = 1e6 if is_qwen else 5e5 if is_llama3 else 1e4
         return {"rope_theta": theta, "context_length": 8192 if is_llama3 else 4096}
 
     def defaults(self, args: Mapping[str, Any]) -> list[Assumption]:
@@ -153,11 +173,14 @@ class LlamaFamily(Family):
             ours, theirs = f"blocks.{index}.", f"{prefix}layers.{index}."
             rules += module_rules(_LAYER, ours=ours, theirs=theirs, kinds=("weight",))
             rules += module_rules(_QKV, ours=ours, theirs=theirs, kinds=kinds)
+            if args["qk_norm"]:
+                rules += module_rules(_NORMS, ours=ours, theirs=theirs, kinds=("weight",))
         return rules
 
     def can_write(self, args: Mapping[str, Any]) -> bool:
-        """Biases tell Qwen2; all have a vocabulary."""
-        return args["qkv_bias"] == self.qkv_bias and args["num_classes"] is not None
+        """Biases tell Qwen2, norms Qwen3; all have a vocabulary."""
+        kind = (args["qkv_bias"], args["qk_norm"])
+        return kind == (self.qkv_bias, self.qk_norm) and args["num_classes"] is not None
 
     def config_json(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """Return the `config.json`."""
@@ -193,6 +216,18 @@ class LlamaFamily(Family):
             values.pop(key, None)
         return build_transformers(values)
 
+    def exact_buffers(self, module: nn.Module, args: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the rotary frequencies, which `module.half()` rounds; ours are never rounded."""
+        exact = Rotary(args["head_dim"], args["rope_theta"], args["rope_scaling"]).frequencies()
+        return {
+            name: exact
+            for name, buffer in module.named_buffers()
+            if name.endswith("inv_freq")
+            and buffer.dtype in (torch.float16, torch.bfloat16)
+            and buffer.shape == exact.shape
+            and torch.allclose(buffer.cpu().float(), exact, rtol=0.01, atol=1e-6)
+        }
+
     def run(self, module: nn.Module, inputs: Tensor, args: Mapping[str, Any]) -> Tensor:
         """Return the logits."""
         return causal_logits(module, inputs, "embed_tokens")
@@ -222,3 +257,4 @@ def _read_rotary(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | Non
 LLAMA = LlamaFamily("llama", norm_eps=1e-5, qkv_bias=False)
 MISTRAL = LlamaFamily("mistral", norm_eps=1e-5, qkv_bias=False)
 QWEN2 = LlamaFamily("qwen2", norm_eps=1e-6, qkv_bias=True)
+QWEN3 = LlamaFamily("qwen3", norm_eps=1e-6, qkv_bias=False, qk_norm=True)

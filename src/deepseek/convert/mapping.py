@@ -106,38 +106,70 @@ def bring_in(
         CheckpointError: something is missing, has another shape or dtype, or has no place; names
             every such tensor.
     """
+    check_names(rules, state, leftovers, source, fresh)
     made: dict[str, Tensor] = {}
     fates: list[Fate] = []
-    problems: dict[str, list[str]] = {"missing": [], "of another shape": [], "unexpected": []}
+    misshapen: list[str] = []
     for rule in rules:
-        missing = [name for name in rule.theirs if name not in state]
-        if missing and rule.ours.endswith("num_batches_tracked"):
-            made[rule.ours] = torch.zeros((), dtype=torch.int64)
-            fates.append(Fate("added", "", rule.ours, "counts batches, from 0"))
-            continue
-        if missing:
-            if len(missing) < len(rule.theirs) or not rule.ours.startswith(tuple(fresh)):
-                problems["missing"] += missing
+        if rule.theirs[0] not in state:
+            if _counts_batches(rule):
+                made[rule.ours] = torch.zeros((), dtype=torch.int64)
+                fates.append(Fate("added", "", rule.ours, "counts batches, from 0"))
             continue
         tensor = _make(rule, state, tuple(shapes[rule.ours]))
         if isinstance(tensor, str):
-            problems["of another shape"].append(tensor)
+            misshapen.append(tensor)
             continue
         made[rule.ours] = tensor
         kind = _kind(rule, shapes)
         fates += [Fate(kind, name, rule.ours) for name in rule.theirs]
         fates += _take_copies(rule, state, source)
-    known = {name for rule in rules for name in (*rule.theirs, *rule.copies)}
-    for name in state:
-        if name in known:
-            continue
-        left = next((each for each in leftovers if re.fullmatch(each.pattern, name)), None)
-        if left is None:
-            problems["unexpected"].append(name)
-        else:
+    _raise_problems({"of another shape": misshapen}, source)
+    for name in _unknown(rules, state):
+        left = _leftover(name, leftovers)
+        if left is not None:
             fates.append(Fate("unused", name, "", left.reason, is_lost=not left.is_derived))
-    _raise_problems(problems, source)
     return made, fates
+
+
+def check_names(
+    rules: Sequence[Rule],
+    state: Mapping[str, Tensor],
+    leftovers: Iterable[Leftover],
+    source: object,
+    fresh: Sequence[str] = (),
+) -> None:
+    """Raise `CheckpointError` if tensors are missing or have no place, and name them all.
+
+    Args:
+        rules: as `bring_in` takes them.
+        state: as there.
+        leftovers: as there.
+        source: as there.
+        fresh: as there.
+    """
+    missing: list[str] = []
+    for rule in rules:
+        lacks = [name for name in rule.theirs if name not in state]
+        is_whole_rule = len(lacks) == len(rule.theirs)
+        may_lack = _counts_batches(rule) or rule.ours.startswith(tuple(fresh))
+        if not (is_whole_rule and may_lack):
+            missing += lacks
+    unexpected = [name for name in _unknown(rules, state) if _leftover(name, leftovers) is None]
+    _raise_problems({"missing": missing, "unexpected": unexpected}, source)
+
+
+def _counts_batches(rule: Rule) -> bool:
+    return rule.ours.endswith("num_batches_tracked")
+
+
+def _unknown(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> list[str]:
+    known = {name for rule in rules for name in (*rule.theirs, *rule.copies)}
+    return [name for name in state if name not in known]
+
+
+def _leftover(name: str, leftovers: Iterable[Leftover]) -> Leftover | None:
+    return next((each for each in leftovers if re.fullmatch(each.pattern, name)), None)
 
 
 def bring_out(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

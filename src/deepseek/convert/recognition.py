@@ -9,7 +9,7 @@ from torch import Tensor
 from deepseek.convert.encoder_families import BERT, DISTILBERT, ROBERTA
 from deepseek.convert.family import Family, Shapes
 from deepseek.convert.gpt2 import GPT2_FAMILY
-from deepseek.convert.llama_families import LLAMA, MISTRAL, QWEN2
+from deepseek.convert.llama_families import LLAMA, MISTRAL, QWEN2, QWEN3
 from deepseek.convert.mapping import substitute
 from deepseek.convert.resnet_families import CIFAR_RESNET, HUGGINGFACE_RESNET, TORCHVISION_RESNET
 from deepseek.convert.vit_families import (
@@ -24,6 +24,7 @@ from deepseek.registry import did_you_mean
 FAMILIES: tuple[Family, ...] = (
     ROBERTA, BERT, DISTILBERT, GPT2_FAMILY, TIMM_VIT, TORCHVISION_VIT, HUGGINGFACE_DEIT,
     HUGGINGFACE_VIT, TORCHVISION_RESNET, HUGGINGFACE_RESNET, CIFAR_RESNET, LLAMA, MISTRAL, QWEN2,
+    QWEN3,
 )  # fmt: skip
 """In the order in which they are tried: the more special first."""
 

@@ -141,20 +141,26 @@ def _read_file(path: Path, allow_pickle: bool, unsafe_pickle: bool) -> Source:
 
 def _read_module(module: nn.Module) -> Source:
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
-    loaded = sys.modules.get("transformers.modeling_utils")
-    is_huggingface = loaded is not None and isinstance(module, loaded.PreTrainedModel)
-    settings: Any = module.config if is_huggingface else None
-    config = settings.to_dict() if is_huggingface else {}
     cfg = vars(module).get("pretrained_cfg")
     timm_name = str(cfg.get("architecture", "")) if isinstance(cfg, Mapping) else ""
     return Source(
         kind,
         check_tensors(module.state_dict(), kind),
-        config=config,
+        config=_find_config(module),
         facts=find_facts(module),
         module=module,
         timm_name=timm_name,
     )
+
+
+def _find_config(module: nn.Module) -> Mapping[str, Any]:
+    """Return the configuration of transformers' model that it is, or has inside; empty if none."""
+    loaded = sys.modules.get("transformers.modeling_utils")
+    if loaded is None:
+        return {}
+    inside = (part for part in module.modules() if isinstance(part, loaded.PreTrainedModel))
+    settings: Any = getattr(next(inside, None), "config", None)
+    return {} if settings is None else settings.to_dict()
 
 
 def find_facts(module: nn.Module) -> dict[str, Any]:

@@ -29,6 +29,11 @@ def check_tensors(state: Mapping[str, object], source: object) -> dict[str, Tens
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             kind = type(tensor).__name__
+            if isinstance(name, str) and "_packed_params" in name:  # torch's quantised modules
+                raise CheckpointError(
+                    f"{source}: {name} is a {kind}, so it is quantised",
+                    fix="give the weights of the model before it was quantised",
+                )
             raise CheckpointError(
                 f"{source} is no state dict: under {name!r} is a {kind}, not a tensor",
                 fix="give model.state_dict(), or the module itself",

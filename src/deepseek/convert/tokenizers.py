@@ -23,12 +23,15 @@ _TASKS = {
 _LABELLED = ("sequence_classification", "token_classification")
 
 
-def text_spec(engine: ModelEngine, source: Source, report: Report) -> DataSpec | None:
+def text_spec(
+    engine: ModelEngine, source: Source, names: tuple[str, ...], report: Report
+) -> DataSpec | None:
     """Return what a folder tells of the text that its model takes; `None` without a tokenizer.
 
     Args:
         engine: of the folder's model.
         source: the folder.
+        names: of the classes.
         report: gets a note on what is left out.
     """
     if not any(name in source.files for name in TOKENIZER_FILES):
@@ -44,7 +47,7 @@ def text_spec(engine: ModelEngine, source: Source, report: Report) -> DataSpec |
     if not isinstance(engine.module, Decoder):
         task = _TASKS.get(str(config.get("outputs")), "features")
     sequence = FieldSpec((int(config["context_length"]),), "int64")
-    names = _class_names(source.config, engine.num_classes) if task in _LABELLED else ()
+    names = names if task in _LABELLED else ()
     is_whole = task == "sequence_classification"
     return DataSpec(
         task=task,
@@ -58,12 +61,13 @@ def text_spec(engine: ModelEngine, source: Source, report: Report) -> DataSpec |
     )  # fmt: skip
 
 
-def _class_names(config: Mapping[str, Any], count: int | None) -> tuple[str, ...]:
-    """Return the names of `id2label`, where it has one for each class."""
+def class_names(config: Mapping[str, Any], count: int | None) -> tuple[str, ...]:
+    """Return the names of `id2label` of a `config.json`, where it has one for each class."""
     table = config.get("id2label")
     if count is None or not isinstance(table, dict):
         return ()
-    names = tuple(str(table.get(str(index), "")) for index in range(count))
+    # a module's own configuration has numbers, what was JSON has texts
+    names = tuple(str(table.get(str(i)) or table.get(i) or "") for i in range(count))
     return names if all(names) and len(set(names)) == count else ()
 
 

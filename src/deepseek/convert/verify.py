@@ -1,13 +1,14 @@
 """Two models on the same inputs: how far apart what they compute is."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from deepseek.convert.family import Family
 from deepseek.models import ModelEngine
@@ -44,28 +45,65 @@ class Difference:
         return f"largest difference {self.largest:.1e} of outputs up to {self.scale:.3g} ({shape})"
 
 
-def compare(engine: ModelEngine, family: Family, original: nn.Module, seed: int = 0) -> Difference:
-    """Run an engine and the model that it was made from on the same inputs.
+def compare(
+    engine: ModelEngine,
+    family: Family,
+    original: nn.Module,
+    seed: int = 0,
+    *,
+    ours: Mapping[str, Tensor] | None = None,
+    theirs: Mapping[str, Tensor] | None = None,
+) -> Difference:
+    """Run an engine and the model that it was made from on the same inputs, in float32.
 
     A model that has no head yet is compared by what the head would see.
 
     Args:
         engine: of one of our own architectures.
         family: knows how the other is run.
-        original: the other.
+        original: the other; weights of half precision are widened while it runs.
         seed: of the inputs.
+        ours: weights that take the place of the engine's for this: name -> tensor.
+        theirs: the same weights for the original, under its names.
     """
     args = engine.config
     inputs = sample_inputs(engine, seed)
     with torch.no_grad(), evaluating(original), evaluating(engine.module):
         device = next((p.device for p in original.parameters()), torch.device("cpu"))
-        theirs = family.run(original, inputs.to(device), args).cpu().float()
+        wanted = _Call(original, lambda module, x: family.run(module, x, args))
+        instead = {**family.exact_buffers(original, args), **(theirs or {})}
+        want = wanted.widened(inputs.to(device), instead).cpu().float()
         with _identity_head(engine.module):
-            ours = engine.module(inputs.to(engine.device)).cpu().float()
+            call = _Call(engine.module, lambda module, x: module(x))
+            found = call.widened(inputs.to(engine.device), ours or {}).cpu().float()
     pad_token = args.get("pad_token")
-    if ours.ndim == 3 and pad_token is not None:
-        ours, theirs = ours[inputs != pad_token], theirs[inputs != pad_token]
-    return measure(ours, theirs)
+    if found.ndim == 3 and pad_token is not None and want.shape[:2] == inputs.shape:
+        found, want = found[inputs != pad_token], want[inputs != pad_token]
+    return measure(found, want)
+
+
+class _Call(nn.Module):
+    """A way to run a model, as a module: so torch can exchange its weights for one call."""
+
+    def __init__(self, module: nn.Module, run: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.module = module
+        self.run = run
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.run(self.module, inputs)
+
+    def widened(self, inputs: Tensor, instead: Mapping[str, Tensor]) -> Tensor:
+        """Run with weights of half precision as float32, and those of `instead`, by their names."""
+        weights = {}
+        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+            taken = instead.get(name.removeprefix("module."))
+            if taken is not None:
+                weights[name] = taken.to(tensor.device)
+            elif tensor.dtype in (torch.float16, torch.bfloat16):
+                weights[name] = tensor.float()
+        # nothing to exchange: run as it is, compiled modules and all
+        return functional_call(self, weights, (inputs,)) if weights else self(inputs)
 
 
 def measure(ours: Tensor, theirs: Tensor) -> Difference:

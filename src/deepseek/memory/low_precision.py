@@ -21,7 +21,6 @@ generator has to be saved.
 
 import math
 import shutil
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -292,9 +291,7 @@ def _needs_compiler() -> Iterator[None]:
 @cache
 def _quantizers() -> tuple[dict[str, Tensor], Callable, Callable]:
     """Return torchao's tables of 8-bit numbers, its rounding to them and to bf16."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        own = import_extra("torchao.optim.quant_utils", "memory")
+    own = import_extra("torchao.optim.quant_utils", "memory")
     tables = {
         "exp_avg": torch.tensor(own.create_dynamic_map(signed=True)),
         "exp_avg_sq": torch.tensor(own.create_dynamic_map(signed=False)),

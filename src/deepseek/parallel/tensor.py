@@ -96,13 +96,11 @@ def _block_plan(block: nn.Module, hints: ParallelHints, sequence: bool) -> dict[
             plan[name] = ColwiseParallel(input_layouts=tokens)
     for name in hints.row_linears:
         plan[name] = RowwiseParallel(output_layouts=tokens)
+    divided = list(hints.head_norms)  # of (B, H, T, E) the heads, where tokens are of (B, T, D)
     if sequence:
-        plan |= {
-            name: SequenceParallel(use_local_output=True)
-            for name, module in block.named_modules()
-            if isinstance(module, nn.LayerNorm | nn.RMSNorm)
-        }
-    return plan
+        norms = nn.LayerNorm | nn.RMSNorm
+        divided += [name for name, module in block.named_modules() if isinstance(module, norms)]
+    return plan | {name: SequenceParallel(use_local_output=True) for name in divided}
 
 
 def _cut_tokens(first: nn.Module, last: nn.Module, mesh: DeviceMesh) -> None:

@@ -157,7 +157,8 @@ def shape_of_own(architecture: str, args: Mapping[str, Any], vocab_size: int = 0
         raise ConfigError(
             f"model.architecture={architecture} is no transformer that the planner knows the"
             f" sizes of ({', '.join(readers)}).",
-            fix="give the sizes: layers=12,dim=768,heads=12,vocab=50304,seq=1024",
+            fix="give the sizes: layers=12,dim=768,heads=12,vocab=50304,seq=1024; for the memory of"
+            " any model: deepseek train CONFIG --dry-run",
         )
     try:
         return ModelSource(*readers[architecture](args, vocab_size))
@@ -225,7 +226,10 @@ def _read_encoder(args: Mapping[str, Any], vocab_size: int) -> tuple[Transformer
         is_causal=False,
         **sizes,
     )
-    return shape, "costed as if logits of the vocabulary came from every token (as in pretraining)"
+    return (
+        shape,
+        "costed as if every token had logits; training takes those of hidden ones",
+    )
 
 
 def _read_vit(args: Mapping[str, Any], vocab_size: int) -> tuple[TransformerShape, str]:

@@ -56,7 +56,7 @@ def _published_gpt(name: str, sizes: GPTSizes) -> TransformerShape:
 
 
 def _published_llama(name: str, sizes: LlamaSizes) -> TransformerShape:
-    return _llama(name, *sizes[:7], is_tied=sizes.tied)
+    return _llama(name, *sizes[:7], is_tied=sizes.tied, head_dim=sizes.head_dim)
 
 
 def _mpt(name: str, layers: int, dim: int, heads: int) -> TransformerShape:
@@ -93,8 +93,6 @@ _FURTHER = (
     _gpt("gpt3-20b", 44, 6144, 48, MEGATRON_VOCAB_SIZE, 2048),
     _llama("mixtral-8x7b", 32, 4096, 32, 8, 14336, 32000, num_experts=8, active_experts=2),
     _llama("mixtral-8x22b", 56, 6144, 48, 8, 16384, 32768, num_experts=8, active_experts=2),
-    _llama("qwen3-8b", 36, 4096, 32, 8, 12288, 151936),
-    _llama("qwen3-32b", 64, 5120, 64, 8, 25600, 151936, head_dim=128),
 )
 
 PRESETS: dict[str, TransformerShape] = {
@@ -118,7 +116,8 @@ def find_shape(name: str, context_length: int = 0) -> TransformerShape:
     shape = PRESETS.get(name.lower().replace("_", "-"))
     if shape is None:
         raise ConfigError(
-            f"model={name!r} is not among the named shapes.",
-            fix=f"{did_you_mean(name, PRESETS)} Or give its sizes",
+            f"model={name!r} is not among the named shapes, which are of transformers.",
+            fix=f"{did_you_mean(name, PRESETS)} Or give its sizes; the memory of any other model is"
+            " predicted by deepseek train CONFIG --dry-run",
         )
     return replace(shape, context_length=context_length) if context_length else shape

@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/python examples/digits_demo.py
 
 test: install
-	$(BIN)/python -m pytest -m 'not long'
+	$(BIN)/python -m pytest -m 'not long' -n auto --maxprocesses 8 --dist loadfile
 
 test-long: install
 	$(BIN)/python -m pytest

@@ -4,7 +4,7 @@ Each way is converted and then timed in a process of its own, in turns with eage
 and 32. First `optimize` searches for latency, then for throughput; its files are timed like the
 others. Weights and inputs are random, so any loss of agreement is allowed: this is about time.
 
-    python benchmarks/deploy.py                    ResNet-50 and a BERT-size encoder
+    python benchmarks/deploy.py                    ResNet-18, ResNet-50 and a BERT-size encoder
     python benchmarks/deploy.py --small            models of a second, to see that it works
     python benchmarks/deploy.py --only encoder --budget 8m
 """
@@ -80,7 +80,10 @@ def subjects(is_small: bool) -> dict[str, Subject]:
     """Return the models by name."""
     if is_small:
         return {"resnet20": pictures("resnet20", 32), "encoder": tokens(2, 64, 2, 32, 1000)}
-    return {"resnet50": pictures("resnet50", 224), "encoder": tokens(12, 768, 12, 128, 30522)}
+    return {
+        "resnet18": pictures("resnet18", 224), "resnet50": pictures("resnet50", 224),
+        "encoder": tokens(12, 768, 12, 128, 30522),
+    }  # fmt: skip
 
 
 class Bench:

@@ -280,11 +280,11 @@ def _run_on_slurm(job: "Job", options: Mapping[str, Any]) -> None:
 
 
 def _run_on_kubernetes(job: "Job", options: Mapping[str, Any]) -> None:
+    from deepseek.cli.apply_manifests import apply_manifests
     from deepseek.errors import ConfigError
-    from deepseek.launch.kubernetes import manifests, to_yaml
+    from deepseek.launch.kubernetes import manifests
     from deepseek.launch.manifest_rules import find_problems
     from deepseek.launch.pod import PodOptions
-    from deepseek.launch.submission import submit
 
     if options["image"] is None:
         raise ConfigError(
@@ -308,15 +308,7 @@ def _run_on_kubernetes(job: "Job", options: Mapping[str, Any]) -> None:
         egress=tuple(options["egress"] or ()),
     )
     made = manifests(job, pod, options["kind"])
-    problems = find_problems(made)
-    for problem in problems:
-        if problem.is_warning:
-            print(f"warning: {problem}", file=sys.stderr)
-    wrong = [str(problem) for problem in problems if not problem.is_warning]
-    if wrong:
-        raise ConfigError("\n".join(wrong), fix="change the options named above")
-    text = to_yaml(made)
-    print(text if options["dry_run"] else submit(["kubectl", "apply", "-f", "-"], text), end="")
+    apply_manifests(made, find_problems(made), is_dry_run=options["dry_run"])
 
 
 def _check_command(word: str) -> None:

@@ -1,6 +1,5 @@
 """`deepseek launch --on kubernetes serve ...`: manifests of a service."""
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,8 +31,8 @@ def launch_service(options: Mapping[str, Any], given: set[str]) -> None:
     Raises:
         ConfigError: an option is missing, wrong, or means nothing here.
     """
+    from deepseek.cli.apply_manifests import apply_manifests
     from deepseek.errors import ConfigError
-    from deepseek.launch.kubernetes import to_yaml
     from deepseek.launch.pod import PodOptions
     from deepseek.launch.serving import (
         ServingOptions,
@@ -41,7 +40,6 @@ def launch_service(options: Mapping[str, Any], given: set[str]) -> None:
         serving_manifests,
         serving_problems,
     )
-    from deepseek.launch.submission import submit
 
     for name in sorted(given & MEANINGLESS.keys()):
         option = name.replace("_", "-")
@@ -67,12 +65,4 @@ def launch_service(options: Mapping[str, Any], given: set[str]) -> None:
         words, options["token_secret"], low, high, tuple(options["ingress"] or ())
     )
     made = serving_manifests(pod, serving)
-    problems = serving_problems(made)
-    for problem in problems:
-        if problem.is_warning:
-            print(f"warning: {problem}", file=sys.stderr)
-    wrong = [str(problem) for problem in problems if not problem.is_warning]
-    if wrong:
-        raise ConfigError("\n".join(wrong), fix="change the options named above")
-    text = to_yaml(made)
-    print(text if options["dry_run"] else submit(["kubectl", "apply", "-f", "-"], text), end="")
+    apply_manifests(made, serving_problems(made), is_dry_run=options["dry_run"])

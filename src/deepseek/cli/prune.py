@@ -90,12 +90,13 @@ def read_share(option: str, text: str | None) -> float | None:
     Raises:
         ConfigError: it is no number.
     """
+    from deepseek.deploy.shares import parse_share
     from deepseek.errors import ConfigError
 
     if text is None:
         return None
     try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        return parse_share(text)
     except ValueError:
         raise ConfigError(f"{option}={text} is no share", fix=f"give {option} 50%") from None
 

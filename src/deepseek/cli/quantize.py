@@ -79,13 +79,14 @@ def read_share(text: str) -> float:
     Raises:
         ConfigError: it is neither.
     """
+    from deepseek.deploy.shares import parse_share
+
     try:
-        number = float(text.removesuffix("%"))
+        return parse_share(text)
     except ValueError:
         raise ConfigError(
             f"tolerance={text!r} is no share", fix="give one such as 0.5% or 0.005"
         ) from None
-    return number / 100 if text.endswith("%") else number
 
 
 def _check_output(model: Path, output: Path) -> None:

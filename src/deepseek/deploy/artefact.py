@@ -11,6 +11,7 @@ Files that can run code (`.pt2`) are opened only if this user has written them, 
 import hashlib
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -122,7 +123,7 @@ def convert(
         if chosen.runs_code:
             remember(hashes.values())
     finally:
-        _remove(staging)
+        shutil.rmtree(staging)
     return artefact
 
 
@@ -282,12 +283,6 @@ def _warn_of_other_machine(path: Path, artefact: Artefact) -> None:
             " optimize it here again",
             stacklevel=3,
         )
-
-
-def _remove(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepseek.datasets import DataLoader, TextDataset
+from deepseek.datasets import DataLoader
+from deepseek.datasets.evaluation_view import evaluation_dataset
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
@@ -33,11 +34,8 @@ def draw_inputs(engine: ModelEngine, data, count: int) -> Tensor:
     if isinstance(data, Tensor):
         inputs = data[:count]
     else:
-        dataset = data.dataset if isinstance(data, DataLoader) else data
-        if isinstance(dataset, TextDataset):
-            dataset = dataset.evaluation_view()
         recipe = DataLoader(batch_size=count, shuffle=True, seed=0, num_workers=0)
-        inputs = next(iter(recipe.bind(dataset)))["inputs"]
+        inputs = next(iter(recipe.bind(evaluation_dataset(data))))["inputs"]
     shape = spec.fields["inputs"].shape
     if len(shape) == 1 and inputs.ndim == 2 and not inputs.is_floating_point():
         inputs = F.pad(inputs, (0, max(0, shape[0] - inputs.shape[1])), value=spec.pad_token or 0)

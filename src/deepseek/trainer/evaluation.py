@@ -6,7 +6,8 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deepseek.datasets import DataLoader, ImageDataset, TextDataset, VolumeDataset, infer_spec
+from deepseek.datasets import DataLoader, ImageDataset, infer_spec
+from deepseek.datasets.evaluation_view import evaluation_dataset
 from deepseek.models import ModelEngine
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.world import World
@@ -67,11 +68,8 @@ def evaluate_samples(
 
 def evaluation_loader(data, batch_size: int, num_workers: int | Literal["auto"]) -> DataLoader:
     """Return a loader that gives every sample once, in order."""
-    dataset = data.dataset if isinstance(data, DataLoader) else data
-    if isinstance(dataset, TextDataset | VolumeDataset):
-        dataset = dataset.evaluation_view()
     recipe = DataLoader(batch_size=batch_size, shuffle=False, num_workers=num_workers)
-    return recipe.bind(dataset)
+    return recipe.bind(evaluation_dataset(data))
 
 
 def write_evaluation(

@@ -32,6 +32,7 @@ from deepseek.deploy.optimization.result import (
 from deepseek.deploy.optimization.search import Plan, Search
 from deepseek.deploy.runtimes import RUNTIMES
 from deepseek.deploy.samples import spec_of
+from deepseek.deploy.shares import parse_share
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.checks import check_positive
@@ -127,9 +128,8 @@ def parse_tolerance(tolerance: float | str) -> float:
     Raises:
         ConfigError: it is no number, or not from 0 to 1.
     """
-    text = str(tolerance).strip()
     try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        share = parse_share(str(tolerance).strip())
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:

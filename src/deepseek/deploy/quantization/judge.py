@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from deepseek.datasets import DataLoader, TextDataset, infer_spec
+from deepseek.datasets import DataLoader, infer_spec
+from deepseek.datasets.evaluation_view import evaluation_dataset
 from deepseek.datasets.spec import DataSpec
 from deepseek.errors import ConfigError, DataError
 from deepseek.models import ModelEngine
@@ -42,9 +43,7 @@ class Samples:
             order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
             dataset = TensorDataset(inputs[order])
         else:
-            dataset = data.dataset if isinstance(data, DataLoader) else data
-            if isinstance(dataset, TextDataset):
-                dataset = dataset.evaluation_view()
+            dataset = evaluation_dataset(data)
             self.spec = infer_spec(dataset)  # pyright: ignore[reportArgumentType]
         count = len(dataset)  # pyright: ignore[reportArgumentType]
         if count < LEAST_SAMPLES:

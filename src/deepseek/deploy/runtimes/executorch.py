@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from deepseek.deploy.runtimes.foreign import converting, find_missing_of, opening
 from deepseek.deploy.runtimes.opened import Opened
 from deepseek.deploy.runtimes.program import has_node, trace
-from deepseek.deploy.runtimes.runtime import Conversion, Execution
+from deepseek.deploy.runtimes.runtime import Conversion, Execution, Runtime
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.registry import import_extra
 
 
-class ExecuTorch:
+class ExecuTorch(Runtime):
     """ExecuTorch on the CPU."""
 
     name = "executorch"
@@ -51,10 +51,6 @@ class ExecuTorch:
                 graph, partitioner=[xnnpack.XnnpackPartitioner()]
             )
             path.write_bytes(lowered.to_executorch().buffer)
-
-    def files_of(self, path: Path) -> tuple[Path, ...]:
-        """Return the one file."""
-        return (path,)
 
     def open(self, path: Path, execution: Execution) -> nn.Module:
         """Return the program; its threads are those of the process, not of a program."""

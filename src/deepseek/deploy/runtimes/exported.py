@@ -16,7 +16,7 @@ from deepseek.deploy.runtimes.foreign import converting, opening
 from deepseek.deploy.runtimes.integer_kernels import register_for
 from deepseek.deploy.runtimes.opened import Opened
 from deepseek.deploy.runtimes.program import DTYPES, trace
-from deepseek.deploy.runtimes.runtime import Conversion, Execution
+from deepseek.deploy.runtimes.runtime import Conversion, Execution, Runtime
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import ModelEngine
 
@@ -24,7 +24,7 @@ _FLAGS = {"avx2": "avx2", "avx512": "avx512f", "avx512_vnni": "avx512_vnni", "am
 """Inductor's words for instructions -> those of /proc/cpuinfo."""
 
 
-class Exported:
+class Exported(Runtime):
     """The graph of torch.export: it runs without the code of the model, no faster."""
 
     name = "exported"
@@ -33,10 +33,6 @@ class Exported:
     runs_code = True
     has_open_dims = True
 
-    def find_missing(self) -> str | None:
-        """Return `None`: torch is there."""
-        return None
-
     def convert(
         self, engine: ModelEngine, inputs: Tensor, path: Path, conversion: Conversion
     ) -> None:
@@ -44,10 +40,6 @@ class Exported:
         graph = trace(engine, inputs, conversion.precision)
         with converting(engine, self.name):
             torch.export.save(graph, path)
-
-    def files_of(self, path: Path) -> tuple[Path, ...]:
-        """Return the one file."""
-        return (path,)
 
     def open(self, path: Path, execution: Execution) -> nn.Module:
         """Return the graph as a module."""

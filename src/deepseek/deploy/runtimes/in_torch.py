@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from deepseek.deploy.runtimes.integer_kernels import register_for
 from deepseek.deploy.runtimes.opened import torch_threads
 from deepseek.deploy.runtimes.program import DTYPES, Program
-from deepseek.deploy.runtimes.runtime import Conversion, Execution
+from deepseek.deploy.runtimes.runtime import Conversion, Execution, Runtime
 from deepseek.models import ModelEngine
 
 
-class Eager:
+class Eager(Runtime):
     """The model file, in the dtype it was converted to."""
 
     name = "eager"
@@ -21,20 +21,12 @@ class Eager:
     runs_code = False
     has_open_dims = True
 
-    def find_missing(self) -> str | None:
-        """Return `None`: torch is there."""
-        return None
-
     def convert(
         self, engine: ModelEngine, inputs: Tensor, path: Path, conversion: Conversion
     ) -> None:
         """Write a model file."""
         del inputs
         engine.save(path)
-
-    def files_of(self, path: Path) -> tuple[Path, ...]:
-        """Return the model file."""
-        return (path,)
 
     def open(self, path: Path, execution: Execution) -> nn.Module:
         """Return the model, in evaluation."""

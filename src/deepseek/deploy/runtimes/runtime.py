@@ -63,7 +63,7 @@ class Runtime(Protocol):
 
     def find_missing(self) -> str | None:
         """Return what is to be installed, as a command, or `None` where all is there."""
-        ...
+        return None
 
     def convert(
         self, engine: ModelEngine, inputs: Tensor, path: Path, conversion: Conversion
@@ -84,7 +84,7 @@ class Runtime(Protocol):
 
     def files_of(self, path: Path) -> tuple[Path, ...]:
         """Return the files that belong together, `path` first."""
-        ...
+        return (path,)
 
     def open(self, path: Path, execution: Execution) -> nn.Module:
         """Return a module from inputs (B, ...) to outputs, float32.

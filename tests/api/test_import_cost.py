@@ -48,3 +48,11 @@ def test_import_does_nothing_to_the_machine_and_brings_no_torch(name):
 def test_the_audit_sees_what_it_is_for():
     code = f"{AUDIT}\nimport os, tempfile\nopen(os.devnull, 'w')\nprint(len(seen))"
     assert int(python(code)) == 1
+
+
+def test_a_process_that_measures_a_candidate_holds_no_trainer():
+    name = "deepseek.deploy.optimization.trial"
+    code = (
+        f"import {name}, sys; print([m for m in sys.modules if m.startswith('deepseek.trainer')])"
+    )
+    assert python(code).strip() == "[]"

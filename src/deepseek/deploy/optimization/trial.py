@@ -25,7 +25,6 @@ from deepseek.datasets import DataSpec
 from deepseek.deploy.artefact import convert, load_engine, read_description
 from deepseek.deploy.comparison import compare_batch
 from deepseek.deploy.optimization.material import count_rows, read_rows
-from deepseek.deploy.optimization.preparation import prepare
 from deepseek.deploy.optimization.turns import take_turns
 from deepseek.deploy.runtimes import RUNTIMES, Conversion, Execution
 from deepseek.errors import CheckpointError, DeepSeekError
@@ -89,8 +88,10 @@ def run_convert(task: TrialTask) -> dict:
     engine = ModelEngine.load(task.source)
     data = Path(task.data)
     calibration = read_rows(data, "calibration").split(task.batch_size)
-    is_original = (task.runtime, task.precision, task.method) == ("eager", "fp32", "")
-    if not is_original:
+    if (task.runtime, task.precision, task.method) != ("eager", "fp32", ""):
+        # brings the trainer, which the process that measures is to do without
+        from deepseek.deploy.optimization.preparation import prepare
+
         engine = prepare(engine, task.method, calibration)
     inputs = read_rows(data, "inputs", 0, max(2, task.batch_size))
     conversion = Conversion(

@@ -28,7 +28,7 @@ def open_model(
 
     from deepseek.deploy.artefact import description_of, load_engine
     from deepseek.errors import ConfigError
-    from deepseek.trainer.device import resolve_device
+    from deepseek.models.device import resolve_device
     from deepseek.trainer.precision import DTYPES, resolve_precision
 
     if threads is not None:

@@ -1,4 +1,4 @@
-"""Which device a run computes on, and with how many CPU threads."""
+"""How a device is used: CUDA's allocator, and how many CPU threads."""
 
 import os
 import sys
@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
-
-from deepseek.errors import ConfigError
 
 # An operator below this much work takes some 20 us on one core: sharing it out brings nothing on a
 # quiet machine, and on a busy one every thread waits for the one that lost its core.
@@ -32,46 +30,6 @@ def grow_segments(setting: bool | Literal["auto"]) -> bool:
     parts = [given] if given else []
     torch._C._accelerator_setAllocatorSettings(",".join([*parts, f"expandable_segments:{grows}"]))
     return grows
-
-
-def resolve_device(name: str, is_distributed: bool = False) -> torch.device:
-    """Return the device called `name`; `auto` is the first accelerator, else the CPU.
-
-    Args:
-        name: `auto`, `cpu`, `cuda`, `cuda:1`, ...
-        is_distributed: each process of a host takes the accelerator of its own number.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    if is_distributed and name in ("auto", "cuda") and torch.cuda.is_available():
-        return _own_cuda_device()
-    if name == "auto":
-        if torch.accelerator.is_available():
-            return torch.accelerator.current_accelerator() or torch.device("cpu")
-        return torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device={name!r} cannot be used here: {str(error).splitlines()[0]}",
-            fix="use device=auto or cpu, or mend the driver",
-        ) from error
-    return device
-
-
-def _own_cuda_device() -> torch.device:
-    number = int(os.environ.get("LOCAL_RANK", "0"))
-    if number >= torch.cuda.device_count():
-        raise ConfigError(
-            f"local rank {number} has no GPU of its own: there are {torch.cuda.device_count()}",
-            fix="start as many processes as there are GPUs (deepseek launch --nproc auto), or set"
-            " device=cpu",
-        )
-    device = torch.device("cuda", number)
-    torch.cuda.set_device(device)
-    return device
 
 
 def choose_cpu_threads(forward_flops: float, num_ops: int) -> int:

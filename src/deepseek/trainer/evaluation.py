@@ -9,9 +9,9 @@ from torch import Tensor
 from deepseek.datasets import DataLoader, ImageDataset, infer_spec
 from deepseek.datasets.evaluation_view import evaluation_dataset
 from deepseek.models import ModelEngine
+from deepseek.models.device import resolve_device
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.world import World
-from deepseek.trainer.device import resolve_device
 from deepseek.trainer.evaluation_pass import Evaluation, evaluate
 from deepseek.trainer.precision import resolve_precision
 from deepseek.trainer.run_folder import RunFolder

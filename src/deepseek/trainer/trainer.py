@@ -19,6 +19,7 @@ from deepseek.datasets.classes import check_same_classes
 from deepseek.datasets.host_memory import release_freed_memory
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
+from deepseek.models.device import resolve_device
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.tensor import explain_mixture
 from deepseek.parallel.world import World, processes
@@ -27,7 +28,7 @@ from deepseek.trainer.assembly import Assembly, assemble, recipe_from
 from deepseek.trainer.auto_parallel import choose_parallel
 from deepseek.trainer.bad_steps import BadSteps
 from deepseek.trainer.callbacks import BestModel, Callback, EarlyStopping
-from deepseek.trainer.device import cpu_threads, grow_segments, resolve_device
+from deepseek.trainer.device import cpu_threads, grow_segments
 from deepseek.trainer.evaluation import evaluation_loader
 from deepseek.trainer.evaluation_pass import Evaluation, evaluate
 from deepseek.trainer.finish import finish_run

@@ -15,7 +15,7 @@ from deepseek.datasets import DataSpec
 from deepseek.deploy.artefact import description_of, load_engine, read_description
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
-from deepseek.trainer.device import resolve_device
+from deepseek.models.device import resolve_device
 
 COMPILED = ("compiled",)
 """Runtimes that compile anew for each shape."""

@@ -83,10 +83,12 @@ class ModelProcess:
     ) -> None:
         self._settings, self._batch_s, self._environment = settings, batch_s, environment
         self._link: _Link | None = None
+        self._starting: _Link | None = None  # by a thread, which outlives the loop it is awaited in
         self._restarting: asyncio.Task | None = None
         self._is_closed = False
         self._on_batch, self._number = on_batch, 0
         self._link, self._facts = self._start()
+        self._starting = None
 
     @property
     def facts(self) -> Facts:
@@ -160,9 +162,10 @@ class ModelProcess:
     def close(self) -> None:
         """End the process."""
         self._is_closed = True
-        if self._link is not None:
-            self._link.end()
-            self._link = None
+        for link in (self._link, self._starting):
+            if link is not None:
+                link.end()
+        self._link = self._starting = None
 
     def _lose(self, link: _Link, why: str) -> None:
         """Start the process again, unless that is done already."""
@@ -190,7 +193,7 @@ class ModelProcess:
             if self._is_closed:
                 link.end()
                 return
-            self._link = link
+            self._link, self._starting = link, None
             LOG.warning("%s: its process runs again", self._settings.path)
             return
 
@@ -205,7 +208,7 @@ class ModelProcess:
             )  # fmt: skip
         finally:
             other.close()
-        link = _Link(process, own)
+        link = self._starting = _Link(process, own)
         began = time.monotonic()
         try:
             own.settimeout(OPEN_S)

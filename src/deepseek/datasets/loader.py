@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deepseek.datasets.foreign_dataset import ForeignDataset
 from deepseek.datasets.image_dataset import ImageDataset, too_many_bad
+from deepseek.datasets.interaction_dataset import InteractionDataset
 from deepseek.datasets.ramp import Ramp
 from deepseek.datasets.sampler import BatchKeys, Key, Progress
 from deepseek.datasets.spec import DataSpec
@@ -32,11 +33,14 @@ INPUT_FORMATS: Registry[Callable] = Registry(
     "input_format",
     {
         "image": "deepseek.datasets.image_dataset:ImageDataset",
+        "table": "deepseek.datasets.interaction_dataset:InteractionDataset",
         "text": "deepseek.datasets.text_dataset:TextDataset",
         "volume": "deepseek.datasets.volume_dataset:VolumeDataset",
     },
 )
 
+LabelledDataset = ImageDataset | InteractionDataset | TextDataset | VolumeDataset
+"""Data sets of ours whose samples have labels."""
 WORKER_TIMEOUT_S = 600.0
 
 
@@ -67,7 +71,7 @@ class DataLoader:
 
     Args:
         data: a path, a data set of ours, or any map-style torch data set yielding (x, y) or a dict.
-        input_format: what a path holds: "image", "text" or "volume".
+        input_format: what a path holds: "image", "table", "text" or "volume".
         batch_size: samples in a batch.
         shuffle: a new order each epoch; else the order of the data set.
         num_workers: processes that prepare batches; "auto": none for small sets in memory, else one
@@ -162,7 +166,7 @@ class DataLoader:
         return self._attach(dataset)
 
     def _attach(self, dataset) -> "DataLoader":
-        is_own = isinstance(dataset, ImageDataset | TextDataset | TokenDataset | VolumeDataset)
+        is_own = isinstance(dataset, LabelledDataset | TokenDataset)
         source = dataset if is_own else ForeignDataset(dataset, self.seed)
         keys = BatchKeys(
             len(source), self.batch_size, self.shuffle, self.drop_last, self.seed, self._progress,

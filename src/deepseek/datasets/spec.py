@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from deepseek.config.features import FeatureSpec
 from deepseek.datasets.normalization import Normalization
 from deepseek.errors import CheckpointError, ConfigError
 
@@ -65,6 +66,7 @@ class DataSpec:
         pad_token: the token that fills sequences up; None where all are of one length.
         document_token: the token that begins a document which does not see those before; None where
             a sequence is one document.
+        features: what the columns of a table mean, fitted; None where the data are no table.
     """
 
     task: str
@@ -76,6 +78,7 @@ class DataSpec:
     tokenizer: str | None = None
     pad_token: int | None = None
     document_token: int | None = None
+    features: FeatureSpec | None = None
 
     def __post_init__(self) -> None:
         if len(self.class_counts) != len(self.class_names):
@@ -106,6 +109,7 @@ class DataSpec:
             "normalization": self.normalization.to_json() if self.normalization else None,
             # only where there is text: older versions read the specs of pictures
             **{name: value for name, value in text.items() if value is not None},
+            **({"features": self.features.to_json()} if self.features is not None else {}),
         }
 
     @classmethod
@@ -117,7 +121,8 @@ class DataSpec:
         """
         keys = {"task", "fields", "class_names", "class_counts", "transform", "normalization"}
         given = {*content} & {*_TEXT_KEYS} if isinstance(content, Mapping) else set()
-        check_keys(content, keys | given, "data spec")
+        has_features = isinstance(content, Mapping) and "features" in content
+        check_keys(content, keys | given | ({"features"} if has_features else set()), "data spec")
         text = {name: content[name] for name in given}
         for name, value in text.items():
             if not (isinstance(value, str) if name == "tokenizer" else _is_int(value)):
@@ -138,6 +143,7 @@ class DataSpec:
                 class_counts=tuple(counts),
                 transform=transform,
                 normalization=_read_normalization(normalization),
+                features=FeatureSpec.from_json(content["features"]) if has_features else None,
                 **text,
             )
         except ConfigError as error:

@@ -192,6 +192,7 @@ def _classification(spec: DataSpec, label_smoothing: float) -> Task:
 TASKS: Registry = Registry(
     "task",
     {
+        "binary": "deepseek.trainer.binary:make_task",
         "classification": "deepseek.trainer.task:_classification",
         "language_modelling": "deepseek.trainer.task:_language_modelling",
         "masked_language_modelling": "deepseek.trainer.task:_language_modelling",

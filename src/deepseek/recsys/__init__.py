@@ -1,0 +1,5 @@
+"""Recommendation: models of who likes what, and counters that move with every event."""
+
+from deepseek.recsys.first_models import FactorizationMachine as FactorizationMachine
+from deepseek.recsys.first_models import LogisticRegression as LogisticRegression
+from deepseek.recsys.first_models import MultiLayerPerceptron as MultiLayerPerceptron

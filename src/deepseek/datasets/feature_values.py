@@ -1,6 +1,7 @@
 """Cells of a table -> texts and numbers: one reading of a value, whether it comes from a file.
 
-A column is an Arrow array, of a file, or a list of Python values, of rows that come one by one.
+A column is an Arrow array, of a file, an array of numbers, or a list of Python values, of rows that
+come one by one.
 What a value *is* is decided here and nowhere else, so that both ways agree to the bit.
 """
 
@@ -15,7 +16,7 @@ import xxhash
 
 from deepseek.errors import DataError
 
-Column = pa.Array | list
+Column = pa.Array | np.ndarray | list
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -70,6 +71,9 @@ def mix_hashes(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 def distinct(column: Column) -> tuple[list, np.ndarray]:
     """Return the values of a column, each of an array once, and where they stand, int64 (N,)."""
+    if isinstance(column, np.ndarray):
+        values, places = np.unique(column, return_inverse=True)
+        return values.tolist(), places
     if isinstance(column, list):
         return column, np.arange(len(column))
     array: Any = column
@@ -85,7 +89,9 @@ def numbers_of(column: Column, name: str) -> np.ndarray:
     Raises:
         DataError: a value is no number, or not finite.
     """
-    if isinstance(column, list):
+    if isinstance(column, np.ndarray) and column.dtype.kind in "iufb":
+        numbers = column.astype(np.float64)
+    elif isinstance(column, list | np.ndarray):
         numbers = np.array([_number(value, name) for value in column], np.float64)
     elif _is_text(column.type):
         numbers = _from_text(column, name)

@@ -3,3 +3,4 @@
 from deepseek.recsys.first_models import FactorizationMachine as FactorizationMachine
 from deepseek.recsys.first_models import LogisticRegression as LogisticRegression
 from deepseek.recsys.first_models import MultiLayerPerceptron as MultiLayerPerceptron
+from deepseek.recsys.real_time_crosses import RealTimeCrosses as RealTimeCrosses

@@ -13,6 +13,7 @@ PUBLIC = {
         "ModelConfig",
         "OptimizerConfig",
         "RunConfig",
+        "TableDataConfig",
         "TextDataConfig",
         "TrainerConfig",
         "TrainerSettings",
@@ -23,6 +24,14 @@ PUBLIC = {
         "read_config",
         "resolve",
         "validate_settings",
+    ],
+    "deepseek.recsys": [
+        "FactorizationMachine",
+        "LogisticRegression",
+        "MultiLayerPerceptron",
+        "RealTimeCrosses",
+        "Scorer",
+        "read_movielens",
     ],
     "deepseek.medical": [
         "Findings",

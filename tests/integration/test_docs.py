@@ -28,6 +28,7 @@ from deepseek.config import (
     DataConfig,
     ModelConfig,
     RunConfig,
+    TableDataConfig,
     TextDataConfig,
     TrainerConfig,
     VolumeDataConfig,
@@ -181,6 +182,7 @@ def anchors(page):
         ("data.", DataConfig),
         ("data.", TextDataConfig),
         ("data.", VolumeDataConfig),
+        ("data.", TableDataConfig),
         ("model.", ModelConfig),
         ("trainer.", TrainerConfig),
         ("trainer.parallel.", ParallelConfig),
@@ -189,8 +191,10 @@ def anchors(page):
 def test_tables_of_settings_are_complete_and_have_the_defaults(prefix, settings):
     page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
     pictures, _, others = page.partition("## data, of text\n")
-    text, _, volumes = others.partition("## data, of volumes\n")
+    text, _, others = others.partition("## data, of volumes\n")
+    volumes, _, tables = others.partition("## data, of tables\n")
     parts = {DataConfig: pictures, TextDataConfig: text, VolumeDataConfig: volumes}
+    parts[TableDataConfig] = tables
     page = parts.get(settings, page)
     rows = dict(re.findall(rf"^\| `{re.escape(prefix)}(\w+)` \| (.+?) \|", page, re.M))
     fields = settings.model_fields

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from deepseek.cli.build_tables import build_table_evaluation, build_tables
 from deepseek.cli.build_text import (
     AUTO_VAL_SHARE,
     build_text,
@@ -15,19 +16,26 @@ from deepseek.cli.build_text import (
     check_apart,
 )
 from deepseek.cli.build_volumes import build_volume_evaluation, build_volumes
-from deepseek.config import DataConfig, ModelConfig, RunConfig, TextDataConfig, VolumeDataConfig
-from deepseek.datasets import ImageDataset, TextDataset, VolumeDataset
+from deepseek.config import (
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    TableDataConfig,
+    TextDataConfig,
+    VolumeDataConfig,
+)
+from deepseek.datasets import ImageDataset
+from deepseek.datasets.loader import LabelledDataset
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.trainer import Trainer
 
-AnyDataset = ImageDataset | TextDataset | VolumeDataset
 VAL_FOLDERS = ("val", "validation", "test")
 
 
 def build_data(
-    config: DataConfig | TextDataConfig | VolumeDataConfig, seed: int
-) -> tuple[AnyDataset, AnyDataset | None]:
+    config: DataConfig | TableDataConfig | TextDataConfig | VolumeDataConfig, seed: int
+) -> tuple[LabelledDataset, LabelledDataset | None]:
     """Return the training data and the validation data, `None` if there is to be none.
 
     Raises:
@@ -37,6 +45,8 @@ def build_data(
         return build_text(config, seed)
     if isinstance(config, VolumeDataConfig):
         return build_volumes(config, seed)
+    if isinstance(config, TableDataConfig):
+        return build_tables(config, seed)
     return _build_pictures(config, seed)
 
 
@@ -105,13 +115,13 @@ def build_trainer(
 
 def build_evaluation_data(
     engine: ModelEngine, path: str, settings: Sequence[str] = ()
-) -> AnyDataset:
+) -> LabelledDataset:
     """Return the labelled data at `path`, prepared as the model expects.
 
     Args:
         engine: knows what it was trained on.
         path: of the data.
-        settings: how text is read, as in `data`: `label_column=sentiment`.
+        settings: how text or a table is read, as in `data`: `label_column=sentiment`.
 
     Raises:
         ConfigError: if the model file does not say how its inputs are prepared.
@@ -120,9 +130,11 @@ def build_evaluation_data(
     spec = engine.spec
     if spec is not None and spec.tokenizer is not None:
         return build_text_evaluation(spec, path, settings)
+    if spec is not None and spec.features is not None:
+        return build_table_evaluation(spec, path, settings)
     if settings:
         raise ConfigError(
-            f"{' '.join(settings)} would be ignored: the model was not trained on text",
+            f"{' '.join(settings)} would be ignored: the model was not trained on text or a table",
             fix="leave them out",
         )
     if spec is not None and spec.task == "segmentation" and len(spec.fields["inputs"].shape) == 4:

@@ -453,6 +453,9 @@ class ModelEngine(nn.Module):
     def describe(self) -> str:
         """Return one line: architecture, parameters, classes, FLOPs where the input is known."""
         missing = "no head yet" if self._makes_logits else "features, no classes"
+        if isinstance(self.module, TableModel):
+            labels = () if self.module.layout is None else self.module.layout.labels
+            missing = f"learns {', '.join(labels)}" if labels else "not built yet"
         classes = missing if self.num_classes is None else f"{self.num_classes} classes"
         parts = [self.architecture, f"{self.num_parameters / 1e6:.2f} M parameters"]
         if not self._is_foreign:

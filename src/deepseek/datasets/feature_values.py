@@ -93,6 +93,10 @@ def numbers_of(column: Column, name: str) -> np.ndarray:
         numbers = column.astype(np.float64)
     elif isinstance(column, list | np.ndarray):
         numbers = np.array([_number(value, name) for value in column], np.float64)
+        texts = [value if isinstance(value, str) else None for value in column]
+        if any(texts):
+            parsed = _from_text(pa.array(texts, pa.string()), name)
+            numbers = np.where(np.isnan(parsed), numbers, parsed)
     elif _is_text(column.type):
         numbers = _from_text(column, name)
     else:
@@ -107,13 +111,9 @@ def numbers_of(column: Column, name: str) -> np.ndarray:
 
 
 def _number(value: object, name: str) -> float:
-    if value is None:
+    if value is None or isinstance(value, str):  # texts are read together
         return math.nan
-    if isinstance(value, int | float):
-        return float(value)
-    if isinstance(value, str):
-        return float(_from_text(pa.array([value], pa.string()), name)[0])
-    if isinstance(value, np.generic):
+    if isinstance(value, int | float | np.generic):
         return float(value)
     raise DataError(
         f"{name}={str(value)[:40]!r} is a {type(value).__name__}, not a number",

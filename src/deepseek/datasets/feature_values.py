@@ -30,6 +30,8 @@ def token_of(value: object) -> str | None:
     """
     if value is None:
         return None
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, str):
         return value.strip() or None
     if isinstance(value, bool):

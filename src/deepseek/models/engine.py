@@ -240,7 +240,7 @@ class ModelEngine(nn.Module):
             ConfigError: if the model cannot take these images, or has a head for other classes.
         """
         if isinstance(self.module, TableModel):
-            self.module.bind_features(spec)
+            self.module.bind_features(spec, self.spec)
         elif not self._is_foreign:
             if "inputs" in spec.fields:
                 self._check_input(spec.fields["inputs"].shape)

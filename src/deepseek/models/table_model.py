@@ -66,8 +66,12 @@ class TableModel(Classifier):
     def forward(self, batch: Batch) -> Tensor | dict[str, Tensor]:
         """Return the logits of a batch, (B,); by label where there are several."""
 
-    def bind_features(self, spec: DataSpec) -> None:
+    def bind_features(self, spec: DataSpec, known: DataSpec | None = None) -> None:
         """Make the modules for what a table holds, or check that they fit.
+
+        Args:
+            spec: of the data.
+            known: of the data that the model was trained on before, if any.
 
         Raises:
             ConfigError: the data are no table, or other features than those it was built for.
@@ -81,7 +85,7 @@ class TableModel(Classifier):
         layout = FeatureLayout.of(spec.features)
         if self.layout is None:
             self._build(layout)
-        elif self.layout != layout:
+        elif self.layout != layout or (known is not None and known.features != spec.features):
             raise ConfigError(
                 f"the features of the data are not those that this {type(self).__name__} was built"
                 f" for: {_difference(self.layout, layout)}",
@@ -122,7 +126,7 @@ def _difference(own: FeatureLayout, other: FeatureLayout) -> str:
         found = {**other.ids, **other.sequences}.get(name)
         if found != size:
             return f"{name} has {'no' if found is None else found} ids, not {size}"
-    return "they differ in names or order"
+    return "they differ in names, order, vocabularies or means"
 
 
 def inputs_of(batch: Batch) -> Tensor | dict[str, Tensor]:

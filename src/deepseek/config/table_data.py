@@ -23,7 +23,7 @@ class TableDataConfig(Settings):
     else any. `auto`: 0.1. `null`: none.
     """
     features: Name | None = None
-    """Path of a feature spec, which says what the columns mean. `null`: it is found from `train`."""
+    """Path of a feature spec, which says what the columns mean. `null`: found from `train`."""
     labels: list[Name] | None = None
     """Without `features`: columns to learn. `null`: `label`, `click`, `clicked` or `target`."""
     crosses: list[list[Name]] = Field(default_factory=list)

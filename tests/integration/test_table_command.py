@@ -80,6 +80,6 @@ def test_mistakes_in_the_configuration_are_named(clicks, capsys):
     assert "criteo" in capsys.readouterr().err
     assert run(["train", "a.yaml", "data.feature=x"]) == 2
     assert "did you mean `features`" in capsys.readouterr().err
-    Path("features.yaml").write_text("sparce: {user: {}}\n")
+    Path("features.yaml").write_text("sparze: {user: {}}\n")
     assert run(["train", "a.yaml"]) == 2
     assert "sparse" in capsys.readouterr().err

@@ -28,6 +28,7 @@ from deepseek.datasets.feature_values import (
 )
 from deepseek.errors import CheckpointError, ConfigError, DataError
 from deepseek.recsys.window_counts import Events, Window, WindowCounts, pack
+from deepseek.whole_file import replacing
 
 FORMAT = "deepseek real-time crosses 1"
 EVENTS_AT_ONCE = 1 << 15
@@ -408,12 +409,8 @@ class RealTimeCrosses:
         """Write settings and state to a safetensors file, whole or not at all."""
         arrays = {name: np.ascontiguousarray(each) for name, each in self.state_dict().items()}
         about = {"format": FORMAT, "settings": json.dumps(self.settings)}
-        temporary = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")
-        try:
-            write_durably(temporary, [save(arrays, about)])
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(Path(path)) as draft:
+            write_durably(draft, [save(arrays, about)])
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "RealTimeCrosses":

@@ -230,7 +230,7 @@ def test_inference_hashes_many_values_and_leaves_out_what_says_nothing():
     ("content", "words"),
     [
         ({"spares": {}}, "no section 'spares'"),
-        ({"sparse": {"a": {"encodin": "hash"}}}, "sparse.a: .*encodin"),
+        ({"sparse": {"a": {"encodings": "hash"}}}, "sparse.a: .*encodings"),
         ({"sparse": {"a": {"encoding": "hashed"}}}, "sparse.a"),
         ({"sparse": {"a": 3}}, "is a int, not a mapping"),
         ({"sparse": []}, "not a mapping"),

@@ -95,12 +95,7 @@ class GrowingEmbedding(GrowingTable):
     def forward(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... E"]:
         """Return the vectors of ids, on their device; those without a row have the shared one."""
         learns = self.training and self.optimizer is not None and torch.is_grad_enabled()
-        flat = ids.detach().reshape(-1).cpu()
-        if flat.dtype != torch.int64:
-            raise ConfigError(
-                f"ids of dtype {flat.dtype} were given to a table of int64 ids",
-                fix="give ids.long(); texts are hashed by encoding: open of the feature spec",
-            )
+        flat = _checked(ids).detach().reshape(-1).cpu()
         rows = self._find_or_add(flat) if learns else self._store.find(flat)
         vectors = self._store.values[:, : self.dim].index_select(0, rows)
         if learns:
@@ -123,10 +118,7 @@ class GrowingEmbedding(GrowingTable):
         if not given:
             return 0
         rows, gradients = (torch.cat(each) for each in zip(*given, strict=True))
-        num_rows = self._update(rows, gradients)
-        if self.max_ids is not None and len(self) > self.max_ids:
-            self.expire(keep=self.max_ids - self.max_ids // 8)
-        return num_rows
+        return self._update(rows, gradients)
 
     def drop_gradients(self) -> None:
         """Forget the gradients since the last step."""
@@ -147,10 +139,10 @@ class GrowingEmbedding(GrowingTable):
             The number of rows updated.
 
         Raises:
-            ConfigError: the table is only read.
+            ConfigError: the table is only read, or these are no gradients of its ids.
         """
         self._tick(now)
-        return self._update(self._find_or_add(ids), gradients)
+        return self._update(self._find_or_add(_checked(ids)), gradients)
 
     def _tick(self, now: int | None) -> None:
         self.clock = self.clock + 1 if now is None else max(self.clock, now)
@@ -209,6 +201,8 @@ class GrowingEmbedding(GrowingTable):
         self.optimizer.update(*values.split([self.dim, self._state_size], 1), sums)
         self._store.values.index_copy_(0, touched, values)
         self._store.used.index_fill_(0, touched, self.clock)
+        if self.max_ids is not None and len(self) > self.max_ids and not self._pending:
+            self.expire(keep=self.max_ids - self.max_ids // 8)
         return len(touched)
 
     # -- expire ------------------------------------------------------------------------------
@@ -391,3 +385,12 @@ class GrowingEmbedding(GrowingTable):
         """Return content without the optimizer's part, where this table has none."""
         skipped = () if self._state_size else ("optimizer_state",)
         return {name: tensor for name, tensor in content.items() if name not in skipped}
+
+
+def _checked(ids: Tensor) -> Tensor:
+    if ids.dtype != torch.int64:
+        raise ConfigError(
+            f"ids of dtype {ids.dtype} were given to a table of int64 ids",
+            fix="give ids.long(); texts are hashed by encoding: open of the feature spec",
+        )
+    return ids

@@ -9,6 +9,7 @@ from deepseek.models.llama import Llama as Llama
 from deepseek.models.prediction import Prediction as Prediction
 from deepseek.models.prompts import Generation as Generation
 from deepseek.models.resnet import ResNet as ResNet
+from deepseek.models.sliding_window import SlidingWindow as SlidingWindow
 from deepseek.models.text_vectors import sentence_vectors as sentence_vectors
 from deepseek.models.unet3d import UNet3D as UNet3D
 from deepseek.models.vit import VisionTransformer as VisionTransformer

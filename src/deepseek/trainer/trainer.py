@@ -118,9 +118,7 @@ class Trainer:
         self.val_loader = None
         if val_data is not None:
             check_evaluation(self.plan)
-            self.val_loader = evaluation_loader(
-                val_data, self._evaluation_batch_size(), self.config.num_workers
-            )
+            self.val_loader = self._evaluation_loader(val_data)
             if isinstance(val_data, Own) and isinstance(train_data, Own):
                 check_same_classes(train_data, val_data)
         self.task = resolve_task(task, self.spec, self.config.label_smoothing)
@@ -148,11 +146,12 @@ class Trainer:
         self._assembly: Assembly | None = None
         self._saving: Saving | None = None
 
-    def _evaluation_batch_size(self) -> int:
-        """Samples of an evaluation's batch over all ranks: a full micro-batch for each of them."""
+    def _evaluation_loader(self, data) -> DataLoader:
+        """Return a loader whose batches are a full micro-batch for each rank."""
         plan = self.plan
         per_rank = plan.micro_batch_size * (plan.num_micro_batches if plan.pp > 1 else 1)
-        return per_rank * plan.num_shares
+        count = per_rank * plan.num_shares
+        return evaluation_loader(data, count, self.config.num_workers, plan.num_shares)
 
     def _train_loader(self, data) -> DataLoader:
         if isinstance(data, DataLoader):
@@ -479,7 +478,7 @@ class Trainer:
         loader = self.val_loader
         check_evaluation(self.plan)
         if data is not None:
-            loader = evaluation_loader(data, self._evaluation_batch_size(), self.config.num_workers)
+            loader = self._evaluation_loader(data)
             if self.world.is_distributed:
                 loader.take_share(*self.world.share)
         if loader is None:

@@ -31,8 +31,10 @@ PUBLIC = {
         "Marks",
         "bootstrap_interval",
         "dice_by_class",
+        "find_scans",
         "hausdorff_mm",
         "match_marks",
+        "predict_scans",
     ],
     "deepseek.convert": [
         "Conversion",

@@ -1,6 +1,7 @@
 """`deepseek train` and `evaluate` on volumes, and the examples."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from deepseek.cli.main import run
 from deepseek.config import load_config
+from deepseek.datasets import read_volume
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "medical").glob("*.yaml"))
 SCANS = """\
@@ -65,8 +67,22 @@ def test_a_segmentation_from_a_file_to_its_evaluation(scans, capsys):
     assert run(["evaluate", "runs/scans-1/model.bin", "--data", "scans", "--json"]) == 0
     metrics = json.loads(capsys.readouterr().out)["metrics"]
     assert metrics["dice"] > 0.5
-    assert run(["predict", "runs/scans-1/model.bin", "scans/images/0.npy"]) == 2
-    assert "files of volumes are not predicted yet" in capsys.readouterr().err
+    predict = ["predict", "runs/scans-1/model.bin"]
+    assert run([*predict, "scans", "--output", "masks", "--flips", "hw", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["dice"] > 0.5
+    assert [row["mask"] for row in found["volumes"]] == [f"masks/{n}.nii.gz" for n in range(8)]
+    assert read_volume("masks/3.nii.gz").voxels.shape == (1, 10, 11, 12)
+    assert run([*predict, "scans/images/0.npy", "--overlap", "0.5"]) == 0
+    assert re.match(r"scans/images/0.npy  bright .* ml, brighter .* ml$", capsys.readouterr().out)
+    Path("broken.nii.gz").write_bytes(b"not a scan")
+    assert run([*predict, "broken.nii.gz"]) == 3
+    assert "is no NIfTI file" in capsys.readouterr().out
+    assert run([*predict, "scans/images/0.npy", "--text", "a"]) == 2
+    assert run([*predict, "scans/images/0.npy", "--flips", "x"]) == 2
+    assert "--flips dhw" in capsys.readouterr().err
+    assert run([*predict, "scans/images/0.npy", "--region", "liver"]) == 2
+    assert "region='liver'" in capsys.readouterr().err
 
 
 def test_validation_on_the_training_data_is_refused(scans, capsys):

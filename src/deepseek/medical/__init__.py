@@ -8,3 +8,5 @@ from deepseek.medical.froc import Marks as Marks
 from deepseek.medical.froc import match_marks as match_marks
 from deepseek.medical.segmentation_scores import dice_by_class as dice_by_class
 from deepseek.medical.segmentation_scores import hausdorff_mm as hausdorff_mm
+from deepseek.medical.volume_prediction import find_scans as find_scans
+from deepseek.medical.volume_prediction import predict_scans as predict_scans

@@ -4,6 +4,7 @@ Started by `ModelProcess`, with the number of an open socket. It ends when the o
 socket does.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -74,6 +75,8 @@ def _serve(channel: socket.socket) -> None:
     max_batch = settings.max_batch if model.segmenter is None else 1
     batcher = Batcher(max_batch=max_batch, target_s=settings.target_s, pad=model.pad)
     threading.Thread(target=_read, args=(source, batcher), daemon=True).start()
+    gc.collect()
+    gc.freeze()  # modules and the model are no garbage: a search of them holds requests up
     while batch := batcher.take():
         _compute(channel, model, batcher, batch)
 

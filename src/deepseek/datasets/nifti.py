@@ -1,7 +1,6 @@
 """NIfTI volumes, by nibabel: `.nii` and `.nii.gz`."""
 
 import gzip
-import os
 import zlib
 from math import prod
 from pathlib import Path
@@ -13,6 +12,7 @@ from deepseek.datasets.volume import Volume
 from deepseek.datasets.volume_file import check_holds, check_size, check_volume
 from deepseek.errors import DataError
 from deepseek.registry import import_extra
+from deepseek.whole_file import replacing
 
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MM = {"meter": 1000.0, "micron": 1e-3}
@@ -93,9 +93,8 @@ def write_nifti(path: Path, volume: Volume) -> None:
     Raises:
         MissingExtraError: nibabel is not installed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(encode_nifti(volume))
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(encode_nifti(volume))
 
 
 def _unpack(content: bytes, where: str, max_voxels: int) -> bytes:

@@ -4,7 +4,6 @@ Written by highdicom (Bridge et al. 2022, doi 10.1007/s10278-022-00683-y). Stand
 A.51. A segmentation carries patient and study of its series, as it must.
 """
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from deepseek.errors import DataError
 from deepseek.medical.dicom_series import read_headers
 from deepseek.registry import import_extra
 from deepseek.version import __version__
+from deepseek.whole_file import replacing
 
 SERIES_NUMBER = 900
 MAX_NAME = 64
@@ -48,28 +48,24 @@ def write_dicom_segmentation(
             fix="give the labels of this series, on its own voxels",
         )
     found = np.ascontiguousarray(labels.voxels[0])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they quote headers
-        try:
-            written = _make(highdicom, headers, found, class_names)
-            written.save_as(temporary)
-        except (AttributeError, ValueError, TypeError, KeyError) as error:
-            kind = type(error).__name__
-            temporary.unlink(missing_ok=True)
-            # the message may quote a header: its kind alone
+    with replacing(path) as temporary:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they quote headers
+            try:
+                _make(highdicom, headers, found, class_names).save_as(temporary)
+            except (AttributeError, ValueError, TypeError, KeyError) as error:
+                # the message may quote a header: its kind alone
+                raise DataError(
+                    f"the headers of {series} lack what a DICOM segmentation needs"
+                    f" ({type(error).__name__})",
+                    fix="take the mask in NIfTI, or export the series anew with its study",
+                ) from None
+        back = read_dicom_segmentation(temporary, series)
+        if num_other := int((back != found).sum()):
             raise DataError(
-                f"the headers of {series} lack what a DICOM segmentation needs ({kind})",
-                fix="take the mask in NIfTI, or export the series anew with its study",
-            ) from None
-    back = read_dicom_segmentation(temporary, series)
-    if not np.array_equal(back, found):
-        temporary.unlink()
-        raise DataError(
-            f"{path}: {int((back != found).sum()):,} voxels are not read back as they were written",
-            fix="take the mask in NIfTI, and report this",
-        )
-    os.replace(temporary, path)
+                f"{path}: {num_other:,} voxels are not read back as they were written",
+                fix="take the mask in NIfTI, and report this",
+            )
 
 
 def read_dicom_segmentation(path: Path, series: Path) -> np.ndarray:

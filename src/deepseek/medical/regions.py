@@ -7,7 +7,7 @@ import numpy as np
 
 from deepseek.datasets.resampling import labels_like
 from deepseek.datasets.volume import Volume
-from deepseek.errors import ConfigError
+from deepseek.errors import ConfigError, DataError
 from deepseek.medical.chest import body_mask, lung_mask
 from deepseek.models.volume_segmenter import Region
 from deepseek.registry import import_extra
@@ -23,6 +23,9 @@ def find_region(name: str) -> Region:
 
     Args:
         name: `body` or `lungs`.
+
+    What is returned raises `DataError` where there is nothing of the kind: that a scan has no lungs
+    is more often a mistake than so.
 
     Raises:
         ConfigError: it is another name.
@@ -41,6 +44,11 @@ def find_region(name: str) -> Region:
         coarse = Volume(turned.voxels[every], affine)
         hounsfield = coarse.voxels[0]
         mask = body_mask(hounsfield) if name == "body" else lung_mask(hounsfield, coarse.spacing_mm)
+        if not mask.any():
+            raise DataError(
+                f"no {name} are found in this scan: nothing would be looked at",
+                fix="leave region out, or give a chest CT in Hounsfield units",
+            )
         ndimage = import_extra("scipy.ndimage", "medical")
         wide = ndimage.binary_dilation(mask, iterations=MARGIN_VOXELS).astype(np.uint8)
         return labels_like(Volume(wide[None], affine), volume.voxels.shape[1:], volume.affine)

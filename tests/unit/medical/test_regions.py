@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from deepseek.datasets.volume import Volume, make_affine
-from deepseek.errors import ConfigError
+from deepseek.errors import ConfigError, DataError
 from deepseek.medical.chest import lung_mask
 from deepseek.medical.regions import find_region
 
@@ -28,6 +28,12 @@ def test_lungs_are_within_their_region_and_most_of_the_scan_is_not(orientation):
     assert known.mean() < there.mean() < 0.6
     body = find_region("body")(volume).voxels[0] > 0
     assert body[volume.voxels[0] > -900].all()
+
+
+def test_a_scan_without_lungs_is_refused_and_not_passed_over():
+    solid = Volume(np.full((1, 10, 20, 20), 40, np.float32), make_affine((1, 1, 1)))
+    with pytest.raises(DataError, match="no lungs are found in this scan"):
+        find_region("lungs")(solid)
 
 
 def test_other_regions_are_refused():

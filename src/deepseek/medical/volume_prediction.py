@@ -35,7 +35,7 @@ class Scan:
         return self.image.resolve().name if self.image.is_dir() else stem_of(self.image)
 
 
-def find_scans(paths: Iterable[Path]) -> list[Scan]:
+def find_scans(paths: Iterable[str | Path]) -> list[Scan]:
     """Return the volumes at some paths, in an order that is always the same.
 
     Args:
@@ -75,7 +75,7 @@ def _scans_at(path: Path) -> list[Scan]:
 def predict_scans(
     segmenter: VolumeSegmenter,
     scans: Iterable[Scan],
-    output: Path | None = None,
+    output: str | Path | None = None,
     *,
     is_strict: bool = False,
     max_voxels: int = DEFAULT_MAX_VOXELS,
@@ -99,13 +99,13 @@ def predict_scans(
         ConfigError: a file to be written is there already.
         DataError: a scan cannot be read, and that is not allowed.
     """
-    scans = list(scans)
-    if output is not None:
-        _check_new(output, scans)
-        output.mkdir(parents=True, exist_ok=True)
+    scans, folder = list(scans), None if output is None else Path(output)
+    if folder is not None:
+        _check_new(folder, scans)
+        folder.mkdir(parents=True, exist_ok=True)
     for scan in scans:
         try:
-            yield _predict(segmenter, scan, output, max_voxels, on_windows)
+            yield _predict(segmenter, scan, folder, max_voxels, on_windows)
         except DataError as error:
             if is_strict:
                 raise

@@ -26,13 +26,18 @@ PUBLIC = {
     ],
     "deepseek.medical": [
         "Findings",
+        "Fingerprint",
         "Froc",
         "Interval",
         "Marks",
+        "Means",
+        "VolumeSettings",
         "bootstrap_interval",
+        "configure",
         "dice_by_class",
         "hausdorff_mm",
         "match_marks",
+        "take_fingerprint",
     ],
     "deepseek.convert": [
         "Conversion",

@@ -42,9 +42,14 @@ class RunLength:
         self._paused_s = 0.0
         self._began_s, self._began_step, self._evaluation_steps = 0.0, 0, 0.0
 
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether the last step has been taken; nobody knew which one it would be."""
+        return self.share >= 1
+
     def is_over(self, step: int) -> bool:
         """Return whether `step` is the last one."""
-        return self.share >= 1 or (self.max_steps is not None and step >= self.max_steps)
+        return self.is_out_of_time or (self.max_steps is not None and step >= self.max_steps)
 
     def begin(self, step: int, now_s: float, evaluation_steps: float) -> None:
         """Begin, or go on, in this process.

@@ -389,7 +389,9 @@ class Trainer:
             return
         loader, config = self.train_loader, self.config
         ends_epoch = loader.position >= loader.num_samples or assembly.length.is_over(self.step)
-        evaluates = self.val_loader is not None and due(self.step, config.eval_every, ends_epoch)
+        evaluates = self.val_loader is not None and (
+            due(self.step, config.eval_every, ends_epoch) or assembly.length.is_out_of_time
+        )
         metrics: dict[str, float] = {}
         if evaluates:
             began = perf_counter()

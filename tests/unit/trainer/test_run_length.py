@@ -4,6 +4,7 @@ import pytest
 import torch
 from tests.unit.trainer.test_trainer import QUIET, make_net, make_table
 
+from deepseek.deploy import DynamicPruning
 from deepseek.errors import ConfigError
 from deepseek.trainer import Callback, Schedule, Trainer
 from deepseek.trainer.run_length import RunLength
@@ -88,6 +89,11 @@ def test_a_run_ends_in_time_with_its_schedule_an_evaluation_and_a_model(tmp_path
     assert (tmp_path / "run/evaluation").is_dir()
 
 
+def test_the_last_weights_are_evaluated_whatever_their_step(tmp_path):
+    history = make_trainer(tmp_path, "1.5s", eval_every=10_000_000).fit()
+    assert "val_loss" in history.records[-1]
+
+
 def test_a_resumed_run_goes_on_with_the_time_that_is_left(tmp_path):
     trainer = make_trainer(tmp_path, "3s", callbacks=[StopAfter(40)])
     trainer.fit()
@@ -124,6 +130,11 @@ def test_steps_alone_learn_the_same_as_beside_a_budget_that_is_far_away(tmp_path
         trainer.fit()
         weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
     torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-8)
+
+
+def test_what_needs_the_number_of_steps_says_so(tmp_path):
+    with pytest.raises(ConfigError, match="time_budget=1s alone ends the run"):
+        make_trainer(tmp_path, "1s", callbacks=[DynamicPruning(sparsity=0.5)]).fit()
 
 
 @pytest.mark.parametrize("budget", ["20", "m20", "0s", "20 m", "-5m", 20, "1m1h"])

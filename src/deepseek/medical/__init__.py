@@ -2,6 +2,11 @@
 
 from deepseek.medical.bootstrap import Interval as Interval
 from deepseek.medical.bootstrap import bootstrap_interval as bootstrap_interval
+from deepseek.medical.configuration import Means as Means
+from deepseek.medical.configuration import VolumeSettings as VolumeSettings
+from deepseek.medical.configuration import configure as configure
+from deepseek.medical.fingerprint import Fingerprint as Fingerprint
+from deepseek.medical.fingerprint import take_fingerprint as take_fingerprint
 from deepseek.medical.froc import Findings as Findings
 from deepseek.medical.froc import Froc as Froc
 from deepseek.medical.froc import Marks as Marks

@@ -54,7 +54,7 @@ def scans(tmp_path):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_are_configurations(path):
-    assert load_config(path).data.format == "volume"
+    assert load_config(path).data.format in ("volume", "nodules")
 
 
 def test_a_segmentation_from_a_file_to_its_evaluation(scans, capsys):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from deepseek.cli.build_nodules import build_nodule_evaluation, build_nodules
 from deepseek.cli.build_text import (
     AUTO_VAL_SHARE,
     build_text,
@@ -15,18 +16,26 @@ from deepseek.cli.build_text import (
     check_apart,
 )
 from deepseek.cli.build_volumes import build_volume_evaluation, build_volumes
-from deepseek.config import DataConfig, ModelConfig, RunConfig, TextDataConfig, VolumeDataConfig
+from deepseek.config import (
+    DataConfig,
+    ModelConfig,
+    NoduleDataConfig,
+    RunConfig,
+    TextDataConfig,
+    VolumeDataConfig,
+)
 from deepseek.datasets import ImageDataset, TextDataset, VolumeDataset
 from deepseek.errors import ConfigError
+from deepseek.medical.nodule_dataset import NoduleDataset
 from deepseek.models import ModelEngine
 from deepseek.trainer import Trainer
 
-AnyDataset = ImageDataset | TextDataset | VolumeDataset
+AnyDataset = ImageDataset | TextDataset | VolumeDataset | NoduleDataset
 VAL_FOLDERS = ("val", "validation", "test")
 
 
 def build_data(
-    config: DataConfig | TextDataConfig | VolumeDataConfig, seed: int
+    config: DataConfig | TextDataConfig | VolumeDataConfig | NoduleDataConfig, seed: int
 ) -> tuple[AnyDataset, AnyDataset | None]:
     """Return the training data and the validation data, `None` if there is to be none.
 
@@ -37,6 +46,8 @@ def build_data(
         return build_text(config, seed)
     if isinstance(config, VolumeDataConfig):
         return build_volumes(config, seed)
+    if isinstance(config, NoduleDataConfig):
+        return build_nodules(config, seed)
     return _build_pictures(config, seed)
 
 
@@ -125,6 +136,8 @@ def build_evaluation_data(
             f"{' '.join(settings)} would be ignored: the model was not trained on text",
             fix="leave them out",
         )
+    if spec is not None and spec.task == "detection":
+        return build_nodule_evaluation(spec, path)
     if spec is not None and spec.task == "segmentation" and len(spec.fields["inputs"].shape) == 4:
         return build_volume_evaluation(spec, path)
     if spec is None or spec.transform is None:

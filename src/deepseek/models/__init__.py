@@ -1,5 +1,6 @@
 """Layer 2, model computation: batches -> outputs."""
 
+from deepseek.models.center_detector import CenterDetector3D as CenterDetector3D
 from deepseek.models.encoder import Encoder as Encoder
 from deepseek.models.engine import ModelEngine as ModelEngine
 from deepseek.models.gpt import GPT as GPT

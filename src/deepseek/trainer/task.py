@@ -193,6 +193,7 @@ TASKS: Registry = Registry(
     "task",
     {
         "classification": "deepseek.trainer.task:_classification",
+        "detection": "deepseek.medical.detection:make_task",
         "language_modelling": "deepseek.trainer.task:_language_modelling",
         "masked_language_modelling": "deepseek.trainer.task:_language_modelling",
         "segmentation": "deepseek.trainer.segmentation:segmentation",

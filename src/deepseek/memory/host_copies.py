@@ -60,9 +60,14 @@ def can_be_copied(tensor: Tensor) -> bool:
     if isinstance(tensor, AsyncCollectiveTensor):
         return can_be_copied(tensor.elem)
     if is_traceable_wrapper_subclass(tensor):
-        return all(can_be_copied(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+        return all(can_be_copied(part) for part in _parts_of(tensor) if isinstance(part, Tensor))
     is_plain = tensor.layout is torch.strided and not (tensor.is_complex() or tensor.is_neg())
     return is_plain and tensor.untyped_storage().nbytes() >= MIN_COPIED_BYTES
+
+
+def _parts_of(tensor: Any) -> list[Any]:
+    """Return what a tensor is made of: tensors, and what they share, such as a mesh."""
+    return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
 
 
 class HostCopy:
@@ -144,16 +149,23 @@ class Offloaded:
 
 
 class OffloadedParts:
-    """Stands for a tensor that is made of others, such as a DTensor."""
+    """Stands for a tensor that is made of others, such as a DTensor.
+
+    Args:
+        parts: by name, those that are tensors offloaded.
+        make: the tensor, of its parts.
+    """
 
     __slots__ = ("_make", "_parts")
 
-    def __init__(self, parts: dict[str, Any], make: Callable[[dict[str, Tensor]], Tensor]) -> None:
+    def __init__(self, parts: dict[str, Any], make: Callable[[dict[str, Any]], Tensor]) -> None:
         self._parts, self._make = parts, make
 
     def unpack(self) -> Tensor:
         """Bring it back."""
-        return self._make({name: part.unpack() for name, part in self._parts.items()})
+        kinds = Offloaded, OffloadedParts
+        parts = self._parts.items()
+        return self._make({n: p.unpack() if isinstance(p, kinds) else p for n, p in parts})
 
 
 class HostCopies:
@@ -195,7 +207,10 @@ class HostCopies:
         if is_traceable_wrapper_subclass(tensor):
             names, context = tensor.__tensor_flatten__()
             kind, shape, stride = type(tensor), tensor.shape, tensor.stride()
-            parts = {name: self.put(getattr(tensor, name)) for name in names}
+            parts = {
+                name: self.put(part) if isinstance(part, Tensor) else part
+                for name, part in zip(names, _parts_of(tensor), strict=True)
+            }
             return OffloadedParts(
                 parts, lambda made: kind.__tensor_unflatten__(made, context, shape, stride)
             )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from deepseek.memory.epsilons import Epsilons
-from deepseek.memory.host_copies import can_be_copied
+from deepseek.memory.host_copies import can_be_copied, storages_of
 from deepseek.memory.host_link import HostLink
 from deepseek.memory.policy import ALL_KINDS
 from deepseek.memory.recipe import Cookbook, Kind, Recipe
@@ -121,13 +121,14 @@ class Census:
 
     def note(self, place: int, tensor: Tensor, packed: Packed, kind: Kind | None) -> None:
         """Count a tensor."""
-        storage = tensor.untyped_storage()
+        storages = storages_of(tensor)
+        num_bytes = sum(storage.nbytes() for storage in storages)
         if isinstance(packed, Remade):
             if packed.recipe_id not in self._remade:
                 self._remade[packed.recipe_id] = packed  # alive, so that the id is its own
-                self.remade_bytes += storage.nbytes()
+                self.remade_bytes += num_bytes
             return
-        group = self._groups.setdefault(storage._cdata, Group(storage.nbytes()))
+        group = self._groups.setdefault(storages[0]._cdata, Group(num_bytes))
         group.places.append(place)
         group.can_be_copied &= can_be_copied(tensor)
         recipe = self._products.find(tensor if tensor._base is None else tensor._base)

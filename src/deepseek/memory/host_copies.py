@@ -65,6 +65,14 @@ def can_be_copied(tensor: Tensor) -> bool:
     return is_plain and tensor.untyped_storage().nbytes() >= MIN_COPIED_BYTES
 
 
+def storages_of(tensor: Tensor) -> list[torch.UntypedStorage]:
+    """Return the memory behind a tensor on this rank; of a DTensor, of its part."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor.untyped_storage()]
+    parts = [part for part in _parts_of(tensor) if isinstance(part, Tensor)]
+    return [storage for part in parts for storage in storages_of(part)]
+
+
 def _parts_of(tensor: Any) -> list[Any]:
     """Return what a tensor is made of: tensors, and what they share, such as a mesh."""
     return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]

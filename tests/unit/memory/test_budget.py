@@ -4,12 +4,16 @@ from itertools import chain, combinations
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from deepseek.memory.budget import Census, Group, Host, cheapest, choose
 from deepseek.memory.epsilons import Epsilons
 from deepseek.memory.host_link import HostLink
 from deepseek.memory.policy import MemoryPolicy
+from deepseek.memory.saved import Kept
 from deepseek.models import GPT
+from deepseek.parallel.paper import paper_ranks
 
 SIZES = [Group(40, [0], 3.0), Group(30, [1], 1.0), Group(50, [2, 3], 4.0), Group(20, [4], None)]
 SIZES += [Group(25, [5], 0.5), Group(60, [6], 4.5)]
@@ -96,3 +100,14 @@ def test_a_census_adds_up_what_is_kept_and_what_is_not():
     # the activation's input; attention scales and copies queries and keys
     assert [group.nbytes for group in products] == [4 * unit, 4 * unit]
     assert all(group.cost_s > 0 for group in products)
+
+
+def test_a_census_counts_of_a_divided_tensor_what_this_rank_has():
+    census = Census(Epsilons(), torch.device("cpu"))
+    with paper_ranks(2, 0):
+        mesh = init_device_mesh("cpu", (2,))
+        whole = distribute_tensor(torch.ones(64, 64), mesh, [Shard(0)])
+        for place, tensor in enumerate((whole, whole.view(32, 128))):
+            census.note(place, tensor, Kept(tensor), None)
+    [group] = census.groups
+    assert (group.nbytes, group.places) == (32 * 64 * 4, [0, 1])

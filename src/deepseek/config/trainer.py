@@ -15,7 +15,7 @@ from deepseek.config.settings import Auto, BetaPair, Number, Settings, Switch, W
 _PLAN_TEXT = {"type": "string", "examples": ["auto", "dp2-tp2-pp2", "fsdp8"]}
 Schedule = Literal["cosine", "linear", "constant", "wsd", "one_cycle", "polynomial"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
-Offload = Literal["none", "optimizer", "parameters"]
+Offload = Literal["none", "activations", "optimizer", "parameters"]
 BadStepPolicy = Literal["abort", "skip", "rollback"]
 AtLeastOne = Annotated[Whole, Field(ge=1)]
 Ramp = tuple[AtLeastOne, AtLeastOne, AtLeastOne]
@@ -66,7 +66,8 @@ class TrainerConfig(Settings):
     """Update each weight as soon as its gradient is there, and free that: the gradients of all
     weights never exist at once. Without clipping, accumulation and other processes."""
     offload: Offload = "none"
-    """What an accelerator leaves in the memory of its host between uses. `optimizer`: the state of
+    """What an accelerator leaves in the memory of its host between uses. `activations`: all that
+    `memory` keeps from forward to backward (a budget decides by itself). `optimizer`: the state of
     the optimizer, which comes back weight by weight; the numbers learnt are the same.
     `parameters`: under `fsdp` weights, gradients and that state; the host updates."""
     expandable_segments: Switch | Auto = "auto"

@@ -27,6 +27,7 @@ from deepseek.cli.main import run
 from deepseek.config import (
     DataConfig,
     ModelConfig,
+    NoduleDataConfig,
     RunConfig,
     TableDataConfig,
     TextDataConfig,
@@ -183,6 +184,7 @@ def anchors(page):
         ("data.", TextDataConfig),
         ("data.", VolumeDataConfig),
         ("data.", TableDataConfig),
+        ("data.", NoduleDataConfig),
         ("model.", ModelConfig),
         ("trainer.", TrainerConfig),
         ("trainer.parallel.", ParallelConfig),
@@ -192,9 +194,15 @@ def test_tables_of_settings_are_complete_and_have_the_defaults(prefix, settings)
     page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
     pictures, _, others = page.partition("## data, of text\n")
     text, _, others = others.partition("## data, of volumes\n")
-    volumes, _, tables = others.partition("## data, of tables\n")
-    parts = {DataConfig: pictures, TextDataConfig: text, VolumeDataConfig: volumes}
-    parts[TableDataConfig] = tables
+    volumes, _, others = others.partition("## data, of nodule cubes\n")
+    nodules, _, tables = others.partition("## data, of tables\n")
+    parts = {
+        DataConfig: pictures,
+        TextDataConfig: text,
+        VolumeDataConfig: volumes,
+        NoduleDataConfig: nodules,
+        TableDataConfig: tables,
+    }
     page = parts.get(settings, page)
     rows = dict(re.findall(rf"^\| `{re.escape(prefix)}(\w+)` \| (.+?) \|", page, re.M))
     fields = settings.model_fields

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from deepseek.cli.build_nodules import build_nodule_evaluation, build_nodules
 from deepseek.cli.build_tables import build_table_evaluation, build_tables
 from deepseek.cli.build_text import (
     AUTO_VAL_SHARE,
@@ -19,6 +20,7 @@ from deepseek.cli.build_volumes import build_volume_evaluation, build_volumes
 from deepseek.config import (
     DataConfig,
     ModelConfig,
+    NoduleDataConfig,
     RunConfig,
     TableDataConfig,
     TextDataConfig,
@@ -27,15 +29,16 @@ from deepseek.config import (
 from deepseek.datasets import ImageDataset
 from deepseek.datasets.loader import LabelledDataset
 from deepseek.errors import ConfigError
+from deepseek.medical.nodule_dataset import NoduleDataset
 from deepseek.models import ModelEngine
 from deepseek.trainer import Trainer
 
+AnyConfig = DataConfig | NoduleDataConfig | TableDataConfig | TextDataConfig | VolumeDataConfig
+AnyDataset = LabelledDataset | NoduleDataset
 VAL_FOLDERS = ("val", "validation", "test")
 
 
-def build_data(
-    config: DataConfig | TableDataConfig | TextDataConfig | VolumeDataConfig, seed: int
-) -> tuple[LabelledDataset, LabelledDataset | None]:
+def build_data(config: AnyConfig, seed: int) -> tuple[AnyDataset, AnyDataset | None]:
     """Return the training data and the validation data, `None` if there is to be none.
 
     Raises:
@@ -47,6 +50,8 @@ def build_data(
         return build_volumes(config, seed)
     if isinstance(config, TableDataConfig):
         return build_tables(config, seed)
+    if isinstance(config, NoduleDataConfig):
+        return build_nodules(config, seed)
     return _build_pictures(config, seed)
 
 
@@ -115,7 +120,7 @@ def build_trainer(
 
 def build_evaluation_data(
     engine: ModelEngine, path: str, settings: Sequence[str] = ()
-) -> LabelledDataset:
+) -> AnyDataset:
     """Return the labelled data at `path`, prepared as the model expects.
 
     Args:
@@ -137,6 +142,8 @@ def build_evaluation_data(
             f"{' '.join(settings)} would be ignored: the model was not trained on text or a table",
             fix="leave them out",
         )
+    if spec is not None and spec.task == "detection":
+        return build_nodule_evaluation(spec, path)
     if spec is not None and spec.task == "segmentation" and len(spec.fields["inputs"].shape) == 4:
         return build_volume_evaluation(spec, path)
     if spec is None or spec.transform is None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from deepseek.config.data import DataConfig
+from deepseek.config.nodule_data import NoduleDataConfig
 from deepseek.config.settings import Auto, Number, Settings, Switch, Whole, unit
 from deepseek.config.table_data import TableDataConfig
 from deepseek.config.volume_data import VolumeDataConfig
@@ -70,14 +71,15 @@ class TextDataConfig(Settings):
 
 def _format_of(value: Any) -> str:
     given = value.get("format") if isinstance(value, dict) else getattr(value, "format", None)
-    return given if given in ("table", "text", "volume") else "image"
+    return given if given in ("table", "text", "volume", "nodules") else "image"
 
 
 AnyDataConfig = Annotated[
     Annotated[DataConfig, Tag("image")]
     | Annotated[TextDataConfig, Tag("text")]
     | Annotated[VolumeDataConfig, Tag("volume")]
+    | Annotated[NoduleDataConfig, Tag("nodules")]
     | Annotated[TableDataConfig, Tag("table")],
     Discriminator(_format_of),
 ]
-"""The settings of pictures, or where `format` says so of text, volumes or tables."""
+"""The settings of pictures, or of what else `format` says."""

@@ -9,7 +9,7 @@ for batch in loader:          # the rest of loader.epoch, from loader.position o
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from deepseek.datasets.ramp import Ramp
 from deepseek.datasets.sampler import BatchKeys, Key, Progress
 from deepseek.datasets.spec import DataSpec
 from deepseek.datasets.text_dataset import TextDataset
-from deepseek.datasets.token_dataset import TokenDataset
 from deepseek.datasets.volume_dataset import VolumeDataset
 from deepseek.datasets.workers import Fetched, Workers
 from deepseek.errors import CheckpointError, ConfigError, DataError, DeepSeekError
@@ -34,6 +33,7 @@ INPUT_FORMATS: Registry[Callable] = Registry(
     {
         "image": "deepseek.datasets.image_dataset:ImageDataset",
         "table": "deepseek.datasets.interaction_dataset:InteractionDataset",
+        "nodules": "deepseek.medical.nodule_dataset:NoduleDataset",
         "text": "deepseek.datasets.text_dataset:TextDataset",
         "volume": "deepseek.datasets.volume_dataset:VolumeDataset",
     },
@@ -44,8 +44,9 @@ LabelledDataset = ImageDataset | InteractionDataset | TextDataset | VolumeDatase
 WORKER_TIMEOUT_S = 600.0
 
 
+@runtime_checkable
 class BatchSource(Protocol):
-    """What a loader asks of a data set."""
+    """What a loader asks of a data set of ours; applications bring some of their own."""
 
     @property
     def is_light(self) -> bool:
@@ -55,6 +56,11 @@ class BatchSource(Protocol):
     @property
     def lengths(self) -> np.ndarray | None:
         """Length of each sample, where batches are to be made by length."""
+        ...
+
+    @property
+    def spec(self) -> DataSpec:
+        """What a sample holds."""
         ...
 
     def __len__(self) -> int: ...
@@ -71,7 +77,7 @@ class DataLoader:
 
     Args:
         data: a path, a data set of ours, or any map-style torch data set yielding (x, y) or a dict.
-        input_format: what a path holds: "image", "table", "text" or "volume".
+        input_format: what a path holds: "image", "table", "text", "volume" or "nodules".
         batch_size: samples in a batch.
         shuffle: a new order each epoch; else the order of the data set.
         num_workers: processes that prepare batches; "auto": none for small sets in memory, else one
@@ -166,7 +172,7 @@ class DataLoader:
         return self._attach(dataset)
 
     def _attach(self, dataset) -> "DataLoader":
-        is_own = isinstance(dataset, LabelledDataset | TokenDataset)
+        is_own = isinstance(dataset, BatchSource)
         source = dataset if is_own else ForeignDataset(dataset, self.seed)
         keys = BatchKeys(
             len(source), self.batch_size, self.shuffle, self.drop_last, self.seed, self._progress,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from deepseek.errors import ConfigError
+from deepseek.models.center_detector import CenterDetector3D
 from deepseek.models.classifier import Classifier
 from deepseek.models.encoder import Encoder
 from deepseek.models.gpt import GPT
@@ -64,6 +65,7 @@ ARCHITECTURES.register("gpt")(Architecture(GPT))
 ARCHITECTURES.register("llama")(Architecture(Llama))
 ARCHITECTURES.register("encoder")(Architecture(Encoder))
 ARCHITECTURES.register("unet3d")(Architecture(UNet3D))
+ARCHITECTURES.register("center_detector3d")(Architecture(CenterDetector3D))
 for _name, _preset in published_presets().items():
     ARCHITECTURES.register(_name)(_preset)
 

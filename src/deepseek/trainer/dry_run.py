@@ -70,6 +70,7 @@ class DryRun:
         lines: model and plan, as a run announces them.
         held: bytes by category between steps.
         peak: bytes by category where their sum is largest.
+        host_bytes: of a micro-batch's activations that wait on the host, beside the peak.
         traffic: the collectives of a step.
         forecast: what the analytic planner says of the same; `None` with its reason in `notes`.
         notes: what was left out, or taken otherwise, and why.
@@ -81,6 +82,7 @@ class DryRun:
     lines: tuple[str, ...]
     held: dict[str, int]
     peak: dict[str, int]
+    host_bytes: int
     traffic: tuple[Traffic, ...]
     forecast: Forecast | None
     notes: tuple[str, ...]
@@ -119,8 +121,8 @@ def dry_run(build: Callable[[], "Trainer"], *, world_size: int = 1, rank: int = 
         if trainer.world.is_distributed:
             lines.append(plan_line(walk.step.parallel, trainer.plan_reason))
         return DryRun(
-            rank, world_size, tuple(lines), walk.held(), walk.peak(), tuple(walk.traffic()),
-            planned, tuple(notes), perf_counter() - began,
+            rank, world_size, tuple(lines), walk.held(), walk.peak(), walk.host_bytes(),
+            tuple(walk.traffic()), planned, tuple(notes), perf_counter() - began,
         )  # fmt: skip
 
 
@@ -147,6 +149,8 @@ class _Walk:
             tell_shapes(self.step.parallel, outputs, micro_batch)
         self.trained = [w.local for w in self.step.parallel.weights.trained]
         self.allocations = Allocations()
+        if (copies := self.step.graph.memory.copies) is not None:
+            copies.uncounted = self.allocations.pause
         self.collectives = Collectives(lambda: str(len(self._begun)))
         self._begun: list[int] = []
         self._at_peak: dict[str, int] = {}
@@ -283,6 +287,11 @@ class _Walk:
         peak["optimizer"] += self._optimizer_bytes
         return peak
 
+    def host_bytes(self) -> int:
+        """Return the bytes of a micro-batch that wait on the host."""
+        copies = self.step.graph.memory.copies
+        return 0 if copies is None else copies.copied_bytes
+
     def traffic(self) -> list[Traffic]:
         """Return the collectives of a whole step, by axis and kind."""
         numbers: Counter[tuple[str, str]] = Counter()
@@ -341,9 +350,11 @@ def _simplify(trainer: "Trainer", notes: list[str]) -> None:
     if config.optimizer_in_backward:
         changes["optimizer_in_backward"] = False
         notes.append("optimizer_in_backward is walked as an update after the backward pass")
-    if config.offload != "none":
+    if config.offload in ("optimizer", "parameters"):
         changes["offload"] = "none"
         notes.append(f"offload={config.offload} is walked as if all of it were on the device")
+    if config.offload == "activations":
+        notes.append("offload=activations is walked; the planner keeps all on the device")
     if config.parallel.compression == "powersgd":
         notes.append("compression=powersgd: gradients are counted whole")
     trainer.config = config.model_copy(update=changes)

@@ -14,7 +14,7 @@ from time import perf_counter
 import torch
 
 from deepseek.datasets import DataLoader
-from deepseek.trainer.console import Console, format_seconds
+from deepseek.trainer.console import Console, format_seconds, of_all
 from deepseek.trainer.loggers import Logger
 from deepseek.trainer.metrics import Mean
 from deepseek.trainer.step_values import StepResult
@@ -46,12 +46,13 @@ class Recorder:
         console: Console,
         loggers: Sequence[Logger],
         step: int,
-        max_steps: int,
-        num_epochs: int,
+        max_steps: int | None,
+        num_epochs: int | None,
+        budget_s: float | None = None,
     ) -> None:
-        """Start the clocks."""
+        """Start the clocks; what is not known of the length of the run is `None`."""
         self.console, self._loggers = console, loggers
-        self._max_steps, self._num_epochs = max_steps, num_epochs
+        self._max_steps, self._num_epochs, self._budget_s = max_steps, num_epochs, budget_s
         self._began, self._began_step = perf_counter(), step
         self._window, self._epoch_window = Throughput(), Throughput()
 
@@ -130,8 +131,13 @@ class Recorder:
         return dict(self._last)
 
     def _eta_s(self, step: int) -> float:
-        done = max(1, step - self._began_step)
-        return (perf_counter() - self._began) / done * (self._max_steps - step)
+        left = []
+        if self._max_steps is not None:
+            done = max(1, step - self._began_step)
+            left.append((perf_counter() - self._began) / done * (self._max_steps - step))
+        if self._budget_s is not None:
+            left.append(max(0.0, self._budget_s - self.time_s()))
+        return min(left)
 
     def show_progress(self, step: int, result: StepResult) -> None:
         """Move the bar, if it is time to."""
@@ -144,7 +150,9 @@ class Recorder:
             f"  data {100 * speed['data_wait_share']:.0f}%"
             f"  total eta {format_seconds(self._eta_s(step))}"
         )
-        head = f"{self._loader.epoch + 1}/{self._num_epochs}"
+        if self._budget_s is not None:
+            tail += f" of {format_seconds(self._budget_s)}"
+        head = of_all(self._loader.epoch + 1, self._num_epochs)
         self.console.progress(head, self._loader.position, self._loader.num_samples, tail)
 
     def close(self) -> None:

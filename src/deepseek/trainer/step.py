@@ -106,6 +106,7 @@ class TrainStep:
         self.channels_last = channels_last
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
         self.on_halved: Callable[[int], None] = lambda size: None
+        self.look_at_clock: Callable[[], float] = lambda: 0.0
         self.clock: Clock = Clock()
         self._world = parallel.world
         self._parameters = [weight.local for weight in parallel.weights.trained]
@@ -376,14 +377,12 @@ class TrainStep:
             wants_stop: whether this rank wants the run to end after the step.
         """
         if self.in_backward is not None:
-            norm = self.in_backward.norm()
-            return Measured(accumulated, accumulated.loss_sum, norm, False, wants_stop)
+            return self._measured_alone(accumulated, self.in_backward.norm(), wants_stop)
         grads = self.parallel.take_gradients()
         if self.precision.needs_scaler:
             self.scaler.unscale_(self.optimizer)
         if not self._world.is_distributed:
-            norm = total_norm(grads)
-            return Measured(accumulated, accumulated.loss_sum, norm, False, wants_stop)
+            return self._measured_alone(accumulated, total_norm(grads), wants_stop)
         squares = self.parallel.weights.sum_of_squares(total_norm)
         speaks = self._world.speaks_for_outputs
         sums = self._world.agree(
@@ -393,6 +392,7 @@ class TrainStep:
                 float(self.guard.finds_damage()),
                 float(wants_stop),
                 float(self._shortage is not None),
+                self.look_at_clock() if self._world.rank == 0 else 0.0,
             ]
         )
         norm = math.sqrt(sums[1]) if sums[1] >= 0 else math.nan
@@ -406,7 +406,14 @@ class TrainStep:
             is_suspect=sums[2] > 0,
             wants_stop=sums[3] > 0,
             ran_out=sums[4] > 0,
+            time_share=sums[5],
         )
+
+    def _measured_alone(self, accumulated: Accumulated, norm: Tensor, wants_stop: bool) -> Measured:
+        return Measured(
+            accumulated, accumulated.loss_sum, norm, is_suspect=False, wants_stop=wants_stop,
+            time_share=self.look_at_clock(),
+        )  # fmt: skip
 
     def update(
         self,

@@ -29,6 +29,7 @@ class Measured:
         norm: L2 norm of the gradient, a scalar on the device.
         is_suspect: some rank has found something that is not finite.
         ran_out: some rank was out of memory: all but its counts is nothing.
+        time_share: of the run's time, by the clock of the first rank (`RunLength.share`).
         wants_stop: some rank wants the run to end after this step.
     """
 
@@ -38,6 +39,7 @@ class Measured:
     is_suspect: bool
     wants_stop: bool
     ran_out: bool = False
+    time_share: float = 0.0
 
 
 @dataclass(frozen=True)

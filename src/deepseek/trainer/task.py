@@ -194,6 +194,7 @@ TASKS: Registry = Registry(
     {
         "binary": "deepseek.trainer.binary:make_task",
         "classification": "deepseek.trainer.task:_classification",
+        "detection": "deepseek.medical.detection:make_task",
         "language_modelling": "deepseek.trainer.task:_language_modelling",
         "masked_language_modelling": "deepseek.trainer.task:_language_modelling",
         "segmentation": "deepseek.trainer.segmentation:segmentation",

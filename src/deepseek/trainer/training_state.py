@@ -46,6 +46,7 @@ def capture(trainer: "Trainer") -> Checkpoint:
         "recorder": trainer.recorder.state_dict(),
         "callbacks": [callback.state_dict() for callback in trainer.callbacks],
         "progress": trainer.progress.state_dict(),
+        "length": trainer.assembly.length.state_dict(),
     }
     own_state = {
         "random": (boundary.random if boundary.is_open else RandomState.read()).to_json(),
@@ -121,6 +122,7 @@ def _restore(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     for callback, saved in zip(trainer.callbacks, state["callbacks"], strict=False):
         callback.load_state_dict(saved)
     trainer.progress.load_state_dict(state["progress"])
+    trainer.assembly.length.load_state_dict(state["length"])
     if state["plan"] == world.plan.describe():
         RandomState.from_json(checkpoint.own_state[str(world.rank)]["random"]).restore()
     else:  # another layout has other streams: begun anew, from seed and step

@@ -1,13 +1,14 @@
 """Data as they are evaluated on: whole texts and volumes, and no parts drawn at random."""
 
+from deepseek.datasets.joint_dataset import JointDataset
 from deepseek.datasets.loader import DataLoader
-from deepseek.datasets.text_dataset import TextDataset
-from deepseek.datasets.volume_dataset import VolumeDataset
+from deepseek.datasets.multi_task_dataset import MultiTaskDataset
+from deepseek.datasets.task_labels import evaluated
 
 
 def evaluation_dataset(data):
     """Return a data set, or that of a bound `DataLoader`, as it is evaluated on."""
     dataset = data.dataset if isinstance(data, DataLoader) else data
-    if isinstance(dataset, TextDataset | VolumeDataset):
+    if isinstance(dataset, JointDataset | MultiTaskDataset):
         return dataset.evaluation_view()
-    return dataset
+    return evaluated(dataset)

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepseek.datasets.foreign_dataset import ForeignDataset
 from deepseek.datasets.image_dataset import ImageDataset, too_many_bad
+from deepseek.datasets.joint_dataset import JointDataset
+from deepseek.datasets.multi_task_dataset import MultiTaskDataset
 from deepseek.datasets.ramp import Ramp
-from deepseek.datasets.sampler import BatchKeys, Key, Progress
+from deepseek.datasets.sampler import BatchKeys, Key, Lengths, Progress
 from deepseek.datasets.spec import DataSpec
-from deepseek.datasets.text_dataset import TextDataset
-from deepseek.datasets.token_dataset import TokenDataset
-from deepseek.datasets.volume_dataset import VolumeDataset
+from deepseek.datasets.task_labels import as_source
 from deepseek.datasets.workers import Fetched, Workers
 from deepseek.errors import CheckpointError, ConfigError, DataError, DeepSeekError
 from deepseek.registry import Registry
@@ -49,8 +48,8 @@ class BatchSource(Protocol):
         ...
 
     @property
-    def lengths(self) -> np.ndarray | None:
-        """Length of each sample, where batches are to be made by length."""
+    def lengths(self) -> Lengths:
+        """Length of each sample, or from an epoch to them, where batches are made by length."""
         ...
 
     def __len__(self) -> int: ...
@@ -162,8 +161,8 @@ class DataLoader:
         return self._attach(dataset)
 
     def _attach(self, dataset) -> "DataLoader":
-        is_own = isinstance(dataset, ImageDataset | TextDataset | TokenDataset | VolumeDataset)
-        source = dataset if is_own else ForeignDataset(dataset, self.seed)
+        is_joint = isinstance(dataset, JointDataset | MultiTaskDataset)
+        source = dataset if is_joint else as_source(dataset, self.seed)
         keys = BatchKeys(
             len(source), self.batch_size, self.shuffle, self.drop_last, self.seed, self._progress,
             self.ramp, self._share, source.lengths,

@@ -19,11 +19,12 @@ from deepseek.models.decoder import Decoder
 from deepseek.models.eval_mode import evaluating
 from deepseek.models.hints import ParallelHints
 from deepseek.models.model_file import ModelFile, read_model_file, write_model_file
+from deepseek.models.multi_head import MultiHead
 from deepseek.models.prediction import Prediction
 from deepseek.models.prompts import Generation, Prompt, Vocabulary, Writer
 from deepseek.models.quantized import QuantizedLayer
 from deepseek.models.text_batches import tokenizer_of
-from deepseek.models.text_binding import check_tokens, keep_documents_apart
+from deepseek.models.text_binding import bind_text
 from deepseek.models.zoo import build_model, name_of, timm_hints, timm_input_shape
 
 GRAPHS = ("dynamic", "static")
@@ -241,11 +242,11 @@ class ModelEngine(nn.Module):
         if not self._is_foreign:
             if "inputs" in spec.fields:
                 self._check_input(spec.fields["inputs"].shape)
-            check_tokens(self.module, spec)
-            if spec.num_classes:
+            bind_text(self.module, spec)
+            if spec.tasks:
+                self._bind_tasks(spec)
+            elif spec.num_classes:
                 self._bind_classes(spec.num_classes)
-            if spec.document_token is not None:
-                keep_documents_apart(self.module, spec.document_token)
         self.spec = spec
 
     def _bind_classes(self, num_classes: int) -> None:
@@ -259,12 +260,21 @@ class ModelEngine(nn.Module):
         build_head(self.module, num_classes)
         self.num_classes, self._head_is_lent = num_classes, False
 
+    def _bind_tasks(self, spec: DataSpec) -> None:
+        if not isinstance(self.module, MultiHead):
+            raise ConfigError(
+                f"the data are of several tasks ({', '.join(spec.tasks)}), and"
+                f" {self.architecture!r} has one head",
+                fix="train MultiHead.around(model)",
+            )
+        self.module.bind_tasks(spec.tasks)
+
     def _check_input(self, shape: Sequence[int]) -> None:
         if isinstance(self.module, Classifier):
             takes = self.module.input_shape
         else:
             takes = timm_input_shape(self.module, self._config)
-        fits = len(shape) == len(takes) and all(
+        fits = not takes or len(shape) == len(takes) and all(
             want is None or want == size for want, size in zip(takes, shape, strict=True)
         )
         if not fits:

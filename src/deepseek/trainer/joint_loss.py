@@ -53,6 +53,7 @@ class JointLoss:
     def _clear(self) -> None:
         num = len(self.task.tasks)
         self._sums: Tensor | None = None
+        self._each: list[Tensor] = []  # losses of a micro-batch, which do not reach other heads
         self._gram: Tensor | None = None
         self._rows: Tensor | None = None  # (N, S)
         self._own: dict[int, tuple[int, Tensor]] = {}  # parameter -> its one task, its gradient
@@ -102,8 +103,10 @@ class JointLoss:
     def losses(self, outputs: Outputs, part: Batch) -> Tensor:
         """Return the loss of each task, summed over the labels of a micro-batch, (N,)."""
         if "targets" not in part or not len(part["targets"]):  # a rank without samples
-            return torch.stack([outputs[name].sum() * 0 for name in self.task.names])
-        return self.task.losses(outputs, part)
+            self._each = [outputs[name].sum() * 0 for name in self.task.names]
+        else:
+            self._each = self.task.losses(outputs, part)
+        return torch.stack(self._each)
 
     def combine(self, losses: Tensor, *, retain_graph: bool) -> Tensor | None:
         """Return what to go backward from, summed over items; `None` where that is done already.
@@ -115,10 +118,10 @@ class JointLoss:
         detached = losses.detach()
         self._sums = detached if self._sums is None else self._sums + detached
         if self._looks_at_gradients:
-            self._take_gradients(losses, retain_graph)
+            self._take_gradients(retain_graph)
             return None
         if self._watches and (self.is_looking or self._weights is None or not self._is_late):
-            self._watch(losses)
+            self._watch()
         if self.is_looking:
             return None
         if self._weights is None:
@@ -132,6 +135,7 @@ class JointLoss:
 
     def finish(self) -> Tensor:
         """End the passes of a step: gradients are there; return this rank's part of its loss."""
+        self._each = []
         seen = self._see()
         if self._rows is not None:
             self._put_together(seen)
@@ -199,25 +203,26 @@ class JointLoss:
     def _settle(self) -> np.ndarray:
         return self.weighting.weights(self._see())
 
-    def _means(self, losses: Tensor) -> Tensor:
+    def _means(self) -> list[Tensor]:
         """Return this micro-batch's part of the mean of each task, scaled as fp16 wants it."""
-        return losses * losses.new_tensor(self._scale / np.maximum(self._counts, 1))
+        factors = (self._scale / np.maximum(self._counts, 1)).tolist()
+        return [loss * factor for loss, factor in zip(self._each, factors, strict=True)]
 
-    def _watch(self, losses: Tensor) -> None:
+    def _watch(self) -> None:
         """Add the products of the tasks' gradients of the shared representation."""
         module = self._parallel.engine.module
         if not isinstance(module, MultiHead) or module.features is None:
             raise TypeError(f"{type(module).__name__} keeps no representation")
         rows = [
             torch.autograd.grad(mean, module.features, retain_graph=True)[0].flatten()
-            for mean in self._means(losses)
+            for mean in self._means()
         ]
         matrix = torch.stack(rows).float()
         gram = matrix @ matrix.T / self._scale**2
         self._gram = gram if self._gram is None else self._gram + gram
 
-    def _take_gradients(self, losses: Tensor, retain_graph: bool) -> None:
-        means = self._means(losses) * self._parallel.gradient_factor
+    def _take_gradients(self, retain_graph: bool) -> None:
+        means = [mean * self._parallel.gradient_factor for mean in self._means()]
         last = len(means) - 1
         found = [
             torch.autograd.grad(

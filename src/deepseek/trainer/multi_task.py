@@ -80,14 +80,14 @@ class MultiTask(Task):
         """Return how many labels there are, of all tasks."""
         return sum(self.count_labels(batch))
 
-    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """Return the loss of each task, summed over its labels, (N,)."""
+    def losses(self, outputs: Outputs, batch: Batch) -> list[Tensor]:
+        """Return the loss of each task, summed over its labels."""
         found = []
         for (name, part), rows in zip(self._parts(batch), self._all_rows(batch), strict=True):
             own = _rows(outputs[name], rows)
             # a task may not know what to make of no sample; its head has a gradient all the same
             found.append(self.tasks[name].loss(own, part) if len(own) else outputs[name].sum() * 0)
-        return torch.stack(found)
+        return found
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the mean of the tasks' losses, times the count of labels.
@@ -96,7 +96,7 @@ class MultiTask(Task):
         """
         counts = self.count_labels(batch)
         shares = [sum(counts) / max(1, count) / len(counts) for count in counts]
-        losses = self.losses(outputs, batch)
+        losses = torch.stack(self.losses(outputs, batch))
         return losses @ losses.new_tensor(shares)
 
     def prepare(self, batch: Batch) -> dict[str, Tensor]:

@@ -245,8 +245,8 @@ class ModelEngine(nn.Module):
             bind_text(self.module, spec)
             if spec.tasks:
                 self._bind_tasks(spec)
-            elif spec.num_classes:
-                self._bind_classes(spec.num_classes)
+            elif num_outputs := spec.num_classes or int(spec.task == "sequence_regression"):
+                self._bind_classes(num_outputs)
         self.spec = spec
 
     def _bind_classes(self, num_classes: int) -> None:

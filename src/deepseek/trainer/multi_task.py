@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from deepseek.config import TrainerConfig
 from deepseek.datasets import DataSpec
 from deepseek.errors import ConfigError
 from deepseek.trainer.metrics import Metric
@@ -220,3 +221,25 @@ def make_task(spec: DataSpec, label_smoothing: float) -> Task:
     return MultiTask(
         {name: resolve_task("auto", own, label_smoothing) for name, own in spec.tasks.items()}
     )
+
+
+def resolve_run_task(task: str | Task, spec: DataSpec, config: TrainerConfig) -> Task:
+    """Return the task of a run, several with the weighting that its settings say.
+
+    Raises:
+        ConfigError: `weighting` would be ignored, or is given twice.
+    """
+    resolved = resolve_task(task, spec, config.label_smoothing)
+    if config.weighting == "auto":
+        return resolved
+    if not isinstance(resolved, MultiTask):
+        raise ConfigError(
+            f"weighting={config.weighting} would be ignored: there is one task",
+            fix="leave it out",
+        )
+    if isinstance(task, MultiTask):
+        raise ConfigError(
+            f"weighting={config.weighting} beside a MultiTask, which has one already",
+            fix="give it to one of the two",
+        )
+    return MultiTask(resolved.tasks, config.weighting)

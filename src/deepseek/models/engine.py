@@ -23,6 +23,7 @@ from deepseek.models.multi_head import MultiHead
 from deepseek.models.prediction import Prediction
 from deepseek.models.prompts import Generation, Prompt, Vocabulary, Writer
 from deepseek.models.quantized import QuantizedLayer
+from deepseek.models.task_predictions import name_outputs, numbers_of
 from deepseek.models.text_batches import tokenizer_of
 from deepseek.models.text_binding import bind_text
 from deepseek.models.zoo import build_model, name_of, timm_hints, timm_input_shape
@@ -344,8 +345,8 @@ class ModelEngine(nn.Module):
 
     def predict(
         self, x: object, top_k: int = 1, batch_size: int = 32
-    ) -> Prediction | list[Prediction]:
-        """Classify pictures.
+    ) -> Any:
+        """Say what pictures or texts are.
 
         Args:
             x: a tensor (C, H, W) or (B, C, H, W), a PIL image, a path, or a list of them. Pictures
@@ -354,26 +355,47 @@ class ModelEngine(nn.Module):
             batch_size: samples computed at a time, >= 1.
 
         Returns:
-            A `Prediction`; for a batch or a list, a list of them.
+            A `Prediction`; a number, of a model of numbers; of several tasks a dict with either
+            for each. For a batch or a list, a list of them.
         """
         check_positive(top_k=top_k, batch_size=batch_size)
         batches, is_single = prediction.to_batches(x, self.spec, batch_size)
         names = self.spec.class_names if self.spec else ()
-        found: list[Prediction] = []
+        found: list = []
         with evaluating(self), torch.inference_mode():
             for batch in batches:
-                found += prediction.name_probs(self.probs_of(batch), names, top_k)
+                found += self.predict_batch(batch, names, top_k)
         return found[0] if is_single else found
+
+    def predict_batch(self, batch: Tensor, class_names: tuple[str, ...], top_k: int) -> list:
+        """Return what `predict` says of a batch; the mode is the caller's."""
+        if isinstance(self.module, MultiHead) and self.spec is not None:
+            outputs = self._outputs_of(batch)
+            values = {name: each.float().cpu() for name, each in outputs.items()}
+            return name_outputs(values, batch, self.spec, top_k)
+        if self.spec is not None and self.spec.task == "sequence_regression":
+            return numbers_of(self._outputs_of(batch).float().cpu())
+        return prediction.name_probs(self.probs_of(batch), class_names, top_k)
 
     def probs_of(self, batch: Tensor) -> Tensor:
         """Return the probabilities of a batch (B, ...): (B, ..., K), float32, on the CPU.
 
         The mode is the caller's: `predict` lets the model be in `eval`.
         """
+        outputs = self._outputs_of(batch)
+        if not isinstance(outputs, Tensor):
+            raise ConfigError(
+                f"the model has the heads {', '.join(outputs)}, and one set of classes was asked"
+                " for",
+                fix="ask it by engine.predict or deepseek predict",
+            )
+        return outputs.float().softmax(-1).cpu()
+
+    def _outputs_of(self, batch: Tensor) -> Any:
         on_device = batch.to(self.device)
         if on_device.is_floating_point():
             on_device = on_device.to(self._compute_dtype(on_device.device.type))
-        return self(on_device).float().softmax(-1).cpu()
+        return self(on_device)
 
     def generate(
         self,

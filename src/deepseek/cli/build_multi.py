@@ -51,7 +51,9 @@ def build_multi(
     return mixed, MultiTaskDataset(val, seed=seed).evaluation_view() if val else None
 
 
-def build_multi_model(config: ModelConfig, build: Callable[[ModelConfig], ModelEngine]) -> MultiHead:
+def build_multi_model(
+    config: ModelConfig, build: Callable[[ModelConfig], ModelEngine]
+) -> MultiHead:
     """Return the model of several tasks around the one that is named, its heads still open."""
     if config.architecture == "encoder":
         config = config.model_copy(update={"args": {"outputs": "hidden", **config.args}})

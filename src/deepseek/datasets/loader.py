@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 

@@ -11,7 +11,7 @@ run that resumes goes on with it.
 Shapes: B batch, T tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -115,19 +115,21 @@ class MultiTaskDataset(torch.utils.data.Dataset):
         return dict(zip(self._data, self._counts.tolist(), strict=True))
 
     @property
-    def lengths(self):
+    def lengths(self) -> Callable[[int], np.ndarray] | None:
         """From an epoch to the length of each sample in it, where batches are made by length."""
-        if any(source.lengths is None for source in self._sources):
+        known = [source.lengths for source in self._sources if source.lengths is not None]
+        if len(known) < len(self._sources):
             return None
-        return self._lengths_of
 
-    def _lengths_of(self, epoch: int) -> np.ndarray:
-        places = self.places(np.arange(len(self)), epoch)
-        lengths = np.zeros(len(self), np.int64)
-        for number, source in enumerate(self._sources):
-            own = places.tasks == number
-            lengths[own] = source.lengths[places.samples[own]]
-        return lengths
+        def lengths_of(epoch: int) -> np.ndarray:
+            places = self.places(np.arange(len(self)), epoch)
+            lengths = np.zeros(len(self), np.int64)
+            for number, own in enumerate(known):
+                rows = places.tasks == number
+                lengths[rows] = own[places.samples[rows]]
+            return lengths
+
+        return lengths_of
 
     def places(self, indices: np.ndarray, epoch: int) -> Places:
         """Return which samples indices (n,) stand for in an epoch, counted from 0."""

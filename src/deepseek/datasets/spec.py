@@ -111,7 +111,9 @@ class DataSpec:
             "normalization": self.normalization.to_json() if self.normalization else None,
             # only where there is text: older versions read the specs of pictures
             **{name: value for name, value in text.items() if value is not None},
-            **({"tasks": {n: own.to_json() for n, own in self.tasks.items()}} if self.tasks else {}),
+            **(
+                {"tasks": {n: own.to_json() for n, own in self.tasks.items()}} if self.tasks else {}
+            ),
         }
 
     @classmethod

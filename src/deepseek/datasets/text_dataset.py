@@ -146,9 +146,7 @@ class TextDataset(torch.utils.data.Dataset):
             )
             return MaskedTexts.cut(store, length, tokenizer.frame, masking, self._source.path)
         per_token = self.task == "token_classification"
-        return LabelledTexts(
-            store, length, tokenizer.frame, per_token, separator=self._separator
-        )
+        return LabelledTexts(store, length, tokenizer.frame, per_token, separator=self._separator)
 
     def _document_token(self) -> int | None:
         """Return what stands before each document of a language model."""

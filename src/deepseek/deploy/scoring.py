@@ -102,8 +102,8 @@ def find_items(
 def score(engine: ModelEngine, items: Iterable[str], scoring: Scoring) -> Iterator[list[Row]]:
     """Yield the rows of a batch at a time; the next one is read while one is computed.
 
-    A row has `file` or `text`, and `top`, a list of `label` and `prob`, or the `value` of a model of
-    numbers; of several tasks `tasks`, with either for each; or `error`.
+    A row has `file` or `text`, and `top`, a list of `label` and `prob`, or the `value` of a model
+    of numbers; of several tasks `tasks`, with either for each; or `error`.
 
     Args:
         engine: with a data spec.

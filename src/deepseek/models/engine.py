@@ -13,17 +13,16 @@ from deepseek.datasets.spec import DataSpec
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import prediction
 from deepseek.models.assembly import build_from_file, build_head, build_pretrained
-from deepseek.models.checks import check_positive, missing_head
+from deepseek.models.checks import check_choice, check_positive, missing_head
 from deepseek.models.classifier import Classifier
 from deepseek.models.decoder import Decoder
 from deepseek.models.eval_mode import evaluating
 from deepseek.models.hints import ParallelHints
 from deepseek.models.model_file import ModelFile, read_model_file, write_model_file
 from deepseek.models.multi_head import MultiHead
-from deepseek.models.prediction import Prediction
 from deepseek.models.prompts import Generation, Prompt, Vocabulary, Writer
 from deepseek.models.quantized import QuantizedLayer
-from deepseek.models.task_predictions import name_outputs, numbers_of
+from deepseek.models.task_predictions import name_outputs, not_one_head, numbers_of
 from deepseek.models.text_batches import tokenizer_of
 from deepseek.models.text_binding import bind_text
 from deepseek.models.zoo import build_model, name_of, timm_hints, timm_input_shape
@@ -72,7 +71,7 @@ class ModelEngine(nn.Module):
                 f"ModelEngine takes the name of a model, not a {type(architecture).__name__}",
                 fix="ModelEngine.wrap(module), or give the module to the Trainer as it is",
             )
-        _check_graph(graph)
+        check_choice(graph=(graph, GRAPHS))
         if num_classes is not None:
             check_positive(num_classes=num_classes)
         # A head that came with weights nobody asked the classes of is only lent: data replaces it.
@@ -275,8 +274,9 @@ class ModelEngine(nn.Module):
             takes = self.module.input_shape
         else:
             takes = timm_input_shape(self.module, self._config)
-        fits = not takes or len(shape) == len(takes) and all(
-            want is None or want == size for want, size in zip(takes, shape, strict=True)
+        fits = not takes or (
+            len(shape) == len(takes)
+            and all(want is None or want == size for want, size in zip(takes, shape, strict=True))
         )
         if not fits:
             what, axes = {
@@ -343,9 +343,7 @@ class ModelEngine(nn.Module):
         dtypes = (weight.dtype for weight in weights if weight.is_floating_point())
         return next(dtypes, torch.float32)
 
-    def predict(
-        self, x: object, top_k: int = 1, batch_size: int = 32
-    ) -> Any:
+    def predict(self, x: object, top_k: int = 1, batch_size: int = 32) -> Any:
         """Say what pictures or texts are.
 
         Args:
@@ -384,11 +382,7 @@ class ModelEngine(nn.Module):
         """
         outputs = self._outputs_of(batch)
         if not isinstance(outputs, Tensor):
-            raise ConfigError(
-                f"the model has the heads {', '.join(outputs)}, and one set of classes was asked"
-                " for",
-                fix="ask it by engine.predict or deepseek predict",
-            )
+            raise not_one_head(outputs)
         return outputs.float().softmax(-1).cpu()
 
     def _outputs_of(self, batch: Tensor) -> Any:
@@ -482,6 +476,8 @@ class ModelEngine(nn.Module):
     def describe(self) -> str:
         """Return one line: architecture, parameters, classes, FLOPs where the input is known."""
         missing = "no head yet" if self._makes_logits else "features, no classes"
+        if isinstance(self.module, MultiHead) and self.module.heads:
+            missing = f"heads {', '.join(self.module.heads)}"
         classes = missing if self.num_classes is None else f"{self.num_classes} classes"
         parts = [self.architecture, f"{self.num_parameters / 1e6:.2f} M parameters"]
         if not self._is_foreign:
@@ -490,11 +486,6 @@ class ModelEngine(nn.Module):
                 flops = self.flops(self.spec.fields["inputs"].shape)
                 parts.append(f"{flops / 1e9:.2f} GFLOPs per sample")
         return ", ".join(parts)
-
-
-def _check_graph(graph: str) -> None:
-    if graph not in GRAPHS:
-        raise ConfigError(f"graph={graph!r} is not known", fix='graph="dynamic" or "static"')
 
 
 def _shown(shape: Sequence[int | None]) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from deepseek.errors import ConfigError
@@ -115,9 +114,7 @@ class MultiHead(Classifier):
         self.features: Tensor | None = None
 
     @classmethod
-    def around(
-        cls, trunk: nn.Module, dim: int | None = None, dropout: float = 0.0
-    ) -> "MultiHead":
+    def around(cls, trunk: nn.Module, dim: int | None = None, dropout: float = 0.0) -> "MultiHead":
         """Return a model around a trunk that exists, with its weights and without its own head.
 
         Args:

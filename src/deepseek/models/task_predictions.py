@@ -3,12 +3,13 @@
 Shapes: B batch, T tokens, K outputs of a head.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from deepseek.datasets.spec import DataSpec
+from deepseek.errors import ConfigError
 from deepseek.models.prediction import Prediction, name_probs
 from deepseek.models.text_batches import tokenizer_of
 
@@ -44,6 +45,14 @@ def name_outputs(
 def numbers_of(values: Tensor) -> list[float | list[float]]:
     """Return a number for each sample of (B, 1), or the numbers of (B, K)."""
     return values[:, 0].tolist() if values.shape[1] == 1 else values.tolist()
+
+
+def not_one_head(heads: Iterable[str]) -> ConfigError:
+    """Return the error of asking a model of several tasks for one set of classes."""
+    return ConfigError(
+        f"the model has the heads {', '.join(heads)}, and one set of classes was asked for",
+        fix="ask it by engine.predict or deepseek predict",
+    )
 
 
 def _name_tokens(

@@ -15,7 +15,6 @@ from deepseek.datasets.text_samples import cut_pair
 from deepseek.datasets.tokenizer import Tokenizer
 from deepseek.errors import ConfigError
 
-
 TASKS = ("sequence_classification", "sequence_regression", "multi")
 """What `predict` is asked about texts for."""
 

@@ -186,7 +186,7 @@ def _build_step(
         ema=ema,
         graph=StepGraph(
             engine, task, is_static=is_static,
-            loss=loss,
+            loss=loss,  # pyright: ignore[reportArgumentType]  # outputs by task
             forward=lambda inputs: parallel.forward(inputs),  # it may be wrapped anew
             memory=choose_policy(config, engine, parallel),
             loss_chunks=check_loss_chunks(config, engine, parallel),

@@ -164,9 +164,7 @@ def minimise_on_simplex(slope: Callable[[np.ndarray], np.ndarray], num: int) -> 
     return w
 
 
-def _move(
-    slope: Callable[[np.ndarray], np.ndarray], w: np.ndarray, i: int, j: int
-) -> np.ndarray:
+def _move(slope: Callable[[np.ndarray], np.ndarray], w: np.ndarray, i: int, j: int) -> np.ndarray:
     low, high, both = 0.0, w[i] + w[j], w[i] + w[j]
     moved = w.copy()
     for _ in range(HALVINGS):

@@ -159,9 +159,9 @@ class MultiTask(Task):
             means["score"] = MeanOf(scores)
         return {**means, **found}
 
-    def update_metrics(
-        self, metrics: dict[str, Metric], outputs: Outputs, batch: Batch  # pyright: ignore[reportIncompatibleMethodOverride]
-    ) -> None:  # fmt: skip
+    def update_metrics(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, metrics: dict[str, Metric], outputs: Outputs, batch: Batch
+    ) -> None:
         """Add a batch."""
         for (name, part), rows in zip(self._parts(batch), self._all_rows(batch), strict=True):
             if len(part["targets"]):

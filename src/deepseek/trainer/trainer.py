@@ -42,8 +42,8 @@ from deepseek.trainer.footprint import (
 from deepseek.trainer.history import History
 from deepseek.trainer.memory_budget import keep_to_budget
 from deepseek.trainer.model_saving import save_model
-from deepseek.trainer.opening import begin_records, open_folder
 from deepseek.trainer.multi_task import resolve_run_task
+from deepseek.trainer.opening import begin_records, open_folder
 from deepseek.trainer.optimizer import Optimizer
 from deepseek.trainer.planning import check_evaluation, configure, plan_run
 from deepseek.trainer.probe import probe

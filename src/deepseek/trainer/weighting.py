@@ -65,6 +65,7 @@ class Weighting(ABC):
 
     def _begin(self, task_names: Sequence[str]) -> None:
         """Make the state."""
+        del task_names
 
     @abstractmethod
     def weights(self, seen: Seen | None) -> np.ndarray:
@@ -77,6 +78,7 @@ class Weighting(ABC):
             seen: with the losses, and the products that were asked for.
             lr: learning rate of the step.
         """
+        del seen, lr
 
     def penalty(self) -> float:
         """Return what is added to the weighted losses, and does not depend on the model."""
@@ -227,12 +229,13 @@ class DynamicAverage(Weighting):
     def __init__(self, temperature: float = 2.0, window: int | Literal["auto"] = "auto") -> None:
         if not 0 < temperature < math.inf:
             raise ConfigError(f"temperature={temperature} is not above 0", fix="use 2.0")
-        if window != "auto" and window < 1:
+        if not isinstance(window, str) and window < 1:
             raise ConfigError(f"window={window} is below 1 step", fix='give 1 or more, or "auto"')
         self._temperature, self._given = temperature, window
 
     def _begin(self, task_names: Sequence[str]) -> None:
-        self._window = self.steps_per_epoch if self._given == "auto" else self._given
+        given = self._given
+        self._window: int = self.steps_per_epoch if isinstance(given, str) else given
         self._sums, self._counts = np.zeros(len(task_names)), np.zeros(len(task_names))
         self._num_steps, self._means = 0, []
 

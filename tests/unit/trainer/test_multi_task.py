@@ -43,7 +43,9 @@ def make_mixture(alpha=0.5):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(45, 6, generator=generator)
     big = TensorDataset(x[:35], x[:35, :3].argmax(1))
-    return MultiTaskDataset({"kind": big, "size": TensorDataset(x[35:], x[35:].sum(1))}, alpha=alpha)
+    return MultiTaskDataset(
+        {"kind": big, "size": TensorDataset(x[35:], x[35:].sum(1))}, alpha=alpha
+    )
 
 
 def make_model():
@@ -138,7 +140,9 @@ def gradients_of(name, model, batch):
     step.measure(accumulated)
     found = {n: p.grad.clone() for n, p in model.named_parameters()}
     step.abandon()
-    losses = torch.stack(task.losses(model(batch["inputs"]), batch)) / torch.tensor(task.count_labels(batch))
+    losses = torch.stack(task.losses(model(batch["inputs"]), batch)) / torch.tensor(
+        task.count_labels(batch)
+    )
     own = [
         dict(zip(found, torch.autograd.grad(loss, list(model.parameters()), retain_graph=True,
                                             allow_unused=True), strict=True))
@@ -152,7 +156,9 @@ def test_the_gradient_is_what_the_paper_says(name):
     model = make_model()
     batch = next(iter(DataLoader(make_data(), batch_size=15)))
     found, (one, two), joint = gradients_of(name, model, batch)
-    a, b = (torch.cat([own[n].flatten() for n in own if n.startswith("trunk")]) for own in (one, two))
+    a, b = (
+        torch.cat([own[n].flatten() for n in own if n.startswith("trunk")]) for own in (one, two)
+    )
     shared = torch.cat([found[n].flatten() for n in found if n.startswith("trunk")])
     if name == "pcgrad":
         projected = [u - min(0.0, float(u @ v)) / (v @ v) * v for u, v in ((a, b), (b, a))]
@@ -204,7 +210,9 @@ def test_running_statistics_and_dropout_of_a_step_that_is_looked_at_first_count_
         layers = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3)
         return MultiHead.around(nn.Sequential(*layers), dim=8)
 
-    _, trainer = train(tmp_path, "mgda_ub", model=model(), grad_accum_steps=2, max_steps=2, epochs=None)
+    _, trainer = train(
+        tmp_path, "mgda_ub", model=model(), grad_accum_steps=2, max_steps=2, epochs=None
+    )
     assert int(trainer.model.module.trunk[1].num_batches_tracked) == 4
     assert trainer.model.module.features is None
 
@@ -265,7 +273,11 @@ def test_16_bits_and_accumulation_go_together(tmp_path):
     ("weighting", "settings", "words"),
     [
         ("equal", {"graph": "static"}, "graph=static and several tasks"),
-        ("pcgrad", {"optimizer_in_backward": True, "clip_grad_norm": None}, "needs the gradients of all"),
+        (
+            "pcgrad",
+            {"optimizer_in_backward": True, "clip_grad_norm": None},
+            "needs the gradients of all",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_at_the_start(weighting, settings, words, tmp_path):

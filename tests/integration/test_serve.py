@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.integration.browser import CHROMIUM, Browser
+from tests.unit.deploy.service.conftest import make_text_engine
 
 from deepseek.datasets import ImageDataset
 from deepseek.models import ModelEngine, VisionTransformer
@@ -200,6 +201,25 @@ def test_a_picture_is_dropped_on_the_page_and_its_classes_are_shown(service, tmp
         assert "the picture" in said
     finally:
         browser.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on the path")
+def test_a_text_is_written_on_the_page_and_its_classes_are_shown(tmp_path):
+    make_text_engine(tmp_path).save(tmp_path / "reviews.bin")
+    browser = Browser(tmp_path / "profile")
+    try:
+        with serving(tmp_path / "reviews.bin") as started:
+            browser.open(started.url + "/")
+            browser.wait_for("!document.getElementById('write').hidden")
+            browser.run("document.getElementById('text').value = 'a good film'")
+            browser.run("document.querySelector('#write button').click()")
+            rows = browser.wait_for(
+                "[...document.querySelectorAll('#result tr')].map((row) => row.innerText)"
+            )
+        browser.screenshot(tmp_path / "page.png")
+    finally:
+        browser.close()
+    assert {row.split()[0] for row in rows} == {"pos", "neg"}
 
 
 def test_a_slow_body_is_given_up(models):

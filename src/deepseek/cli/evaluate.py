@@ -1,11 +1,12 @@
 """`deepseek evaluate`: a model and labelled data -> metrics."""
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from deepseek.whole_file import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,9 +64,8 @@ def evaluate(
     metrics = {n: v for n, v in found.metrics.items() if not is_joint or v == v}
     report = {"model": str(model), "data": data, "metrics": metrics}
     if output is not None:
-        temporary = output.with_name(f".{output.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(report, indent=1) + "\n")
-        os.replace(temporary, output)
+        with replacing(output) as draft:
+            draft.write_text(json.dumps(report, indent=1) + "\n")
     if samples is not None:
         _write_samples(samples, found.samples, engine.spec.class_names if engine.spec else ())
     if as_json:

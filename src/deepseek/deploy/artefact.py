@@ -31,6 +31,7 @@ from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.eval_mode import evaluating
 from deepseek.version import __version__
+from deepseek.whole_file import replacing
 
 FORMAT_VERSION = 1
 MAX_DESCRIPTION_BYTES = 64 << 20
@@ -131,9 +132,8 @@ def describe(path: Path, artefact: Artefact) -> None:
     """Write the description beside an artefact's file."""
     content = {"format_version": FORMAT_VERSION, "library": __version__, **asdict(artefact)}
     target = description_of(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False))
-    os.replace(temporary, target)
+    with replacing(target) as draft:
+        draft.write_text(json.dumps(content, indent=1, allow_nan=False))
 
 
 def description_of(path: Path) -> Path:

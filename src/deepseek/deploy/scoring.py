@@ -28,6 +28,7 @@ from deepseek.models import ModelEngine
 from deepseek.models.eval_mode import evaluating
 from deepseek.models.prediction import Prediction, read_picture
 from deepseek.models.text_batches import text_batches
+from deepseek.whole_file import replacing
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 OUTPUTS = (".jsonl", ".csv", ".parquet")
@@ -265,9 +266,8 @@ def _part_of(output: Path) -> Path:
 def _begin(part: Path, head: str, batch_size: int) -> tuple[int, int]:
     """Make the file, or cut it after its last complete batch; return rows and errors in it."""
     if not part.exists():
-        temporary = part.with_name(f".{part.name}.{os.getpid()}")
-        temporary.write_text(head + "\n")
-        os.replace(temporary, part)
+        with replacing(part) as draft:
+            draft.write_text(head + "\n")
         return 0, 0
     with open(part, "r+b") as file:
         if file.readline().decode(errors="replace").rstrip("\n") != head:
@@ -298,9 +298,8 @@ def _finish(part: Path, output: Path, top_k: int) -> None:
 
 def write_table(path: Path, rows: Iterable[Row]) -> None:
     """Write rows with the same columns to a `.jsonl`, `.csv` or `.parquet` file, atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    _WRITERS[path.suffix.lower()](temporary, iter(rows))
-    os.replace(temporary, path)
+    with replacing(path) as draft:
+        _WRITERS[path.suffix.lower()](draft, iter(rows))
 
 
 def _write_jsonl(path: Path, rows: Iterator[Row]) -> None:

@@ -19,6 +19,7 @@ from deepseek.launch.endpoint import Endpoint
 from deepseek.launch.environment import LAUNCH_DIR, THREADS, thread_default
 from deepseek.launch.job import RENDEZVOUS_DEFAULTS, Job
 from deepseek.launch.process import AGENT_PID
+from deepseek.whole_file import replacing
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LINE_PREFIX = "<<rank ${rank}>> "
@@ -126,9 +127,8 @@ class Agent:
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
             preexec_fn=_tie_to_this_process(),
         )
-        written = launch_dir / f"{AGENT_PID}.new"
-        written.write_text(str(self._process.pid))
-        written.rename(launch_dir / AGENT_PID)
+        with replacing(launch_dir / AGENT_PID) as draft:
+            draft.write_text(str(self._process.pid))
         self._pumps = [
             threading.Thread(target=self._pump, args=streams, daemon=True)
             for streams in (

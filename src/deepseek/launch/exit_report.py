@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from deepseek.whole_file import replacing
+
 USER_ERRORS = frozenset({2, 3, 4, 5})
 """Exit codes of errors that come again however often one tries (`deepseek.errors`)."""
 
@@ -40,9 +42,8 @@ def write_report(launch_dir: Path, code: int, environment: Mapping[str, str] = o
     path = launch_dir / "exits" / f"attempt_{report.attempt}_rank_{report.rank}.json"
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = path.with_suffix(f".{os.getpid()}")
-        written.write_text(json.dumps(asdict(report)))
-        written.rename(path)
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(asdict(report)))
 
 
 def read_reports(launch_dir: Path) -> list[ExitReport]:

@@ -32,6 +32,7 @@ from deepseek.models.tensor_layout import (
     read_layout,
 )
 from deepseek.version import __version__
+from deepseek.whole_file import replacing
 
 KEY = "deepseek"
 FORMAT_VERSION = 2
@@ -225,17 +226,12 @@ def _hash_header(info: Mapping, header: Mapping) -> str:
 
 
 def _replace(path: Path, header: bytes, parts: Iterable[memoryview]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(header)
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as draft, open(draft, "wb") as file:
+        file.write(header)
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
     # The rename itself is durable once the folder is written.
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -3,7 +3,6 @@
 It looks like the report of a run, and like it forbids itself everything but its own style.
 """
 
-import os
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
@@ -20,6 +19,7 @@ from deepseek.planner.scaling import plan_sizes
 from deepseek.planner.search import Candidate
 from deepseek.planner.timeline import SPLITS_BACKWARD, draw_up
 from deepseek.version import __version__
+from deepseek.whole_file import replacing
 
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none';"
@@ -39,12 +39,8 @@ def write_page(report: PlanReport, path: Path) -> None:
         raise ConfigError(
             f"--html {path}: not an .html file in a folder that exists.", fix="give FILE.html"
         )
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as draft:
         draft.write_text(render_page(report), encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def render_page(report: PlanReport) -> str:

@@ -14,6 +14,7 @@ import torch
 
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.version import __version__
+from deepseek.whole_file import replacing
 
 RUNS = Path("runs")
 REPORTED_PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "pillow")
@@ -108,9 +109,9 @@ class RunFolder:
             return
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.new")
-        aside.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        aside.replace(path)
+        text = json.dumps(body, indent=1, ensure_ascii=False) + "\n"
+        with replacing(path) as draft:
+            draft.write_text(text, encoding="utf-8")
 
     def add_event(self, kind: str, **details: object) -> None:
         """Append a line to `events.jsonl`; where the disk is full, with a later one."""

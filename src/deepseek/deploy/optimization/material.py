@@ -4,7 +4,6 @@ They are drawn from all the data in an order of their own. What is calibrated on
 on. All processes read the same file: no candidate is measured on other samples than another.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from deepseek.errors import ConfigError, DataError
 from deepseek.models import ModelEngine
 from deepseek.models.eval_mode import evaluating
 from deepseek.models.prediction import to_batches
+from deepseek.whole_file import replacing
 
 MAX_CALIBRATION = 128
 MIN_SAMPLES = 64
@@ -101,9 +101,8 @@ def gather(
     if targets is not None:
         _check_targets(engine, targets)
         kept["targets"] = targets[num_calibration:]
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: tensor.contiguous() for name, tensor in kept.items()}, draft)
-    draft.replace(path)
+    with replacing(path) as draft:
+        save_file({name: tensor.contiguous() for name, tensor in kept.items()}, draft)
     return Material(path, len(kept["inputs"]), num_available, has_labels, sha256(path))
 
 

@@ -1,7 +1,6 @@
 """One call: try ways to run a model on this machine, keep the best that is as good as it was."""
 
 import json
-import os
 import re
 import shutil
 import time
@@ -38,6 +37,7 @@ from deepseek.models import ModelEngine
 from deepseek.models.checks import check_positive
 from deepseek.registry import did_you_mean
 from deepseek.trainer.console import Console
+from deepseek.whole_file import replacing
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 MANY_ZEROS = 0.2
@@ -369,6 +369,5 @@ def _opening(plan: Plan, budget: float | str) -> str:
 
 
 def _write_json(path: Path, body: dict) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(body, indent=1), encoding="utf-8")
-    draft.replace(path)
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(body, indent=1), encoding="utf-8")

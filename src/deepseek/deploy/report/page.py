@@ -6,7 +6,6 @@ pictures, so that even text that escaped our escaping could neither run nor call
 
 import base64
 import hashlib
-import os
 from importlib import resources
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from deepseek.deploy.report.overview import (
 from deepseek.deploy.report.profile import profile_section
 from deepseek.deploy.report.run_folder import RunFolder, read_run_folder
 from deepseek.version import __version__
+from deepseek.whole_file import replacing
 
 FILE_NAME = "report.html"
 
@@ -46,12 +46,8 @@ def write_report(run_dir: Path) -> Path:
     run_dir = Path(run_dir)
     page = render_page(read_run_folder(run_dir))
     path = run_dir / FILE_NAME
-    draft = run_dir / f".{FILE_NAME}.{os.getpid()}"
-    try:
+    with replacing(path) as draft:
         draft.write_text(page, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
     return path
 
 

@@ -4,6 +4,7 @@ Started by `ModelProcess`, with the number of an open socket. It ends when the o
 socket does.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -72,6 +73,8 @@ def _serve(channel: socket.socket) -> None:
     send(channel, {"facts": model.facts.to_json(), "warnings": said})
     batcher = Batcher(max_batch=settings.max_batch, target_s=settings.target_s, pad=model.pad)
     threading.Thread(target=_read, args=(source, batcher), daemon=True).start()
+    gc.collect()
+    gc.freeze()  # modules and the model are no garbage: a search of them holds requests up
     while batch := batcher.take():
         _compute(channel, model, batcher, batch)
 

@@ -1,6 +1,7 @@
 """Runs the service: sockets, signals and connections that send nothing."""
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import os
@@ -171,6 +172,7 @@ def serve(
             timeout_graceful_shutdown=int(settings.limits.timeout_s) + 1,
         )  # fmt: skip
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        _forget_what_stays()
         on_ready(shelf, f"http://{host}:{listener.getsockname()[1]}")
         uvicorn.Server(config).run(sockets=[listener])
     finally:
@@ -191,6 +193,12 @@ def _bind(settings: ServiceSettings) -> socket.socket:
             fix="give another --port; 0 takes a free one",
         ) from error
     return listener
+
+
+def _forget_what_stays() -> None:
+    """Take modules and models out of what is searched for garbage: 0.3 s every other second."""
+    gc.collect()
+    gc.freeze()
 
 
 def _raise_file_limit() -> None:

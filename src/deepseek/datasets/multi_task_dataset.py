@@ -116,17 +116,22 @@ class MultiTaskDataset(torch.utils.data.Dataset):
 
     @property
     def lengths(self) -> Callable[[int], np.ndarray] | None:
-        """From an epoch to the length of each sample in it, where batches are made by length."""
+        """From an epoch to how long each sample is among those of its task, in 0..1.
+
+        Batches are made by it where all data sets have lengths. By the lengths themselves, a batch
+        would hold one task alone where texts of one are longer than those of another.
+        """
         known = [source.lengths for source in self._sources if source.lengths is not None]
         if len(known) < len(self._sources):
             return None
+        ranks = [each.argsort(kind="stable").argsort(kind="stable") for each in known]
 
         def lengths_of(epoch: int) -> np.ndarray:
             places = self.places(np.arange(len(self)), epoch)
-            lengths = np.zeros(len(self), np.int64)
-            for number, own in enumerate(known):
+            lengths = np.zeros(len(self))
+            for number, own in enumerate(ranks):
                 rows = places.tasks == number
-                lengths[rows] = own[places.samples[rows]]
+                lengths[rows] = (own / len(own))[places.samples[rows]]
             return lengths
 
         return lengths_of

@@ -27,6 +27,7 @@ from deepseek.cli.main import run
 from deepseek.config import (
     DataConfig,
     ModelConfig,
+    MultiDataConfig,
     RunConfig,
     TextDataConfig,
     TrainerConfig,
@@ -181,6 +182,7 @@ def anchors(page):
         ("data.", DataConfig),
         ("data.", TextDataConfig),
         ("data.", VolumeDataConfig),
+        ("data.", MultiDataConfig),
         ("model.", ModelConfig),
         ("trainer.", TrainerConfig),
         ("trainer.parallel.", ParallelConfig),
@@ -189,8 +191,12 @@ def anchors(page):
 def test_tables_of_settings_are_complete_and_have_the_defaults(prefix, settings):
     page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
     pictures, _, others = page.partition("## data, of text\n")
-    text, _, volumes = others.partition("## data, of volumes\n")
-    parts = {DataConfig: pictures, TextDataConfig: text, VolumeDataConfig: volumes}
+    text, _, others = others.partition("## data, of volumes\n")
+    volumes, _, tasks = others.partition("## data, of several tasks\n")
+    parts = {
+        DataConfig: pictures, TextDataConfig: text, VolumeDataConfig: volumes,
+        MultiDataConfig: tasks,
+    }  # fmt: skip
     page = parts.get(settings, page)
     rows = dict(re.findall(rf"^\| `{re.escape(prefix)}(\w+)` \| (.+?) \|", page, re.M))
     fields = settings.model_fields

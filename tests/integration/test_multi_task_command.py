@@ -23,7 +23,7 @@ data:
 model:
   architecture: encoder
   args: {vocab_size: 100, context_length: 24, num_layers: 1, dim: 16, heads: 2}
-trainer: {epochs: 8, batch_size: 16, lr: 1e-2, loggers: [jsonl], weighting: {name: cagrad, c: 0.2}}
+trainer: {epochs: 8, batch_size: 8, lr: 1e-2, loggers: [jsonl], weighting: {name: cagrad, c: 0.2}}
 """
 
 
@@ -33,7 +33,7 @@ def in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPSEEK_CACHE", str(tmp_path / "cache"))
     rows = [f"a {'good' if n % 2 else 'bad'} film,{'pos' if n % 2 else 'neg'}" for n in range(64)]
     Path("tone.csv").write_text("\n".join(["text,label", *rows]))
-    rows = [f"a {'good' if n % 2 else 'bad'} film,plot,{n % 2 + 1}.5" for n in range(32)]
+    rows = [f"a {'good' if n % 2 else 'bad'} film,plot,{n % 2 - 0.5}" for n in range(32)]
     Path("stars.csv").write_text("\n".join(["text,of,stars", *rows]))
     Path("a.yaml").write_text(CONFIG)
 
@@ -49,7 +49,6 @@ def test_two_tasks_from_a_file_to_predictions(capsys):
     lines = Path("runs/joint-1/metrics.jsonl").read_text().splitlines()
     last = [json.loads(line) for line in lines if '"epoch"' in line][-1]
     assert {"loss_tone", "weight_stars", "val_tone_accuracy", "val_stars_r2"} <= last.keys()
-    assert run(["train", "--resume", "trainer.epochs=9"]) == 0
     capsys.readouterr()
     assert run(["evaluate", model, "--data", "tone.csv", "task=tone", "--json"]) == 0
     metrics = json.loads(capsys.readouterr().out)["metrics"]
@@ -68,7 +67,7 @@ def test_two_tasks_from_a_file_to_predictions(capsys):
         rows = list(csv.DictReader(file))
     assert len(rows) == 64
     assert rows[1]["tone_label"] == "pos"
-    assert float(rows[1]["stars_value"]) > 1.5
+    assert float(rows[1]["stars_value"]) > 0
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,12 @@ from deepseek.trainer import (
     MultiTask,
     RegressionTask,
     Trainer,
+    assembly,
     evaluate_model,
 )
-from deepseek.trainer.joint_loss import JointLoss
+from deepseek.trainer.dry_run import dry_run
 from deepseek.trainer.metrics import MacroF1
+from deepseek.trainer.precision import Precision
 
 NAMES = [name for name in WEIGHTINGS.names() if name != "fixed"]
 QUIET = {"loggers": ("jsonl",), "num_workers": 0, "precision": "fp32"}
@@ -269,6 +271,18 @@ def test_16_bits_and_accumulation_go_together(tmp_path):
         assert all(math.isfinite(loss) for loss in steps.losses)
 
 
+@pytest.mark.parametrize("name", ["equal", "pcgrad", "mgda_ub", "gradnorm"])
+def test_scaled_losses_of_fp16_leave_weights_as_they_are(name, tmp_path, monkeypatch):
+    expected, _ = train(tmp_path / "a", name)
+    fp16 = Precision("fp16", "cpu", "test")  # which a user is refused on a CPU
+    monkeypatch.setattr(assembly, "resolve_precision", lambda *_: fp16)
+    for folder, parts in (("b", 1), ("c", 2)):
+        found, trainer = train(tmp_path / folder, name, grad_accum_steps=parts, precision="fp16")
+        assert trainer.assembly.step.scaler.get_scale() > 1
+        assert found.losses == pytest.approx(expected.losses, rel=0.02)
+        assert found.parts[-1] == pytest.approx(expected.parts[-1], rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("weighting", "settings", "words"),
     [
@@ -311,8 +325,20 @@ def test_names_of_data_and_task_must_agree(tmp_path):
         MultiTask({"kind": ClassificationTask(3)})
 
 
-def test_a_joint_loss_has_no_state_where_the_weighting_has_none():
-    task = make_task()
-    task.weighting.begin(task.names, 1, 0)
-    assert task.weighting.state_dict() == {}
-    assert JointLoss.__doc__
+def test_a_dry_run_is_refused():
+    def build():
+        return Trainer(make_model(), make_data(), task=make_task(), device="cpu", **QUIET)
+
+    with pytest.raises(ConfigError, match="a dry run of several tasks"):
+        dry_run(build)
+
+
+def test_a_weighting_that_would_be_ignored_is_refused(tmp_path):
+    table = TensorDataset(torch.randn(8, 6), torch.arange(8) % 2)
+    with pytest.raises(ConfigError, match="weighting=pcgrad would be ignored"):
+        Trainer(nn.Linear(6, 2), table, weighting="pcgrad")
+    with pytest.raises(ConfigError, match="which has one already"):
+        Trainer(make_model(), make_data(), task=make_task(), weighting="pcgrad")
+    trainer = Trainer(make_model(), make_data(), weighting={"name": "cagrad", "c": 0.1})
+    assert isinstance(trainer.task, MultiTask)
+    assert trainer.task.weighting.needs == "gradients"

@@ -27,6 +27,7 @@ from deepseek.cli.main import run
 from deepseek.config import (
     DataConfig,
     ModelConfig,
+    MultiDataConfig,
     NoduleDataConfig,
     RunConfig,
     TextDataConfig,
@@ -182,6 +183,7 @@ def anchors(page):
         ("data.", DataConfig),
         ("data.", TextDataConfig),
         ("data.", VolumeDataConfig),
+        ("data.", MultiDataConfig),
         ("data.", NoduleDataConfig),
         ("model.", ModelConfig),
         ("trainer.", TrainerConfig),
@@ -192,13 +194,12 @@ def test_tables_of_settings_are_complete_and_have_the_defaults(prefix, settings)
     page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
     pictures, _, others = page.partition("## data, of text\n")
     text, _, others = others.partition("## data, of volumes\n")
-    volumes, _, nodules = others.partition("## data, of nodule cubes\n")
+    volumes, _, rest = others.partition("## data, of nodule cubes\n")
+    nodules, _, tasks = rest.partition("## data, of several tasks\n")
     parts = {
-        DataConfig: pictures,
-        TextDataConfig: text,
-        VolumeDataConfig: volumes,
-        NoduleDataConfig: nodules,
-    }
+        DataConfig: pictures, TextDataConfig: text, VolumeDataConfig: volumes,
+        NoduleDataConfig: nodules, MultiDataConfig: tasks,
+    }  # fmt: skip
     page = parts.get(settings, page)
     rows = dict(re.findall(rf"^\| `{re.escape(prefix)}(\w+)` \| (.+?) \|", page, re.M))
     fields = settings.model_fields

@@ -50,7 +50,8 @@ def make_batch(name):
 
 def test_every_class_of_the_zoo_is_compiled_here():
     names = list_models(own_only=True)
-    assert {name for name in names if not ARCHITECTURES.get(name).preset} == set(SIZES)
+    classes = {name for name in names if not ARCHITECTURES.get(name).preset}
+    assert classes == {*SIZES, "multi_head"}  # several tasks are refused a static graph
 
 
 @pytest.mark.timeout(900)

@@ -11,6 +11,7 @@ PUBLIC = {
         "ConfigFileError",
         "DataConfig",
         "ModelConfig",
+        "MultiDataConfig",
         "NoduleDataConfig",
         "OptimizerConfig",
         "RunConfig",

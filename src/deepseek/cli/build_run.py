@@ -4,10 +4,16 @@ Imported by commands when they run, never at start-up: it brings torch.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from deepseek.cli.build_multi import (
+    build_multi,
+    build_multi_evaluation,
+    build_multi_model,
+)
 from deepseek.cli.build_nodules import build_nodule_evaluation, build_nodules
 from deepseek.cli.build_tables import build_table_evaluation, build_tables
 from deepseek.cli.build_text import (
@@ -20,21 +26,29 @@ from deepseek.cli.build_volumes import build_volume_evaluation, build_volumes
 from deepseek.config import (
     DataConfig,
     ModelConfig,
+    MultiDataConfig,
     NoduleDataConfig,
     RunConfig,
     TableDataConfig,
     TextDataConfig,
     VolumeDataConfig,
 )
-from deepseek.datasets import ImageDataset
+from deepseek.datasets import DataSpec, ImageDataset, JointDataset, MultiTaskDataset, Tokenizer
 from deepseek.datasets.loader import LabelledDataset
 from deepseek.errors import ConfigError
 from deepseek.medical.nodule_dataset import NoduleDataset
 from deepseek.models import ModelEngine
 from deepseek.trainer import Trainer
 
-AnyConfig = DataConfig | NoduleDataConfig | TableDataConfig | TextDataConfig | VolumeDataConfig
-AnyDataset = LabelledDataset | NoduleDataset
+AnyConfig = (
+    DataConfig
+    | MultiDataConfig
+    | NoduleDataConfig
+    | TableDataConfig
+    | TextDataConfig
+    | VolumeDataConfig
+)
+AnyDataset = LabelledDataset | NoduleDataset | MultiTaskDataset | JointDataset
 VAL_FOLDERS = ("val", "validation", "test")
 
 
@@ -44,6 +58,8 @@ def build_data(config: AnyConfig, seed: int) -> tuple[AnyDataset, AnyDataset | N
     Raises:
         ConfigError: if the validation data are the training data.
     """
+    if isinstance(config, MultiDataConfig):
+        return build_multi(config, seed, _build_task)
     if isinstance(config, TextDataConfig):
         return build_text(config, seed)
     if isinstance(config, VolumeDataConfig):
@@ -52,6 +68,14 @@ def build_data(config: AnyConfig, seed: int) -> tuple[AnyDataset, AnyDataset | N
         return build_tables(config, seed)
     if isinstance(config, NoduleDataConfig):
         return build_nodules(config, seed)
+    return _build_pictures(config, seed)
+
+
+def _build_task(
+    config: DataConfig | TextDataConfig, seed: int, tokenizer: Tokenizer | None
+) -> tuple[AnyDataset, AnyDataset | None]:
+    if isinstance(config, TextDataConfig):
+        return build_text(config, seed, tokenizer)
     return _build_pictures(config, seed)
 
 
@@ -101,7 +125,9 @@ def build_trainer(
     """
     train_data, val_data = build_data(config.data, config.seed)
     torch.manual_seed(config.seed)  # the weights too are the seed's
-    model = build_model(config.model, on_paper=on_paper)
+    build = partial(build_model, on_paper=on_paper)
+    is_multi = isinstance(config.data, MultiDataConfig)
+    model = build_multi_model(config.model, build) if is_multi else build(config.model)
     settings = {name: getattr(config.trainer, name) for name in type(config.trainer).model_fields}
     if on_paper:
         settings["device"] = "cpu"
@@ -126,13 +152,22 @@ def build_evaluation_data(
     Args:
         engine: knows what it was trained on.
         path: of the data.
-        settings: how text or a table is read, as in `data`: `label_column=sentiment`.
+        settings: how text or a table is read, as in `data`: `label_column=sentiment`; of a model of
+            several tasks `task=NAME`, too.
 
     Raises:
         ConfigError: if the model file does not say how its inputs are prepared.
         DataError: if the data hold a class that the model does not know.
     """
     spec = engine.spec
+    if spec is not None and spec.tasks and spec.features is None:
+        return build_multi_evaluation(
+            spec, settings, lambda own, rest: _evaluation_data(own, path, rest)
+        )
+    return _evaluation_data(spec, path, settings)
+
+
+def _evaluation_data(spec: DataSpec | None, path: str, settings: Sequence[str]) -> AnyDataset:
     if spec is not None and spec.tokenizer is not None:
         return build_text_evaluation(spec, path, settings)
     if spec is not None and spec.features is not None:

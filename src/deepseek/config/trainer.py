@@ -1,7 +1,7 @@
 """The settings of `Trainer`: the same names whether they come from Python or from a file."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, Self, TypedDict
+from typing import Annotated, Any, Literal, Self, TypedDict
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -105,6 +105,10 @@ class TrainerConfig(Settings):
     state from one micro-batch to the next; costs the activations of all of them at once."""
     label_smoothing: Number = Field(default=0.0, ge=0, lt=1, json_schema_extra=unit("probability"))
     """Probability taken from the true class and spread over all classes."""
+    weighting: str | dict[str, Any] = Field(default="auto", min_length=1)
+    """What each of several tasks weighs: `equal`, `uncertainty`, `dwa`, `gradnorm`, `famo`,
+    `pcgrad`, `cagrad`, `mgda`, `mgda_ub`; or with settings, `{name: cagrad, c: 0.4}`. `auto`:
+    `equal`."""
     channels_last: Switch | Auto = "auto"
     """Memory order of images, `true` for NHWC. `auto`: where the model has convolutions."""
     eval_every: AtLeastOne | Literal["epoch"] = Field(
@@ -279,6 +283,7 @@ class TrainerSettings(TypedDict, total=False):
     ema_decay: float | None
     keep_graph: bool
     label_smoothing: float
+    weighting: str | dict[str, Any]
     channels_last: bool | Auto
     eval_every: int | Literal["epoch"]
     checkpoint_every: int | Literal["epoch"] | None

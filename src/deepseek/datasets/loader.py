@@ -9,13 +9,11 @@ for batch in loader:          # the rest of loader.epoch, from loader.position o
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from deepseek.datasets.foreign_dataset import ForeignDataset
+from deepseek.datasets.batch_source import BatchSource, as_source
 from deepseek.datasets.image_dataset import ImageDataset, too_many_bad
 from deepseek.datasets.interaction_dataset import InteractionDataset
 from deepseek.datasets.ramp import Ramp
@@ -42,34 +40,6 @@ INPUT_FORMATS: Registry[Callable] = Registry(
 LabelledDataset = ImageDataset | InteractionDataset | TextDataset | VolumeDataset
 """Data sets of ours whose samples have labels."""
 WORKER_TIMEOUT_S = 600.0
-
-
-@runtime_checkable
-class BatchSource(Protocol):
-    """What a loader asks of a data set of ours; applications bring some of their own."""
-
-    @property
-    def is_light(self) -> bool:
-        """Whether worker processes would cost more than they save."""
-        ...
-
-    @property
-    def lengths(self) -> np.ndarray | None:
-        """Length of each sample, where batches are to be made by length."""
-        ...
-
-    @property
-    def spec(self) -> DataSpec:
-        """What a sample holds."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def get_batch(
-        self, indices: list[int], epoch: int
-    ) -> tuple[dict[str, Tensor], list[tuple[int, str]]]:
-        """Return the samples stacked, and the bad ones as (index, reason)."""
-        ...
 
 
 class DataLoader:
@@ -172,8 +142,7 @@ class DataLoader:
         return self._attach(dataset)
 
     def _attach(self, dataset) -> "DataLoader":
-        is_own = isinstance(dataset, BatchSource)
-        source = dataset if is_own else ForeignDataset(dataset, self.seed)
+        source = as_source(dataset, self.seed)
         keys = BatchKeys(
             len(source), self.batch_size, self.shuffle, self.drop_last, self.seed, self._progress,
             self.ramp, self._share, source.lengths,

@@ -9,6 +9,7 @@ from deepseek.models.gpt import GPT as GPT
 from deepseek.models.hints import ParallelHints as ParallelHints
 from deepseek.models.imagenet_resnet import ImageNetResNet as ImageNetResNet
 from deepseek.models.llama import Llama as Llama
+from deepseek.models.multi_head import MultiHead as MultiHead
 from deepseek.models.prediction import Prediction as Prediction
 from deepseek.models.prompts import Generation as Generation
 from deepseek.models.resnet import ResNet as ResNet

@@ -25,9 +25,11 @@ from deepseek.trainer.estimate import StepEstimate, estimate_step
 from deepseek.trainer.fp8 import convert_linears
 from deepseek.trainer.graph import StepGraph
 from deepseek.trainer.guard import BadStep, Guard
+from deepseek.trainer.joint_loss import JointLoss, check_joint
 from deepseek.trainer.labelled import counts_labels_alone
 from deepseek.trainer.memory_budget import check_loss_chunks, choose_policy
 from deepseek.trainer.micro_batches import MicroBatches
+from deepseek.trainer.multi_task import MultiTask
 from deepseek.trainer.optimizer import Optimizer, check_trainable
 from deepseek.trainer.precision import Precision, cast_weights, resolve_precision
 from deepseek.trainer.run_length import RunLength
@@ -90,6 +92,8 @@ def assemble(
     device = world.device
     check_offload(config, world)
     _check_parts(task, config, world)
+    if isinstance(task, MultiTask):
+        check_joint(task, engine.module, world.plan, config)
     max_steps, num_epochs = count_steps(config, loader)
     micro_batch_size = world.plan.micro_batch_size
     estimate, precision = resolve_arithmetic(engine, spec, config, world.plan, device)
@@ -170,6 +174,11 @@ def _build_step(
     is_static = "static" in (config.graph, engine.graph) and not world.is_distributed
     micro_batches = MicroBatches(engine, parallel)
     weightwise, in_backward = choose_update(config, parallel, optimizer)
+    joint, loss = None, partial(micro_batches.loss, task) if world.is_distributed else None
+    if isinstance(task, MultiTask):
+        task.weighting.begin(task.names, loader.count_batches(0), config.seed)
+        joint = JointLoss(task, parallel)
+        loss = joint.losses
     return TrainStep(
         engine,
         task,
@@ -185,7 +194,7 @@ def _build_step(
         ema=ema,
         graph=StepGraph(
             engine, task, is_static=is_static,
-            loss=partial(micro_batches.loss, task) if world.is_distributed else None,
+            loss=loss,  # pyright: ignore[reportArgumentType]  # outputs by task
             forward=lambda inputs: parallel.forward(inputs),  # it may be wrapped anew
             memory=choose_policy(config, engine, parallel),
             loss_chunks=check_loss_chunks(config, engine, parallel),
@@ -198,6 +207,7 @@ def _build_step(
         channels_last=False,
         weightwise=weightwise,
         in_backward=in_backward,
+        joint=joint,
     )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from deepseek.trainer.announcement import model_line, plan_line
 from deepseek.trainer.assembly import resolve_arithmetic
 from deepseek.trainer.footprint import held_bytes
 from deepseek.trainer.memory_budget import NAMES
+from deepseek.trainer.multi_task import MultiTask
 from deepseek.trainer.paper_plan import Forecast, find_source, forecast
 
 if TYPE_CHECKING:
@@ -136,6 +137,12 @@ class _Walk:
 
     def __init__(self, trainer: "Trainer", notes: list[str]) -> None:
         self.trainer, self.notes = trainer, notes
+        if isinstance(trainer.task, MultiTask):
+            raise ConfigError(
+                "a dry run of several tasks: how many labels each has in a step is known from the"
+                " data alone",
+                fix="run it with one of the tasks; the heads add little",
+            )
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         _simplify(trainer, notes)
         with torch.device(trainer.model.device):  # a head that is built now

@@ -36,6 +36,7 @@ class Recorder:
         self._monitor = monitor
         self.records: list[dict] = []
         self.epoch_loss = Mean()
+        self._epoch_parts: dict[str, Mean] = {}
         self._result: StepResult | None = None
         self._last: dict[str, float] = {"lr": 0.0}
         self._spent_s = 0.0
@@ -70,6 +71,9 @@ class Recorder:
         self._result = result
         if result.bad is None:
             self.epoch_loss.update(result.loss_sum, result.num_items)
+            for name, value in result.parts.items():
+                mean = self._epoch_parts.setdefault(name, Mean())
+                mean.update(torch.tensor(value), 1)
         for window in (self._window, self._epoch_window):
             window.num_samples += result.num_samples
             window.wait_s += waited_s
@@ -82,6 +86,7 @@ class Recorder:
                 "step": step,
                 "epoch": self._loader.epoch + self._loader.position / self._loader.num_samples,
                 "loss": float(result.loss_sum) / max(1, result.num_items),
+                **result.parts,
                 "lr": result.lr,
                 **_norm_of(result),
                 **self._window.record(),
@@ -108,6 +113,7 @@ class Recorder:
             "epoch": self._loader.epoch + 1,
             "step": step,
             "loss": self.epoch_loss.compute(),
+            **{name: mean.compute() for name, mean in self._epoch_parts.items()},
             **metrics,
             "lr": last.pop("lr"),
             **self._epoch_window.record(),
@@ -120,7 +126,7 @@ class Recorder:
         self.records.append({key: value for key, value in record.items() if key != "kind"})
         self.console.epoch(record, self._num_epochs, self._monitor, is_best)
         self.log(record)
-        self.epoch_loss = Mean()
+        self.epoch_loss, self._epoch_parts = Mean(), {}
         self._epoch_window.reset()
         return record
 
@@ -166,6 +172,7 @@ class Recorder:
         return {
             "records": list(self.records),
             "epoch_loss": self.epoch_loss.state_dict(),
+            "epoch_parts": {n: mean.state_dict() for n, mean in self._epoch_parts.items()},
             "last": self._last_step(),
             "spent_s": self.time_s(),
         }
@@ -174,6 +181,9 @@ class Recorder:
         """Take the state back."""
         self.records = list(state["records"])
         self.epoch_loss.load_state_dict(state["epoch_loss"])
+        self._epoch_parts = {name: Mean() for name in state.get("epoch_parts", ())}
+        for name, mean in self._epoch_parts.items():
+            mean.load_state_dict(state["epoch_parts"][name])
         self._last = dict(state["last"])
         self._spent_s = state["spent_s"]
 

@@ -1,6 +1,7 @@
 """What an optimizer step hands on, from its passes to its end."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
@@ -54,6 +55,7 @@ class StepResult:
         grad_norm: L2 norm of the gradient before clipping, on the device; `None` where unknown.
         bad: what was wrong; then nothing was updated.
         wants_stop: whether some rank wants the run to end.
+        parts: of several tasks, the loss and the weight of each that had labels.
     """
 
     loss_sum: Tensor
@@ -63,3 +65,4 @@ class StepResult:
     grad_norm: Tensor | None
     bad: BadStep | None = None
     wants_stop: bool = False
+    parts: Mapping[str, float] = field(default_factory=dict)

@@ -43,6 +43,7 @@ from deepseek.trainer.footprint import (
 from deepseek.trainer.history import History
 from deepseek.trainer.memory_budget import keep_to_budget
 from deepseek.trainer.model_saving import save_model
+from deepseek.trainer.multi_task import resolve_run_task
 from deepseek.trainer.notices import note_halved, note_other_shape
 from deepseek.trainer.opening import begin_records, open_folder
 from deepseek.trainer.optimizer import Optimizer
@@ -56,7 +57,7 @@ from deepseek.trainer.run_length import begin_length
 from deepseek.trainer.saving import Saving
 from deepseek.trainer.signals import StopRequested, StopSignals
 from deepseek.trainer.step_values import StepResult
-from deepseek.trainer.task import Batch, Task, resolve_task
+from deepseek.trainer.task import Batch, Task
 
 
 class Trainer:
@@ -122,7 +123,7 @@ class Trainer:
             self.val_loader = self._evaluation_loader(val_data)
             if isinstance(val_data, LabelledDataset) and isinstance(train_data, LabelledDataset):
                 check_same_classes(train_data, val_data)
-        self.task = resolve_task(task, self.spec, self.config.label_smoothing)
+        self.task = resolve_run_task(task, self.spec, self.config)
         self.monitor = self.config.monitor if self.config.monitor != "auto" else self.task.monitor
         # "accuracy" style names rise, losses and perplexities fall; a task knows its own
         self.higher_is_better = (

@@ -43,6 +43,7 @@ def capture(trainer: "Trainer") -> Checkpoint:
         "plan": step.parallel.world.plan.describe(),
         "scaler": step.scaler.state_dict(),
         "guard": step.guard.state_dict(),
+        "weighting": {} if step.joint is None else step.joint.state_dict(),
         "recorder": trainer.recorder.state_dict(),
         "callbacks": [callback.state_dict() for callback in trainer.callbacks],
         "progress": trainer.progress.state_dict(),
@@ -114,6 +115,8 @@ def _restore(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     restore_weights(trainer, checkpoint)
     step.scaler.load_state_dict(state["scaler"])
     step.guard.load_state_dict(state["guard"])
+    if step.joint is not None:
+        step.joint.load_state_dict(state["weighting"])
     world = step.parallel.world
     if not world.is_distributed and state["plan"] == world.plan.describe():
         step.micro_batch_size = min(step.micro_batch_size, state["micro_batch_size"])

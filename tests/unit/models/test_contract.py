@@ -125,7 +125,9 @@ def image_model(request):
 
 
 def test_every_class_of_the_zoo_is_under_contract():
-    assert [name for name in list_models(own_only=True) if is_class(name)] == sorted(SMALL)
+    own = [name for name in list_models(own_only=True) if is_class(name)]
+    # several heads are no set of classes: test_multi_head.py
+    assert own == sorted([*SMALL, "multi_head"])
 
 
 def test_outputs_have_a_row_per_sample_and_every_weight_a_gradient(name):

@@ -1,4 +1,4 @@
-"""`deepseek predict`: a model and pictures or texts -> classes and probabilities."""
+"""`deepseek predict`: a model and pictures, texts or volumes -> classes and probabilities."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +25,8 @@ def predict(
         list[Path] | None,
         typer.Argument(
             metavar="PATH...",
-            help="Pictures, folders, or tables of paths; for texts, files with a line or row each.",
+            help="Pictures, folders, or tables of paths; for texts, files with a line or row each;"
+            " for volumes, files, folders, DICOM series.",
         ),
     ] = None,
     text: Annotated[
@@ -38,12 +39,30 @@ def predict(
     top_k: Annotated[int, typer.Option(min=1, help="Classes per sample, best first.")] = 1,
     output: Annotated[
         Path | None,
-        typer.Option(help="Write .parquet, .jsonl or .csv as it goes; run again, it goes on."),
+        typer.Option(
+            help="Write .parquet, .jsonl or .csv as it goes; run again, it goes on. Of volumes: a"
+            " folder for masks."
+        ),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="End at a sample that cannot be read.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples at a time: 32; windows of volumes: 4.")
+    ] = None,
+    overlap: Annotated[
+        float | None, typer.Option(min=0, max=0.95, help="Of windows of volumes: 0.25.")
+    ] = None,
+    flips: Annotated[
+        str | None,
+        typer.Option(metavar="AXES", help="Of d, h, w: means over volumes mirrored along them."),
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option(help="Of a chest CT, body or lungs: nothing is looked for beside.")
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile a model of volumes.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: an accelerator.")] = "auto",
     precision: Annotated[
         str, typer.Option(help="Of model files: fp32, bf16, fp16; auto: what the chip has.")
@@ -54,20 +73,30 @@ def predict(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what pictures show, or of which class texts are."""
+    """Say what pictures show, of which class texts are, or where in volumes a class is."""
     paths, texts = paths or [], text or []
     _check_given(paths, texts)
     from deepseek.cli.opened_model import open_model
     from deepseek.deploy.scoring import Scoring, check_output, find_items, takes_texts
+    from deepseek.models.volume_segmenter import takes_volumes
 
+    engine, context = open_model(model, device, precision, threads, trust)
+    of_volumes = {"overlap": overlap, "flips": flips, "region": region, "compile": compiled}
+    if takes_volumes(engine.spec):
+        from deepseek.cli.predict_volumes import WindowOptions, predict_volumes
+
+        _refuse_texts(texts)
+        options = WindowOptions(**of_volumes, batch_size=batch_size)
+        predict_volumes(engine, paths, output, options, context, strict, as_json)
+        return
+    _refuse_window_options(of_volumes)
     if output is not None:
         check_output(output)
-    engine, context = open_model(model, device, precision, threads, trust)
     if not takes_texts(engine):
         _refuse_texts(texts)
     column = int(text_column) if text_column.isdecimal() else text_column
     items = find_items(engine, paths, texts, text_column=column, path_column=path_column)
-    scoring = Scoring(top_k, batch_size, strict, context)
+    scoring = Scoring(top_k, batch_size or 32, strict, context)
     if output is not None:
         given = [*texts, *map(str, paths)]
         about = {"inputs": given, "columns": [column, path_column], "precision": precision}
@@ -112,9 +141,18 @@ def _print_rows(rows: Sequence[dict]) -> int:
     items = [row["file"] if "file" in row else _shortened(row["text"]) for row in rows]
     width = max(map(len, items))
     for item, row in zip(items, rows, strict=True):
-        classes = ", ".join(f"{each['label']} {each['prob']:.1%}" for each in row.get("top", []))
-        print(f"{item:<{width}}  {row.get('error', classes)}")
+        print(f"{item:<{width}}  {row.get('error', _shown(row))}")
     return sum("error" in row for row in rows)
+
+
+def _shown(said: dict) -> str:
+    """Return in words what was predicted: classes, a number, or either for each task."""
+    if "tasks" in said:
+        return "  ".join(f"{name}: {_shown(each)}" for name, each in said["tasks"].items())
+    if "value" in said:
+        value = said["value"]
+        return " ".join(map(str, value)) if isinstance(value, list) else f"{value:.4g}"
+    return ", ".join(f"{each['label']} {each['prob']:.1%}" for each in said.get("top", []))
 
 
 @contextmanager
@@ -134,7 +172,8 @@ def _check_given(paths: Sequence[Path], texts: Sequence[str]) -> None:
 
     if not paths and not texts:
         raise ConfigError(
-            "there is nothing to predict", fix="give pictures, files of texts, or --text TEXT"
+            "there is nothing to predict",
+            fix="give pictures, volumes, files of texts, or --text TEXT",
         )
     for path in paths:
         if not path.exists():
@@ -147,6 +186,16 @@ def _refuse_texts(texts: Sequence[str]) -> None:
     if texts:
         raise ConfigError(
             f"--text {texts[0]!r}, and the model was not trained on text", fix="give pictures"
+        )
+
+
+def _refuse_window_options(given: dict[str, object]) -> None:
+    from deepseek.errors import ConfigError
+
+    names = [f"--{name}" for name, value in given.items() if value]
+    if names:
+        raise ConfigError(
+            f"{', '.join(names)}, and the model was not trained on volumes", fix="leave them out"
         )
 
 

@@ -56,8 +56,9 @@ def serve(
     max_body_mib: Annotated[float, typer.Option(min=0.01, help="Of a request.")] = 16.0,
     max_pixels: Annotated[int, typer.Option(min=1, help="Of a picture.")] = 50_000_000,
     max_chars: Annotated[int, typer.Option(min=1, help="Of a text.")] = 100_000,
+    max_voxels: Annotated[int, typer.Option(min=1, help="Of a volume.")] = 2**27,
     decoders: Annotated[
-        int, typer.Option(min=1, help="Processes that read pictures and texts.")
+        int, typer.Option(min=1, help="Processes that read pictures, texts and volumes.")
     ] = 1,
 ) -> None:
     """Answer requests for predictions, by HTTP."""
@@ -92,7 +93,8 @@ def serve(
             files, folder, host, port, token_file, probe_port, device, precision, processes,
             threads, tuple(trust or ()), Pace(max_batch, target_ms, max_waiting, decoders),
             Limits(
-                int(max_body_mib * (1 << 20)), body_s, timeout_s, max_pixels, max_chars=max_chars
+                int(max_body_mib * (1 << 20)), body_s, timeout_s, max_pixels, max_chars=max_chars,
+                max_voxels=max_voxels,
             ),
         ),
         _announce,

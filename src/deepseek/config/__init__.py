@@ -8,6 +8,8 @@ from deepseek.config.loading import load_config as load_config
 from deepseek.config.loading import read_config as read_config
 from deepseek.config.located import ConfigFileError as ConfigFileError
 from deepseek.config.model import ModelConfig as ModelConfig
+from deepseek.config.multi_data import MultiDataConfig as MultiDataConfig
+from deepseek.config.nodule_data import NoduleDataConfig as NoduleDataConfig
 from deepseek.config.optimizer import OptimizerConfig as OptimizerConfig
 from deepseek.config.run import RunConfig as RunConfig
 from deepseek.config.run import resolve as resolve

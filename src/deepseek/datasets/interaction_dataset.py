@@ -222,12 +222,17 @@ class InteractionDataset(torch.utils.data.Dataset):
         for name, entry in spec.sequence.items():
             fields[f"sequence.{name}"] = FieldSpec((entry.max_length,), "int64")
             fields[f"length.{name}"] = FieldSpec((), "int64")
-        kinds = [entry.kind for entry in spec.label.values()]
+        number = FieldSpec((), "float32")
+        kinds = {
+            name: "binary" if entry.kind == "binary" else "regression"
+            for name, entry in spec.label.items()
+        }
         if len(kinds) == 1:
-            task = "binary" if kinds[0] == "binary" else "regression"
-            fields["targets"] = FieldSpec((), "float32")
-        else:
-            task = "multi"
-            fields["targets"] = FieldSpec((len(kinds),), "bool")
-            fields |= {f"targets.{name}": FieldSpec((), "float32") for name in spec.label}
-        return DataSpec(task=task, fields=fields, features=spec)
+            (task,) = kinds.values()
+            return DataSpec(task=task, fields={**fields, "targets": number}, features=spec)
+        fields["targets"] = FieldSpec((len(kinds),), "bool")
+        fields |= {f"targets.{name}": number for name in kinds}
+        tasks = {
+            name: DataSpec(task=kind, fields={"targets": number}) for name, kind in kinds.items()
+        }
+        return DataSpec(task="multi", fields=fields, features=spec, tasks=tasks)

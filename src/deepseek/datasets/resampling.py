@@ -54,3 +54,23 @@ def resampled(
         weights /= weights.sum(1, keepdims=True)
         voxels = np.moveaxis(np.tensordot(weights, voxels, (1, axis + 1)), 0, axis + 1)
     return Volume(voxels, affine)
+
+
+def labels_like(labels: Volume, shape: Sequence[int], affine: np.ndarray) -> Volume:
+    """Return labels on the voxels of the volume that they were found in: each that of the nearest.
+
+    Args:
+        labels: (1, D, H, W), of a volume that was reoriented and resampled.
+        shape: (D, H, W) of the volume as it was before.
+        affine: likewise.
+    """
+    before = Volume(np.broadcast_to(np.uint8(0), (1, *shape)), affine)
+    turned = before.reoriented(labels.orientation)
+    voxels = labels.voxels
+    for axis in range(3):
+        step = turned.spacing_mm[axis] / labels.spacing_mm[axis]
+        places = (np.arange(turned.voxels.shape[axis + 1]) + 0.5) * step - 0.5
+        nearest = np.clip(np.rint(places).astype(int), 0, voxels.shape[axis + 1] - 1)
+        voxels = voxels.take(nearest, axis + 1)
+    found = Volume(voxels, turned.affine).reoriented(before.orientation)
+    return Volume(np.ascontiguousarray(found.voxels), affine)

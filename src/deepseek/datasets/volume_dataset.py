@@ -83,7 +83,7 @@ class VolumeDataset(torch.utils.data.Dataset):
         self.class_names: tuple[str, ...] = names
         self._rows = np.arange(len(self._volumes))
         self._is_whole = self._transform.patch is None
-        self._whole_shape = self._fit()
+        self._whole_shape = self._fit(self._rows.tolist())
         self.spec = self._make_spec()
 
     # -- what the set holds ------------------------------------------------------------------
@@ -128,14 +128,17 @@ class VolumeDataset(torch.utils.data.Dataset):
     ) -> tuple[dict[str, Tensor], list[tuple[int, str]]]:
         """Return `inputs` (B, C, D, H, W) float32, `targets` (B, D, H, W) int64, `index` (B,).
 
-        Outside a volume inputs are 0 and targets -100. No sample is ever bad: volumes were read
-        when the set was made.
+        Outside a volume inputs are 0 and targets -100. Whole volumes are filled up to the largest
+        of the batch and have `sizes` (B, 3), those of each. No sample is ever bad: volumes were
+        read when the set was made.
         """
         positions = [self._check_index(index) for index in indices]
         inputs, targets = [], []
+        rows = [self._row(position) for position in positions]
+        whole = self._fit(rows) if self._is_whole else None
         for position in positions:
             note_sample(position)
-            found, known = self._sample(position, epoch)
+            found, known = self._sample(position, epoch, whole)
             inputs.append(torch.from_numpy(found))
             targets.append(torch.from_numpy(known))
         batch = {
@@ -143,13 +146,17 @@ class VolumeDataset(torch.utils.data.Dataset):
             "targets": torch.stack(targets),
             "index": torch.tensor(positions, dtype=torch.int64),
         }
+        if self._is_whole:
+            batch["sizes"] = torch.tensor([self._volumes[row].shape[1:] for row in rows])
         return batch, []
 
-    def _sample(self, position: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _sample(
+        self, position: int, epoch: int, whole: tuple[int, int, int] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         prepared = self._volumes[self._row(position)]
         voxels, labels = prepared.get("voxels"), prepared.get("labels")
-        if self._is_whole:
-            return cut(voxels, labels, (0, 0, 0), self._whole_shape)
+        if whole is not None:
+            return cut(voxels, labels, (0, 0, 0), whole)
         return sample_patch(
             voxels, labels, prepared.get("foreground"), self._transform,
             prepared.spacing_mm, self.foreground_share,
@@ -161,8 +168,8 @@ class VolumeDataset(torch.utils.data.Dataset):
     def evaluation_view(self) -> "VolumeDataset":
         """Return the same volumes whole and unchanged, each once.
 
-        All are filled up to one shape, the same for any batch: the largest size along each axis,
-        rounded up to a multiple of the largest power of two that divides the patch.
+        Those of a batch are filled up to one shape: the largest size along each axis, rounded up
+        to a multiple of the largest power of two that divides the patch.
         """
         view = copy.copy(self)
         view._is_whole = True
@@ -193,7 +200,7 @@ class VolumeDataset(torch.utils.data.Dataset):
     def _part(self, rows: np.ndarray) -> "VolumeDataset":
         view = copy.copy(self)
         view._rows = rows
-        view._whole_shape = view._fit()
+        view._whole_shape = view._fit(view._rows.tolist())
         view.spec = view._make_spec()
         return view
 
@@ -218,10 +225,10 @@ class VolumeDataset(torch.utils.data.Dataset):
             transform=self._transform.evaluation,
         )
 
-    def _fit(self) -> tuple[int, int, int]:
-        """Return the shape that every whole volume of this set fits into."""
+    def _fit(self, rows: Sequence[int]) -> tuple[int, int, int]:
+        """Return the shape that these volumes fit into as a whole."""
         d, h, w = (
-            -(-max(self._volumes[row].shape[axis] for row in self._rows.tolist()) // step) * step
+            -(-max(self._volumes[row].shape[axis] for row in rows) // step) * step
             for axis, step in enumerate(_multiples(self._transform.patch), start=1)
         )
         return d, h, w

@@ -62,15 +62,24 @@ def read_volume(path: str | os.PathLike, *, max_voxels: int = DEFAULT_MAX_VOXELS
             f"{path} cannot be read: {error.strerror or type(error).__name__}",
             fix="check that it is complete and may be read",
         ) from error
-    check_affine(volume.affine, str(path))
+    check_volume(volume, str(path))
+    return volume
+
+
+def check_volume(volume: Volume, where: str) -> None:
+    """Refuse what was read without a sensible geometry, or with numbers that are none.
+
+    Raises:
+        DataError: voxels are NaN or infinite, or have no size or place.
+    """
+    check_affine(volume.affine, where)
     if volume.voxels.dtype.kind == "f":
         num_bad = volume.voxels.size - int(np.isfinite(volume.voxels).sum())
         if num_bad:
             raise DataError(
-                f"{path}: {num_bad:,} of {volume.voxels.size:,} voxels are NaN or infinite",
+                f"{where}: {num_bad:,} of {volume.voxels.size:,} voxels are NaN or infinite",
                 fix="find out what wrote them, and replace them, by air or by the background",
             )
-    return volume
 
 
 def format_of(path: Path) -> str | None:

@@ -149,7 +149,7 @@ def _write(arrays: dict[str, np.ndarray], place: Path) -> None:
 def _make(pair: VolumePair, transform: VolumeTransform, max_voxels: int) -> dict[str, np.ndarray]:
     image = read_volume(pair.image, max_voxels=max_voxels)
     labels = read_labels(pair.labels, max_voxels)
-    _check_places(image, labels, pair)
+    check_places(image, labels, pair.labels)
     image = transform.place(image, max_voxels=max_voxels, where=str(pair.image))
     labels = transform.place(labels, is_labels=True, max_voxels=max_voxels, where=str(pair.labels))
     known = np.ascontiguousarray(labels.voxels[0])
@@ -189,19 +189,23 @@ def read_labels(path: Path, max_voxels: int) -> Volume:
     return Volume(voxels.astype(np.uint16), volume.affine)
 
 
-def _check_places(image: Volume, labels: Volume, pair: VolumePair) -> None:
-    """Refuse labels of other voxels than those of the image."""
+def check_places(image: Volume, labels: Volume, path: Path) -> None:
+    """Refuse labels, those of `path`, of other voxels than those of the image.
+
+    Raises:
+        DataError: they differ in shape or place.
+    """
     shapes = image.voxels.shape[1:], labels.voxels.shape[1:]
     if shapes[0] != shapes[1]:
         raise DataError(
-            f"{pair.labels} has {_shown(shapes[1])} voxels, its volume {_shown(shapes[0])}",
+            f"{path} has {_shown(shapes[1])} voxels, its volume {_shown(shapes[0])}",
             fix="draw the labels on this volume, or resample them to it",
         )
     corners = np.array(np.meshgrid(*[(0, size - 1) for size in shapes[0]])).reshape(3, -1).T
     apart = np.linalg.norm(image.to_mm(corners) - labels.to_mm(corners), axis=1).max()
     if apart > min(image.spacing_mm):
         raise DataError(
-            f"{pair.labels} lies up to {apart:.1f} mm beside its volume: origin, spacing or"
+            f"{path} lies up to {apart:.1f} mm beside its volume: origin, spacing or"
             " directions differ",
             fix="give both files the geometry of the scanner",
         )

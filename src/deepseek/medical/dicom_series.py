@@ -63,11 +63,7 @@ def read_series(folder: Path, max_voxels: int) -> Volume:
         MissingExtraError: pydicom is not installed.
     """
     pydicom = import_extra("pydicom", "medical")
-    found = [_quietly(path, partial(_read_header, pydicom, path)) for path in _files(folder)]
-    slices = [slice_ for slice_ in found if slice_ is not None]
-    if not slices:
-        raise DataError(f"{folder} holds no DICOM images", fix="correct the path")
-    _check_alike(folder, slices)
+    slices = _find_slices(pydicom, folder)
     size = slices[0].size
     check_size((len(slices), *size), max_voxels, str(folder))
     order, affine = _place(folder, slices)
@@ -79,6 +75,30 @@ def read_series(folder: Path, max_voxels: int) -> Volume:
         _check_hounsfield(folder, voxels)
         np.maximum(voxels, AIR_HU, out=voxels)
     return Volume(voxels, affine)
+
+
+def read_headers(folder: Path) -> list[Any]:
+    """Return the headers of the slices of a series as pydicom has them, in the order of `D`.
+
+    Raises:
+        DataError: as `read_series`.
+        MissingExtraError: pydicom is not installed.
+    """
+    pydicom = import_extra("pydicom", "medical")
+    slices = _find_slices(pydicom, folder)
+    order, _ = _place(folder, slices)
+    read = partial(pydicom.dcmread, stop_before_pixels=True)
+    paths = [slices[index].path for index in order.tolist()]
+    return [_quietly(path, partial(read, path)) for path in paths]
+
+
+def _find_slices(pydicom: Any, folder: Path) -> list[_Slice]:
+    found = [_quietly(path, partial(_read_header, pydicom, path)) for path in _files(folder)]
+    slices = [slice_ for slice_ in found if slice_ is not None]
+    if not slices:
+        raise DataError(f"{folder} holds no DICOM images", fix="correct the path")
+    _check_alike(folder, slices)
+    return slices
 
 
 def _files(folder: Path) -> list[Path]:

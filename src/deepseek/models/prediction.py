@@ -133,8 +133,13 @@ def _evaluation_transform(spec: DataSpec | None) -> Transform:
         )
     if spec.task == "segmentation":
         raise ConfigError(
-            "the model finds a class for every voxel, and files of volumes are not predicted yet",
-            fix="give its module a tensor (B, C, D, H, W), prepared by VolumeDataset",
+            "the model finds a class for every voxel of a volume, which is no classification",
+            fix="deepseek.models.VolumeSegmenter(engine)(read_volume(path))",
+        )
+    if spec.task == "detection":
+        raise ConfigError(
+            "the model finds centres in volumes, which is no classification",
+            fix="give its module a tensor (B, C, D, H, W), and its maps to models.peaks.find_peaks",
         )
     if spec.transform is None:
         raise ConfigError(

@@ -6,7 +6,7 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deepseek.datasets import DataLoader, ImageDataset, infer_spec
+from deepseek.datasets import DataLoader, ImageDataset, VolumeDataset, infer_spec
 from deepseek.datasets.evaluation_view import evaluation_dataset
 from deepseek.models import ModelEngine
 from deepseek.models.device import resolve_device
@@ -66,10 +66,22 @@ def evaluate_samples(
     return evaluate(parallel, loader, task, chosen, False, keeps_samples)
 
 
-def evaluation_loader(data, batch_size: int, num_workers: int | Literal["auto"]) -> DataLoader:
-    """Return a loader that gives every sample once, in order."""
+def evaluation_loader(
+    data, batch_size: int, num_workers: int | Literal["auto"], num_shares: int = 1
+) -> DataLoader:
+    """Return a loader that gives every sample once, in order.
+
+    Args:
+        data: a data set, or a bound `DataLoader`.
+        batch_size: samples of a batch; of whole volumes, which may be large, one for each share.
+        num_workers: processes that load data.
+        num_shares: parts of a batch that are computed by different ranks.
+    """
+    dataset = evaluation_dataset(data)
+    if isinstance(dataset, VolumeDataset):
+        batch_size = num_shares
     recipe = DataLoader(batch_size=batch_size, shuffle=False, num_workers=num_workers)
-    return recipe.bind(evaluation_dataset(data))
+    return recipe.bind(dataset)
 
 
 def write_evaluation(

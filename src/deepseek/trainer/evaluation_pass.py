@@ -6,7 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deepseek.datasets import DataSpec
+from deepseek.models.sliding_window import SlidingWindow
 from deepseek.models.table_model import inputs_of
+from deepseek.models.volume_segmenter import takes_volumes
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.world import World
 from deepseek.trainer.metrics import Metric
@@ -85,6 +88,12 @@ def _outputs(
             parallel.pipeline.predict(inputs, take)
         yield from found
         return
+    spec = parallel.engine.spec
+    if spec is not None and takes_volumes(spec):
+        for volume in _window_by_window(parallel, batch, spec, precision):
+            if speaks:
+                yield volume
+        return
     on_device = move_batch(batch or micro_batches.empty(), world.device, channels_last)
     with precision.autocast():
         outputs = parallel.engine(inputs_of(on_device))
@@ -92,6 +101,46 @@ def _outputs(
         outputs = parallel.whole_outputs(outputs, on_device["inputs"])
     if batch and speaks:
         yield outputs, on_device
+
+
+def _window_by_window(
+    parallel: ParallelModel, batch: Batch, spec: DataSpec, precision: Precision
+) -> Iterator[tuple[Tensor, Batch]]:
+    """Yield the outputs of each volume of a batch, without what it was filled up with.
+
+    Windows are as large as the samples of training.
+    """
+    world, shape = parallel.world, spec.fields["inputs"].shape
+
+    def forward(windows: Tensor) -> Tensor:
+        with precision.autocast():
+            outputs = parallel.engine(windows)
+        return parallel.whole_outputs(outputs, windows) if world.is_distributed else outputs
+
+    sliding = SlidingWindow(forward, shape[1:], device=world.device)
+    filled = batch["inputs"].shape[2:] if batch else ()
+    sizes = batch["sizes"].tolist() if "sizes" in batch else [filled] * len(batch.get("inputs", ()))
+    missing = 0
+    if world.is_distributed:
+        # asked before the first window, behind which ranks gather each other's weights
+        count = sum(sliding.count_batches(size) for size in sizes)
+        missing = max(world.exchange(count)) - count
+    for number, size in enumerate(sizes):
+        inside = tuple(slice(0, extent) for extent in size)
+        inputs = batch["inputs"][(slice(number, number + 1), slice(None), *inside)]
+        targets = batch["targets"][(slice(number, number + 1), *inside)].to(world.device)
+        outputs = sliding(inputs.to(world.device))
+        yield outputs, {**_rest(batch, number), "inputs": inputs, "targets": targets}
+    for _ in range(missing):
+        forward(torch.zeros((1, *shape), device=world.device))
+
+
+def _rest(batch: Batch, number: int) -> Batch:
+    return {
+        name: value[number : number + 1]
+        for name, value in batch.items()
+        if name not in ("inputs", "targets", "sizes")
+    }
 
 
 def _add_up(world: World, metrics: dict[str, Metric]) -> None:

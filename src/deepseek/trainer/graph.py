@@ -67,7 +67,7 @@ class StepGraph:
         self.labels_alone = labels_alone and loss_chunks == 1
         self.memory = memory or MemoryPolicy("off")
         self._forward = forward or engine
-        self._loss_of = loss or task.loss
+        self._prepare, self._loss_of = task.prepare, loss or task.loss
         self.is_static = is_static
         self.num_compiled = self.num_eager = self.num_graphs = 0
         self.compile_s = 0.0
@@ -117,7 +117,10 @@ class StepGraph:
 
         On the host: a device would be waited for.
         """
-        if not self.labels_alone or "targets" not in batch:
+        if "targets" not in batch:
+            return batch
+        batch = self._prepare(batch)
+        if not self.labels_alone:
             return batch
         return {**batch, POSITIONS: labelled_positions(batch["targets"])}
 

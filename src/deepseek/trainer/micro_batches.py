@@ -3,7 +3,7 @@
 What was filled up is left out before the loss, so that it changes neither loss nor gradient.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -83,6 +83,24 @@ class MicroBatches:
 
 def _zeros(count: int, field: FieldSpec) -> Tensor:
     return torch.zeros((count, *field.shape), dtype=getattr(torch, field.dtype))
+
+
+def split_batch(batch: Batch, size: int) -> Iterator[Batch]:
+    """Cut a batch into parts of `size` samples, the last one smaller."""
+    num_samples = len(batch["targets"])
+    if num_samples <= size:
+        yield batch
+        return
+    for start in range(0, num_samples, size):
+        yield {name: value[start : start + size] for name, value in batch.items()}
+
+
+def shorten_batch(batch: Batch, length: int) -> Batch:
+    """Cut the sequences of a batch, (B, T) and more dims, to their first `length` tokens."""
+    return {
+        name: value[:, :length] if value.ndim >= 2 and name != "index" else value
+        for name, value in batch.items()
+    }
 
 
 def move_batch(batch: Batch, device: torch.device, channels_last: bool) -> dict[str, Tensor]:

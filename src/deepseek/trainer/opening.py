@@ -161,4 +161,7 @@ def begin_records(trainer: "Trainer", assembly: Assembly, resumed: str) -> None:
         loggers = open_loggers(
             names, trainer.folder, trainer.config.wandb_mode, settings, trainer.step, trainer.warn
         )
-    trainer.recorder.begin(console, loggers, trainer.step, assembly.max_steps, assembly.num_epochs)
+    trainer.recorder.begin(
+        console, loggers, trainer.step, assembly.length.max_steps, assembly.num_epochs,
+        assembly.length.budget_s,
+    )  # fmt: skip

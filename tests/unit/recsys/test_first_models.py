@@ -9,7 +9,7 @@ from torch import nn
 
 from deepseek.datasets import InteractionDataset
 from deepseek.errors import ConfigError, DataError
-from deepseek.models import Embedder, FeatureLayout, ModelEngine
+from deepseek.models import Embedder, FeatureLayout, ModelEngine, TableModel
 from deepseek.recsys import FactorizationMachine, Scorer
 from deepseek.trainer import Trainer
 from deepseek.trainer.evaluation import evaluate_model
@@ -177,3 +177,33 @@ def test_other_data_are_refused(data):
         Trainer(ModelEngine("fm"), data, other)
     with pytest.raises(ConfigError, match="not trained on a table"):
         Scorer(ModelEngine("resnet20", num_classes=2))
+
+
+class TwoLabels(TableModel):
+    """A head for each label on the same vectors."""
+
+    def __init__(self, layout=None, num_classes=None):
+        super().__init__(layout, num_classes)
+
+    def build(self, layout):
+        self.embedder = Embedder(layout, 8)
+        self.heads = nn.ModuleList(nn.Linear(self.embedder.width, 1) for _ in layout.labels)
+
+    def forward(self, batch):
+        x, names = self.embedder.flat(batch), self.layout.labels
+        return {name: head(x)[:, 0] for name, head in zip(names, self.heads, strict=True)}
+
+
+def test_several_labels_are_several_tasks(tmp_path):
+    columns = table()
+    stars = [None if n % 5 == 0 else 2.0 * (user % 3) for n, user in enumerate(columns["user_id"])]
+    labels = {"click": {}, "stars": {"kind": "number", "missing": "mask"}}
+    data = InteractionDataset({**columns, "stars": stars}, labels=labels, ignore=["history"])
+    trainer = Trainer(
+        TwoLabels(), data, data, batch_size=50, epochs=10, lr=0.05, run_dir=tmp_path / "run",
+        num_workers=0, loggers=["jsonl"],
+    )  # fmt: skip
+    best = trainer.fit().best
+    assert best["val_stars_r2"] > 0.9
+    scores = Scorer(trainer.model)([{"user_id": 2, "item_id": 1, "price": 0.0}] * 3)
+    assert [tuple(scores[name].shape) for name in labels] == [(3,), (3,)]

@@ -52,7 +52,8 @@ def make_batch(name):
 def test_every_class_of_the_zoo_is_compiled_here():
     entries = {name: ARCHITECTURES.get(name) for name in list_models(own_only=True)}
     found = {name for name, entry in entries.items() if not entry.preset}
-    assert {n for n in found if not issubclass(entries[n].build, TableModel)} == set(SIZES)
+    found = {name for name in found if not issubclass(entries[name].build, TableModel)}
+    assert found == {*SIZES, "multi_head"}  # several tasks are refused a static graph
 
 
 @pytest.mark.timeout(900)

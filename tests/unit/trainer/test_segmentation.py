@@ -1,13 +1,19 @@
 """Overlaps are those of hand-computed cases, and a batch in parts is a batch."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import TensorDataset
 
+from deepseek.datasets import VolumeDataset
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.errors import ConfigError
-from deepseek.models import UNet3D
+from deepseek.models import ModelEngine, SlidingWindow, UNet3D
+from deepseek.parallel.apply import ParallelModel
+from deepseek.parallel.world import World
 from deepseek.trainer import SegmentationTask, Trainer
+from deepseek.trainer.evaluation_pass import evaluate
+from deepseek.trainer.precision import Precision
 from deepseek.trainer.task import resolve_task
 
 LABELS = torch.tensor([[[0, 1], [1, 2]], [[0, 0], [0, 0]]])
@@ -112,3 +118,29 @@ def test_it_follows_from_the_data():
 def test_a_single_class_is_refused():
     with pytest.raises(ConfigError, match="num_classes=1 of a segmentation is below 2"):
         SegmentationTask(1)
+
+
+def test_whole_volumes_are_evaluated_window_by_window(tmp_path):
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    for number, shape in enumerate([(9, 10, 11), (5, 17, 8), (3, 4, 5)]):
+        voxels = np.random.default_rng(number).normal(size=shape)
+        np.save(tmp_path / "images" / f"{number}.npy", voxels)
+        np.save(tmp_path / "labels" / f"{number}.npy", (voxels > 0.3).astype(np.uint8))
+    data = VolumeDataset(tmp_path, "patch_4x8x8", cache="off")
+    torch.manual_seed(0)
+    engine = ModelEngine.wrap(UNet3D(1, 2, (4, 8)), data.spec)
+    task, engine = SegmentationTask(2), engine.eval()
+    parallel = ParallelModel(engine, World.alone(torch.device("cpu")))
+    view, exact = data.evaluation_view(), Precision("fp32", "cpu", "to compare")
+    together, _ = view.get_batch(range(3), 0)
+    apart = [view.get_batch([index], 0)[0] for index in range(3)]
+    found = evaluate(parallel, [together], task, exact, False, True)
+    assert found.metrics == evaluate(parallel, apart, task, exact, False).metrics
+    assert found.samples["index"].tolist() == [0, 1, 2]
+    sliding, metrics = SlidingWindow(engine, (4, 8, 8)), task.new_metrics()
+    for number in range(3):
+        volume, labels = data.volume(number)
+        known = {"targets": torch.from_numpy(labels.astype(np.int64))[None]}
+        task.update_metrics(metrics, sliding(torch.from_numpy(volume.voxels)[None]), known)
+    assert found.metrics == {name: metric.compute() for name, metric in metrics.items()}

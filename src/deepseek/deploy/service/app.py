@@ -22,6 +22,7 @@ from deepseek.deploy.service.question import (
     answer,
     aside,
     encode_texts,
+    find_mask,
     parse_json,
     read_samples,
     to_samples,
@@ -52,6 +53,7 @@ _BODY = {
                 },
             },
             "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "application/gzip": {"schema": {"type": "string", "format": "binary"}},
         },
     },
 }  # fmt: skip
@@ -132,6 +134,7 @@ def make_app(
     return app
 
 
+_LABELS = "UINT16"
 _DATATYPES = {"uint8": "UINT8", "int64": "INT64", "float32": "FP32"}
 _TENSORS = {
     "requestBody": {
@@ -207,6 +210,17 @@ async def _compute(request: Request, version: Version, limits: Limits) -> tuple[
         return await version.queue.submit(samples, limits.timeout_s), is_single
 
 
+async def _segment(request: Request, version: Version, limits: Limits, mask: bool) -> Response:
+    content_type = request.headers.get("content-type", "")
+    body = await request.body()
+    with version.used():
+        found = await find_mask(body, content_type, version, limits)
+    if mask:
+        name = {"Content-Disposition": 'attachment; filename="mask.nii.gz"'}
+        return Response(found.content, media_type="application/gzip", headers=name)
+    return JSONResponse({"model": version.name, "version": version.version, "ml": found.ml})
+
+
 def _check_ready(shelf: Shelf) -> None:
     if not shelf.is_ready:
         raise Refusal(503, "a model is not loaded", fix="try again later", retry_after_s=2)
@@ -216,11 +230,18 @@ def _add_predictions(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
     page = files("deepseek.deploy.service").joinpath("page.html").read_text(encoding="utf-8")
 
     @app.post("/predict", openapi_extra=_BODY, tags=["predictions"])
-    async def predict(request: Request, model: str = "", top_k: int = 5) -> JSONResponse:
-        """Classify a picture, a text, or samples."""
+    async def predict(
+        request: Request, model: str = "", top_k: int = 5, mask: bool = False
+    ) -> Response:
+        """Classify a picture, a text, samples, or the voxels of a volume.
+
+        Of a volume the answer is the millilitres of each class, or with `mask` a `.nii.gz` file.
+        """
         if not 1 <= top_k <= MAX_TOP_K:
             raise Refusal(422, f"top_k={top_k}", fix=f"give 1 to {MAX_TOP_K}")
         version = shelf.active(model)
+        if version.takes_volumes:
+            return await _segment(request, version, limits, mask)
         rows, _ = await _compute(request, version, limits)
         # as a response of its own: FastAPI would look through it, which takes longer than the rest
         return JSONResponse(
@@ -271,6 +292,9 @@ def _add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
         if version.takes_texts:
             inputs = {"name": "text", "datatype": "BYTES", "shape": [-1]}
         outputs = {"name": "probs", "datatype": "FP32", "shape": [-1, len(version.class_names)]}
+        if version.takes_volumes:
+            sizes = list(version.sample_shape[1:])
+            outputs = {"name": "labels", "datatype": _LABELS, "shape": [-1, *sizes]}
         return {
             "name": version.name, "versions": shelf.list_versions()[version.name],
             "platform": "deepseek", "inputs": [inputs], "outputs": [outputs],
@@ -294,8 +318,9 @@ def _add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
                 samples, _ = await aside(len(body), to_samples, found, version, limits)
             rows = await version.queue.submit(samples, limits.timeout_s)
         data = rows.ravel().tolist()
-        output = {"name": "probs", "datatype": "FP32",
-                  "shape": [len(rows), *rows[0].shape], "data": data}  # fmt: skip
+        name, kind = ("labels", _LABELS) if version.takes_volumes else ("probs", "FP32")
+        shape = [len(rows), *rows[0].shape]
+        output = {"name": name, "datatype": kind, "shape": shape, "data": data}
         return JSONResponse(
             {"model_name": version.name, "model_version": version.version, **known,
              "outputs": [output]}

@@ -1,4 +1,4 @@
-"""Pictures and texts of strangers are read in processes of their own, with limits.
+"""Pictures, texts and volumes of strangers are read in processes of their own, with limits.
 
 What takes too long or too much memory ends its process, and no other: the pool is made anew, and
 what else was being read is read again.
@@ -13,37 +13,46 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from deepseek.datasets import DataSpec
 from deepseek.deploy.service.refusal import Refusal
+from deepseek.deploy.service.volumes import VOXEL_BYTES, Mask, PreparedScan, make_mask, open_scan
 from deepseek.errors import DeepSeekError
 from deepseek.models.prediction import decode_picture
 from deepseek.models.text_batches import text_batches
+from deepseek.models.volume_segmenter import takes_volumes
 
+T = TypeVar("T")
 MAX_BYTES = 1 << 30
-"""Memory that a process may add to what it has after its start."""
+"""Memory that a process may add to what it has after its start; more where it reads volumes."""
 _spec: DataSpec | None = None
 _seconds = 0.0
+_bytes = MAX_BYTES
 
 
 class Decoder:
-    """Turns the bytes of pictures, or texts, into what a model takes.
+    """Turns the bytes of pictures and volumes, or texts, into what a model takes.
 
     Args:
-        spec: of the model: how its pictures or texts are prepared.
+        spec: of the model: how its pictures, texts or volumes are prepared.
         num_processes: that decode at a time.
         max_pixels: of a picture.
-        timeout_s: for one picture, or the texts of one request.
+        max_voxels: of a volume, as it is sent and as the model takes it.
+        timeout_s: for one picture or volume, or the texts of one request.
     """
 
     def __init__(
-        self, spec: DataSpec, *, num_processes: int, max_pixels: int, timeout_s: float
-    ) -> None:
+        self, spec: DataSpec, *, num_processes: int, max_pixels: int, max_voxels: int,
+        timeout_s: float,
+    ) -> None:  # fmt: skip
         self._spec, self._num_processes = spec, num_processes
-        self._max_pixels, self._timeout_s = max_pixels, timeout_s
+        self._max_pixels, self._max_voxels, self._timeout_s = max_pixels, max_voxels, timeout_s
+        self._max_bytes = MAX_BYTES + takes_volumes(spec) * VOXEL_BYTES * max_voxels
         self._pool: ProcessPoolExecutor | None = None
 
     def start(self) -> None:
@@ -75,7 +84,33 @@ class Decoder:
             raise Refusal(422, found, fix="send other texts")
         return found
 
-    async def _run(self, what: str, act: Callable, *arguments: object) -> np.ndarray | str:
+    async def open_scan(self, content: bytes) -> PreparedScan:
+        """Return the volume in the bytes of a NIfTI file, prepared for the model.
+
+        Raises:
+            Refusal: 400, it is no volume, or a damaged or too large one; 422, it ended the process
+                that read it.
+        """
+        found = await self._run("the volume", _open_scan, content, self._max_voxels)
+        if isinstance(found, str):
+            raise Refusal(
+                400, found, fix="send a .nii or .nii.gz file, as the model was trained on"
+            )
+        return found
+
+    async def make_mask(self, labels: np.ndarray, scan: PreparedScan) -> Mask:
+        """Return the mask of the labels (D, H, W) of a prepared volume, on the voxels of the scan.
+
+        Raises:
+            Refusal: 422, it ended the process that made it.
+        """
+        known = replace(scan, voxels=np.empty(0, np.float32))
+        found = await self._run("the mask", _make_mask, labels, known)
+        if isinstance(found, str):
+            raise Refusal(422, found, fix="send a smaller volume")
+        return found
+
+    async def _run(self, what: str, act: Callable[..., T | str], *arguments: object) -> T | str:
         for _ in range(2):  # once more where another one has ended the process
             pool = self._pool = self._pool or self._new_pool()
             try:
@@ -86,7 +121,7 @@ class Decoder:
                     pool.shutdown(wait=False, cancel_futures=True)
         raise Refusal(
             422, f"{what} could not be read within {self._timeout_s:g} s and"
-            f" {MAX_BYTES >> 20} MiB", fix="send less",
+            f" {self._max_bytes >> 20} MiB", fix="send less",
         )  # fmt: skip
 
     def close(self) -> None:
@@ -102,19 +137,19 @@ class Decoder:
             self._num_processes,
             mp_context=context,
             initializer=_begin,
-            initargs=(self._spec, self._timeout_s),
+            initargs=(self._spec, self._timeout_s, self._max_bytes),
         )
 
 
-def _begin(spec: DataSpec, timeout_s: float) -> None:
-    global _spec, _seconds  # of a process that does nothing else
-    _spec, _seconds = spec, timeout_s
+def _begin(spec: DataSpec, timeout_s: float, max_bytes: int) -> None:
+    global _spec, _seconds, _bytes  # of a process that does nothing else
+    _spec, _seconds, _bytes = spec, timeout_s, max_bytes
     threading.Thread(target=_end_with_service, daemon=True).start()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service ends it
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process, whatever it is at
     now = _data_bytes()
-    resource.setrlimit(resource.RLIMIT_DATA, (now + MAX_BYTES, now + MAX_BYTES))
+    resource.setrlimit(resource.RLIMIT_DATA, (now + max_bytes, now + max_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
@@ -133,23 +168,33 @@ def _data_bytes() -> int:
 
 def _decode(content: bytes, max_pixels: int) -> np.ndarray | str:
     """Return the pixels, or what is wrong: an error of ours might not survive the way back."""
-    return _limited(lambda spec: decode_picture(content, "the picture", spec, max_pixels))
+    return _limited(lambda spec: decode_picture(content, "the picture", spec, max_pixels).numpy())
 
 
 def _encode(texts: list[str]) -> np.ndarray | str:
     """Return the tokens, or what is wrong."""
-    return _limited(lambda spec: next(text_batches(texts, spec, len(texts))[0]))
+    return _limited(lambda spec: next(text_batches(texts, spec, len(texts))[0]).numpy())
 
 
-def _limited(act: Callable[[DataSpec], torch.Tensor]) -> np.ndarray | str:
+def _open_scan(content: bytes, max_voxels: int) -> PreparedScan | str:
+    """Return a volume, or what is wrong."""
+    return _limited(lambda spec: open_scan(content, spec, max_voxels))
+
+
+def _make_mask(labels: np.ndarray, scan: PreparedScan) -> Mask | str:
+    """Return a mask, or what is wrong."""
+    return _limited(lambda spec: make_mask(labels, scan, spec))
+
+
+def _limited(act: Callable[[DataSpec], T]) -> T | str:
     if _spec is None:
         return "the process has not been told how samples are prepared"
     signal.setitimer(signal.ITIMER_REAL, _seconds)
     try:
-        return act(_spec).numpy()
+        return act(_spec)
     except DeepSeekError as error:
         return error.message
     except MemoryError:
-        return f"it needs more than {MAX_BYTES >> 20} MiB"
+        return f"it needs more than {_bytes >> 20} MiB"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

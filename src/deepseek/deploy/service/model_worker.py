@@ -71,7 +71,9 @@ def _serve(channel: socket.socket) -> None:
         return
     said = [str(each.message) for each in found if each.category is UserWarning]
     send(channel, {"facts": model.facts.to_json(), "warnings": said})
-    batcher = Batcher(max_batch=settings.max_batch, target_s=settings.target_s, pad=model.pad)
+    # volumes may be large, and their windows are a batch already
+    max_batch = settings.max_batch if model.segmenter is None else 1
+    batcher = Batcher(max_batch=max_batch, target_s=settings.target_s, pad=model.pad)
     threading.Thread(target=_read, args=(source, batcher), daemon=True).start()
     gc.collect()
     gc.freeze()  # modules and the model are no garbage: a search of them holds requests up

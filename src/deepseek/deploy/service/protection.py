@@ -31,6 +31,7 @@ class Limits:
         max_pixels: of a picture, checked before it is decoded.
         max_samples: of a request.
         max_chars: of a text.
+        max_voxels: of a volume, checked before it is decoded.
     """
 
     max_body_bytes: int = 16 << 20
@@ -39,6 +40,7 @@ class Limits:
     max_pixels: int = 50_000_000
     max_samples: int = 256
     max_chars: int = 100_000
+    max_voxels: int = 2**27
 
 
 class Protection:

@@ -2,6 +2,7 @@
 
 ```
 image/*, application/octet-stream    one picture
+application/gzip, octet-stream       one volume, as .nii.gz or .nii
 application/json  {"inputs": ...}    numbers, nested as the sample is, or a list of samples
                   {"images": [...]}  pictures in base64
                   {"text": "..."}, {"texts": [...]}
@@ -20,12 +21,14 @@ import numpy as np
 from deepseek.deploy.service.protection import Limits
 from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.shelf import Version
+from deepseek.deploy.service.volumes import Mask
 
 T = TypeVar("T")
 LARGE_BYTES = 64 << 10
 """Of a body that takes a millisecond or more to read."""
 _KEYS = {"inputs", "images", "text", "texts"}
 PICTURE_TYPES = ("image/", "application/octet-stream")
+VOLUME_TYPES = ("application/gzip", "application/x-gzip", "application/octet-stream")
 _reading = asyncio.Semaphore(4)  # bodies of many MiB that are objects of Python at a time
 
 
@@ -60,6 +63,25 @@ async def read_samples(
     if "text" in known:
         return await encode_texts([known["text"]], version, limits), True
     return await encode_texts(known["texts"], version, limits), False
+
+
+async def find_mask(body: bytes, content_type: str, version: Version, limits: Limits) -> Mask:
+    """Return the mask of the volume in a body.
+
+    Raises:
+        Refusal: 400 or 422, the body is not what the model takes; 415, it is of another type.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind not in VOLUME_TYPES or version.decoder is None:
+        raise Refusal(
+            415, f"Content-Type {kind[:80]!r} is not taken by {version.name}",
+            fix="send a .nii.gz file as application/gzip",
+        )  # fmt: skip
+    if not body:
+        raise Refusal(400, "the body is empty", fix="send the bytes of a .nii.gz file")
+    scan = await version.decoder.open_scan(body)
+    rows = await version.queue.submit([scan.voxels], limits.timeout_s)
+    return await version.decoder.make_mask(rows[0], scan)
 
 
 def parse_json(body: bytes) -> object:

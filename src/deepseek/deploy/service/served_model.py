@@ -16,7 +16,10 @@ from deepseek.deploy.artefact import description_of, load_engine, read_descripti
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.device import resolve_device
+from deepseek.models.volume_segmenter import VolumeSegmenter, takes_volumes
 
+WINDOWS = 4
+"""Of volumes that are computed at a time."""
 COMPILED = ("compiled",)
 """Runtimes that compile anew for each shape."""
 
@@ -139,6 +142,11 @@ class ServedModel:
         self._engine, self._is_half = engine.eval(), is_half
         self._sizes, self._has_one_length = sorted(sizes), has_one_length
         self._field = engine.spec.fields["inputs"]
+        self.segmenter: VolumeSegmenter | None = None
+        """Of a model that finds a class for every voxel of a volume, of any size."""
+        if takes_volumes(engine.spec):
+            windows = max(self._sizes, default=WINDOWS)
+            self.segmenter = VolumeSegmenter(engine, batch_size=min(windows, WINDOWS))
         takes_tokens = len(self._field.shape) == 1 and self._field.dtype == "int64"
         vocabulary = engine.config.get("vocab_size") or (
             engine.num_classes if takes_tokens and not engine.spec.class_names else None
@@ -171,13 +179,18 @@ class ServedModel:
         )
 
     def compute(self, batch: np.ndarray) -> np.ndarray:
-        """Return probabilities (B, ..., K), float32, of a batch (B, ...)."""
-        filled = self._fill(batch)
+        """Return probabilities (B, ..., K), float32, of a batch (B, ...).
+
+        Of volumes, prepared, the class of each voxel: uint8 or uint16 (B, D, H, W).
+        """
         kind = self._engine.device.type
         with (
             torch.inference_mode(),
             torch.autocast(kind, dtype=torch.bfloat16, enabled=self._is_half),
         ):
+            if self.segmenter is not None:
+                return np.stack([self.segmenter.find_labels(volume) for volume in batch])
+            filled = self._fill(batch)
             return self._engine.probs_of(torch.from_numpy(filled)).numpy()[: len(batch)]
 
     def _fill(self, batch: np.ndarray) -> np.ndarray:

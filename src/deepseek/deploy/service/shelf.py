@@ -20,7 +20,10 @@ from deepseek.deploy.service.protection import Limits
 from deepseek.deploy.service.queueing import Queue
 from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.served_model import Model
+from deepseek.deploy.service.volumes import WAITING
 from deepseek.errors import ConfigError, DeepSeekError
+from deepseek.models.volume_segmenter import takes_volumes
+from deepseek.registry import import_extra
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SUFFIX = ".bin"
@@ -34,7 +37,7 @@ class Pace:
         max_batch: samples of a batch at most; 1: no batching.
         target_ms: what a batch should take at most.
         max_waiting: samples that may wait for a model.
-        num_decoders: processes that read pictures and texts.
+        num_decoders: processes that read pictures, texts and volumes.
     """
 
     max_batch: int = 32
@@ -67,12 +70,16 @@ class Version:
         """Of its vocabulary; without one, any number."""
         self.sample_shape = self.spec.fields["inputs"].shape
         """Of what the model takes, without the batch."""
-        self.queue = Queue(models, max_waiting=pace.max_waiting)
+        room = min(pace.max_waiting, WAITING) if self.takes_volumes else pace.max_waiting
+        self.queue = Queue(models, max_waiting=room)
         self.decoder: Decoder | None = None
-        if self.takes_texts or (self.takes_pictures and self.spec.transform is not None):
+        takes_pictures = self.takes_pictures and self.spec.transform is not None
+        if self.takes_volumes:
+            import_extra("nibabel", "medical")  # or every request would fail
+        if self.takes_texts or takes_pictures or self.takes_volumes:
             self.decoder = Decoder(
                 self.spec, num_processes=pace.num_decoders, max_pixels=limits.max_pixels,
-                timeout_s=limits.body_s,
+                max_voxels=limits.max_voxels, timeout_s=limits.body_s,
             )  # fmt: skip
 
     @property
@@ -96,10 +103,17 @@ class Version:
         return self.spec.tokenizer is not None and self.spec.task == "sequence_classification"
 
     @property
+    def takes_volumes(self) -> bool:
+        """Whether it finds a class for every voxel of a volume."""
+        return takes_volumes(self.spec)
+
+    @property
     def takes(self) -> str:
-        """What a client sends: `text`, `picture` or `numbers`."""
+        """What a client sends: `text`, `picture`, `volume` or `numbers`."""
         if self.decoder is None:
             return "numbers"
+        if self.takes_volumes:
+            return "volume"
         return "text" if self.takes_texts else "picture"
 
     @property

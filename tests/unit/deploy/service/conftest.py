@@ -94,6 +94,7 @@ LIMITS = Limits(
     max_pixels=10_000,
     max_samples=8,
     max_chars=1000,
+    max_voxels=20_000,
 )
 
 

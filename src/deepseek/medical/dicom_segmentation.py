@@ -1,0 +1,128 @@
+"""DICOM segmentations: the classes of the voxels of a series, for viewers and archives.
+
+Written by highdicom (Bridge et al. 2022, doi 10.1007/s10278-022-00683-y). Standard: DICOM PS3.3,
+A.51. A segmentation carries patient and study of its series, as it must.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepseek.datasets.volume import Volume
+from deepseek.errors import DataError
+from deepseek.medical.dicom_series import read_headers
+from deepseek.registry import import_extra
+from deepseek.version import __version__
+from deepseek.whole_file import replacing
+
+SERIES_NUMBER = 900
+MAX_NAME = 64
+"""Letters of a label in DICOM."""
+
+
+def write_dicom_segmentation(
+    path: Path, labels: Volume, series: Path, class_names: Sequence[str]
+) -> None:
+    """Write the classes but the first of the voxels of a series, and read them back.
+
+    Args:
+        path: of the file, which appears in one atomic step.
+        labels: (1, D, H, W) on the voxels of the series, as `read_volume` has them.
+        series: the folder of its slices.
+        class_names: of class 0, 1, ...
+
+    Raises:
+        DataError: the labels are of another series, its headers lack what a segmentation needs, or
+            what is read back is not what was written.
+        MissingExtraError: highdicom is not installed.
+    """
+    highdicom = import_extra("highdicom", "medical")
+    headers = read_headers(series)
+    size = (len(headers), int(headers[0].Rows), int(headers[0].Columns))
+    if labels.voxels.shape != (1, *size):
+        raise DataError(
+            f"labels have the shape {labels.voxels.shape}, the series of {series} {(1, *size)}",
+            fix="give the labels of this series, on its own voxels",
+        )
+    found = np.ascontiguousarray(labels.voxels[0])
+    with replacing(path) as temporary:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they quote headers
+            try:
+                _make(highdicom, headers, found, class_names).save_as(temporary)
+            except (AttributeError, ValueError, TypeError, KeyError) as error:
+                # the message may quote a header: its kind alone
+                raise DataError(
+                    f"the headers of {series} lack what a DICOM segmentation needs"
+                    f" ({type(error).__name__})",
+                    fix="take the mask in NIfTI, or export the series anew with its study",
+                ) from None
+        back = read_dicom_segmentation(temporary, series)
+        if num_other := int((back != found).sum()):
+            raise DataError(
+                f"{path}: {num_other:,} voxels are not read back as they were written",
+                fix="take the mask in NIfTI, and report this",
+            )
+
+
+def read_dicom_segmentation(path: Path, series: Path) -> np.ndarray:
+    """Return the class of each voxel of a series, uint8 or uint16 (D, H, W), 0 where there is none.
+
+    Args:
+        path: of the segmentation.
+        series: the folder of the slices that it is of.
+
+    Raises:
+        DataError: it is no segmentation of this series.
+        MissingExtraError: highdicom is not installed.
+    """
+    highdicom = import_extra("highdicom", "medical")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            segmentation = highdicom.seg.segread(path)
+            return segmentation.get_pixels_by_source_instance(
+                [header.SOPInstanceUID for header in read_headers(series)],
+                combine_segments=True,
+                ignore_spatial_locations=True,
+                assert_missing_frames_are_empty=True,
+            )
+        except DataError:
+            raise
+        except Exception as error:
+            kind = type(error).__name__
+    raise DataError(
+        f"{path} is no DICOM segmentation of the series in {series} ({kind})",
+        fix="give the series that it was made of",
+    )
+
+
+def _make(highdicom: Any, headers: Sequence, labels: np.ndarray, names: Sequence[str]) -> Any:
+    codes = import_extra("pydicom.sr.codedict", "medical").codes
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name="deepseek", version=__version__, family=codes.cid7162.ArtificialIntelligence
+    )
+    concept = highdicom.sr.CodedConcept
+    segments = [
+        highdicom.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=name[:MAX_NAME],
+            segmented_property_category=codes.SCT.AnatomicalStructure,
+            # what a class is called is the user's choice: no code of a standard says it
+            segmented_property_type=concept(f"CLASS{number}", "99DEEPSEEK", name[:MAX_NAME]),
+            algorithm_type="AUTOMATIC",
+            algorithm_identification=algorithm,
+        )
+        for number, name in enumerate(names)
+        if number > 0
+    ]
+    return highdicom.seg.Segmentation(
+        source_images=headers, pixel_array=labels, segmentation_type="BINARY",
+        segment_descriptions=segments, series_instance_uid=highdicom.UID(),
+        series_number=SERIES_NUMBER, sop_instance_uid=highdicom.UID(), instance_number=1,
+        manufacturer="deepseek", manufacturer_model_name="deepseek",
+        software_versions=__version__, device_serial_number="1",
+    )  # fmt: skip

@@ -7,6 +7,7 @@ the rows that ids came to have, and a table that was saved and loaded goes on bi
 Shapes: N ids, E numbers of a vector, L ids with a row, S numbers of an optimizer's state.
 """
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -76,6 +77,7 @@ class GrowingEmbedding(GrowingTable):
         self._store = self._new_store(capacity)
         self._seen = SeenCounts(_NUM_COUNTERS, key) if admit_after > 1 else None
         self._pending: list[tuple[Tensor, Tensor]] = []
+        self._counted: list[tuple[Tensor, Tensor]] = []  # rare ids since the last step
         self._removals = Removals()
 
     def extra_repr(self) -> str:
@@ -121,8 +123,11 @@ class GrowingEmbedding(GrowingTable):
         return self._update(rows, gradients)
 
     def drop_gradients(self) -> None:
-        """Forget the gradients since the last step."""
+        """Forget the gradients since the last step, and that rare ids were seen."""
         self._pending.clear()
+        if self._seen is not None:
+            self._seen.counters.copy_(self._counters_at_step())
+        self._counted.clear()
 
     @torch.no_grad()
     def learn(
@@ -142,9 +147,12 @@ class GrowingEmbedding(GrowingTable):
             ConfigError: the table is only read, or these are no gradients of its ids.
         """
         self._tick(now)
-        return self._update(self._find_or_add(_checked(ids)), gradients)
+        rows = self._find_or_add(_checked(ids))
+        self._counted.clear()
+        return self._update(rows, gradients)
 
     def _tick(self, now: int | None) -> None:
+        self._counted.clear()
         self.clock = self.clock + 1 if now is None else max(self.clock, now)
 
     def _find_or_add(self, ids: Tensor) -> Tensor:
@@ -155,14 +163,27 @@ class GrowingEmbedding(GrowingTable):
         missing = ids[places]
         new, times = missing.unique(return_counts=True)
         if self._seen is not None:
+            self._counted.append((new, times))
             new = new[self._seen.add(new, times) >= self.admit_after]
         if len(new):
             self._write(self._store.add(new, self.clock), self._first_vectors(new))
             rows[places] = self._store.find(missing)
         return rows
 
+    def _counters_at_step(self) -> Tensor:
+        """Return the counts of rare ids without those of an unfinished step."""
+        if self._seen is None:
+            return torch.zeros(0)
+        kept = copy.deepcopy(self._seen)
+        for ids, times in self._counted:
+            kept.add(ids, -times)
+        return kept.counters
+
     def _first_vectors(self, ids: Tensor) -> Tensor:
         return uniform(ids, self.dim, self._key).mul_(math.sqrt(3) * self.scale)
+
+    def _parts(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        return values[:, : self.dim], values[:, self.dim :]
 
     def _write(self, rows: Tensor, vectors: Tensor, state: Tensor | None = None) -> None:
         """Write rows, with the state that is given or the one that theirs begins with."""
@@ -171,7 +192,7 @@ class GrowingEmbedding(GrowingTable):
         if state is not None:
             values[:, self.dim :] = state
         elif self.optimizer is not None:
-            self.optimizer.begin(*values.split([self.dim, self._state_size], 1))
+            self.optimizer.begin(*self._parts(values))
         self._store.values.index_copy_(0, rows, values)
 
     @torch.no_grad()
@@ -198,7 +219,7 @@ class GrowingEmbedding(GrowingTable):
         touched = ordered[starts].long()
         sums = embedding_bag(order, gradients.float(), starts, mode="sum")
         values = self._store.values.index_select(0, touched)
-        self.optimizer.update(*values.split([self.dim, self._state_size], 1), sums)
+        self.optimizer.update(*self._parts(values), sums)
         self._store.values.index_copy_(0, touched, values)
         self._store.used.index_fill_(0, touched, self.clock)
         if self.max_ids is not None and len(self) > self.max_ids and not self._pending:
@@ -344,8 +365,7 @@ class GrowingEmbedding(GrowingTable):
         """Return a store without ids, whose shared row is of zeros."""
         store = RowStore(self.dim + self._state_size, max(2, capacity), self._key)
         if self.optimizer is not None:
-            shared = store.values[:1].split([self.dim, self._state_size], 1)
-            self.optimizer.begin(*shared)
+            self.optimizer.begin(*self._parts(store.values[:1]))
         return store
 
     # -- state -------------------------------------------------------------------------------
@@ -355,11 +375,18 @@ class GrowingEmbedding(GrowingTable):
     ) -> None:
         content = self._content(self._store.rows())
         if self._seen is not None:
-            content["seen"] = self._seen.counters.clone()
+            content["seen"] = self._counters_at_step()
         destination.update({prefix + name: tensor for name, tensor in content.items()})
 
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
         content = {
             name.removeprefix(prefix): tensor.cpu()
@@ -377,6 +404,7 @@ class GrowingEmbedding(GrowingTable):
                 )
             self._seen.counters.copy_(seen)
         self._pending.clear()
+        self._counted.clear()
         self._store = self._new_store(len(content["ids"]) + 1)
         self._take(content)
         self._removals = Removals(self.clock)

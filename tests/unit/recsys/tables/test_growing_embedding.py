@@ -189,6 +189,17 @@ def test_rows_that_gradients_wait_for_cannot_be_given_up():
         table.expire(keep=0)
 
 
+def test_what_was_seen_in_a_step_that_was_dropped_does_not_count():
+    table = table_of(admit_after=2)
+    table(ids_of(7)).sum().backward()
+    assert not table.state_dict()["seen"].any()
+    table.drop_gradients()
+    table(ids_of(7)).sum().backward()
+    assert table.step() == 1
+    assert len(table) == 0
+    assert table.state_dict()["seen"].any()
+
+
 # -- state -------------------------------------------------------------------------------------
 
 
@@ -202,6 +213,14 @@ def test_a_table_that_was_saved_goes_on_bit_for_bit():
         random_steps(each, 2)
         each.expire(before=each.clock - 5)
         random_steps(each, 3)
+    assert same_state(table, other)
+
+
+def test_a_table_built_without_memory_is_filled_by_a_state():
+    table = table_of(1, 2)
+    with torch.device("meta"):
+        other = table_of()
+    other.load_state_dict(table.state_dict())
     assert same_state(table, other)
 
 

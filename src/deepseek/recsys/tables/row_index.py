@@ -16,6 +16,7 @@ from deepseek.recsys.tables.mixing import mix
 
 SLOTS_PER_ROW = 1.5
 """An id that is there is found after 2 probes on average, with 6 bytes a row."""
+_MOST_SLOTS = 32
 
 
 class RowIndex:
@@ -40,14 +41,21 @@ class RowIndex:
         """Return the row of each id, int32; 0: it has none."""
         slots = self._first_slots(ids)
         rows = self._slots.index_select(0, slots)
-        left = self._unsettled(rows, ids)
+        is_other = self._ids.index_select(0, rows) != ids
+        left = is_other.logical_and_(rows != 0).nonzero()[:, 0]
         places, ids, slots = left, ids[left], slots[left]
         while len(places):
-            slots = self._next(slots)
-            found = self._slots.index_select(0, slots)
-            rows[places] = found
-            left = self._unsettled(found, ids)
-            places, ids, slots = places[left], ids[left], slots[left]
+            # the fewer are left, the more slots of each are looked at: rounds are few
+            num = min(len(rows) // len(places), _MOST_SLOTS, len(self._slots))
+            ahead = slots[:, None] + torch.arange(1, num + 1)
+            ahead -= (ahead >= len(self._slots)) * len(self._slots)
+            found = self._slots.index_select(0, ahead.view(-1))
+            keys = self._ids.index_select(0, found)
+            found = found.view_as(ahead)
+            ends = (keys.view_as(ahead) == ids[:, None]).logical_or_(found == 0)
+            rows[places] = found.gather(1, ends.byte().argmax(1, keepdim=True))[:, 0]
+            left = (~ends.any(1)).nonzero()[:, 0]
+            places, ids, slots = places[left], ids[left], ahead[left, -1]
         return rows
 
     def insert(self, rows: Int[Tensor, "N"]) -> None:
@@ -64,10 +72,6 @@ class RowIndex:
             written[slots[is_free].numpy()] = rows[is_free].numpy()
             left = (self._slots.index_select(0, slots) != rows).nonzero()[:, 0]
             rows, slots = rows[left], self._next(slots[left])
-
-    def _unsettled(self, rows: Tensor, ids: Tensor) -> Tensor:
-        is_other = self._ids.index_select(0, rows) != ids
-        return is_other.logical_and_(rows != 0).nonzero()[:, 0]
 
     def _first_slots(self, ids: Tensor) -> Tensor:
         # the upper 31 bits, as a share of all slots

@@ -35,6 +35,7 @@ PUBLIC = {
         "Scorer",
         "read_movielens",
     ],
+    "deepseek.recsys.tables": ["AdaGrad", "FTRL", "GrowingEmbedding", "RowAdam", "RowOptimizer"],
     "deepseek.medical": [
         "DetectionTask",
         "Findings",

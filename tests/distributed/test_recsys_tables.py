@@ -18,7 +18,8 @@ def make_data():
     random.seed(0)
     users = [random.randrange(USERS) for _ in range(120)]
     genres = [random.choice("abcd") for _ in users]
-    clicks = [int("abcd"[u % 4] == g or random.random() < 0.1) for u, g in zip(users, genres)]
+    pairs = zip(users, genres, strict=True)
+    clicks = [int("abcd"[u % 4] == g or random.random() < 0.1) for u, g in pairs]
     columns = {"user_id": [f"u{u}" for u in users], "genre": genres, "click": clicks}
     features = {"sparse": {"user_id": {}, "genre": {}}, "label": {"click": {}}}
     return InteractionDataset(columns, features, cache="off")

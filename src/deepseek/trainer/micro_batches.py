@@ -37,6 +37,22 @@ class MicroBatches:
             return {name: _zeros(count, field) for name, field in fields.items()}
         return {"inputs": self._zeros(count)}
 
+    def split(self, batch: Batch, size: int, num_samples: int) -> list[Batch]:
+        """Return micro-batches of at most `size` samples, as many on every rank.
+
+        Args:
+            batch: this rank's part; may be empty.
+            size: samples of a micro-batch.
+            num_samples: of the batch over all ranks.
+        """
+        parts = list(split_batch(batch, size)) if batch else []
+        world = self._parallel.world
+        if world.is_distributed:
+            share = -(-num_samples // world.plan.num_shares)
+            missing = max(1, -(-share // size)) - len(parts)
+            parts += [self.empty() for _ in range(missing)]
+        return parts
+
     def _zeros(self, count: int) -> Tensor:
         spec = self._engine.spec
         if spec is None or "inputs" not in spec.fields:

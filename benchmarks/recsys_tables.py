@@ -15,7 +15,7 @@ learnt from; the last day counts. `no collisions` is a table as large as all ids
 """
 
 import argparse
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 import torch
@@ -46,6 +46,9 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=2_000_000, help="of the quality task")
     parser.add_argument("--live", type=int, default=100_000, help="ids at a time, quality task")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="seconds of the processor: on a shared machine"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -75,13 +78,14 @@ def zipf(num_ids: int, shape: tuple[int, ...], rng: np.random.Generator) -> Tens
 
 def rates(args: argparse.Namespace) -> list[dict]:
     """Return what a full table takes and how fast it is, beside one of a fixed size."""
+    now = process_time if args.cpu_time else perf_counter
     rng = np.random.default_rng(0)
     names = torch.from_numpy(rng.integers(-(2**62), 2**62, args.ids))
     table = GrowingEmbedding(args.dim, AdaGrad(lr=LR))
-    began = perf_counter()
+    began = now()
     for part in names.split(262144):
         table.learn(part, torch.zeros(len(part), args.dim))
-    took = perf_counter() - began
+    took = now() - began
     found = [row("first time, with growth", "growing", [args.ids / took / 1e6], "M/s")]
     needed = args.dim * 8 + 16
     num_rows = len(table) * (needed + 6) // (args.dim * 8)
@@ -112,10 +116,10 @@ def rates(args: argparse.Namespace) -> list[dict]:
         for what, name, act in ways:
             speeds = []
             for several in batches:
-                began = perf_counter()
+                began = now()
                 for ids in several:
                     act(ids)
-                speeds.append(batches[0].numel() / (perf_counter() - began) / 1e6)
+                speeds.append(batches[0].numel() / (now() - began) / 1e6)
             found.append(row(f"{what}, batches of {size}", name, speeds[1:], "M/s"))
     for share in (0.9, 0.5, 0.1):
         table.expire(keep=int(args.ids * share))

@@ -27,6 +27,7 @@ from deepseek.recsys.tables.row_optimizers import RowOptimizer
 from deepseek.recsys.tables.row_store import RowStore
 
 _NUM_COUNTERS = 1 << 18
+_DTYPES = {"weight": torch.float32, "optimizer_state": torch.float32}
 
 
 class GrowingEmbedding(GrowingTable):
@@ -353,8 +354,14 @@ class GrowingEmbedding(GrowingTable):
             for name, shape in shapes.items():
                 if name in content and tuple(content[name].shape) != shape:
                     problem = f"{name} is {tuple(content[name].shape)}, not {shape}"
+            for name, tensor in content.items():
+                dtype = _DTYPES.get(name, torch.int64)
+                if tensor.dtype != dtype:
+                    problem = f"{name} is of {tensor.dtype}, not {dtype}"
             if problem is None and bool((ids[1:] <= ids[:-1]).any()):
                 problem = "its ids are not in order"
+            elif problem is None and bool((content["used"] < 0).any()):
+                problem = "a time is negative"
         if problem is not None:
             raise CheckpointError(
                 f"this is not the content of {self}: {problem}",

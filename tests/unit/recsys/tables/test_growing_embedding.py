@@ -293,6 +293,8 @@ def test_old_removals_are_forgotten():
         (lambda s: s.pop("used"), "it holds clock, ids, optimizer_state, weight, not"),
         (lambda s: s.update(weight=s["weight"][:, :2]), r"weight is \(3, 2\), not \(3, 4\)"),
         (lambda s: s.update(ids=s["ids"].flip(0)), "its ids are not in order"),
+        (lambda s: s.update(weight=s["weight"].double()), "weight is of torch.float64, not"),
+        (lambda s: s.update(used=s["used"] - 9), "a time is negative"),
         (lambda s: s.pop("optimizer_state"), "it holds clock, ids, used, weight, not"),
     ],
 )

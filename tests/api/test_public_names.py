@@ -24,6 +24,14 @@ PUBLIC = {
         "resolve",
         "validate_settings",
     ],
+    "deepseek.finance": [
+        "Adaptation",
+        "GrowingVocabulary",
+        "GrownVocabulary",
+        "Perplexity",
+        "adapt",
+        "grow_vocabulary",
+    ],
     "deepseek.medical": [
         "Findings",
         "Froc",

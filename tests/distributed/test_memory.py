@@ -5,6 +5,9 @@ from safetensors.torch import load_file
 from tests.distributed.ranks import run_ranks, train
 from tests.distributed.test_layouts import compare
 
+from deepseek.memory import host_copies, saved
+from deepseek.trainer import Callback
+
 LAYOUTS = {"dp2": 2, "fsdp2": 2, "tp2": 2, "pp2": 2, "cp2": 2}
 MIXTURES = {"dp2-tp2": 4, "fsdp2-pp2": 4, "tp2-pp2": 4, "fsdp2-cp2": 4}
 SCHEDULES = ("interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble")
@@ -15,6 +18,22 @@ def reference(tmp_path_factory):
     """One process that keeps everything."""
     run = tmp_path_factory.mktemp("gpt") / "run"
     return train("gpt", run), load_file(run / "model.bin")
+
+
+class Copies(Callback):
+    """Counts the tensors that have waited on the host."""
+
+    num = 0
+
+    def on_step_end(self, trainer, metrics):
+        """Look at the last micro-batch."""
+        self.num += trainer.assembly.step.graph.memory.copies.num_copies
+
+
+def train_with_copies(run_dir, **settings):
+    host_copies.MIN_COPIED_BYTES = saved.MIN_BYTES = 1  # for a model as small as this
+    copies = Copies()
+    return train("gpt", run_dir, callbacks=[copies], **settings), copies.num
 
 
 def often(*values):
@@ -64,3 +83,24 @@ def test_a_loss_in_chunks_changes_nothing_that_a_layout_learns(layout, reference
     run = tmp_path / "run"
     found = run_ranks(2, train, "gpt", run, parallel=layout, loss_chunks=3, folder=tmp_path / "r")
     compare(reference, found[0], run)
+
+
+@pytest.mark.parametrize(
+    ("layout", "memory"),
+    [
+        ("tp2", "pointwise"),
+        *(
+            pytest.param(layout, memory, marks=pytest.mark.long)
+            for layout in (*LAYOUTS, *MIXTURES)
+            for memory in ("off", "selective", 0.4)
+        ),
+    ],
+)
+def test_what_waits_on_the_host_changes_nothing_that_a_layout_learns(
+    layout, memory, reference, tmp_path
+):
+    run, num = tmp_path / "run", (LAYOUTS | MIXTURES)[layout]
+    settings = {"parallel": layout, "memory": memory, "offload": "activations"}
+    found = run_ranks(num, train_with_copies, run, folder=tmp_path / "r", **settings)
+    assert all(num_copies > 0 for _, num_copies in found)
+    compare(reference, found[0][0], run)

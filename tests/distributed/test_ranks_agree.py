@@ -163,3 +163,15 @@ def test_a_plan_that_is_left_to_us_is_chosen_and_the_reason_told(tmp_path):
     said = (tmp_path / "run/log.txt").read_text()
     assert "parallel dp2: 2 processes" in said
     assert "chosen: weights and their states as copies take 0.0% of the memory" in said
+
+
+@pytest.mark.parametrize("plan", ["dp2", "fsdp2"])
+def test_ranks_end_by_one_clock(plan, tmp_path):
+    found = run_ranks(
+        2, train, "vit", tmp_path / "run", parallel=plan, folder=tmp_path / "ranks",
+        max_steps=None, time_budget="5s", val_size=32,
+    )  # fmt: skip
+    (losses, _, last), (others, _, _) = found
+    assert losses == others
+    assert last["step"] == len(losses) > 0
+    assert json.loads((tmp_path / "run/summary.json").read_text())["time_s"] < 10

@@ -27,7 +27,10 @@ from deepseek.cli.main import run
 from deepseek.config import (
     DataConfig,
     ModelConfig,
+    MultiDataConfig,
+    NoduleDataConfig,
     RunConfig,
+    TableDataConfig,
     TextDataConfig,
     TrainerConfig,
     VolumeDataConfig,
@@ -181,6 +184,9 @@ def anchors(page):
         ("data.", DataConfig),
         ("data.", TextDataConfig),
         ("data.", VolumeDataConfig),
+        ("data.", MultiDataConfig),
+        ("data.", TableDataConfig),
+        ("data.", NoduleDataConfig),
         ("model.", ModelConfig),
         ("trainer.", TrainerConfig),
         ("trainer.parallel.", ParallelConfig),
@@ -189,8 +195,14 @@ def anchors(page):
 def test_tables_of_settings_are_complete_and_have_the_defaults(prefix, settings):
     page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
     pictures, _, others = page.partition("## data, of text\n")
-    text, _, volumes = others.partition("## data, of volumes\n")
-    parts = {DataConfig: pictures, TextDataConfig: text, VolumeDataConfig: volumes}
+    text, _, others = others.partition("## data, of volumes\n")
+    volumes, _, others = others.partition("## data, of nodule cubes\n")
+    nodules, _, others = others.partition("## data, of several tasks\n")
+    tasks, _, tables = others.partition("## data, of tables\n")
+    parts = {
+        DataConfig: pictures, TextDataConfig: text, VolumeDataConfig: volumes,
+        NoduleDataConfig: nodules, MultiDataConfig: tasks, TableDataConfig: tables,
+    }  # fmt: skip
     page = parts.get(settings, page)
     rows = dict(re.findall(rf"^\| `{re.escape(prefix)}(\w+)` \| (.+?) \|", page, re.M))
     fields = settings.model_fields

@@ -54,7 +54,7 @@ def scans(tmp_path):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_are_configurations(path):
-    assert load_config(path).data.format == "volume"
+    assert load_config(path).data.format in ("volume", "nodules")
 
 
 def test_a_segmentation_from_a_file_to_its_evaluation(scans, capsys):
@@ -93,3 +93,23 @@ def test_validation_on_the_training_data_is_refused(scans, capsys):
 def test_the_patch_must_suit_the_model(scans, capsys):
     assert run(["train", "a.yaml", "data.transform=patch_7x12x12", "trainer.epochs=1"]) == 2
     assert "D=7 voxels are no multiple of 2" in capsys.readouterr().err
+
+
+def test_a_killed_run_on_volumes_is_resumed_to_the_bit_without_its_clock(scans, capsys):
+    budget = ["trainer.epochs=null", "trainer.time_budget=1m", "data.patches_per_volume=2"]
+    code = run(["verify-resume", "a.yaml", *budget, "--steps", "2", "--kills", "1"])
+    shown = capsys.readouterr()
+    assert code == 0, shown.out
+    assert "exact: weights, optimizer" in shown.out
+    assert "time_budget=1m is left out here" in shown.err
+
+
+def test_init_chooses_for_the_volumes_and_the_memory(scans, capsys):
+    assert run(["init", "volumes", "--data", "scans", "--memory", "4GiB"]) == 0
+    assert "the median volume" in capsys.readouterr().out
+    config = load_config("model_config.yaml")
+    assert config.data.format == "volume"
+    assert config.data.transform.startswith("spacing_1x1x1+zscore+patch_10x12x12+flip_dhw")
+    assert config.trainer.time_budget == "1h"
+    assert run(["init", "digits", "--memory", "4GiB", "--force"]) == 2
+    assert "would be ignored" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ class BackgroundSaver:
 
     Args:
         store: where they go.
+
+    Attributes:
+        took_s: how long the last one was written for, in seconds.
     """
 
     def __init__(self, store: CheckpointStore) -> None:
@@ -30,6 +34,7 @@ class BackgroundSaver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._in_flight: Future[Path] | None = None
         self._copies: dict[tuple[str, str], Tensor] = {}
+        self.took_s = 0.0
 
     def save(self, checkpoint: Checkpoint, keep_too: Collection[int] = ()) -> None:
         """Copy the state and return; it is written after the save in flight.
@@ -41,7 +46,13 @@ class BackgroundSaver:
             self.wait()
         finally:
             copy = replace(checkpoint, tensors=self._copy(checkpoint))
-            self._in_flight = self._thread.submit(self.store.save, copy, frozenset(keep_too))
+            self._in_flight = self._thread.submit(self._write, copy, frozenset(keep_too))
+
+    def _write(self, checkpoint: Checkpoint, keep_too: Collection[int]) -> Path:
+        began = perf_counter()
+        path = self.store.save(checkpoint, keep_too)
+        self.took_s = perf_counter() - began
+        return path
 
     def wait(self) -> Path | None:
         """Wait for the save in flight; return its folder, or `None` if there was none.

@@ -4,10 +4,18 @@ Imported by commands when they run, never at start-up: it brings torch.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from deepseek.cli.build_multi import (
+    build_multi,
+    build_multi_evaluation,
+    build_multi_model,
+)
+from deepseek.cli.build_nodules import build_nodule_evaluation, build_nodules
+from deepseek.cli.build_tables import build_table_evaluation, build_tables
 from deepseek.cli.build_text import (
     AUTO_VAL_SHARE,
     build_text,
@@ -15,28 +23,59 @@ from deepseek.cli.build_text import (
     check_apart,
 )
 from deepseek.cli.build_volumes import build_volume_evaluation, build_volumes
-from deepseek.config import DataConfig, ModelConfig, RunConfig, TextDataConfig, VolumeDataConfig
-from deepseek.datasets import ImageDataset, TextDataset, VolumeDataset
+from deepseek.config import (
+    DataConfig,
+    ModelConfig,
+    MultiDataConfig,
+    NoduleDataConfig,
+    RunConfig,
+    TableDataConfig,
+    TextDataConfig,
+    VolumeDataConfig,
+)
+from deepseek.datasets import DataSpec, ImageDataset, JointDataset, MultiTaskDataset, Tokenizer
+from deepseek.datasets.loader import LabelledDataset
 from deepseek.errors import ConfigError
+from deepseek.medical.nodule_dataset import NoduleDataset
 from deepseek.models import ModelEngine
 from deepseek.trainer import Trainer
 
-AnyDataset = ImageDataset | TextDataset | VolumeDataset
+AnyConfig = (
+    DataConfig
+    | MultiDataConfig
+    | NoduleDataConfig
+    | TableDataConfig
+    | TextDataConfig
+    | VolumeDataConfig
+)
+AnyDataset = LabelledDataset | NoduleDataset | MultiTaskDataset | JointDataset
 VAL_FOLDERS = ("val", "validation", "test")
 
 
-def build_data(
-    config: DataConfig | TextDataConfig | VolumeDataConfig, seed: int
-) -> tuple[AnyDataset, AnyDataset | None]:
+def build_data(config: AnyConfig, seed: int) -> tuple[AnyDataset, AnyDataset | None]:
     """Return the training data and the validation data, `None` if there is to be none.
 
     Raises:
         ConfigError: if the validation data are the training data.
     """
+    if isinstance(config, MultiDataConfig):
+        return build_multi(config, seed, _build_task)
     if isinstance(config, TextDataConfig):
         return build_text(config, seed)
     if isinstance(config, VolumeDataConfig):
         return build_volumes(config, seed)
+    if isinstance(config, TableDataConfig):
+        return build_tables(config, seed)
+    if isinstance(config, NoduleDataConfig):
+        return build_nodules(config, seed)
+    return _build_pictures(config, seed)
+
+
+def _build_task(
+    config: DataConfig | TextDataConfig, seed: int, tokenizer: Tokenizer | None
+) -> tuple[AnyDataset, AnyDataset | None]:
+    if isinstance(config, TextDataConfig):
+        return build_text(config, seed, tokenizer)
     return _build_pictures(config, seed)
 
 
@@ -86,7 +125,9 @@ def build_trainer(
     """
     train_data, val_data = build_data(config.data, config.seed)
     torch.manual_seed(config.seed)  # the weights too are the seed's
-    model = build_model(config.model, on_paper=on_paper)
+    build = partial(build_model, on_paper=on_paper)
+    is_multi = isinstance(config.data, MultiDataConfig)
+    model = build_multi_model(config.model, build) if is_multi else build(config.model)
     settings = {name: getattr(config.trainer, name) for name in type(config.trainer).model_fields}
     if on_paper:
         settings["device"] = "cpu"
@@ -111,20 +152,33 @@ def build_evaluation_data(
     Args:
         engine: knows what it was trained on.
         path: of the data.
-        settings: how text is read, as in `data`: `label_column=sentiment`.
+        settings: how text or a table is read, as in `data`: `label_column=sentiment`; of a model of
+            several tasks `task=NAME`, too.
 
     Raises:
         ConfigError: if the model file does not say how its inputs are prepared.
         DataError: if the data hold a class that the model does not know.
     """
     spec = engine.spec
+    if spec is not None and spec.tasks and spec.features is None:
+        return build_multi_evaluation(
+            spec, settings, lambda own, rest: _evaluation_data(own, path, rest)
+        )
+    return _evaluation_data(spec, path, settings)
+
+
+def _evaluation_data(spec: DataSpec | None, path: str, settings: Sequence[str]) -> AnyDataset:
     if spec is not None and spec.tokenizer is not None:
         return build_text_evaluation(spec, path, settings)
+    if spec is not None and spec.features is not None:
+        return build_table_evaluation(spec, path, settings)
     if settings:
         raise ConfigError(
-            f"{' '.join(settings)} would be ignored: the model was not trained on text",
+            f"{' '.join(settings)} would be ignored: the model was not trained on text or a table",
             fix="leave them out",
         )
+    if spec is not None and spec.task == "detection":
+        return build_nodule_evaluation(spec, path)
     if spec is not None and spec.task == "segmentation" and len(spec.fields["inputs"].shape) == 4:
         return build_volume_evaluation(spec, path)
     if spec is None or spec.transform is None:

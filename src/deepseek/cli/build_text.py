@@ -11,15 +11,23 @@ from deepseek.errors import ConfigError
 AUTO_VAL_SHARE = 0.1
 
 
-def build_text(config: TextDataConfig, seed: int) -> tuple[TextDataset, TextDataset | None]:
+def build_text(
+    config: TextDataConfig, seed: int, tokenizer: Tokenizer | None = None
+) -> tuple[TextDataset, TextDataset | None]:
     """Return the training data and the validation data, `None` if there is to be none.
 
     The validation data have the tokenizer and the classes of the training data.
 
+    Args:
+        config: the settings.
+        seed: of the run.
+        tokenizer: in place of the one that the settings name.
+
     Raises:
         ConfigError: if the validation data are the training data.
     """
-    train = _dataset(config, config.train, config.tokenizer, seed, config.class_names)
+    given = config.tokenizer if tokenizer is None else tokenizer
+    train = _dataset(config, config.train, given, seed, config.class_names)
     val = AUTO_VAL_SHARE if config.val == "auto" else config.val
     if val is None:
         return train, None
@@ -102,6 +110,7 @@ def _dataset(
         sequence_length=config.sequence_length,
         text_column=None if config.text_column == "auto" else config.text_column,
         label_column=None if config.label_column == "auto" else config.label_column,
+        pair_column=None if config.pair_column == "auto" else config.pair_column,
         class_names=class_names,
         document_per=config.document_per,
         label_separator=config.label_separator,

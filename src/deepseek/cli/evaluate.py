@@ -19,7 +19,10 @@ def evaluate(
     data: Annotated[str, typer.Option(help="Labelled data: pictures or text, as in training.")],
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="How text is read: label_column=sentiment."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="How text is read: label_column=sentiment; of several tasks, which: task=NAME.",
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Write model, data and metrics to this .json file.")
@@ -56,7 +59,10 @@ def evaluate(
         engine, dataset, batch_size, device=device, precision=precision,
         keeps_samples=samples is not None,
     )  # fmt: skip
-    report = {"model": str(model), "data": data, "metrics": found.metrics}
+    # of several tasks the data have labels of one
+    is_joint = engine.spec is not None and engine.spec.tasks
+    metrics = {n: v for n, v in found.metrics.items() if not is_joint or v == v}
+    report = {"model": str(model), "data": data, "metrics": metrics}
     if output is not None:
         with replacing(output) as draft:
             draft.write_text(json.dumps(report, indent=1) + "\n")
@@ -65,8 +71,8 @@ def evaluate(
     if as_json:
         print(json.dumps(report))
         return
-    width = max(map(len, found.metrics), default=0)
-    for name, value in found.metrics.items():
+    width = max(map(len, metrics), default=0)
+    for name, value in metrics.items():
         print(f"{name:<{width}}  {value:.6g}")
 
 

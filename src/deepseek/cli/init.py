@@ -7,13 +7,21 @@ from typing import Annotated
 import typer
 
 TEMPLATES = ("digits", "images", "text", "sentences")
+VOLUMES = "volumes"
 
 
 def init(
-    template: Annotated[str, typer.Argument(help="digits, images, text or sentences.")],
+    template: Annotated[str, typer.Argument(help="digits, images, text, sentences or volumes.")],
     data: Annotated[
         Path | None,
-        typer.Option(help="Your data: a folder with one folder per class, or a file of text."),
+        typer.Option(
+            help="Your data: a folder with one folder per class, a file of text, or a folder with"
+            " images/ and labels/."
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Of volumes: memory to keep to, 8GiB; by default what there is."),
     ] = None,
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("model_config.yaml"),
     force: Annotated[bool, typer.Option(help="Replace the file if it is there.")] = False,
@@ -21,7 +29,7 @@ def init(
     """Write a configuration to start from, and its JSON schema for editors."""
     from deepseek.config import json_schema
 
-    text = filled_template(template, data, output)
+    text = filled_template(template, data, output, memory)
     if output.exists() and not force:
         from deepseek.errors import ConfigError
 
@@ -38,7 +46,9 @@ def init(
     print(f"wrote {output} and {schema} (for editors)\nnext:  {command}")
 
 
-def filled_template(template: str, data: Path | None, output: Path) -> str:
+def filled_template(
+    template: str, data: Path | None, output: Path, memory: str | None = None
+) -> str:
     """Return the text of a template with its names filled in.
 
     Raises:
@@ -49,11 +59,17 @@ def filled_template(template: str, data: Path | None, output: Path) -> str:
     from deepseek.errors import ConfigError
     from deepseek.registry import did_you_mean
 
-    if template not in TEMPLATES:
-        raise ConfigError(f"unknown template {template!r}", fix=did_you_mean(template, TEMPLATES))
+    known = (*TEMPLATES, VOLUMES)
+    if template not in known:
+        raise ConfigError(f"unknown template {template!r}", fix=did_you_mean(template, known))
+    if memory is not None and template != VOLUMES:
+        raise ConfigError(
+            f"--memory={memory} would be ignored: the template {template} does not depend on it",
+            fix="leave it away",
+        )
     text = (files("deepseek.config") / "templates" / f"{template}.yaml").read_text("utf-8")
     needs_data = "DATA_PATH" in text
-    what = "folder" if template == "images" else "file"
+    what = "folder" if template in ("images", VOLUMES) else "file"
     if needs_data and data is None:
         raise ConfigError(
             f"the template {template} needs --data, the {what} of your data",
@@ -64,8 +80,14 @@ def filled_template(template: str, data: Path | None, output: Path) -> str:
             f"the template {template} brings its own data; --data={data} would be ignored",
             fix="deepseek init images --data FOLDER, or leave --data away",
         )
-    if data is not None and not (data.is_dir() or (what == "file" and data.is_file())):
+    takes_file = what == "file" or template == VOLUMES
+    if data is not None and not (data.is_dir() or (takes_file and data.is_file())):
         raise ConfigError(f"--data={data} is not a {what}", fix=f"give the {what} of your data")
+    if template == VOLUMES and data is not None:
+        from deepseek.cli.init_volumes import fill_volumes
+
+        text, chosen = fill_volumes(text, data, memory)
+        print(f"{chosen.fingerprint.describe()}\n\n{chosen.describe()}\n")
     # JSON's form of a text is YAML's too, whatever is in it; the name alone where that is safe.
     path = str(data)
     plain = path.replace("/", "").replace("_", "").replace("-", "").replace(".", "").isalnum()

@@ -20,6 +20,7 @@ from deepseek.cli import (
     doctor,
     evaluate,
     export,
+    features,
     finance,
     generate,
     init,
@@ -54,6 +55,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)
 app.command("export")(export.export)
+app.command("features")(features.features)
 app.command("quantize")(quantize.quantize)
 app.command("generate")(generate.generate)
 app.command("prune")(prune.prune)

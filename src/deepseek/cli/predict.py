@@ -141,9 +141,18 @@ def _print_rows(rows: Sequence[dict]) -> int:
     items = [row["file"] if "file" in row else _shortened(row["text"]) for row in rows]
     width = max(map(len, items))
     for item, row in zip(items, rows, strict=True):
-        classes = ", ".join(f"{each['label']} {each['prob']:.1%}" for each in row.get("top", []))
-        print(f"{item:<{width}}  {row.get('error', classes)}")
+        print(f"{item:<{width}}  {row.get('error', _shown(row))}")
     return sum("error" in row for row in rows)
+
+
+def _shown(said: dict) -> str:
+    """Return in words what was predicted: classes, a number, or either for each task."""
+    if "tasks" in said:
+        return "  ".join(f"{name}: {_shown(each)}" for name, each in said["tasks"].items())
+    if "value" in said:
+        value = said["value"]
+        return " ".join(map(str, value)) if isinstance(value, list) else f"{value:.4g}"
+    return ", ".join(f"{each['label']} {each['prob']:.1%}" for each in said.get("top", []))
 
 
 @contextmanager

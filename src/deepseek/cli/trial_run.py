@@ -1,11 +1,15 @@
 """The runs of `verify-resume` and `chaos`: the user's configuration, short and saved at each step.
 
+They end by steps: a schedule that follows the clock has other learning rates in every run.
+
 Imported by commands when they run, never at start-up: it brings torch.
 """
 
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+
+import typer
 
 from deepseek.cli.build_run import build_trainer
 from deepseek.cli.model_args import check_args
@@ -25,8 +29,16 @@ def trial_factory(path: str, overrides: Sequence[str], num_steps: int) -> Factor
     Raises:
         ConfigError: the configuration is wrong.
     """
+    budget = read_config(path, overrides, check_args=check_args).config.trainer.time_budget
+    if budget is not None:
+        typer.echo(
+            f"time_budget={budget} is left out here: a run by the clock is not the same twice;"
+            f" these end after {num_steps} steps",
+            err=True,
+        )
     settings = [
         *overrides,
+        "trainer.time_budget=null",
         f"trainer.max_steps={num_steps}",
         "trainer.checkpoint_every=1",
         "trainer.keep_checkpoints=1000000",

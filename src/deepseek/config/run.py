@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from deepseek.config.model import ModelConfig
+from deepseek.config.nodule_data import NoduleDataConfig
 from deepseek.config.settings import Settings, Whole
 from deepseek.config.text_data import AnyDataConfig
 from deepseek.config.trainer import TrainerConfig
@@ -51,15 +52,17 @@ class RunConfig(Settings):
                         "fix": f"keep one of {name} and trainer.{key}",
                     },
                 )
-        if self.trainer.early_stopping is not None and self.data.val is None:
+        key = "fold" if isinstance(self.data, NoduleDataConfig) else "val"
+        if self.trainer.early_stopping is not None and getattr(self.data, key) is None:
             raise PydanticCustomError(
                 "contradiction",
-                "trainer.early_stopping={patience} evaluations, but data.val=null: "
+                "trainer.early_stopping={patience} evaluations, but data.{key}=null: "
                 "there is nothing to evaluate on",
                 {
                     "patience": self.trainer.early_stopping,
-                    "keys": ["trainer.early_stopping", "data.val"],
-                    "fix": "give data.val a share such as 0.1, or remove early_stopping",
+                    "key": key,
+                    "keys": ["trainer.early_stopping", f"data.{key}"],
+                    "fix": f"give data.{key}, or remove early_stopping",
                 },
             )
         return self

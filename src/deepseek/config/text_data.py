@@ -5,7 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from deepseek.config.data import DataConfig
+from deepseek.config.multi_data import MultiDataConfig
+from deepseek.config.nodule_data import NoduleDataConfig
 from deepseek.config.settings import Auto, Number, Settings, Switch, Whole, unit
+from deepseek.config.table_data import TableDataConfig
 from deepseek.config.volume_data import VolumeDataConfig
 
 ColumnSetting = Annotated[Whole, Field(ge=0)] | Annotated[str, Field(min_length=1)]
@@ -28,6 +31,7 @@ class TextDataConfig(Settings):
         "language_modelling",
         "masked_language_modelling",
         "sequence_classification",
+        "sequence_regression",
         "token_classification",
     ] = "language_modelling"
     """What is learnt from the text."""
@@ -43,6 +47,9 @@ class TextDataConfig(Settings):
     """
     label_column: ColumnSetting = "auto"
     """Column with the label. `auto`: `label`, or `ner_tags` for token classification."""
+    pair_column: ColumnSetting | None = None
+    """Column with the second sentence, where a class or a number is of two. `null`: there is none.
+    """
     class_names: list[str] | None = None
     """The classes in the order of their numbers. `null`: from the data."""
     document_per: Literal["auto", "file", "paragraph", "line"] = "auto"
@@ -74,13 +81,17 @@ class TextDataConfig(Settings):
 
 def _format_of(value: Any) -> str:
     given = value.get("format") if isinstance(value, dict) else getattr(value, "format", None)
-    return given if given in ("text", "volume") else "image"
+    known = ("table", "text", "volume", "nodules", "multi")
+    return given if given in known else "image"
 
 
 AnyDataConfig = Annotated[
     Annotated[DataConfig, Tag("image")]
     | Annotated[TextDataConfig, Tag("text")]
-    | Annotated[VolumeDataConfig, Tag("volume")],
+    | Annotated[VolumeDataConfig, Tag("volume")]
+    | Annotated[NoduleDataConfig, Tag("nodules")]
+    | Annotated[MultiDataConfig, Tag("multi")]
+    | Annotated[TableDataConfig, Tag("table")],
     Discriminator(_format_of),
 ]
-"""The settings of pictures, or where `format` says so of text or volumes."""
+"""The settings of pictures, or of what else `format` says."""

@@ -1,11 +1,12 @@
 """The settings of `Trainer`: the same names whether they come from Python or from a file."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, Self, TypedDict
+from typing import Annotated, Any, Literal, Self, TypedDict
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from deepseek.config.duration import Duration
 from deepseek.config.memory import MemorySetting
 from deepseek.config.memory_rules import find_backward_problem, find_bf16_problem
 from deepseek.config.parallel import ParallelConfig
@@ -14,7 +15,7 @@ from deepseek.config.settings import Auto, BetaPair, Number, Settings, Switch, W
 _PLAN_TEXT = {"type": "string", "examples": ["auto", "dp2-tp2-pp2", "fsdp8"]}
 Schedule = Literal["cosine", "linear", "constant", "wsd", "one_cycle", "polynomial"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
-Offload = Literal["none", "optimizer", "parameters"]
+Offload = Literal["none", "activations", "optimizer", "parameters"]
 BadStepPolicy = Literal["abort", "skip", "rollback"]
 AtLeastOne = Annotated[Whole, Field(ge=1)]
 Ramp = tuple[AtLeastOne, AtLeastOne, AtLeastOne]
@@ -32,9 +33,13 @@ class TrainerConfig(Settings):
     epochs: AtLeastOne | None = Field(
         default=10, json_schema_extra=unit("passes over the training data")
     )
-    """Passes over the training data. `null` if `max_steps` alone says when to stop."""
+    """Passes over the training data. `null` if `max_steps` or `time_budget` says when to stop."""
     max_steps: AtLeastOne | None = Field(default=None, json_schema_extra=unit("optimizer steps"))
     """Optimizer steps after which the run ends, even within an epoch. `null`: no such limit."""
+    time_budget: Duration | None = None
+    """Time a run may take, its evaluations and checkpoints included: `90s`, `20m`, `1h30m`. The
+    schedule runs over it. Beside `epochs` or `max_steps`, what is over first ends the run; alone,
+    `epochs` is `null`. `null`: no such limit."""
     optimizer: str = Field(default="adamw", min_length=1)
     """Name of the optimizer: `adamw`, `sgd`, ..."""
     lr: Rate = "auto"
@@ -61,7 +66,8 @@ class TrainerConfig(Settings):
     """Update each weight as soon as its gradient is there, and free that: the gradients of all
     weights never exist at once. Without clipping, accumulation and other processes."""
     offload: Offload = "none"
-    """What an accelerator leaves in the memory of its host between uses. `optimizer`: the state of
+    """What an accelerator leaves in the memory of its host between uses. `activations`: all that
+    `memory` keeps from forward to backward (a budget decides by itself). `optimizer`: the state of
     the optimizer, which comes back weight by weight; the numbers learnt are the same.
     `parameters`: under `fsdp` weights, gradients and that state; the host updates."""
     expandable_segments: Switch | Auto = "auto"
@@ -99,6 +105,10 @@ class TrainerConfig(Settings):
     state from one micro-batch to the next; costs the activations of all of them at once."""
     label_smoothing: Number = Field(default=0.0, ge=0, lt=1, json_schema_extra=unit("probability"))
     """Probability taken from the true class and spread over all classes."""
+    weighting: str | dict[str, Any] = Field(default="auto", min_length=1)
+    """What each of several tasks weighs: `equal`, `uncertainty`, `dwa`, `gradnorm`, `famo`,
+    `pcgrad`, `cagrad`, `mgda`, `mgda_ub`; or with settings, `{name: cagrad, c: 0.4}`. `auto`:
+    `equal`."""
     channels_last: Switch | Auto = "auto"
     """Memory order of images, `true` for NHWC. `auto`: where the model has convolutions."""
     eval_every: AtLeastOne | Literal["epoch"] = Field(
@@ -168,13 +178,23 @@ class TrainerConfig(Settings):
         """Samples of a forward pass, as set; `auto` tries the whole batch first."""
         return self.batch_size // (self.grad_accum_steps if self.grad_accum_steps != "auto" else 1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _end_by_time_alone(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("time_budget") is not None:
+            return {"epochs": None, **values}
+        return values
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.epochs is None and self.max_steps is None:
+        if self.epochs is None and self.max_steps is None and self.time_budget is None:
             raise PydanticCustomError(
                 "contradiction",
                 "epochs=null and max_steps=null: nothing says when the run ends",
-                {"keys": ["epochs", "max_steps"], "fix": "give epochs, max_steps or both"},
+                {
+                    "keys": ["epochs", "max_steps", "time_budget"],
+                    "fix": "give epochs, max_steps or time_budget",
+                },
             )
         if self.grad_accum_steps != "auto" and self.batch_size % self.grad_accum_steps:
             raise PydanticCustomError(
@@ -240,6 +260,7 @@ class TrainerSettings(TypedDict, total=False):
     batch_size: int
     epochs: int | None
     max_steps: int | None
+    time_budget: str | None
     lr: float | Auto
     weight_decay: float | Auto
     momentum: float | Auto
@@ -262,6 +283,7 @@ class TrainerSettings(TypedDict, total=False):
     ema_decay: float | None
     keep_graph: bool
     label_smoothing: float
+    weighting: str | dict[str, Any]
     channels_last: bool | Auto
     eval_every: int | Literal["epoch"]
     checkpoint_every: int | Literal["epoch"] | None

@@ -9,19 +9,17 @@ for batch in loader:          # the rest of loader.epoch, from loader.position o
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from deepseek.datasets.foreign_dataset import ForeignDataset
+from deepseek.datasets.batch_source import BatchSource, as_source
 from deepseek.datasets.image_dataset import ImageDataset, too_many_bad
+from deepseek.datasets.interaction_dataset import InteractionDataset
 from deepseek.datasets.ramp import Ramp
 from deepseek.datasets.sampler import BatchKeys, Key, Progress
 from deepseek.datasets.spec import DataSpec
 from deepseek.datasets.text_dataset import TextDataset
-from deepseek.datasets.token_dataset import TokenDataset
 from deepseek.datasets.volume_dataset import VolumeDataset
 from deepseek.datasets.workers import Fetched, Workers
 from deepseek.errors import CheckpointError, ConfigError, DataError, DeepSeekError
@@ -32,34 +30,16 @@ INPUT_FORMATS: Registry[Callable] = Registry(
     "input_format",
     {
         "image": "deepseek.datasets.image_dataset:ImageDataset",
+        "table": "deepseek.datasets.interaction_dataset:InteractionDataset",
+        "nodules": "deepseek.medical.nodule_dataset:NoduleDataset",
         "text": "deepseek.datasets.text_dataset:TextDataset",
         "volume": "deepseek.datasets.volume_dataset:VolumeDataset",
     },
 )
 
+LabelledDataset = ImageDataset | InteractionDataset | TextDataset | VolumeDataset
+"""Data sets of ours whose samples have labels."""
 WORKER_TIMEOUT_S = 600.0
-
-
-class BatchSource(Protocol):
-    """What a loader asks of a data set."""
-
-    @property
-    def is_light(self) -> bool:
-        """Whether worker processes would cost more than they save."""
-        ...
-
-    @property
-    def lengths(self) -> np.ndarray | None:
-        """Length of each sample, where batches are to be made by length."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def get_batch(
-        self, indices: list[int], epoch: int
-    ) -> tuple[dict[str, Tensor], list[tuple[int, str]]]:
-        """Return the samples stacked, and the bad ones as (index, reason)."""
-        ...
 
 
 class DataLoader:
@@ -67,7 +47,7 @@ class DataLoader:
 
     Args:
         data: a path, a data set of ours, or any map-style torch data set yielding (x, y) or a dict.
-        input_format: what a path holds: "image", "text" or "volume".
+        input_format: what a path holds: "image", "table", "text", "volume" or "nodules".
         batch_size: samples in a batch.
         shuffle: a new order each epoch; else the order of the data set.
         num_workers: processes that prepare batches; "auto": none for small sets in memory, else one
@@ -162,8 +142,7 @@ class DataLoader:
         return self._attach(dataset)
 
     def _attach(self, dataset) -> "DataLoader":
-        is_own = isinstance(dataset, ImageDataset | TextDataset | TokenDataset | VolumeDataset)
-        source = dataset if is_own else ForeignDataset(dataset, self.seed)
+        source = as_source(dataset, self.seed)
         keys = BatchKeys(
             len(source), self.batch_size, self.shuffle, self.drop_last, self.seed, self._progress,
             self.ramp, self._share, source.lengths,

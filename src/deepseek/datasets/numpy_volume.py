@@ -3,6 +3,7 @@
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import IO
@@ -44,23 +45,53 @@ def read_numpy(path: Path, max_voxels: int) -> Volume:
         ) from error
 
 
-def _read_archive(path: Path, max_voxels: int) -> Volume:
+def read_arrays(
+    path: Path, limits: Mapping[str, int], *, needed: Sequence[str], kinds: str = "iufb"
+) -> dict[str, np.ndarray]:
+    """Read arrays of a `.npz` by name; those that are not there are left out.
+
+    Args:
+        path: of the file.
+        limits: most items of each array.
+        needed: arrays without which the file is refused.
+        kinds: of dtype; objects never.
+
+    Raises:
+        DataError: the file is damaged, an array is missing, too large, or of another kind.
+    """
     arrays = {}
-    with zipfile.ZipFile(path) as archive:
-        there = {info.filename: info for info in archive.infolist()}
-        if "voxels.npy" not in there:
-            raise DataError(
-                f"{path} has no array `voxels`, but {', '.join(sorted(there)[:5]) or 'nothing'}",
-                fix="np.savez(path, voxels=..., spacing_mm=...)",
-            )
-        for name in _MEMBERS:
-            info = there.get(f"{name}.npy")
-            if info is None:
-                continue
-            limit = max_voxels if name == "voxels" else 16
-            packed = info.compress_size, info.compress_type != zipfile.ZIP_STORED
-            with archive.open(info) as file:
-                arrays[name] = _read(file, packed[0], limit, f"{path} {name}", is_packed=packed[1])
+    try:
+        with zipfile.ZipFile(path) as archive:
+            there = {info.filename: info for info in archive.infolist()}
+            for name in needed:
+                if f"{name}.npy" not in there:
+                    shown = ", ".join(sorted(there)[:5]) or "nothing"
+                    raise DataError(
+                        f"{path} has no array `{name}`, but {shown}",
+                        fix=f"np.savez(path, {'=..., '.join(needed)}=...)",
+                    )
+            for name, limit in limits.items():
+                info = there.get(f"{name}.npy")
+                if info is None:
+                    continue
+                is_packed = info.compress_type != zipfile.ZIP_STORED
+                with archive.open(info) as file:
+                    arrays[name] = _read(
+                        file, info.compress_size, limit, f"{path} {name}",
+                        is_packed=is_packed, kinds=kinds,
+                    )  # fmt: skip
+    except _DAMAGED as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{path} is no NumPy file, or is damaged: {error}", fix="save it anew"
+        ) from error
+    return arrays
+
+
+def _read_archive(path: Path, max_voxels: int) -> Volume:
+    limits = {name: max_voxels if name == "voxels" else 16 for name in _MEMBERS}
+    arrays = read_arrays(path, limits, needed=("voxels",))
     voxels = _with_channels(arrays["voxels"], path)
     if "affine" in arrays:
         return Volume(voxels, _shaped(arrays["affine"], (4, 4), path, "affine"))
@@ -69,8 +100,9 @@ def _read_archive(path: Path, max_voxels: int) -> Volume:
 
 
 def _read(
-    file: IO[bytes], there_bytes: int, max_voxels: int, where: str, *, is_packed: bool = False
-) -> np.ndarray:
+    file: IO[bytes], there_bytes: int, max_voxels: int, where: str, *, is_packed: bool = False,
+    kinds: str = "iufb",
+) -> np.ndarray:  # fmt: skip
     version = np.lib.format.read_magic(file)
     read_header = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -79,7 +111,7 @@ def _read(
     if read_header is None:
         raise ValueError(f"version {version} of the format")
     shape, is_fortran, dtype = read_header(file, max_header_size=_MAX_HEADER)
-    if dtype.kind not in "iufb":
+    if dtype.kind not in kinds:
         raise DataError(
             f"{where} holds {dtype}, not real numbers", fix="save numbers, such as int16"
         )

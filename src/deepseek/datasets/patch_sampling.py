@@ -85,6 +85,19 @@ def sample_patch(
     """Return a random patch (C, P, Q, R) float32 and its labels (P, Q, R) int64, augmented."""
     patch = transform.patch or labels.shape
     start = choose_start(labels.shape, patch, foreground, foreground_share, draws)
+    return augmented_patch(voxels, labels, start, patch, transform, spacing_mm, draws)
+
+
+def augmented_patch(
+    voxels: np.ndarray,
+    labels: np.ndarray,
+    start: Sequence[int],
+    patch: Sequence[int],
+    transform: VolumeTransform,
+    spacing_mm: Sequence[float],
+    draws: Draws,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the patch that begins at `start`, and its labels, augmented; as `sample_patch`."""
     amounts = transform.amounts
     if amounts["rotate"] or amounts["scale"] or amounts["elastic"]:
         places = _bent_places(start, patch, spacing_mm, amounts, draws)

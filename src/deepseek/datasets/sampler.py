@@ -1,6 +1,6 @@
 """The order of samples: a pure function of (seed, epoch, position)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from deepseek.datasets.ramp import Ramp
 from deepseek.datasets.randomness import permutation
 
 BATCHES_IN_BUCKET = 32
+Lengths = np.ndarray | Callable[[int], np.ndarray] | None
 
 
 @dataclass
@@ -45,7 +46,8 @@ class BatchKeys(torch.utils.data.Sampler):
         progress: read when iteration begins.
         ramp: size of a batch by the number of samples before it, over all epochs.
         share: which part of every batch is taken, and of how many parts.
-        lengths: of the samples, where a shuffled batch is made of samples of similar length.
+        lengths: of the samples, where a shuffled batch is made of samples of similar length; a
+            function of the epoch where an index stands for another sample in each.
     """
 
     num_samples: int
@@ -56,7 +58,7 @@ class BatchKeys(torch.utils.data.Sampler):
     progress: Progress = field(default_factory=Progress)
     ramp: Ramp | None = None
     share: tuple[int, int] = (0, 1)
-    lengths: np.ndarray | None = None
+    lengths: Lengths = None
 
     def __len__(self) -> int:
         return self.count_batches(self.progress.epoch)
@@ -77,7 +79,8 @@ class BatchKeys(torch.utils.data.Sampler):
         epoch, position = self.progress.epoch, self.progress.position
         order = epoch_order(self.num_samples, self.seed, epoch, shuffle=self.shuffle)
         if self.shuffle and self.lengths is not None:
-            order = order_by_length(order, self.lengths, self.batch_size, self.seed, epoch)
+            lengths = self.lengths(epoch) if callable(self.lengths) else self.lengths
+            order = order_by_length(order, lengths, self.batch_size, self.seed, epoch)
         for start, end in self._spans(epoch, position):
             first, last = share_of(end - start, *self.share)
             yield Key(epoch, order[start + first : start + last].tolist(), end - start)

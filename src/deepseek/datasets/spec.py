@@ -1,14 +1,15 @@
 """What a data set holds, as plain data that a model file can carry."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from deepseek.config.features import FeatureSpec
 from deepseek.datasets.normalization import Normalization
 from deepseek.errors import CheckpointError, ConfigError
 
-_TEXT_KEYS = ("tokenizer", "pad_token", "document_token")
+_TEXT_KEYS = ("tokenizer", "pad_token", "document_token", "separator_token")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ class DataSpec:
         pad_token: the token that fills sequences up; None where all are of one length.
         document_token: the token that begins a document which does not see those before; None where
             a sequence is one document.
+        separator_token: the token that stands between the two sentences of a sample; None where a
+            sample is one.
+        tasks: name -> what the data hold for each of several tasks; empty where there is one.
+        features: what the columns of a table mean, fitted; None where the data are no table.
     """
 
     task: str
@@ -76,6 +81,9 @@ class DataSpec:
     tokenizer: str | None = None
     pad_token: int | None = None
     document_token: int | None = None
+    separator_token: int | None = None
+    tasks: dict[str, "DataSpec"] = field(default_factory=dict)
+    features: FeatureSpec | None = None
 
     def __post_init__(self) -> None:
         if len(self.class_counts) != len(self.class_names):
@@ -99,13 +107,17 @@ class DataSpec:
         text = {name: getattr(self, name) for name in _TEXT_KEYS}
         return {
             "task": self.task,
-            "fields": {name: field.to_json() for name, field in self.fields.items()},
+            "fields": {name: own.to_json() for name, own in self.fields.items()},
             "class_names": list(self.class_names),
             "class_counts": list(self.class_counts),
             "transform": self.transform,
             "normalization": self.normalization.to_json() if self.normalization else None,
             # only where there is text: older versions read the specs of pictures
             **{name: value for name, value in text.items() if value is not None},
+            **(
+                {"tasks": {n: own.to_json() for n, own in self.tasks.items()}} if self.tasks else {}
+            ),
+            **({"features": self.features.to_json()} if self.features is not None else {}),
         }
 
     @classmethod
@@ -117,8 +129,16 @@ class DataSpec:
         """
         keys = {"task", "fields", "class_names", "class_counts", "transform", "normalization"}
         given = {*content} & {*_TEXT_KEYS} if isinstance(content, Mapping) else set()
-        check_keys(content, keys | given, "data spec")
+        with_tasks = {"tasks"} if isinstance(content, Mapping) and "tasks" in content else set()
+        has_features = isinstance(content, Mapping) and "features" in content
+        with_features = {"features"} if has_features else set()
+        check_keys(content, keys | given | with_tasks | with_features, "data spec")
         text = {name: content[name] for name in given}
+        tasks = content.get("tasks", {})
+        if not isinstance(tasks, Mapping) or any(
+            not isinstance(own, Mapping) or "tasks" in own for own in tasks.values()
+        ):
+            raise malformed("data spec", f"tasks={str(tasks)[:40]!r}")
         for name, value in text.items():
             if not (isinstance(value, str) if name == "tokenizer" else _is_int(value)):
                 raise malformed("data spec", f"{name}={str(value)[:40]!r}")
@@ -133,11 +153,13 @@ class DataSpec:
         try:
             return cls(
                 task=task,
-                fields={str(name): FieldSpec.from_json(field) for name, field in fields.items()},
+                fields={str(name): FieldSpec.from_json(own) for name, own in fields.items()},
                 class_names=tuple(names),
                 class_counts=tuple(counts),
                 transform=transform,
                 normalization=_read_normalization(normalization),
+                tasks={str(name): cls.from_json(own) for name, own in tasks.items()},
+                features=FeatureSpec.from_json(content["features"]) if has_features else None,
                 **text,
             )
         except ConfigError as error:

@@ -12,12 +12,14 @@ TextTask = Literal[
     "language_modelling",
     "masked_language_modelling",
     "sequence_classification",
+    "sequence_regression",
     "token_classification",
 ]
 Padding = Literal["batch", "sequence_length"]
 Masking = Literal["tokens", "words", "spans"]
 PADDED_TASKS = frozenset(get_args(TextTask)) - {"language_modelling"}
-LABELLED_TASKS = frozenset({"sequence_classification", "token_classification"})
+WHOLE_TASKS = frozenset({"sequence_classification", "sequence_regression"})
+LABELLED_TASKS = WHOLE_TASKS | {"token_classification"}
 
 
 def check_arguments(
@@ -31,6 +33,7 @@ def check_arguments(
     mask_share: float,
     packed: bool,
     label_column: Column | None,
+    pair_column: Column | None,
     class_names: Sequence[str] | None,
 ) -> None:
     """Check the arguments, all at once.
@@ -64,10 +67,13 @@ def check_arguments(
         ):
             if value != default:
                 problems.append(f"{name}={value!r} would be ignored by {task}")
-    if task not in LABELLED_TASKS:
-        for name, value in (("label_column", label_column), ("class_names", class_names)):
-            if value is not None:
-                problems.append(f"{name}={value!r} would be ignored by {task}")
+    given = {"label_column": label_column, "class_names": class_names, "pair_column": pair_column}
+    taken = {"label_column"} if task in LABELLED_TASKS else set()
+    taken |= {"pair_column"} if task in WHOLE_TASKS else set()
+    taken |= {"class_names"} if "classification" in task else set()
+    for name, value in given.items():
+        if value is not None and name not in taken:
+            problems.append(f"{name}={value!r} would be ignored by {task}")
     if problems:
         raise ConfigError("; ".join(problems), fix="correct the arguments of TextDataset")
 
@@ -79,6 +85,7 @@ def make_options(
     document_per: str,
     label_separator: str | None,
     encoding: str,
+    pair_column: Column | None,
 ) -> TextOptions:
     """Return how files are read for a task."""
     in_words = task == "token_classification"
@@ -90,5 +97,5 @@ def make_options(
         document_per = "file" if task == "language_modelling" else "line"
     return TextOptions(
         text_column, label_column, cast(DocumentPer, document_per), label_separator, encoding,
-        in_words,
+        in_words, pair_column, task == "sequence_regression",
     )  # fmt: skip

@@ -21,6 +21,7 @@ from deepseek.datasets.randomness import permutation
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.datasets.text_arguments import (
     PADDED_TASKS,
+    WHOLE_TASKS,
     Masking,
     Padding,
     TextTask,
@@ -52,14 +53,16 @@ class TextDataset(torch.utils.data.Dataset):
             file; a folder of files of one kind, or a pattern such as `part-*.jsonl`; for
             classification a folder with a folder of `.txt` files for each class; or a data set
             saved by Hugging Face's `save_to_disk`. Or, without labels, a list of texts.
-        task: "language_modelling", "masked_language_modelling", "sequence_classification" or
-            "token_classification".
+        task: "language_modelling", "masked_language_modelling", "sequence_classification",
+            "sequence_regression" (a number for each text) or "token_classification".
         tokenizer: a `Tokenizer`; the path of one (`load_tokenizer`); "characters", those of these
             texts; or "bpe" or "wordpiece", trained on these texts.
         sequence_length: tokens of a sample at most; of a language model's exactly.
         text_column: of tables, by name, or by number from 0 where there is no header; "text", or
             "tokens" for token classification.
         label_column: likewise; "label", or "ner_tags".
+        pair_column: with the second sentence, where a class or a number is of two; the token that
+            ends a text stands between them, and those behind it are of type 1 in an `Encoder`.
         class_names: forces the classes and their order; by default they come from the data.
         document_per: what a document is in a `.txt` file: the "file", a "paragraph" (up to an empty
             line) or a "line"; "auto": the file for a language model, else the line.
@@ -95,6 +98,7 @@ class TextDataset(torch.utils.data.Dataset):
         sequence_length: int = 256,
         text_column: Column | None = None,
         label_column: Column | None = None,
+        pair_column: Column | None = None,
         class_names: Sequence[str] | None = None,
         document_per: DocumentPer | str = "auto",
         label_separator: str | None = None,
@@ -113,19 +117,21 @@ class TextDataset(torch.utils.data.Dataset):
             task, sequence_length, document_per, padding,
             attend_across_documents=attend_across_documents, masking=masking,
             mask_share=mask_share, packed=packed, label_column=label_column,
-            class_names=class_names,
+            pair_column=pair_column, class_names=class_names,
         )  # fmt: skip
         self.task = cast(TextTask, task)
         self.sequence_length = sequence_length
         self.seed = seed
         options = make_options(
-            self.task, text_column, label_column, document_per, label_separator, encoding
-        )
+            self.task, text_column, label_column, document_per, label_separator, encoding,
+            pair_column,
+        )  # fmt: skip
         self._source = TextSource(path, options)
         self.tokenizer = choose_tokenizer(
             tokenizer, self._source, options, vocab_size, cache_folder(cache, "tokens"),
             keeps_apart=not attend_across_documents,
         )  # fmt: skip
+        self._separator = None if pair_column is None else self.tokenizer.separator_token
         self._options, self._class_names, self._cache = options, class_names, cache
         self._attends_across = attend_across_documents
         self._padding, self._packed = padding, packed
@@ -162,7 +168,7 @@ class TextDataset(torch.utils.data.Dataset):
             make = MaskedTexts.pack if self._packed else MaskedTexts.cut
             return make(store, length, tokenizer.frame, masking, self._source.path)
         per_token = self.task == "token_classification"
-        return LabelledTexts(store, length, tokenizer.frame, per_token)
+        return LabelledTexts(store, length, tokenizer.frame, per_token, separator=self._separator)
 
     def _document_token(self) -> int | None:
         """Return what stands before each document of a language model."""
@@ -209,18 +215,19 @@ class TextDataset(torch.utils.data.Dataset):
 
     def _make_spec(self) -> DataSpec:
         sequence = FieldSpec((self.sequence_length,), "int64")
-        is_whole = self.task == "sequence_classification"
+        target = FieldSpec((), "float32" if self.task == "sequence_regression" else "int64")
         return DataSpec(
             task=self.task,
             fields={
                 "inputs": sequence,
-                "targets": FieldSpec((), "int64") if is_whole else sequence,
+                "targets": target if self.task in WHOLE_TASKS else sequence,
             },
             class_names=self.class_names,
             class_counts=tuple(self._samples.count_classes(len(self.class_names)).tolist()),
             tokenizer=self.tokenizer.to_json(),
             pad_token=self.tokenizer.pad_token if self.task in PADDED_TASKS else None,
             document_token=None if self._attends_across else self._document_token(),
+            separator_token=self._separator,
         )
 
     # -- samples -----------------------------------------------------------------------------
@@ -269,6 +276,8 @@ class TextDataset(torch.utils.data.Dataset):
             )
         view = copy.copy(self)
         view.tokenizer = tokenizer
+        if self._separator is not None:
+            view._separator = tokenizer.separator_token
         view._take_texts()
         return view.evaluation_view() if self._is_fixed else view
 

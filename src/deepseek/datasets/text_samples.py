@@ -219,13 +219,16 @@ class LabelledTexts(Samples):
         frame: tokens before and after each text.
         per_token: whether labels are of tokens.
         rows: numbers of the texts; all by default.
+        separator: the token between two sentences, of which the longer loses its end; `None`: a
+            text is one.
     """
 
     def __init__(
         self, store: TokenStore, length: int, frame: Frame, per_token: bool,
-        rows: np.ndarray | None = None,
+        rows: np.ndarray | None = None, separator: int | None = None,
     ) -> None:  # fmt: skip
         self._store, self._length, self._frame = store, length, frame
+        self._separator = separator
         self._per_token = per_token
         self._room = length - len(frame[0]) - len(frame[1])
         self._rows = np.arange(len(store)) if rows is None else rows
@@ -246,7 +249,8 @@ class LabelledTexts(Samples):
             put_in_frame(self.tokens(position), self._frame) for position in positions.tolist()
         ]
         if not self._per_token:
-            return inputs, self._store.labels[self._rows[positions]]
+            labels = self._store.labels[self._rows[positions]]
+            return inputs, labels.astype(np.float32) if self._has_numbers else labels
         targets = [
             put_in_frame(self._store.labels[self._span(position)], self._frame, IGNORE_INDEX)
             for position in positions.tolist()
@@ -255,10 +259,20 @@ class LabelledTexts(Samples):
 
     @override
     def tokens(self, position: int) -> np.ndarray:
-        return self._store.tokens[self._span(position)]
+        if self._separator is None:
+            return self._store.tokens[self._span(position)]
+        row = self._rows[position]
+        whole = self._store.tokens[slice(*self._store.starts[row : row + 2].tolist())]
+        return cut_pair(whole, self._separator, self._room)
+
+    @property
+    def _has_numbers(self) -> bool:
+        return self._store.labels.dtype == np.float64
 
     @override
     def count_classes(self, num_classes: int) -> np.ndarray:
+        if self._has_numbers:
+            return np.zeros(num_classes, np.int64)
         if not self._per_token:
             return np.bincount(self.classes(), minlength=num_classes)
         counts = np.zeros(num_classes, np.int64)
@@ -269,14 +283,28 @@ class LabelledTexts(Samples):
 
     @override
     def classes(self) -> np.ndarray:
-        return super().classes() if self._per_token else self._store.labels[self._rows]
+        is_even = self._per_token or self._has_numbers
+        return super().classes() if is_even else self._store.labels[self._rows]
 
     @override
     def take(self, chosen: np.ndarray) -> "LabelledTexts":
         rows = self._rows[chosen]
-        return LabelledTexts(self._store, self._length, self._frame, self._per_token, rows)
+        return LabelledTexts(
+            self._store, self._length, self._frame, self._per_token, rows, self._separator
+        )
 
     def _span(self, position: int) -> slice:
         row = self._rows[position]
         start, end = self._store.starts[row : row + 2].tolist()
         return slice(start, min(end, start + self._room))
+
+
+def cut_pair(tokens: np.ndarray, separator: int, room: int) -> np.ndarray:
+    """Return two sentences and the token between them within `room`: the longer loses its end."""
+    if len(tokens) <= room:
+        return tokens
+    first = int((tokens == separator).argmax())
+    second = len(tokens) - first - 1
+    left = room - 1
+    keeps = max(left - second, min(first, -(-left // 2)))
+    return np.concatenate([tokens[:keeps], tokens[first : first + 1 + left - keeps]])

@@ -19,11 +19,12 @@ _READ_BYTES = 1 << 20
 
 
 class Record(NamedTuple):
-    """A text as it stands: or its words; with its label, or one for each word."""
+    """A text as it stands: or its words; with its label, or one for each word; and a second."""
 
     text: str | list[str]
     label: str | int | list | None
     place: str
+    pair: str | None = None
 
 
 class TextSource:
@@ -78,6 +79,11 @@ class TextSource:
             for number, text in enumerate(self._texts):
                 yield Record(text, None, f"text {number}")
             return
+        if options.pair_column is not None and self.files[0].suffix.lower() in (".txt", ".conll"):
+            raise DataError(
+                f"{self.path} ({self.layout}) has no columns, so none of second sentences",
+                fix="give a table, or leave pair_column out",
+            )
         if self._saved:
             yield from _records(text_tables.read_saved(Path(self.path).expanduser(), options))
             return

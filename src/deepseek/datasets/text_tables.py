@@ -1,6 +1,6 @@
 """Tables with a column of text and one of labels: JSON lines, CSV, TSV, Parquet, Arrow, CoNLL.
 
-Every reader yields (text or words, label or labels or None, place).
+Every reader yields (text or words, label or labels or None, place, second text or None).
 """
 
 import csv
@@ -18,7 +18,7 @@ from deepseek.datasets.text_file import read_text_file
 from deepseek.datasets.text_options import TextOptions
 from deepseek.errors import DataError
 
-Row = tuple[str | list[str], str | int | list | None, str]
+Row = tuple[str | list[str], str | int | list | None, str, str | None]
 BATCH_ROWS = 4096
 MAX_CELL = 2**31 - 1
 
@@ -117,7 +117,7 @@ def read_conll(file: Path, options: TextOptions) -> Iterator[Row]:
             words.append(cells[0])
             labels.append(cells[-1])
         elif words and not cells:
-            yield words, labels, f"{file}, line {begin}"
+            yield words, labels, f"{file}, line {begin}", None
             words, labels = [], []
 
 
@@ -136,13 +136,11 @@ def saved_class_names(folder: Path, column: str) -> list[str] | None:
 
 
 def _wanted(columns: Sequence[str], options: TextOptions, place: str) -> list[str]:
-    wanted = [options.text_column]
-    if options.label_column is not None:
-        wanted.append(options.label_column)
-    for column, argument in zip(wanted, ("text_column", "label_column"), strict=False):
+    wanted = options.columns
+    for argument, column in wanted.items():
         if column not in columns:
             raise missing_column(place, str(column), columns, argument)
-    return [str(column) for column in wanted]
+    return [str(column) for column in wanted.values()]
 
 
 def _rows(
@@ -159,17 +157,22 @@ def _checked(row: dict, columns: Sequence, options: TextOptions, place: str) -> 
         DataError: a column is missing, or holds something else.
     """
     text_column, label_column = options.text_column, options.label_column
-    for column, argument in ((text_column, "text_column"), (label_column, "label_column")):
-        if column is not None and column not in row:
+    for argument, column in options.columns.items():
+        if column not in row:
             raise missing_column(place, str(column), list(map(str, columns)), argument)
     text = row[text_column]
     if not options.in_words:
-        if not isinstance(text, str):
-            raise DataError(
-                f"{place}: {text_column}={str(text)[:40]!r} is a {type(text).__name__}, not a text",
-                fix="choose the column that holds the text by text_column=...",
-            )
-        return text, None if label_column is None else row[label_column], place
+        pair_column = options.pair_column
+        for column in (text_column, pair_column):
+            if column is not None and not isinstance(value := row[column], str):
+                argument = "text_column" if column == text_column else "pair_column"
+                raise DataError(
+                    f"{place}: {column}={str(value)[:40]!r} is a {type(value).__name__}, not a"
+                    " text",
+                    fix=f"choose the column that holds the text by {argument}=...",
+                )
+        label = None if label_column is None else row[label_column]
+        return text, label, place, None if pair_column is None else row[pair_column]
     labels = None if label_column is None else row[label_column]
     if not isinstance(text, list) or not all(isinstance(word, str) for word in text):
         raise DataError(
@@ -182,4 +185,4 @@ def _checked(row: dict, columns: Sequence, options: TextOptions, place: str) -> 
             f"{place}: {len(text)} words and {count} labels",
             fix=f"give every word a label in {label_column}",
         )
-    return text, labels, place
+    return text, labels, place, None

@@ -3,11 +3,12 @@
 ```
 FOLDER/KEY/tokens.bin   uint16 or uint32: the tokens of all texts, one after the other
            starts.bin   int64: where each text begins, and the end of the last
-           labels.bin   int64: a class number for each text, or for each token (-100: none)
-           store.json   dtype, class names, sizes of the three
+           labels.bin   int64: a class number for each text, or for each token (-100: none);
+                        or float64: a number for each text (NaN: none)
+           store.json   dtypes, class names, sizes of the three
 ```
 KEY is a hash of the files' bytes, the tokenizer and the options; the folder appears whole or not at
-all. Tokens around a text ([CLS], [SEP]) are not stored.
+all. Tokens around a text ([CLS], [SEP]) are not stored; the one between two sentences is.
 """
 
 import io
@@ -48,7 +49,7 @@ class TokenStore:
     Attributes:
         tokens: of all texts, (N,), uint16 or uint32.
         starts: where each text begins, and the end, int64 (D + 1,).
-        labels: class numbers, int64 (D,) or (N,); empty without labels.
+        labels: class numbers, int64 (D,) or (N,), or numbers, float64 (D,); empty without labels.
         class_names: name of class 0, 1, ...
     """
 
@@ -158,7 +159,10 @@ def _make(
     numbers, names = np.zeros(0, np.int64), ()
     if options.label_column is not None:
         known = class_names if class_names is not None else source.class_names
-        numbers, names = _number(labels, known, source.path)
+        if options.has_numbers:
+            numbers = _read_numbers(labels, source.path)
+        else:
+            numbers, names = _number(labels, known, source.path)
     return np.array(starts, np.int64), numbers, tuple(names)
 
 
@@ -186,8 +190,13 @@ def _encode(
     if options.in_words:
         found = tokenizer.encode_words([list(record.text) for record in chunk])
         return [each.tokens for each in found], [each.words for each in found]
-    texts = [str(record.text) for record in chunk]
-    return tokenizer.encode(texts, is_whole=False), [None] * len(chunk)
+    firsts = tokenizer.encode([str(record.text) for record in chunk], is_whole=False)
+    if options.pair_column is None:
+        return firsts, [None] * len(chunk)
+    between = [tokenizer.separator_token]
+    seconds = tokenizer.encode([str(record.pair) for record in chunk], is_whole=False)
+    joined = [np.concatenate([a, between, b]) for a, b in zip(firsts, seconds, strict=True)]
+    return joined, [None] * len(chunk)
 
 
 def _labels_of(record: Record, words: np.ndarray | None) -> list:
@@ -202,6 +211,24 @@ def _labels_of(record: Record, words: np.ndarray | None) -> list:
             fix="remove the word, or choose another tokenizer",
         )
     return [given[w] if b else None for w, b in zip(words.tolist(), begins.tolist(), strict=True)]
+
+
+def _read_numbers(labels: list, path: str) -> np.ndarray:
+    """Return labels as numbers, float64, NaN where there is none."""
+    found = np.full(len(labels), np.nan)
+    for row, label in enumerate(labels):
+        if label is None or label == "":
+            continue
+        try:
+            found[row] = float(label)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}, text {row + 1}: the label {str(label)[:40]!r} is not a number",
+                fix="choose another label_column, or the task sequence_classification",
+            ) from error
+    if len(found) and np.isnan(found).all():
+        raise DataError(f"{path}: every label is empty", fix="choose another label_column")
+    return found
 
 
 def _number(
@@ -226,6 +253,7 @@ def _write(
     content = {
         "format_version": FORMAT_VERSION,
         "dtype": dtype.name,
+        "label_dtype": labels.dtype.name,
         "class_names": list(names),
         "num_bytes": {name: (folder / f"{name}.bin").stat().st_size for name in _ARRAYS},
     }
@@ -241,7 +269,8 @@ def _read(folder: Path) -> TokenStore | None:
             return None
         tokens = np.memmap(folder / "tokens.bin", np.dtype(content["dtype"]), "r")
         starts = np.fromfile(folder / "starts.bin", np.int64)
-        labels = np.fromfile(folder / "labels.bin", np.int64)
+        label_dtype = np.dtype(content.get("label_dtype", "int64"))
+        labels = np.fromfile(folder / "labels.bin", label_dtype)
         return TokenStore(tokens, starts, labels, tuple(content["class_names"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # made anew

@@ -191,6 +191,20 @@ class Tokenizer:
         start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), len(whole))
         return tuple(whole[:start]), tuple(whole[start + len(bare) :])
 
+    @property
+    def separator_token(self) -> int:
+        """The token between two sentences: the one that ends a text.
+
+        Raises:
+            DataError: there is none.
+        """
+        if not self.frame[1]:
+            raise DataError(
+                f"{self.source} puts no token behind a text, and two sentences need one between",
+                fix="choose a tokenizer such as WordPiece, which has [SEP]",
+            )
+        return self.frame[1][-1]
+
     # -- text -> tokens ----------------------------------------------------------------------
 
     def encode(self, texts: Sequence[str], *, is_whole: bool = True) -> list[np.ndarray]:

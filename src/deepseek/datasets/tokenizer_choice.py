@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 import xxhash
@@ -55,6 +56,20 @@ def choose_tokenizer(
     return load_tokenizer(given)
 
 
+def make_tokenizer(kind: str, sources: Sequence[TextSource], vocab_size: int) -> Tokenizer:
+    """Return a tokenizer that is made from the texts of several sources.
+
+    Args:
+        kind: "characters", "bpe" or "wordpiece".
+        sources: the texts.
+        vocab_size: tokens at most, of one that is trained.
+    """
+    texts = _Texts(*sources)
+    if kind == "characters":
+        return make_character_tokenizer({letter for text in texts for letter in text})
+    return train_tokenizer(texts, kind, vocab_size)
+
+
 def _train(
     kind: str, source: TextSource, options: TextOptions, vocab_size: int, cache: Path | None
 ) -> Tokenizer:
@@ -76,11 +91,13 @@ def _train(
 
 
 class _Texts:
-    """The texts of a source, as often as they are asked for."""
+    """The texts of sources, as often as they are asked for."""
 
-    def __init__(self, source: TextSource) -> None:
-        self._source = source
+    def __init__(self, *sources: TextSource) -> None:
+        self._sources = sources
 
     def __iter__(self) -> Iterator[str]:
-        for record in self._source:
+        for record in chain.from_iterable(self._sources):
             yield record.text if isinstance(record.text, str) else " ".join(record.text)
+            if record.pair is not None:
+                yield record.pair

@@ -26,7 +26,7 @@ from deepseek.datasets.picture import SUFFIXES
 from deepseek.errors import ConfigError, DataError
 from deepseek.models import ModelEngine
 from deepseek.models.eval_mode import evaluating
-from deepseek.models.prediction import name_probs, read_picture
+from deepseek.models.prediction import Prediction, read_picture
 from deepseek.models.text_batches import text_batches
 from deepseek.whole_file import replacing
 
@@ -103,7 +103,8 @@ def find_items(
 def score(engine: ModelEngine, items: Iterable[str], scoring: Scoring) -> Iterator[list[Row]]:
     """Yield the rows of a batch at a time; the next one is read while one is computed.
 
-    A row has `file` or `text`, and `top`, a list of `label` and `prob`; or `error`.
+    A row has `file` or `text`, and `top`, a list of `label` and `prob`, or the `value` of a model
+    of numbers; of several tasks `tasks`, with either for each; or `error`.
 
     Args:
         engine: with a data spec.
@@ -226,10 +227,19 @@ def _predict(
     names = engine.spec.class_names if engine.spec else ()
     with evaluating(engine), torch.inference_mode(), scoring.context():
         for places, inputs in _groups(engine, kind, read):
-            found = name_probs(engine.probs_of(inputs), names, scoring.top_k)
-            for at, prediction in zip(places, found, strict=True):
-                rows[at]["top"] = [{"label": label, "prob": p} for label, p in prediction.top]
+            found = engine.predict_batch(inputs, names, scoring.top_k)
+            for at, said in zip(places, found, strict=True):
+                rows[at] |= _said(said)
     return rows
+
+
+def _said(said: object) -> Row:
+    """Return what was predicted of a sample as a part of its row."""
+    if isinstance(said, dict):
+        return {"tasks": {name: _said(each) for name, each in said.items()}}
+    if isinstance(said, Prediction):
+        return {"top": [{"label": label, "prob": p} for label, p in said.top]}
+    return {"value": said}
 
 
 def _groups(engine: ModelEngine, kind: str, read: list) -> Iterator[tuple[list[int], Tensor]]:
@@ -318,19 +328,40 @@ def _type_of(column: str) -> pa.DataType:
     """Return the type of a column by its name: its first value may be missing."""
     if column == "index":
         return pa.int64()
-    return pa.float64() if column.startswith(("prob", "loss")) else pa.string()
+    is_number = column.startswith(("prob", "loss", "value")) or column.endswith(("_prob", "_value"))
+    return pa.float64() if is_number else pa.string()
 
 
 def _flat(row: Row, top_k: int) -> Row:
     """Return a row with a column for each thing: `label`, `prob`, `label_2`, `prob_2`, ..."""
     kind = "text" if "text" in row else "file"
     flat = {kind: row[kind]}
+    if "value" in row or "tasks" in row:
+        return {**flat, **_flat_tasks(row), "error": row.get("error")}
     top = row.get("top", [])
     for number in range(top_k):
         entry = top[number] if number < len(top) else {"label": None, "prob": None}
         ending = f"_{number + 1}" if number else ""
         flat |= {f"label{ending}": entry["label"], f"prob{ending}": entry["prob"]}
     return {**flat, "error": row.get("error")}
+
+
+def _flat_tasks(row: Row) -> Row:
+    """Return a column for each thing that is said: `TASK_label` and `TASK_prob`, or `TASK_value`.
+
+    Lists are written as JSON.
+    """
+    flat: Row = {}
+    for name, said in row.get("tasks", {"": row}).items():
+        begin = f"{name}_" if name else ""
+        if "top" in said:
+            best = said["top"][0]
+            flat |= {f"{begin}label": best["label"], f"{begin}prob": best["prob"]}
+        elif isinstance(said["value"], list):
+            flat[f"{begin}labels"] = json.dumps(said["value"])
+        else:
+            flat[f"{begin}value"] = said["value"]
+    return flat
 
 
 _WRITERS = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet}

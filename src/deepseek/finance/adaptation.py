@@ -32,6 +32,7 @@ from deepseek.trainer.task import IGNORE_INDEX
 
 Objective = Literal["masked", "causal"]
 MEASURED_AT_ONCE = 16
+_LENGTHS = ("epochs", "max_steps", "time_budget")
 MAX_MEASURED_LETTERS = 400_000
 TASKS = {"masked": "masked_language_modelling", "causal": "language_modelling"}
 
@@ -332,7 +333,7 @@ def _train_head(
     was_trained = {n: weight.requires_grad for n, weight in engine.module.named_parameters()}
     for n, weight in engine.module.named_parameters():
         weight.requires_grad_(n.startswith("transform.") or n == "head.bias")
-    own = {key: value for key, value in settings.items() if key not in ("epochs", "max_steps")}
+    own = {key: value for key, value in settings.items() if key not in _LENGTHS}
     folder = None if run_dir is None else Path(run_dir).with_name(f"{Path(run_dir).name}_head")
     try:
         Trainer(

@@ -93,7 +93,7 @@ class GrowingVocabulary(Callback):
         counter = TermCounter(old, self._counts, compounds=self._compounds)
         counter.update(self._stream(trainer.train_loader.epoch))
         self._num_epochs += 1
-        is_last = trainer.step >= trainer.assembly.max_steps  # nobody would learn the rows
+        is_last = trainer.assembly.length.is_over(trainer.step)  # nobody would learn the rows
         if self._num_epochs % self._every == 0 and not is_last:
             self._grow(trainer, old, counter)
         self._counts = counter.most_common()

@@ -2,10 +2,17 @@
 
 from deepseek.medical.bootstrap import Interval as Interval
 from deepseek.medical.bootstrap import bootstrap_interval as bootstrap_interval
+from deepseek.medical.configuration import Means as Means
+from deepseek.medical.configuration import VolumeSettings as VolumeSettings
+from deepseek.medical.configuration import configure as configure
+from deepseek.medical.detection import DetectionTask as DetectionTask
+from deepseek.medical.fingerprint import Fingerprint as Fingerprint
+from deepseek.medical.fingerprint import take_fingerprint as take_fingerprint
 from deepseek.medical.froc import Findings as Findings
 from deepseek.medical.froc import Froc as Froc
 from deepseek.medical.froc import Marks as Marks
 from deepseek.medical.froc import match_marks as match_marks
+from deepseek.medical.nodule_dataset import NoduleDataset as NoduleDataset
 from deepseek.medical.segmentation_scores import dice_by_class as dice_by_class
 from deepseek.medical.segmentation_scores import hausdorff_mm as hausdorff_mm
 from deepseek.medical.volume_prediction import find_scans as find_scans

@@ -1,20 +1,28 @@
-"""The cheapest way to keep to a budget: which matrix products are done again.
+"""The cheapest way to keep to a budget: what waits on the host, and what products are done again.
 
-What `pointwise` makes again costs almost nothing, so it comes first. After it the outputs of matrix
-products are given up, those first that free the most bytes for their time: a knapsack, solved by
-dynamic programming (Bellman 1957) over bytes in steps of a thousandth, with bytes and seconds as
-measured in a pass of this model.
+```
+pointwise   is made again first: it costs almost nothing
+the host    then takes what goes there and comes back while the device computes: the earliest of a
+            pass, which lie idle longest
+the rest    is given up by whatever costs less, a matrix product or a copy that is waited for: a
+            knapsack, solved by dynamic programming (Bellman 1957) over bytes in steps of a
+            thousandth
+```
+Bytes and seconds are those measured in a pass of this model.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from deepseek.memory.epsilons import Epsilons
+from deepseek.memory.host_copies import can_be_copied, storages_of
+from deepseek.memory.host_link import HostLink
 from deepseek.memory.policy import ALL_KINDS
 from deepseek.memory.recipe import Cookbook, Kind, Recipe
 from deepseek.memory.saved import Packed, Remade
@@ -30,11 +38,50 @@ class Group:
         nbytes: of the memory.
         places: of the tensors among those saved in a pass.
         cost_s: seconds of making them again; `None` where that is not possible.
+        can_be_copied: whether they may wait on the host.
     """
 
     nbytes: int
     places: list[int] = field(default_factory=list)
     cost_s: float | None = 0.0
+    can_be_copied: bool = True
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is given up for a budget.
+
+    Attributes:
+        remade: matrix products that are done again.
+        copied: what waits on the host.
+        cost_s: seconds that both add to a pass.
+    """
+
+    remade: tuple[Group, ...] = ()
+    copied: tuple[Group, ...] = ()
+    cost_s: float = 0.0
+
+    @property
+    def remade_bytes(self) -> int:
+        """Bytes of products that are done again."""
+        return sum(group.nbytes for group in self.remade)
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes on the host."""
+        return sum(group.nbytes for group in self.copied)
+
+
+class Host(NamedTuple):
+    """What the host may take.
+
+    Attributes:
+        hidden_bytes: at no cost.
+        link: what more costs; `None`: it takes no more.
+    """
+
+    hidden_bytes: float
+    link: HostLink | None = None
 
 
 class Census:
@@ -74,14 +121,16 @@ class Census:
 
     def note(self, place: int, tensor: Tensor, packed: Packed, kind: Kind | None) -> None:
         """Count a tensor."""
-        storage = tensor.untyped_storage()
+        storages = storages_of(tensor)
+        num_bytes = sum(storage.nbytes() for storage in storages)
         if isinstance(packed, Remade):
             if packed.recipe_id not in self._remade:
                 self._remade[packed.recipe_id] = packed  # alive, so that the id is its own
-                self.remade_bytes += storage.nbytes()
+                self.remade_bytes += num_bytes
             return
-        group = self._groups.setdefault(storage._cdata, Group(storage.nbytes()))
+        group = self._groups.setdefault(storages[0]._cdata, Group(num_bytes))
         group.places.append(place)
+        group.can_be_copied &= can_be_copied(tensor)
         recipe = self._products.find(tensor if tensor._base is None else tensor._base)
         if recipe is None or group.cost_s is None:
             group.cost_s = None
@@ -104,6 +153,42 @@ class Census:
         """Let go of the tensors that were looked at."""
         self._timed.clear()
         self._remade.clear()
+
+
+def choose(groups: Sequence[Group], to_free: float, host: Host | None = None) -> Choice | None:
+    """Return how `to_free` bytes are given up at the least cost; `None`: they cannot be.
+
+    Args:
+        groups: what is kept, in the order in which it is saved.
+        to_free: bytes.
+        host: what it may take; `None`: nothing.
+    """
+    host = host or Host(0.0)
+    copied, rest, left = [], [], to_free
+    for group in groups:
+        hidden = sum(each.nbytes for each in copied) + group.nbytes
+        if left > 0 and group.can_be_copied and hidden <= host.hidden_bytes:
+            copied.append(group)
+            left -= group.nbytes
+        else:
+            rest.append(group)
+    dearer = [_waited_for(group, host.link) for group in rest]
+    chosen = cheapest([trip or group for group, trip in zip(rest, dearer, strict=True)], left)
+    if chosen is None:
+        return None
+    taken = {id(each) for each in chosen}
+    copied += [group for group, trip in zip(rest, dearer, strict=True) if id(trip) in taken]
+    remade = tuple(group for group in rest if id(group) in taken)
+    return Choice(remade, tuple(copied), sum(each.cost_s or 0.0 for each in chosen))
+
+
+def _waited_for(group: Group, link: HostLink | None) -> Group | None:
+    """Return a group at the cost of a copy that hides behind nothing, if that is the lower one."""
+    if link is None or not group.can_be_copied:
+        return None
+    cost_s = link.round_trip_s(group.nbytes)
+    is_less = group.cost_s is None or cost_s < group.cost_s
+    return replace(group, cost_s=cost_s) if is_less else None
 
 
 def cheapest(groups: Sequence[Group], to_free: float) -> list[Group] | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from deepseek.memory.host_copies import used_at_once
 from deepseek.models.classifier import BlockModel
 
 
@@ -69,7 +70,7 @@ class _ChunkedLoss(torch.autograd.Function):
         sums: list[Tensor | None] = [None] * len(parameters)
         for start in range(0, hidden.shape[1], length):
             tokens = slice(start, start + length)
-            with torch.enable_grad():
+            with torch.enable_grad(), used_at_once():
                 part = hidden[:, tokens].detach().requires_grad_()
                 loss = loss_of(part, tokens)
             total += loss.detach()

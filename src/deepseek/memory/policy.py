@@ -7,6 +7,7 @@ selective   and the outputs of matrix products that activation functions read, w
 full        of each block only its inputs are kept
 24GiB, 0.6  the cheapest of all that keeps to a number of bytes, or to a share of the activations
 ```
+Of what is kept, some or all may wait on the host (see `host_copies`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from deepseek.memory.blocks import RecomputedBlocks, find_blocks
 from deepseek.memory.epsilons import Epsilons
+from deepseek.memory.host_copies import HostCopies
 from deepseek.memory.recipe import CHEAP, Cookbook, Kind
 from deepseek.memory.saved import Observer, Saving
 
@@ -43,6 +45,8 @@ class MemoryPolicy:
         observer: told of every tensor that is saved, but under `full`; or `None`.
         remade_places: matrix products that are done again, by the place of what they made among the
             tensors saved in a pass; `None`: those that `selective` stands for.
+        copies: take what is kept to the host, but under `full` and in compiled graphs; or `None`.
+        copied_places: of what they take; `None`: all that is kept.
     """
 
     def __init__(
@@ -57,6 +61,8 @@ class MemoryPolicy:
         self.name = name
         self.observer: Observer | None = None
         self.remade_places: frozenset[int] | None = None
+        self.copies: HostCopies | None = None
+        self.copied_places: frozenset[int] | None = None
         self.modules = tuple(modules)
         self.blocks = tuple(blocks) or tuple(b for m in modules for b in find_blocks(m))
         self._recomputed = RecomputedBlocks(self.blocks, self.modules)
@@ -76,7 +82,8 @@ class MemoryPolicy:
             with self._recomputed.open():
                 yield
             return
-        if self.name == "off" and self.observer is None:
+        copies = self.copies if self.copied_places != frozenset() else None
+        if self.name == "off" and self.observer is None and copies is None:
             yield
             return
         if self._epsilons is None:
@@ -84,7 +91,7 @@ class MemoryPolicy:
         epsilons = self._epsilons
         cheap = Cookbook(epsilons, frozenset() if self.name == "off" else CHEAP)
         products = Cookbook(epsilons, ALL_KINDS) if self.name == "selective" else None
-        with Saving(cheap, products, self._remakes, self.observer)():
+        with Saving(cheap, products, self._remakes, self.observer, copies, self._copies)():
             yield
 
     @contextmanager
@@ -99,6 +106,9 @@ class MemoryPolicy:
         if self.remade_places is not None:
             return place in self.remade_places
         return feeds_activation(tensor)
+
+    def _copies(self, place: int) -> bool:
+        return self.copied_places is None or place in self.copied_places
 
 
 def feeds_activation(tensor: Tensor) -> bool:

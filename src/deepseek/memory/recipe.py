@@ -82,6 +82,11 @@ class _Making(threading.local):
 _making = _Making()
 
 
+def is_for_recipe() -> bool:
+    """Return whether what is asked for now is to make another tensor again."""
+    return _making.depth > 0
+
+
 class Recipe:
     """The output of one node, made when it is asked for.
 
@@ -120,7 +125,7 @@ class Recipe:
                 made = self._make()
             finally:
                 _making.depth -= 1
-        if _making.depth == 0:
+        if not is_for_recipe():
             self.num_uses -= 1
         self._value = made if self.num_uses > 0 else None
         return made

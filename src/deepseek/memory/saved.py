@@ -4,8 +4,9 @@
 with policy.saving():          around forward pass and loss
     loss = ...
 ```
-Each tensor that an operation saves is kept, or replaced by a recipe (see `recipe`). Gradients are
-the same to the bit: what is made again is made by the same operation from the same numbers.
+Each tensor that an operation saves is kept, copied to the host (see `host_copies`), or replaced by
+a recipe (see `recipe`). Gradients are the same to the bit: what is made again is made by the same
+operation from the same numbers.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from deepseek.memory.host_copies import HostCopies, can_be_copied
 from deepseek.memory.recipe import Cookbook, Kind, Recipe
 
 MIN_BYTES = 1 << 12
@@ -115,6 +117,8 @@ class Saving:
         is_product_remade: whether a product is done again, of the place of its output among the
             tensors saved in a pass, from 0, and the output.
         observer: told of everything, or `None`.
+        copies: take what is kept to the host; `None`: it stays on the device.
+        is_copied: whether they take it, of its place.
     """
 
     def __init__(
@@ -123,17 +127,23 @@ class Saving:
         products: Cookbook | None = None,
         is_product_remade: Callable[[int, Tensor], bool] = lambda place, tensor: True,
         observer: Observer | None = None,
+        copies: HostCopies | None = None,
+        is_copied: Callable[[int], bool] = lambda place: True,
     ) -> None:
         self._cookbook = cookbook
         self._products = products
         self._is_product_remade = is_product_remade
         self._observer = observer
+        self._copies = copies
+        self._is_copied = is_copied
         self._place = 0
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Look after what is saved inside."""
         self._place = 0
+        if self._copies is not None:
+            self._copies.begin()
         with saved_tensors_hooks(self._pack, _unpack):
             yield
 
@@ -161,6 +171,8 @@ class Saving:
         if recipe is None and self._products is not None and self._is_product_remade(place, tensor):
             recipe = self._products.find(source)
         if recipe is None:
+            if self._copies is not None and self._is_copied(place) and can_be_copied(tensor):
+                return self._copies.put(tensor), None
             return Kept(tensor.detach()), None
         return Remade(recipe, tensor, base if is_plain else tensor), recipe.kind
 

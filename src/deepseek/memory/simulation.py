@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from deepseek.memory.allocations import Allocations
+from deepseek.memory.host_copies import HostCopies
 from deepseek.memory.mirror import mirror
 from deepseek.memory.policy import MemoryPolicy
 
@@ -25,11 +26,13 @@ class Simulated:
         activation_bytes: alive between forward and backward.
         gradient_bytes: of all that is trained; of the largest, if they are freed one by one.
         peak_bytes: most at any time, gradients and what kernels hand on for a moment included.
+        host_bytes: of activations that wait on the host of an accelerator.
     """
 
     activation_bytes: int
     gradient_bytes: int
     peak_bytes: int
+    host_bytes: int
 
 
 def simulate_step(
@@ -39,6 +42,7 @@ def simulate_step(
     *,
     policy: str = "off",
     remade_places: frozenset[int] | None = None,
+    copied_places: frozenset[int] | None = frozenset(),
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     has_gradients: bool = False,
     frees_gradients: bool = False,
@@ -52,6 +56,7 @@ def simulate_step(
         loss_of: scalar loss of what the model returns, of fake tensors, too.
         policy: name of the memory policy.
         remade_places: matrix products that are done again; see `MemoryPolicy`.
+        copied_places: what waits on the host; `None`: all that is kept.
         autocast: context of the forward pass.
         has_gradients: whether gradients are there before, as from the second micro-batch on.
         frees_gradients: whether each is freed as soon as it is there.
@@ -71,7 +76,9 @@ def simulate_step(
         batch = inputs()
         allocations = Allocations(counts_kernels=is_on_cpu)
         memory = MemoryPolicy(policy, [twin])
-        memory.remade_places = remade_places
+        memory.remade_places, memory.copied_places = remade_places, copied_places
+        # on a CPU the host's memory is the device's
+        memory.copies = HostCopies(nullcontext() if is_on_cpu else allocations.pause)
         with allocations:
             with autocast(), memory.saving():
                 loss = loss_of(twin(batch))
@@ -80,7 +87,8 @@ def simulate_step(
         sizes = [p.nbytes for p in trained]
         gradient_bytes = max(sizes) if frees_gradients else sum(sizes)
         peak = allocations.peak_bytes + (gradient_bytes if has_gradients else 0)
-        return Simulated(alive, gradient_bytes, peak)
+        on_host = 0 if is_on_cpu else memory.copies.copied_bytes
+        return Simulated(alive, gradient_bytes, peak, on_host)
 
 
 def _free_gradient(parameter: Tensor) -> None:

@@ -10,6 +10,7 @@ from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models.changes import apply_changes
 from deepseek.models.classifier import Classifier
 from deepseek.models.model_file import ModelFile
+from deepseek.models.multi_head import MultiHead
 from deepseek.models.weights import find_pretrained, load_weights, read_weights
 from deepseek.models.zoo import build_model, is_own, is_timm, timm_head_names
 
@@ -86,6 +87,8 @@ def build_from_file(
     name = content.architecture
     is_known = is_own(name) or is_timm(name)
     if module is not None:
+        if isinstance(module, MultiHead) and not module.heads:
+            module.build_heads(content.config.get("heads", {}))
         apply_changes(module, content.changes, path)
         load_weights(module, content.state, source=path)
         return module, not is_known
@@ -96,6 +99,8 @@ def build_from_file(
             f"{name.rpartition('.')[-1]}(...))",
         )
     _check_sizes(path, content, args)
+    if isinstance(inner := args.get("trunk_args"), Mapping):
+        _check_sizes(path, content, inner)
     try:
         with torch.device("meta"):
             skeleton = build_model(name, num_classes, args)

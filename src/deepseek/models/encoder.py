@@ -4,9 +4,9 @@ Paper: Devlin et al. 2018 (BERT), arXiv 1810.04805, section 3; the blocks, norma
 branch, are those of Vaswani et al. 2017, arXiv 1706.03762, section 3.1. What is computed is BERT's,
 so that published weights can be mapped onto it; three arguments make it RoBERTa (Liu et al. 2019,
 arXiv 1907.11692) or DistilBERT (Sanh et al. 2019, arXiv 1910.01108). Departures: queries, keys and
-values come from one projection; all tokens are of type 0, as a sample is one sequence (the other
-rows of the type table are there for published weights); weights begin normal rather than truncated
-normal; the tables of positions and types are not decayed.
+values come from one projection; the type of a token follows from where a separator stands
+(`type_separator`), and is 0 without one; weights begin normal rather than truncated normal; the
+tables of positions and types are not decayed.
 
 Shapes: B batch, T tokens, D dim, K classes.
 """
@@ -48,6 +48,7 @@ class TokenEmbedding(nn.Module):
         norm_eps: of the norm.
         positions_after: count positions from this number + 1 over the tokens that are not it, as
             RoBERTa does; `None`: over all, from 0.
+        type_separator: the tokens behind the first of these are of type 1; `None`: none is.
     """
 
     def __init__(
@@ -59,9 +60,11 @@ class TokenEmbedding(nn.Module):
         dropout: float,
         norm_eps: float,
         positions_after: int | None,
+        type_separator: int | None,
     ) -> None:
         super().__init__()
         self.positions_after = positions_after
+        self.type_separator = type_separator
         self.tok_embed = nn.Embedding(vocab_size, dim)
         self.pos_embed = nn.Parameter(torch.empty(num_positions, dim))
         self.type_embed = nn.Parameter(torch.empty(num_types, dim)) if num_types else None
@@ -72,8 +75,17 @@ class TokenEmbedding(nn.Module):
         """Return one vector per token."""
         x = self.tok_embed(tokens) + self._positions(tokens)
         if self.type_embed is not None:
-            x = x + self.type_embed[0]
+            x = x + self._types(tokens)
         return self.dropout(self.norm(x))
+
+    def _types(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "... D"]:
+        table = self.type_embed
+        if table is None:
+            raise TypeError("there is no table of types")
+        if self.type_separator is None:
+            return table[0]
+        is_separator = (tokens == self.type_separator).long()
+        return F.embedding((is_separator.cumsum(1) - is_separator).clamp(max=1), table)
 
     def _positions(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "... T D"]:
         if self.positions_after is None:
@@ -168,7 +180,7 @@ class Encoder(BlockModel):
         dropout: probability in 0..1, on attention weights, branches, embeddings and pooled token.
         pad_token: the token that fills sequences up and that no token attends to; `None` where
             sequences are of one length: attention is faster without a mask.
-        num_types: rows of the type table, of which a forward uses the first; 0: no table.
+        num_types: rows of the type table; 0: no table.
         outputs: "sequence", the logits of a class for each sequence (B, K), from its first token;
             "tokens", of a class for each token (B, T, K); "vocabulary", of the token that stands
             behind each (masked language modelling), with the weight of the token embedding;
@@ -177,6 +189,8 @@ class Encoder(BlockModel):
         pooler: "tanh" or "relu", between the two linears of `outputs="sequence"`.
         skips_padding_positions: count positions over the tokens that are not padding, from
             `pad_token + 1`, as RoBERTa does; the table has so many more rows.
+        type_separator: a token, such as `[SEP]`: those behind the first of them are of type 1, the
+            second of two sentences. `None`: all are of type 0.
 
     Raises:
         ConfigError: a size is not positive, `heads` does not divide `dim`, `pad_token` is not of
@@ -206,6 +220,7 @@ class Encoder(BlockModel):
         norm_eps: float = 1e-12,
         pooler: str = "tanh",
         skips_padding_positions: bool = False,
+        type_separator: int | None = None,
     ) -> None:
         super().__init__()
         hidden_dim = 4 * dim if hidden_dim is None else hidden_dim
@@ -223,7 +238,7 @@ class Encoder(BlockModel):
             "dim": dim, "heads": heads, "num_classes": None, "hidden_dim": hidden_dim,
             "dropout": dropout, "pad_token": pad_token, "num_types": num_types,
             "outputs": outputs, "norm_eps": norm_eps, "pooler": pooler,
-            "skips_padding_positions": skips_padding_positions,
+            "skips_padding_positions": skips_padding_positions, "type_separator": None,
         }  # fmt: skip
         self.context_length = context_length
         self.pad_token = pad_token
@@ -232,7 +247,7 @@ class Encoder(BlockModel):
         after = pad_token if skips_padding_positions else None
         self.embedding = TokenEmbedding(
             vocab_size, context_length + (0 if after is None else after + 1), num_types, dim,
-            dropout, norm_eps, after,
+            dropout, norm_eps, after, None,
         )  # fmt: skip
         self.blocks = nn.ModuleList(
             EncoderBlock(dim, heads, hidden_dim, dropout, norm_eps) for _ in range(num_layers)
@@ -243,6 +258,8 @@ class Encoder(BlockModel):
         self.head: nn.Linear | None = None
         self._positions: Tensor | slice | None = None
         self._reset_parameters()
+        if type_separator is not None:
+            self.separate_types(type_separator)
         if outputs == "vocabulary" and num_classes is None:
             num_classes = vocab_size
         if num_classes is not None:
@@ -304,6 +321,21 @@ class Encoder(BlockModel):
         if is_vocabulary:
             self.head.weight = like
         self._config["num_classes"] = num_classes
+
+    def separate_types(self, separator: int) -> None:
+        """Let the tokens behind the first `separator` be of type 1, where there is such a type.
+
+        Raises:
+            ConfigError: it is not of the vocabulary.
+        """
+        if not 0 <= separator < self._config["vocab_size"]:
+            raise ConfigError(
+                f"type_separator={separator} is not of the vocabulary of"
+                f" {self._config['vocab_size']} tokens",
+                fix="give the number of the token that stands between two sentences",
+            )
+        if self._config["num_types"] > 1:
+            self._config["type_separator"] = self.embedding.type_separator = separator
 
     def embed(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Return one vector per token.

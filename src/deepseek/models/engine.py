@@ -13,17 +13,19 @@ from deepseek.datasets.spec import DataSpec
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import prediction
 from deepseek.models.assembly import build_from_file, build_head, build_pretrained
-from deepseek.models.checks import check_positive, missing_head
+from deepseek.models.checks import check_choice, check_positive, missing_head
 from deepseek.models.classifier import Classifier
 from deepseek.models.decoder import Decoder
 from deepseek.models.eval_mode import evaluating
 from deepseek.models.hints import ParallelHints
 from deepseek.models.model_file import ModelFile, read_model_file, write_model_file
-from deepseek.models.prediction import Prediction
+from deepseek.models.multi_head import MultiHead
 from deepseek.models.prompts import Generation, Prompt, Vocabulary, Writer
 from deepseek.models.quantized import QuantizedLayer
+from deepseek.models.table_model import TableModel
+from deepseek.models.task_predictions import name_outputs, not_one_head, numbers_of
 from deepseek.models.text_batches import tokenizer_of
-from deepseek.models.text_binding import check_tokens, keep_documents_apart
+from deepseek.models.text_binding import bind_text
 from deepseek.models.zoo import build_model, name_of, timm_hints, timm_input_shape
 
 GRAPHS = ("dynamic", "static")
@@ -70,7 +72,7 @@ class ModelEngine(nn.Module):
                 f"ModelEngine takes the name of a model, not a {type(architecture).__name__}",
                 fix="ModelEngine.wrap(module), or give the module to the Trainer as it is",
             )
-        _check_graph(graph)
+        check_choice(graph=(graph, GRAPHS))
         if num_classes is not None:
             check_positive(num_classes=num_classes)
         # A head that came with weights nobody asked the classes of is only lent: data replaces it.
@@ -238,14 +240,16 @@ class ModelEngine(nn.Module):
         Raises:
             ConfigError: if the model cannot take these images, or has a head for other classes.
         """
-        if not self._is_foreign:
+        if isinstance(self.module, TableModel):
+            self.module.bind_features(spec, self.spec)
+        elif not self._is_foreign:
             if "inputs" in spec.fields:
                 self._check_input(spec.fields["inputs"].shape)
-            check_tokens(self.module, spec)
-            if spec.num_classes:
-                self._bind_classes(spec.num_classes)
-            if spec.document_token is not None:
-                keep_documents_apart(self.module, spec.document_token)
+            bind_text(self.module, spec)
+            if spec.tasks:
+                self._bind_tasks(spec)
+            elif num_outputs := spec.num_classes or int(spec.task == "sequence_regression"):
+                self._bind_classes(num_outputs)
         self.spec = spec
 
     def _bind_classes(self, num_classes: int) -> None:
@@ -259,13 +263,23 @@ class ModelEngine(nn.Module):
         build_head(self.module, num_classes)
         self.num_classes, self._head_is_lent = num_classes, False
 
+    def _bind_tasks(self, spec: DataSpec) -> None:
+        if not isinstance(self.module, MultiHead):
+            raise ConfigError(
+                f"the data are of several tasks ({', '.join(spec.tasks)}), and"
+                f" {self.architecture!r} has one head",
+                fix="train MultiHead.around(model)",
+            )
+        self.module.bind_tasks(spec.tasks)
+
     def _check_input(self, shape: Sequence[int]) -> None:
         if isinstance(self.module, Classifier):
             takes = self.module.input_shape
         else:
             takes = timm_input_shape(self.module, self._config)
-        fits = len(shape) == len(takes) and all(
-            want is None or want == size for want, size in zip(takes, shape, strict=True)
+        fits = not takes or (
+            len(shape) == len(takes)
+            and all(want is None or want == size for want, size in zip(takes, shape, strict=True))
         )
         if not fits:
             what, axes = {
@@ -278,12 +292,12 @@ class ModelEngine(nn.Module):
                 fix="change the transform of the data, or image_size and channels of the model",
             )
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Any) -> Any:
         """Return the outputs of the module.
 
         Args:
             inputs: what the module takes; uint8 images are normalised as `spec` says, in the
-                dtype of the computation.
+                dtype of the computation. The features of a table are a dict of tensors.
 
         Raises:
             ConfigError: if there is no head yet, or the normalisation of uint8 images is unknown.
@@ -304,13 +318,13 @@ class ModelEngine(nn.Module):
         if self.num_classes is None and self._makes_logits:
             raise missing_head(self.architecture)
 
-    def prepare(self, inputs: Tensor) -> Tensor:
+    def prepare(self, inputs: Any) -> Any:
         """Return uint8 images normalised as `spec` says, anything else as it is.
 
         Raises:
             ConfigError: if the normalisation of uint8 images is unknown.
         """
-        if inputs.dtype != torch.uint8 or self._prepares_inside:
+        if not isinstance(inputs, Tensor) or inputs.dtype != torch.uint8 or self._prepares_inside:
             return inputs
         if self.spec is not None and self.spec.normalization is not None:
             return self.spec.normalization.apply(inputs, self._compute_dtype(inputs.device.type))
@@ -332,10 +346,8 @@ class ModelEngine(nn.Module):
         dtypes = (weight.dtype for weight in weights if weight.is_floating_point())
         return next(dtypes, torch.float32)
 
-    def predict(
-        self, x: object, top_k: int = 1, batch_size: int = 32
-    ) -> Prediction | list[Prediction]:
-        """Classify pictures.
+    def predict(self, x: object, top_k: int = 1, batch_size: int = 32) -> Any:
+        """Say what pictures or texts are.
 
         Args:
             x: a tensor (C, H, W) or (B, C, H, W), a PIL image, a path, or a list of them. Pictures
@@ -344,26 +356,43 @@ class ModelEngine(nn.Module):
             batch_size: samples computed at a time, >= 1.
 
         Returns:
-            A `Prediction`; for a batch or a list, a list of them.
+            A `Prediction`; a number, of a model of numbers; of several tasks a dict with either
+            for each. For a batch or a list, a list of them.
         """
         check_positive(top_k=top_k, batch_size=batch_size)
         batches, is_single = prediction.to_batches(x, self.spec, batch_size)
         names = self.spec.class_names if self.spec else ()
-        found: list[Prediction] = []
+        found: list = []
         with evaluating(self), torch.inference_mode():
             for batch in batches:
-                found += prediction.name_probs(self.probs_of(batch), names, top_k)
+                found += self.predict_batch(batch, names, top_k)
         return found[0] if is_single else found
+
+    def predict_batch(self, batch: Tensor, class_names: tuple[str, ...], top_k: int) -> list:
+        """Return what `predict` says of a batch; the mode is the caller's."""
+        if isinstance(self.module, MultiHead) and self.spec is not None:
+            outputs = self._outputs_of(batch)
+            values = {name: each.float().cpu() for name, each in outputs.items()}
+            return name_outputs(values, batch, self.spec, top_k)
+        if self.spec is not None and self.spec.task == "sequence_regression":
+            return numbers_of(self._outputs_of(batch).float().cpu())
+        return prediction.name_probs(self.probs_of(batch), class_names, top_k)
 
     def probs_of(self, batch: Tensor) -> Tensor:
         """Return the probabilities of a batch (B, ...): (B, ..., K), float32, on the CPU.
 
         The mode is the caller's: `predict` lets the model be in `eval`.
         """
+        outputs = self._outputs_of(batch)
+        if not isinstance(outputs, Tensor):
+            raise not_one_head(outputs)
+        return outputs.float().softmax(-1).cpu()
+
+    def _outputs_of(self, batch: Tensor) -> Any:
         on_device = batch.to(self.device)
         if on_device.is_floating_point():
             on_device = on_device.to(self._compute_dtype(on_device.device.type))
-        return self(on_device).float().softmax(-1).cpu()
+        return self(on_device)
 
     def generate(
         self,
@@ -450,6 +479,11 @@ class ModelEngine(nn.Module):
     def describe(self) -> str:
         """Return one line: architecture, parameters, classes, FLOPs where the input is known."""
         missing = "no head yet" if self._makes_logits else "features, no classes"
+        if isinstance(self.module, MultiHead) and self.module.heads:
+            missing = f"heads {', '.join(self.module.heads)}"
+        if isinstance(self.module, TableModel):
+            labels = () if self.module.layout is None else self.module.layout.labels
+            missing = f"learns {', '.join(labels)}" if labels else "not built yet"
         classes = missing if self.num_classes is None else f"{self.num_classes} classes"
         parts = [self.architecture, f"{self.num_parameters / 1e6:.2f} M parameters"]
         if not self._is_foreign:
@@ -458,11 +492,6 @@ class ModelEngine(nn.Module):
                 flops = self.flops(self.spec.fields["inputs"].shape)
                 parts.append(f"{flops / 1e9:.2f} GFLOPs per sample")
         return ", ".join(parts)
-
-
-def _check_graph(graph: str) -> None:
-    if graph not in GRAPHS:
-        raise ConfigError(f"graph={graph!r} is not known", fix='graph="dynamic" or "static"')
 
 
 def _shown(shape: Sequence[int | None]) -> str:

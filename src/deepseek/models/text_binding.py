@@ -7,7 +7,25 @@ from torch import nn
 from deepseek.datasets.spec import DataSpec
 from deepseek.errors import ConfigError
 from deepseek.models.classifier import Classifier
+from deepseek.models.encoder import Encoder
 from deepseek.models.gpt import GPT
+from deepseek.models.multi_head import MultiHead
+
+
+def bind_text(module: nn.Module, spec: DataSpec) -> None:
+    """Let a model of ours agree with the text it is to learn from.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    trunk = module.trunk if isinstance(module, MultiHead) else module
+    check_tokens(trunk, spec)
+    if spec.document_token is not None:
+        keep_documents_apart(trunk, spec.document_token)
+    if spec.separator_token is not None and isinstance(trunk, Encoder):
+        trunk.separate_types(spec.separator_token)
+        if isinstance(module, MultiHead):
+            module.note_trunk()
 
 
 def check_tokens(module: nn.Module, spec: DataSpec) -> None:

@@ -186,21 +186,29 @@ class UNet3D(Classifier):
         """
         if self.head is None:
             raise missing_head(type(self).__name__)
-        _check_sizes(volumes.shape[2:], self._total_stride)
-        kept, x = [], volumes
-        for level in self.encoder:
-            x = level(x)
-            kept.append(x)
-        found = []
-        for level, beside in zip(self.decoder, kept[-2::-1], strict=True):
-            x = level(x, beside)
-            found.append(x)
-        logits = self.head(x)
+        _, *found = self.levels(volumes)
+        logits = self.head(found[-1])
         if self.side_heads is None or not self.training:
             return logits
         finer = found[-2:0:-1] if len(found) > 2 else []
         sides = [head(x) for head, x in zip(self.side_heads, finer, strict=True)]
         return (logits, *sides)
+
+    def levels(self, volumes: Float[Tensor, "B C D H W"]) -> list[Float[Tensor, "B C2 D2 H2 W2"]]:
+        """Return the deepest features, then those of each level of the decoder, the finest last.
+
+        Raises:
+            ConfigError: the strides do not divide a volume.
+        """
+        _check_sizes(volumes.shape[2:], self._total_stride)
+        kept, x = [], volumes
+        for level in self.encoder:
+            x = level(x)
+            kept.append(x)
+        found = [x]
+        for level, beside in zip(self.decoder, kept[-2::-1], strict=False):
+            found.append(level(found[-1], beside))
+        return found
 
 
 def _check_sizes(sizes: Sequence[int], steps: Sequence[int]) -> None:

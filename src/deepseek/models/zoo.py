@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from deepseek.errors import ConfigError
+from deepseek.models.center_detector import CenterDetector3D
 from deepseek.models.classifier import Classifier
 from deepseek.models.encoder import Encoder
 from deepseek.models.gpt import GPT
 from deepseek.models.hints import ParallelHints
 from deepseek.models.imagenet_resnet import ImageNetResNet
 from deepseek.models.llama import Llama
+from deepseek.models.multi_head import MultiHead
 from deepseek.models.presets import Architecture, published_presets
 from deepseek.models.resnet import ResNet
 from deepseek.models.unet3d import UNet3D
@@ -48,14 +50,24 @@ class ArgumentProblem(NamedTuple):
     suggestion: str
 
 
-ARCHITECTURES: Registry[Architecture] = Registry("model")
+# Models of tables belong to a layer above: they are named here, and imported when asked for.
+ARCHITECTURES: Registry[Architecture] = Registry(
+    "model",
+    {
+        "fm": "deepseek.recsys.first_models:FACTORIZATION_MACHINE",
+        "logistic_regression": "deepseek.recsys.first_models:LOGISTIC_REGRESSION",
+        "mlp": "deepseek.recsys.first_models:MLP",
+    },
+)
 ARCHITECTURES.register("vit")(Architecture(VisionTransformer))
 ARCHITECTURES.register("resnet")(Architecture(ResNet))
 ARCHITECTURES.register("imagenet_resnet")(Architecture(ImageNetResNet))
 ARCHITECTURES.register("gpt")(Architecture(GPT))
 ARCHITECTURES.register("llama")(Architecture(Llama))
 ARCHITECTURES.register("encoder")(Architecture(Encoder))
+ARCHITECTURES.register("multi_head")(Architecture(MultiHead))
 ARCHITECTURES.register("unet3d")(Architecture(UNet3D))
+ARCHITECTURES.register("center_detector3d")(Architecture(CenterDetector3D))
 for _name, _preset in published_presets().items():
     ARCHITECTURES.register(_name)(_preset)
 

@@ -71,6 +71,13 @@ def _count_kept(shape: TransformerShape, plan: ParallelPlan) -> tuple[float, ...
     features = tokens * active * hidden / tp
     total += features * (3 * item + read if shape.is_gated else item + read)
     light = norms + features * (item + read if shape.is_gated else read)
+    if plan.keeps_gathered:
+        if plan.sequence_parallel and tp > 1:
+            # What norms make is gathered before it is kept: there is no recipe for that.
+            light -= norms
+            total += (tp - 1) * norms
+        if plan.cp > 1:
+            total += item * _count_gathered(shape, plan)
     if shape.num_experts > 1:
         total += item * 2 * tokens * active * shape.dim / tp
     scores = tokens * shape.context_length * shape.heads / tp
@@ -81,6 +88,19 @@ def _count_kept(shape: TransformerShape, plan: ParallelPlan) -> tuple[float, ...
         core = 4 * tokens * shape.heads / tp
     outputs = item * tokens * (q + 2 * kv + (2 if shape.is_gated else 1) * active * hidden) / tp
     return total + core, core if plan.attention == "plain" else 0.0, light, outputs
+
+
+def _count_gathered(shape: TransformerShape, plan: ParallelPlan) -> float:
+    """Numbers that a block of `cp` keeps beside its own, with a causal mask.
+
+    Keys and values of all tokens; its two runs of tokens as they leave attention, before they are
+    put together; and the two masks, one number for each query and key. Its first and its last run
+    see `2 * cp + 1` times as many keys together as the first token's run.
+    """
+    whole = plan.cp * _count_tokens(shape, plan)
+    run = shape.context_length / (2 * plan.cp)
+    heads = (2 * shape.kv_heads * whole + shape.heads * whole / plan.cp) / plan.tp
+    return heads * shape.head_dim + (2 * plan.cp + 1) * run**2
 
 
 def count_rank_weights(
@@ -151,10 +171,13 @@ def count_shards(plan: ParallelPlan) -> int:
 def _count_logits_bytes(shape: TransformerShape, plan: ParallelPlan) -> float:
     """Fused: in compute precision, and fp32 probabilities that the gradient overwrites.
 
-    Else: in compute precision and in fp32, logarithms of probabilities, the gradient.
+    Else: in compute precision and in fp32, logarithms of probabilities, the gradient; divided
+    between ranks of `tp`, PyTorch makes another copy on the way to it.
     """
     elements = _count_tokens(shape, plan) * shape.vocab_size / plan.tp
-    return elements * (6 if plan.is_loss_fused else 12)
+    if plan.is_loss_fused:
+        return elements * 6
+    return elements * (16 if plan.tp > 1 else 12)
 
 
 def _count_buffer_bytes(plan: ParallelPlan, count: float, num_layers: int, layer: float) -> float:

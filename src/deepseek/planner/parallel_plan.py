@@ -43,6 +43,8 @@ class ParallelPlan:
             eager ones pass over memory several times.
         is_loss_fused: cross-entropy is one kernel that keeps logits once and overwrites them with
             their gradient (Megatron, flash-attn); PyTorch's own keeps copies in fp32.
+        keeps_gathered: what ranks of `tp` and `cp` gather is kept for the backward pass, in which
+            Megatron gathers it again.
         adds_in_product: the product that makes a weight's gradient adds it to the sum over
             micro-batches; otherwise a kernel of its own does. Of no effect with `dp_shard`.
         overlaps_dp: gradients are reduced while backward runs, not after it.
@@ -73,6 +75,7 @@ class ParallelPlan:
     shards_optimizer: bool = False
     is_fused: bool = True
     is_loss_fused: bool = False
+    keeps_gathered: bool = False
     adds_in_product: bool = True
     overlaps_dp: bool = True
     overlaps_tp: bool = False

@@ -166,6 +166,7 @@ def adapt_plan(plan: ParallelPlan, space: SearchSpace) -> ParallelPlan:
     return replace(
         plan,
         adds_in_product=False,
+        keeps_gathered=True,
         # A pipeline keeps gathered weights, and reduces gradients after its last micro-batch.
         reshards=plan.pp == 1,
         overlaps_dp=plan.pp == 1,

@@ -13,8 +13,10 @@ from deepseek.trainer.loggers import LOGGERS as LOGGERS
 from deepseek.trainer.loggers import Logger as Logger
 from deepseek.trainer.lr_range import LRRange as LRRange
 from deepseek.trainer.lr_range import lr_range_test as lr_range_test
+from deepseek.trainer.multi_task import MultiTask as MultiTask
 from deepseek.trainer.optimizer import OPTIMIZERS as OPTIMIZERS
 from deepseek.trainer.optimizer import Optimizer as Optimizer
+from deepseek.trainer.regression import RegressionTask as RegressionTask
 from deepseek.trainer.schedule import SCHEDULES as SCHEDULES
 from deepseek.trainer.schedule import Schedule as Schedule
 from deepseek.trainer.segmentation import SegmentationTask as SegmentationTask
@@ -22,4 +24,9 @@ from deepseek.trainer.task import TASKS as TASKS
 from deepseek.trainer.task import ClassificationTask as ClassificationTask
 from deepseek.trainer.task import LanguageModellingTask as LanguageModellingTask
 from deepseek.trainer.task import Task as Task
+from deepseek.trainer.token_classification import (
+    TokenClassificationTask as TokenClassificationTask,
+)
 from deepseek.trainer.trainer import Trainer as Trainer
+from deepseek.trainer.weighting import WEIGHTINGS as WEIGHTINGS
+from deepseek.trainer.weighting import Weighting as Weighting

@@ -8,7 +8,7 @@ from deepseek.models import ModelEngine
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.data import reduction
 from deepseek.trainer.assembly import Assembly
-from deepseek.trainer.console import MIB, format_count
+from deepseek.trainer.console import MIB, format_count, format_seconds
 from deepseek.trainer.run_folder import describe_device
 from deepseek.version import __version__
 
@@ -50,9 +50,22 @@ def model_line(engine: ModelEngine, assembly: Assembly, device: torch.device) ->
     schedule, recipe = assembly.schedule, assembly.optimizer
     parts.append(
         f"{recipe.algorithm} lr {recipe.learning_rate:g} wd {recipe.weight_decay:g} "
-        f"{schedule.name}, {schedule.warmup_steps} of {schedule.max_steps} steps warm-up"
+        f"{schedule.name}, {_warmup(assembly)}"
     )
     return "  ".join(parts)
+
+
+def _warmup(assembly: Assembly) -> str:
+    """Return the warm-up as part of the run, which ends by steps, by the clock, or by both."""
+    schedule, length = assembly.schedule, assembly.length
+    if length.budget_s is None:
+        return f"{schedule.warmup_steps} of {schedule.max_steps} steps warm-up"
+    ends = f"{format_seconds(length.budget_s)} of time"
+    if schedule.max_steps is not None:
+        ends += f" or {schedule.max_steps} steps"
+    share = schedule.warmup_share
+    rise = f"{schedule.warmup_steps} steps" if share is None else f"{share:.0%}"
+    return f"{rise} warm-up, {ends}"
 
 
 def data_line(train: DataLoader, val: DataLoader | None, spec: DataSpec) -> str:
@@ -63,9 +76,16 @@ def data_line(train: DataLoader, val: DataLoader | None, spec: DataSpec) -> str:
         counts = spec.class_counts
         spread = f" (min {min(counts):,} max {max(counts):,})" if counts else ""
         parts.append(f"classes {spec.num_classes}{spread}")
-    shape = "x".join(str(size) for size in spec.fields["inputs"].shape)
-    parts += [f"inputs {shape}", f"batch {train.batch_size}", f"workers {train.num_processes}"]
+    parts += [_inputs(spec), f"batch {train.batch_size}", f"workers {train.num_processes}"]
     return "  ".join(parts)
+
+
+def _inputs(spec: DataSpec) -> str:
+    if spec.features is not None:
+        ids, numbers = spec.features.ids, spec.features.numbers
+        sequences = f", {len(spec.features.sequence)} sequences" if spec.features.sequence else ""
+        return f"features {len(ids)} ids, {len(numbers)} numbers{sequences}"
+    return "inputs " + "x".join(str(size) for size in spec.fields["inputs"].shape)
 
 
 def _micro_batches(assembly: Assembly) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from deepseek.config import TrainerConfig
+from deepseek.config.duration import parse_duration
 from deepseek.datasets import DataLoader, DataSpec
 from deepseek.datasets.ramp import Ramp
 from deepseek.errors import ConfigError
@@ -24,12 +25,15 @@ from deepseek.trainer.estimate import StepEstimate, estimate_step
 from deepseek.trainer.fp8 import convert_linears
 from deepseek.trainer.graph import StepGraph
 from deepseek.trainer.guard import BadStep, Guard
+from deepseek.trainer.joint_loss import JointLoss, check_joint
 from deepseek.trainer.labelled import counts_labels_alone
 from deepseek.trainer.memory_budget import check_loss_chunks, choose_policy
 from deepseek.trainer.micro_batches import MicroBatches
+from deepseek.trainer.multi_task import MultiTask
 from deepseek.trainer.optimizer import Optimizer, check_trainable
 from deepseek.trainer.precision import Precision, cast_weights, resolve_precision
-from deepseek.trainer.schedule import Schedule, resolve_warmup
+from deepseek.trainer.run_length import RunLength
+from deepseek.trainer.schedule import Schedule, resolve_warmup, warmup_share
 from deepseek.trainer.step import TrainStep
 from deepseek.trainer.task import Task
 from deepseek.trainer.update import check_offload, choose_update, state_bytes_on_device
@@ -44,11 +48,11 @@ class Assembly:
     step: TrainStep
     optimizer: Optimizer
     schedule: Schedule
+    length: RunLength
     precision: Precision
     channels_last: bool
     log_every: int
-    max_steps: int
-    num_epochs: int
+    num_epochs: int | None
     batch_size: int
     estimate: StepEstimate | None
     activation_share: float
@@ -88,6 +92,8 @@ def assemble(
     device = world.device
     check_offload(config, world)
     _check_parts(task, config, world)
+    if isinstance(task, MultiTask):
+        check_joint(task, engine.module, world.plan, config)
     max_steps, num_epochs = count_steps(config, loader)
     micro_batch_size = world.plan.micro_batch_size
     estimate, precision = resolve_arithmetic(engine, spec, config, world.plan, device)
@@ -101,10 +107,15 @@ def assemble(
         average = _spread(averaged, task, config, precision, world, trains=False)
         ema = ExponentialMovingAverage(parallel, average, config.ema_decay)
     optimizer = _bind(recipe, parallel, config)
-    warmup = resolve_warmup(config.warmup, config.schedule, max_steps)
     schedule = Schedule(
-        config.schedule, recipe.learning_rate, max_steps, warmup, config.min_lr_share
+        config.schedule,
+        recipe.learning_rate,
+        max_steps,
+        resolve_warmup(config.warmup, config.schedule, max_steps),
+        config.min_lr_share,
+        warmup_share(config.warmup, config.schedule),
     )
+    budget_s = None if config.time_budget is None else parse_duration(config.time_budget)
     step = _build_step(engine, task, config, loader, parallel, optimizer, schedule, precision, ema)
     step.channels_last = channels_last
     share = 1.0 if precision.name == "fp32" else 0.5
@@ -117,10 +128,10 @@ def assemble(
         step,
         recipe,
         schedule,
+        RunLength(max_steps, budget_s),
         precision,
         channels_last,
         _log_every(config, loader),
-        max_steps,
         num_epochs,
         config.batch_size,
         estimate,
@@ -137,10 +148,11 @@ def resolve_arithmetic(
     engine: ModelEngine, spec: DataSpec, config: TrainerConfig, plan: Plan, device: torch.device
 ) -> tuple[StepEstimate | None, Precision]:
     """Return what a step of an undivided model costs, where that can be told, and its precision."""
-    inputs = spec.fields["inputs"]
-    # pictures come as uint8 and are normalised before the module
-    dtype = torch.int64 if inputs.dtype == "int64" else torch.float32
-    estimate = estimate_step(engine.module, inputs.shape, dtype)
+    inputs, estimate = spec.fields.get("inputs"), None
+    if inputs is not None:
+        # pictures come as uint8 and are normalised before the module
+        dtype = torch.int64 if inputs.dtype == "int64" else torch.float32
+        estimate = estimate_step(engine.module, inputs.shape, dtype)
     step_flops = estimate.step_flops(plan.micro_batch_size) if estimate else None
     has_bf16 = config.param_dtype == "bf16"
     wanted = "bf16" if has_bf16 and config.precision == "auto" else config.precision
@@ -162,6 +174,11 @@ def _build_step(
     is_static = "static" in (config.graph, engine.graph) and not world.is_distributed
     micro_batches = MicroBatches(engine, parallel)
     weightwise, in_backward = choose_update(config, parallel, optimizer)
+    joint, loss = None, partial(micro_batches.loss, task) if world.is_distributed else None
+    if isinstance(task, MultiTask):
+        task.weighting.begin(task.names, loader.count_batches(0), config.seed)
+        joint = JointLoss(task, parallel)
+        loss = joint.losses
     return TrainStep(
         engine,
         task,
@@ -177,7 +194,7 @@ def _build_step(
         ema=ema,
         graph=StepGraph(
             engine, task, is_static=is_static,
-            loss=partial(micro_batches.loss, task) if world.is_distributed else None,
+            loss=loss,  # pyright: ignore[reportArgumentType]  # outputs by task
             forward=lambda inputs: parallel.forward(inputs),  # it may be wrapped anew
             memory=choose_policy(config, engine, parallel),
             loss_chunks=check_loss_chunks(config, engine, parallel),
@@ -190,6 +207,7 @@ def _build_step(
         channels_last=False,
         weightwise=weightwise,
         in_backward=in_backward,
+        joint=joint,
     )  # fmt: skip
 
 
@@ -229,7 +247,8 @@ def _leaves_weights_out(engine: ModelEngine, world: World) -> bool:
         return given
     if not world.is_distributed or not engine.is_foreign or engine.spec is None:
         return False
-    field = engine.spec.fields["inputs"]
+    if (field := engine.spec.fields.get("inputs")) is None:
+        return False
     inputs = torch.zeros((2, *field.shape), dtype=getattr(torch, field.dtype), device=engine.device)
     return leaves_weights_out(engine, inputs)
 
@@ -297,8 +316,10 @@ def _log_every(config: TrainerConfig, loader: DataLoader) -> int:
     return max(1, min(MAX_AUTO_LOG_EVERY, loader.count_batches(0) // 10))
 
 
-def count_steps(config: TrainerConfig, loader: DataLoader) -> tuple[int, int]:
-    """Return (optimizer steps of the run, epochs it touches)."""
+def count_steps(config: TrainerConfig, loader: DataLoader) -> tuple[int | None, int | None]:
+    """Return (optimizer steps of the run, epochs it touches), `None` where time alone decides."""
+    if config.epochs is None and config.max_steps is None:
+        return None, None
     if loader.ramp is None:
         steps_per_epoch = loader.count_batches(0)
         by_epochs = None if config.epochs is None else config.epochs * steps_per_epoch
@@ -320,14 +341,15 @@ def sequence_ramp(config: TrainerConfig, spec: DataSpec) -> Ramp | None:
     """
     if config.sequence_length_ramp is None:
         return None
-    shape = spec.fields["inputs"].shape
-    if len(shape) != 1 or spec.fields["inputs"].dtype != "int64":
+    field = spec.fields.get("inputs")
+    if field is None or len(field.shape) != 1 or field.dtype != "int64":
+        found = "a table" if field is None else f"shape {field.shape}, {field.dtype}"
         raise ConfigError(
             f"sequence_length_ramp={config.sequence_length_ramp}, but the inputs are not sequences"
-            f" of tokens: shape {shape}, {spec.fields['inputs'].dtype}",
+            f" of tokens: {found}",
             fix="remove sequence_length_ramp",
         )
-    return Ramp(*config.sequence_length_ramp, shape[0])
+    return Ramp(*config.sequence_length_ramp, field.shape[0])
 
 
 def prefers_channels_last(module: nn.Module) -> bool:

@@ -64,7 +64,7 @@ class BadSteps:
         if action == "abort":
             raise DivergedError(
                 f"step {step + 1}: {bad.detail}: training diverged"
-                f" (lr={trainer.assembly.schedule.lr(step):.3g})",
+                f" (lr={trainer.assembly.step.optimizer.param_groups[0]['lr']:.3g})",
                 fix=FIXES.get(bad.kind, FIX),
             )
         done = "the batch is skipped"

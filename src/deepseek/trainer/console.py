@@ -54,10 +54,10 @@ class Console:
             self._stream.flush()
         self._lined_at = perf_counter()
 
-    def epoch(self, record: dict, num_epochs: int, monitor: str, is_best: bool) -> None:
+    def epoch(self, record: dict, num_epochs: int | None, monitor: str, is_best: bool) -> None:
         """Write the table line of an epoch, with the header before the first."""
         columns = [
-            ("epoch", f"{record['epoch']}/{num_epochs}", 8),
+            ("epoch", of_all(record["epoch"], num_epochs), 8),
             ("loss", f"{record['loss']:.4f}", 9),
         ]
         if "val_loss" in record:
@@ -104,6 +104,11 @@ class Console:
         text = f"{head} {bar} {done}/{total}  {tail}"[: max(20, width - 1)]
         self._stream.write(f"\r\x1b[2K{text}")
         self._stream.flush()
+
+
+def of_all(number: int, count: int | None) -> str:
+    """Return `3/10`, or `3` where nobody knows of how many."""
+    return f"{number}" if count is None else f"{number}/{count}"
 
 
 def format_seconds(seconds: float) -> str:

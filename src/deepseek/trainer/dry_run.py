@@ -32,6 +32,7 @@ from deepseek.trainer.announcement import model_line, plan_line
 from deepseek.trainer.assembly import resolve_arithmetic
 from deepseek.trainer.footprint import held_bytes
 from deepseek.trainer.memory_budget import NAMES
+from deepseek.trainer.multi_task import MultiTask
 from deepseek.trainer.paper_plan import Forecast, find_source, forecast
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class DryRun:
         lines: model and plan, as a run announces them.
         held: bytes by category between steps.
         peak: bytes by category where their sum is largest.
+        host_bytes: of a micro-batch's activations that wait on the host, beside the peak.
         traffic: the collectives of a step.
         forecast: what the analytic planner says of the same; `None` with its reason in `notes`.
         notes: what was left out, or taken otherwise, and why.
@@ -81,6 +83,7 @@ class DryRun:
     lines: tuple[str, ...]
     held: dict[str, int]
     peak: dict[str, int]
+    host_bytes: int
     traffic: tuple[Traffic, ...]
     forecast: Forecast | None
     notes: tuple[str, ...]
@@ -119,8 +122,8 @@ def dry_run(build: Callable[[], "Trainer"], *, world_size: int = 1, rank: int = 
         if trainer.world.is_distributed:
             lines.append(plan_line(walk.step.parallel, trainer.plan_reason))
         return DryRun(
-            rank, world_size, tuple(lines), walk.held(), walk.peak(), tuple(walk.traffic()),
-            planned, tuple(notes), perf_counter() - began,
+            rank, world_size, tuple(lines), walk.held(), walk.peak(), walk.host_bytes(),
+            tuple(walk.traffic()), planned, tuple(notes), perf_counter() - began,
         )  # fmt: skip
 
 
@@ -134,6 +137,12 @@ class _Walk:
 
     def __init__(self, trainer: "Trainer", notes: list[str]) -> None:
         self.trainer, self.notes = trainer, notes
+        if isinstance(trainer.task, MultiTask):
+            raise ConfigError(
+                "a dry run of several tasks: how many labels each has in a step is known from the"
+                " data alone",
+                fix="run it with one of the tasks; the heads add little",
+            )
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         _simplify(trainer, notes)
         with torch.device(trainer.model.device):  # a head that is built now
@@ -147,6 +156,8 @@ class _Walk:
             tell_shapes(self.step.parallel, outputs, micro_batch)
         self.trained = [w.local for w in self.step.parallel.weights.trained]
         self.allocations = Allocations()
+        if (copies := self.step.graph.memory.copies) is not None:
+            copies.uncounted = self.allocations.pause
         self.collectives = Collectives(lambda: str(len(self._begun)))
         self._begun: list[int] = []
         self._at_peak: dict[str, int] = {}
@@ -283,6 +294,11 @@ class _Walk:
         peak["optimizer"] += self._optimizer_bytes
         return peak
 
+    def host_bytes(self) -> int:
+        """Return the bytes of a micro-batch that wait on the host."""
+        copies = self.step.graph.memory.copies
+        return 0 if copies is None else copies.copied_bytes
+
     def traffic(self) -> list[Traffic]:
         """Return the collectives of a whole step, by axis and kind."""
         numbers: Counter[tuple[str, str]] = Counter()
@@ -341,9 +357,11 @@ def _simplify(trainer: "Trainer", notes: list[str]) -> None:
     if config.optimizer_in_backward:
         changes["optimizer_in_backward"] = False
         notes.append("optimizer_in_backward is walked as an update after the backward pass")
-    if config.offload != "none":
+    if config.offload in ("optimizer", "parameters"):
         changes["offload"] = "none"
         notes.append(f"offload={config.offload} is walked as if all of it were on the device")
+    if config.offload == "activations":
+        notes.append("offload=activations is walked; the planner keeps all on the device")
     if config.parallel.compression == "powersgd":
         notes.append("compression=powersgd: gradients are counted whole")
     trainer.config = config.model_copy(update=changes)

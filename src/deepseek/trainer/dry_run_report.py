@@ -27,6 +27,7 @@ def _memory_lines(run: DryRun) -> Iterator[str]:
     between = sum(run.held.values())
     yield (
         f"memory: {between / MIB:,.1f} MiB between steps, {run.peak_bytes / MIB:,.1f} at the peak"
+        + (f", {run.host_bytes / MIB:,.1f} on the host" if run.host_bytes else "")
     )
     yield f"  {'MiB at the peak':<24}{'walked':>12}" + _columns(planned)
     for name in CATEGORIES:

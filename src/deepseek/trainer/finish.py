@@ -54,6 +54,7 @@ def finish_run(trainer: "Trainer", signals: StopSignals) -> History:
         "last": records[-1] if records else {},
         "best": history.best,
         "time_s": trainer.recorder.time_s(),
+        "time_budget_s": trainer.assembly.length.budget_s,
         "peak_memory_bytes": peak_memory_bytes(trainer.device),
         "predicted_memory_bytes": trainer.footprint.peak if trainer.footprint else None,
         "graph": graph.summary() if graph.is_static else None,
@@ -81,6 +82,7 @@ def _write_outputs(
     try:
         if trainer.val_loader is not None:
             _evaluate_best(trainer, best_step, check)
+        summary["time_s"] = trainer.recorder.time_s()
         folder.write_json("summary.json", summary)
     except (OSError, SafetensorError) as error:  # a full disk: the model is trained
         trainer.warn(f"evaluation and summary could not be written: {error}")

@@ -49,6 +49,7 @@ class Footprint:
         step: activations, gradients and what kernels hand on for a moment, at their most.
         activations: of these, what is kept from forward to backward.
         gradients: of all that is trained.
+        host: activations that wait on the host of an accelerator, beside the peak.
     """
 
     process: int
@@ -58,6 +59,7 @@ class Footprint:
     step: int
     activations: int
     gradients: int
+    host: int
 
     @property
     def peak(self) -> int:
@@ -72,7 +74,8 @@ class Footprint:
             ("activations", self.activations),
         ]  # fmt: skip
         shown = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in parts if size)
-        return f"{self.peak / MIB:,.0f} MiB ({shown})"
+        on_host = f" and {self.host / MIB:,.0f} MiB on the host" if self.host else ""
+        return f"{self.peak / MIB:,.0f} MiB ({shown}){on_host}"
 
 
 def predict_footprint(trainer: "Trainer") -> Footprint | None:
@@ -97,6 +100,7 @@ def predict_footprint(trainer: "Trainer") -> Footprint | None:
         step=max(simulated.peak_bytes, simulated.gradient_bytes),
         activations=simulated.activation_bytes,
         gradients=simulated.gradient_bytes,
+        host=simulated.host_bytes,
     )
 
 
@@ -115,6 +119,8 @@ def _saver_savings(trainer: "Trainer") -> str:
         parts["optimizer=adamw8bit"] = state - Optimizer("adamw8bit").state_bytes(weights)
     if trainer.device.type != "cpu" and config.offload == "none" and name != "lamb":
         parts["offload=optimizer"] = state
+    if trainer.device.type == "cuda" and config.offload == "none":
+        parts["offload=activations"] = _copied_bytes(trainer)
     if config.param_dtype == "fp32" and name in BF16_OPTIMIZERS and config.ema_decay is None:
         parts["param_dtype=bf16"] = trained  # half of weights, and of gradients
     is_one = assembly.step.micro_batch_size >= config.batch_size
@@ -122,6 +128,15 @@ def _saver_savings(trainer: "Trainer") -> str:
         parts["optimizer_in_backward=true"] = trained - max(w.nbytes for w in weights)
     shown = [f"{saver} {size / MIB:,.0f} MiB" for saver, size in parts.items() if size >= MIB]
     return f"less by {', '.join(shown)}" if shown else ""
+
+
+def _copied_bytes(trainer: "Trainer") -> int:
+    """Return what a step's peak would be less by if all that is kept went to the host."""
+    graph = trainer.assembly.step.graph
+    if graph.memory.name == "full" or graph.is_static or graph.memory.compiles:
+        return 0
+    now, found = _simulate(trainer), _simulate(trainer, copies_all=True)
+    return 0 if now is None or found is None else now.peak_bytes - found.peak_bytes
 
 
 def _policy_savings(trainer: "Trainer") -> str:
@@ -142,7 +157,22 @@ def _policy_savings(trainer: "Trainer") -> str:
     )
 
 
-def _simulate(trainer: "Trainer", policy: str | None = None) -> Simulated | None:
+def _simulate(
+    trainer: "Trainer", policy: str | None = None, *, copies_all: bool = False
+) -> Simulated | None:
+    """Return what a micro-batch allocates; `None` where that cannot be told.
+
+    Args:
+        trainer: assembled.
+        policy: instead of the run's.
+        copies_all: take all that is kept to the host, instead of what the run takes.
+    """
+    memory = trainer.assembly.step.graph.memory
+    copied = memory.copied_places if memory.copies is not None else frozenset()
+    if copies_all:
+        copied = None
+    elif policy is not None and copied is not None:
+        copied = frozenset()  # of a budget's, which were chosen for another policy
     step, spec = trainer.assembly.step, trainer.spec
     if not {"inputs", "targets"} <= spec.fields.keys():
         return None
@@ -166,8 +196,9 @@ def _simulate(trainer: "Trainer", policy: str | None = None) -> Simulated | None
                 module,
                 inputs,
                 lambda outputs: step.task.loss(outputs, {"targets": targets()}),
-                policy=policy or step.graph.memory.name,
-                remade_places=step.graph.memory.remade_places if policy is None else None,
+                policy=policy or memory.name,
+                remade_places=memory.remade_places if policy is None else None,
+                copied_places=copied,
                 autocast=_autocast(trainer),
                 has_gradients=accumulates,
                 frees_gradients=step.in_backward is not None,

@@ -1,17 +1,21 @@
 """The memory policy of a run; a budget becomes one by a trial before the first step."""
 
+import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from deepseek.config import TrainerConfig
 from deepseek.config.memory import parse_bytes
 from deepseek.errors import ConfigError
-from deepseek.memory.budget import Census, Group, cheapest
+from deepseek.memory.budget import Census, Choice, Group, Host, choose
 from deepseek.memory.epsilons import Epsilons
+from deepseek.memory.host_copies import HostCopies
 from deepseek.memory.policy import MemoryPolicy
 from deepseek.models import ModelEngine
 from deepseek.models.classifier import BlockModel
 from deepseek.parallel.apply import ParallelModel
 from deepseek.trainer.console import MIB
+from deepseek.trainer.host_pace import Pace, find_pace, trial_batch
 from deepseek.trainer.throughput import resident_bytes
 
 if TYPE_CHECKING:
@@ -60,7 +64,25 @@ def choose_policy(
             f"memory={setting} with graph=static: compiled graphs know shares only",
             fix="set memory to a share such as 0.6, or graph=dynamic",
         )
+    if config.offload == "activations":
+        _check_copies(config, policy, is_static)
+        policy.copies = HostCopies()
     return policy
+
+
+def _check_copies(config: TrainerConfig, policy: MemoryPolicy, is_static: bool) -> None:
+    if is_static:
+        raise ConfigError(
+            "offload=activations with graph=static: what a compiled graph keeps is not its own to"
+            " copy",
+            fix="set graph=dynamic, or offload to none",
+        )
+    if policy.name == "full":
+        raise ConfigError(
+            "offload=activations with memory=full, which keeps the blocks' inputs itself: nothing"
+            " else is left to copy",
+            fix="set memory to off, pointwise or selective, or offload to none",
+        )
 
 
 def check_loss_chunks(config: TrainerConfig, engine: ModelEngine, parallel: ParallelModel) -> int:
@@ -106,6 +128,7 @@ def keep_to_budget(trainer: "Trainer") -> None:
     policy = step.graph.memory
     if setting in NAMES or policy.compiles or step.graph.is_static:
         return
+    policy.copied_places = frozenset()  # of the passes that are looked at
     census, scale = _look(trainer)
     kept, everything = census.kept_bytes * scale, census.all_bytes * scale
     if isinstance(setting, float):
@@ -113,46 +136,54 @@ def keep_to_budget(trainer: "Trainer") -> None:
     else:
         fixed = _fixed_bytes(trainer) * MARGIN
         allowed = parse_bytes(str(setting)) - fixed
-    name, chosen = _resolve(census.groups, kept, everything, allowed, scale)
+    pace = find_pace(trainer, allowed / max(1, kept))
+    host = None if pace is None else pace.host(kept, scale)
+    name, choice = _resolve(census.groups, kept, everything, allowed, scale, host)
+    is_dear = pace is not None and 0 < pace.forward_s < scale * choice.cost_s
+    if is_dear and choice.copied and policy.blocks:  # waiting takes longer than a forward pass
+        name, choice = "full", Choice()
     if name == "full" and not policy.blocks:
-        raise _too_small(setting, fixed + kept - _most(census.groups) * scale)
+        raise _too_small(setting, fixed + kept - _most(census.groups, host) * scale)
     policy.name = name
-    policy.remade_places = frozenset(place for group in chosen for place in group.places)
-    freed = sum(group.nbytes for group in chosen) * scale
-    left = {"off": everything, "full": None}.get(name, kept - freed)
-    _tell(trainer, setting, policy, everything, left)
+    policy.remade_places = _places(choice.remade)
+    policy.copied_places = _places(choice.copied)
+    if choice.copied and policy.copies is None:
+        policy.copies = HostCopies()
+    _tell(trainer, choice, everything, None if name == "off" else kept, scale, pace)
 
 
 def _resolve(
-    groups: list[Group], kept: float, everything: float, allowed: float, scale: float
-) -> tuple[str, list[Group]]:
+    groups: list[Group],
+    kept: float,
+    everything: float,
+    allowed: float,
+    scale: float,
+    host: Host | None,
+) -> tuple[str, Choice]:
     if everything <= allowed:
-        return "off", []
-    if kept <= allowed:
-        return "pointwise", []
-    chosen = cheapest(groups, (kept - allowed) / scale)
-    return ("full", []) if chosen is None else ("selective", chosen)
+        return "off", Choice()
+    choice = choose(groups, (kept - allowed) / scale, host)
+    if choice is None:
+        return "full", Choice()
+    return "selective" if choice.remade else "pointwise", choice
+
+
+def _places(groups: Iterable[Group]) -> frozenset[int]:
+    return frozenset(place for group in groups for place in group.places)
 
 
 def _look(trainer: "Trainer") -> tuple[Census, float]:
     """Return what a pass keeps, and how much more a full micro-batch has."""
-    step, loader = trainer.assembly.step, trainer.train_loader
-    policy = step.graph.memory
-    place = loader.state_dict()
-    step.boundary.open(is_step=False)
-    batch = next(iter(loader), None) or next(iter(loader))  # an epoch may have just ended
-    loader.load_state_dict(place)
-    size = min(2, step.micro_batch_size)
-    if step.parallel.pipeline is None:  # which takes whole batches only
-        batch = {name: value[:size] for name, value in batch.items()}
-    policy.observer = census = Census(Epsilons(*policy.modules), step.device)
-    try:
-        step.accumulate_once(batch)
-    finally:
-        policy.observer = None
-        census.forget()
-        step.abandon()
-        step.boundary.close()
+    step = trainer.assembly.step
+    policy, size = step.graph.memory, min(2, step.micro_batch_size)
+    census = Census(Epsilons(*policy.modules), step.device)
+    with trial_batch(trainer, size) as batch:
+        policy.observer = census
+        try:
+            step.accumulate_once(batch)
+        finally:
+            policy.observer = None
+            census.forget()
     is_part = step.parallel.pipeline is None
     return census, step.micro_batch_size / size if is_part else 1.0
 
@@ -167,8 +198,14 @@ def _fixed_bytes(trainer: "Trainer") -> float:
     return process + average + trained + trainer.assembly.optimizer_bytes
 
 
-def _most(groups: list[Group]) -> int:
-    return sum(group.nbytes for group in groups if group.cost_s is not None)
+def _most(groups: list[Group], host: Host | None) -> int:
+    """Return the bytes that could be given up at most."""
+    waits = host is not None and (host.link is not None or host.hidden_bytes == math.inf)
+    return sum(
+        group.nbytes
+        for group in groups
+        if group.cost_s is not None or (waits and group.can_be_copied)
+    )
 
 
 def _too_small(setting: object, needed: float) -> ConfigError:
@@ -180,11 +217,37 @@ def _too_small(setting: object, needed: float) -> ConfigError:
 
 
 def _tell(
-    trainer: "Trainer", setting: object, policy: MemoryPolicy, everything: float, left: float | None
+    trainer: "Trainer",
+    choice: Choice,
+    everything: float,
+    kept: float | None,
+    scale: float,
+    pace: Pace | None,
 ) -> None:
-    num = len(policy.remade_places or ())
-    what = f"{policy.name}, {num} matrix products done again" if num else policy.name
-    kept = "the blocks' inputs" if left is None else f"{left / MIB:,.0f} MiB"
-    text = f"memory={setting}: {what}; activations {everything / MIB:,.0f} MiB, kept {kept}"
+    """Say what came of a budget.
+
+    Args:
+        trainer: of the run.
+        choice: what is given up of what `pointwise` keeps.
+        everything: bytes of all activations.
+        kept: bytes that `pointwise` keeps; `None`: nothing is made again.
+        scale: from what was looked at to a micro-batch.
+        pace: of a pass, where it was measured.
+    """
+    setting, policy = trainer.config.memory, trainer.assembly.step.graph.memory
+    what = [policy.name]
+    if choice.remade:
+        what.append(f"{len(policy.remade_places or ())} matrix products done again")
+    text = f"memory={setting}: {', '.join(what)}; activations {everything / MIB:,.0f} MiB: kept"
+    if policy.name == "full":
+        text += " the blocks' inputs"
+    else:
+        left, offloaded = everything if kept is None else kept, choice.copied_bytes * scale
+        left -= offloaded + choice.remade_bytes * scale
+        parts = {"": left, "recomputed ": everything - left - offloaded, "offloaded ": offloaded}
+        text += " " + ", ".join(f"{name}{size / MIB:,.0f}" for name, size in parts.items())
+    if choice.cost_s:
+        text += f"; adds {1e3 * scale * choice.cost_s:,.1f} ms to a micro-batch"
+        text += "" if pace is None or not pace.pass_s else f" of {1e3 * pace.pass_s:,.1f} ms"
     trainer.folder.add_event("memory", step=trainer.step, policy=policy.name, message=text)
     trainer.recorder.console.line(text)

@@ -1,5 +1,7 @@
 """What tells a lack of memory from any other failure, and where it is the end."""
 
+from typing import NoReturn
+
 import torch
 
 from deepseek.errors import ConfigError
@@ -51,3 +53,20 @@ def check_can_halve(micro_batch_size: int, rank: int, why_not: str, shortage: st
             f"one sample alone does not fit into memory: {shortage}",
             fix="use smaller inputs, a smaller model, or precision=bf16",
         )
+
+
+def refuse_update_in_backward(shortage: str) -> NoReturn:
+    """Say that a step cannot begin anew that has updated weights already.
+
+    Args:
+        shortage: what torch said.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError(
+        f"out of memory in a backward pass that updates weights: {shortage}",
+        fix="set memory=pointwise, selective or full, a smaller batch_size, or"
+        " grad_accum_steps and optimizer_in_backward=false",
+        see="docs/errors.md#memory",
+    )

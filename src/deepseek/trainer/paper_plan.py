@@ -88,7 +88,7 @@ def plan_of(trainer: "Trainer") -> ParallelPlan:
         precision="bf16" if is_half else "fp32", reshards=plan.pp == 1,
         weight_bytes=2.0 if is_half else 4.0, master_bytes=4.0 if is_half else 0.0,
         state_bytes=assembly.optimizer_bytes / max(1, num_trained),
-        is_fused=False, adds_in_product=False, overlaps_dp=plan.pp == 1,
+        is_fused=False, adds_in_product=False, overlaps_dp=plan.pp == 1, keeps_gathered=True,
     )  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def configure(settings: TrainerSettings, optimizer: str | Optimizer, train_data)
         optimizer = optimizer.algorithm
     given["optimizer"] = optimizer
     given["batch_size"] = choose_batch_size(given.get("batch_size"), train_data)
-    if given.get("max_steps") is not None:
+    if given.get("max_steps") is not None or given.get("time_budget") is not None:
         given.setdefault("epochs", None)
     return validate_settings(TrainerConfig, given)
 

@@ -14,7 +14,7 @@ from time import perf_counter
 import torch
 
 from deepseek.datasets import DataLoader
-from deepseek.trainer.console import Console, format_seconds
+from deepseek.trainer.console import Console, format_seconds, of_all
 from deepseek.trainer.loggers import Logger
 from deepseek.trainer.metrics import Mean
 from deepseek.trainer.step_values import StepResult
@@ -36,6 +36,7 @@ class Recorder:
         self._monitor = monitor
         self.records: list[dict] = []
         self.epoch_loss = Mean()
+        self._epoch_parts: dict[str, Mean] = {}
         self._result: StepResult | None = None
         self._last: dict[str, float] = {"lr": 0.0}
         self._spent_s = 0.0
@@ -46,12 +47,13 @@ class Recorder:
         console: Console,
         loggers: Sequence[Logger],
         step: int,
-        max_steps: int,
-        num_epochs: int,
+        max_steps: int | None,
+        num_epochs: int | None,
+        budget_s: float | None = None,
     ) -> None:
-        """Start the clocks."""
+        """Start the clocks; what is not known of the length of the run is `None`."""
         self.console, self._loggers = console, loggers
-        self._max_steps, self._num_epochs = max_steps, num_epochs
+        self._max_steps, self._num_epochs, self._budget_s = max_steps, num_epochs, budget_s
         self._began, self._began_step = perf_counter(), step
         self._window, self._epoch_window = Throughput(), Throughput()
 
@@ -69,6 +71,9 @@ class Recorder:
         self._result = result
         if result.bad is None:
             self.epoch_loss.update(result.loss_sum, result.num_items)
+            for name, value in result.parts.items():
+                mean = self._epoch_parts.setdefault(name, Mean())
+                mean.update(torch.tensor(value), 1)
         for window in (self._window, self._epoch_window):
             window.num_samples += result.num_samples
             window.wait_s += waited_s
@@ -81,6 +86,7 @@ class Recorder:
                 "step": step,
                 "epoch": self._loader.epoch + self._loader.position / self._loader.num_samples,
                 "loss": float(result.loss_sum) / max(1, result.num_items),
+                **result.parts,
                 "lr": result.lr,
                 **_norm_of(result),
                 **self._window.record(),
@@ -107,6 +113,7 @@ class Recorder:
             "epoch": self._loader.epoch + 1,
             "step": step,
             "loss": self.epoch_loss.compute(),
+            **{name: mean.compute() for name, mean in self._epoch_parts.items()},
             **metrics,
             "lr": last.pop("lr"),
             **self._epoch_window.record(),
@@ -119,7 +126,7 @@ class Recorder:
         self.records.append({key: value for key, value in record.items() if key != "kind"})
         self.console.epoch(record, self._num_epochs, self._monitor, is_best)
         self.log(record)
-        self.epoch_loss = Mean()
+        self.epoch_loss, self._epoch_parts = Mean(), {}
         self._epoch_window.reset()
         return record
 
@@ -130,8 +137,13 @@ class Recorder:
         return dict(self._last)
 
     def _eta_s(self, step: int) -> float:
-        done = max(1, step - self._began_step)
-        return (perf_counter() - self._began) / done * (self._max_steps - step)
+        left = []
+        if self._max_steps is not None:
+            done = max(1, step - self._began_step)
+            left.append((perf_counter() - self._began) / done * (self._max_steps - step))
+        if self._budget_s is not None:
+            left.append(max(0.0, self._budget_s - self.time_s()))
+        return min(left)
 
     def show_progress(self, step: int, result: StepResult) -> None:
         """Move the bar, if it is time to."""
@@ -144,7 +156,9 @@ class Recorder:
             f"  data {100 * speed['data_wait_share']:.0f}%"
             f"  total eta {format_seconds(self._eta_s(step))}"
         )
-        head = f"{self._loader.epoch + 1}/{self._num_epochs}"
+        if self._budget_s is not None:
+            tail += f" of {format_seconds(self._budget_s)}"
+        head = of_all(self._loader.epoch + 1, self._num_epochs)
         self.console.progress(head, self._loader.position, self._loader.num_samples, tail)
 
     def close(self) -> None:
@@ -158,6 +172,7 @@ class Recorder:
         return {
             "records": list(self.records),
             "epoch_loss": self.epoch_loss.state_dict(),
+            "epoch_parts": {n: mean.state_dict() for n, mean in self._epoch_parts.items()},
             "last": self._last_step(),
             "spent_s": self.time_s(),
         }
@@ -166,6 +181,9 @@ class Recorder:
         """Take the state back."""
         self.records = list(state["records"])
         self.epoch_loss.load_state_dict(state["epoch_loss"])
+        self._epoch_parts = {name: Mean() for name in state.get("epoch_parts", ())}
+        for name, mean in self._epoch_parts.items():
+            mean.load_state_dict(state["epoch_parts"][name])
         self._last = dict(state["last"])
         self._spent_s = state["spent_s"]
 

@@ -71,6 +71,7 @@ class Saving:
                 trainer.progress.best_checkpoint = (value, trainer.step)
         self._saver.save(capture(trainer), self._steps_to_keep())
         trainer.recorder.pause(began)
+        trainer.assembly.length.note("saving", perf_counter() - began)
 
     def save_to_leave(self) -> str:
         """Save before the run ends; say in words what came of it."""
@@ -95,6 +96,7 @@ class Saving:
             self._trainer.warn(error.message)
             return
         if path is not None:
+            self._trainer.assembly.length.note("saving", self._saver.took_s, pauses=False)
             self._note_saved(int(path.name.removeprefix("step_")), True, path)
 
     def give_up(self) -> None:

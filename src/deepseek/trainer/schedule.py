@@ -55,44 +55,84 @@ SCHEDULES.register("one_cycle")(cosine)  # its rise is the warm-up: `one_cycle` 
 class Schedule:
     """The learning rate of every step of a run.
 
+    A run that ends by the clock is as far as its time, or as its steps where they are ahead.
+
     Args:
         name: a name of `SCHEDULES`.
         peak_lr: learning rate after the warm-up.
-        max_steps: optimizer steps of the run.
-        warmup_steps: steps of linear rise from near zero.
+        max_steps: optimizer steps of the run; `None`: the time alone decides.
+        warmup_steps: steps of linear rise from near zero; `None`: a share of an unknown number.
         min_lr_share: share of the peak at the end.
+        warmup_share: share of the time that the rise takes; `None`: it takes `warmup_steps`.
     """
 
     name: str
     peak_lr: float
-    max_steps: int
-    warmup_steps: int
+    max_steps: int | None
+    warmup_steps: int | None
     min_lr_share: float
+    warmup_share: float | None = None
 
-    def lr(self, step: int) -> float:
-        """Return the learning rate of the update number `step`, counted from 0."""
+    def lr(self, step: int, time_share: float = 0.0) -> float:
+        """Return the learning rate of the update number `step`, counted from 0.
+
+        Args:
+            step: number of the update.
+            time_share: of a time budget, 0..1, that will have gone when it is done.
+        """
+        rise, progress = self._by_steps(step)
+        if self.warmup_share is not None and time_share > 0:
+            share = self.warmup_share
+            rise = max(rise, time_share / share if time_share < share else 1.0)
+            progress = max(progress, (time_share - share) / (1 - share))
+        else:
+            progress = max(progress, time_share)
+        if rise < 1:
+            return self.peak_lr * rise
+        return self.peak_lr * SCHEDULES.get(self.name)(min(1.0, progress), self.min_lr_share)
+
+    def _by_steps(self, step: int) -> tuple[float, float]:
+        """Return how far the rise is, and what follows it."""
+        if self.warmup_steps is None:
+            return 0.0, 0.0
         if step < self.warmup_steps:
-            return self.peak_lr * (step + 1) / self.warmup_steps
+            return (step + 1) / self.warmup_steps, 0.0
+        if self.max_steps is None:
+            return 1.0, 0.0
         length = max(1, self.max_steps - self.warmup_steps)
-        progress = min(1.0, (step - self.warmup_steps) / length)
-        return self.peak_lr * SCHEDULES.get(self.name)(progress, self.min_lr_share)
+        return 1.0, (step - self.warmup_steps) / length
 
 
-def resolve_warmup(warmup: int | float | Literal["auto"], schedule: str, max_steps: int) -> int:
-    """Return the number of warm-up steps.
+def warmup_share(warmup: int | float | Literal["auto"], schedule: str) -> float | None:
+    """Return the share of a run that its warm-up takes; `None` where it is given in steps.
 
     Args:
         warmup: steps (int), a share of the run (float below 1), or `"auto"`: 30 % for `one_cycle`,
             else 5 %.
         schedule: name of the schedule.
-        max_steps: steps of the run.
+    """
+    if warmup == "auto":
+        return 0.3 if schedule == "one_cycle" else AUTO_WARMUP_SHARE
+    return warmup if isinstance(warmup, float) else None
+
+
+def resolve_warmup(
+    warmup: int | float | Literal["auto"], schedule: str, max_steps: int | None
+) -> int | None:
+    """Return the number of warm-up steps; `None` for a share of an unknown number.
+
+    Args:
+        warmup: as `warmup_share` takes it.
+        schedule: name of the schedule.
+        max_steps: steps of the run, `None` where they are not known.
 
     Raises:
         ConfigError: the warm-up is longer than the run.
     """
-    if warmup == "auto":
-        warmup = 0.3 if schedule == "one_cycle" else AUTO_WARMUP_SHARE
-    steps = round(warmup * max_steps) if isinstance(warmup, float) else warmup
+    share = warmup_share(warmup, schedule)
+    if max_steps is None:
+        return None if share is not None else int(warmup)
+    steps = round(share * max_steps) if share is not None else int(warmup)
     if steps > max_steps:
         raise ConfigError(
             f"warmup={steps} steps is longer than the run of {max_steps} steps",

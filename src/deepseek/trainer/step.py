@@ -11,7 +11,7 @@ smaller, a rank has fewer samples or samples differ in length.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,12 +27,18 @@ from deepseek.trainer.ema import ExponentialMovingAverage
 from deepseek.trainer.gradient_norm import total_norm
 from deepseek.trainer.graph import StepGraph
 from deepseek.trainer.guard import BadStep, Guard
-from deepseek.trainer.micro_batches import MicroBatches, move_batch
+from deepseek.trainer.joint_loss import JointLoss
+from deepseek.trainer.micro_batches import (
+    MicroBatches,
+    move_batch,
+    shorten_batch,
+)
 from deepseek.trainer.out_of_memory import (
     check_can_halve,
     first_line,
     free_cache,
     is_out_of_memory,
+    refuse_update_in_backward,
 )
 from deepseek.trainer.precision import Precision
 from deepseek.trainer.schedule import Schedule
@@ -64,6 +70,7 @@ class TrainStep:
         keep_graph: retain the graphs of all micro-batches until the update.
         device: where batches go.
         channels_last: store images as NHWC.
+        joint: weighs the losses of several tasks; `None`: there is one.
     """
 
     def __init__(
@@ -86,6 +93,7 @@ class TrainStep:
         channels_last: bool,
         weightwise: WeightwiseOptimizer | None = None,
         in_backward: BackwardUpdate | None = None,
+        joint: JointLoss | None = None,
     ) -> None:
         self.engine = engine
         self.task = task
@@ -104,8 +112,10 @@ class TrainStep:
         self.keep_graph = keep_graph
         self.device = device
         self.channels_last = channels_last
+        self.joint = joint
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
         self.on_halved: Callable[[int], None] = lambda size: None
+        self.look_at_clock: Callable[[], float] = lambda: 0.0
         self.clock: Clock = Clock()
         self._world = parallel.world
         self._parameters = [weight.local for weight in parallel.weights.trained]
@@ -164,9 +174,23 @@ class TrainStep:
             num_samples = len(batch["targets"])
         if self.parallel.context is not None and batch:
             batch = self.parallel.context.cut_targets(dict(batch))
+        if self.joint is not None:
+            return self._accumulate_jointly(self.joint, batch, num_samples, check)
         items = self._world.start_sum_items(self.task.count_items(batch) if batch else 0)
         loss_sum = self.go_through(batch, num_samples, items.get, check)
         return Accumulated(loss_sum, items.get(), num_samples)
+
+    def _accumulate_jointly(
+        self, joint: JointLoss, batch: Batch, num_samples: int, check: Callable[[], None]
+    ) -> Accumulated:
+        num_parts = len(self._micro_batches.split(batch, self.micro_batch_size, num_samples))
+        joint.begin(batch, num_parts, self.scaler)
+        if joint.is_looking:
+            self.go_through(batch, num_samples, lambda: joint.num_items, check)
+            self.boundary.rewind()
+            joint.look_again()
+        self.go_through(batch, num_samples, lambda: joint.num_items, check)
+        return Accumulated(joint.finish(), joint.num_items, num_samples)
 
     def go_through(
         self,
@@ -188,9 +212,10 @@ class TrainStep:
         loss_sum: Tensor | None = None
         graphs: list[Tensor] = []
         self._shortage = None
-        for micro_batch, is_last in self._split_evenly(batch, num_samples):
+        parts = self._micro_batches.split(batch, self.micro_batch_size, num_samples)
+        for number, micro_batch in enumerate(parts, 1):
             check()
-            micro_loss = self._try(micro_batch, is_last, num_items)
+            micro_loss = self._try(micro_batch, number == len(parts), num_items)
             if micro_loss is None:
                 continue
             if self.keep_graph:
@@ -231,7 +256,8 @@ class TrainStep:
         with self.clock.phase("data"):
             micro_batch = self.graph.prepare(micro_batch)
             on_device = move_batch(micro_batch, self.device, self.channels_last)
-        with self.parallel.reduces_now(is_last):
+        reduces = is_last and (self.joint is None or self.joint.reduces)
+        with self.parallel.reduces_now(reduces):
             with (
                 self.clock.phase("forward"),
                 self.precision.autocast(),
@@ -242,16 +268,6 @@ class TrainStep:
             with self.clock.phase("backward"), self.parallel.loss_context():
                 self._backward(micro_loss, num_items())
         return micro_loss
-
-    def _split_evenly(self, batch: Batch, num_samples: int) -> Iterator[tuple[Batch, bool]]:
-        """Yield as many micro-batches on every rank, and whether each is the last."""
-        parts = list(self.split(batch)) if batch else []
-        if self._world.is_distributed:
-            share = -(-num_samples // self._world.plan.num_shares)
-            missing = max(1, -(-share // self.micro_batch_size)) - len(parts)
-            parts += [self._micro_batches.empty() for _ in range(missing)]
-        for number, part in enumerate(parts, 1):
-            yield part, number == len(parts)
 
     def _through_pipeline(self, batch: Batch, num_items: Callable[[], int]) -> Tensor:
         pipeline = self.parallel.pipeline
@@ -278,16 +294,11 @@ class TrainStep:
             pipeline.run(inputs, loss_of)
         return sum(losses.values(), torch.zeros((), device=self.device))
 
-    def split(self, batch: Batch) -> Iterator[Batch]:
-        """Cut a batch into parts of `micro_batch_size` samples, the last one smaller."""
-        size, num_samples = self.micro_batch_size, len(batch["targets"])
-        if num_samples <= size:
-            yield batch
+    def _backward(self, loss_sum: Tensor | None, num_items: int) -> None:
+        if self.joint is not None and loss_sum is not None:
+            loss_sum = self.joint.combine(loss_sum, retain_graph=self.keep_graph)
+        if loss_sum is None:
             return
-        for start in range(0, num_samples, size):
-            yield {name: value[start : start + size] for name, value in batch.items()}
-
-    def _backward(self, loss_sum: Tensor, num_items: int) -> None:
         loss = loss_sum / max(1, num_items)
         if self.parallel.gradient_factor != 1.0:
             loss = loss * self.parallel.gradient_factor
@@ -297,13 +308,9 @@ class TrainStep:
 
     def _check_can_halve(self, num_samples: int, shortage: str, where: str) -> None:
         if self.in_backward is not None:
-            raise ConfigError(
-                f"out of memory in a backward pass that updates weights: {shortage}",
-                fix="set memory=pointwise, selective or full, a smaller batch_size, or"
-                " grad_accum_steps and optimizer_in_backward=false",
-                see="docs/errors.md#memory",
-            )
-        why_not = self._world.is_distributed and (self._catch_up.why_not() or where)
+            refuse_update_in_backward(shortage)
+        apart = "" if self.joint is None else self.joint.why_alone()
+        why_not = self._world.is_distributed and (self._catch_up.why_not() or apart or where)
         size = min(self.micro_batch_size, num_samples)
         check_can_halve(size, self._world.rank, why_not or "", shortage)
 
@@ -329,10 +336,7 @@ class TrainStep:
     def shorten(self, batch: Batch, length: int) -> Batch:
         """Cut the sequences of a batch, (B, T) and more dims, to their first `length` tokens."""
         self.graph.sample_shape = (length,)
-        return {
-            name: value[:, :length] if value.ndim >= 2 and name != "index" else value
-            for name, value in batch.items()
-        }
+        return shorten_batch(batch, length)
 
     def abandon(self) -> None:
         """Undo an unfinished `accumulate`: no gradient, buffers and generators as before."""
@@ -376,14 +380,12 @@ class TrainStep:
             wants_stop: whether this rank wants the run to end after the step.
         """
         if self.in_backward is not None:
-            norm = self.in_backward.norm()
-            return Measured(accumulated, accumulated.loss_sum, norm, False, wants_stop)
+            return self._measured_alone(accumulated, self.in_backward.norm(), wants_stop)
         grads = self.parallel.take_gradients()
         if self.precision.needs_scaler:
             self.scaler.unscale_(self.optimizer)
         if not self._world.is_distributed:
-            norm = total_norm(grads)
-            return Measured(accumulated, accumulated.loss_sum, norm, False, wants_stop)
+            return self._measured_alone(accumulated, total_norm(grads), wants_stop)
         squares = self.parallel.weights.sum_of_squares(total_norm)
         speaks = self._world.speaks_for_outputs
         sums = self._world.agree(
@@ -393,6 +395,7 @@ class TrainStep:
                 float(self.guard.finds_damage()),
                 float(wants_stop),
                 float(self._shortage is not None),
+                self.look_at_clock() if self._world.rank == 0 else 0.0,
             ]
         )
         norm = math.sqrt(sums[1]) if sums[1] >= 0 else math.nan
@@ -406,7 +409,14 @@ class TrainStep:
             is_suspect=sums[2] > 0,
             wants_stop=sums[3] > 0,
             ran_out=sums[4] > 0,
+            time_share=sums[5],
         )
+
+    def _measured_alone(self, accumulated: Accumulated, norm: Tensor, wants_stop: bool) -> Measured:
+        return Measured(
+            accumulated, accumulated.loss_sum, norm, is_suspect=False, wants_stop=wants_stop,
+            time_share=self.look_at_clock(),
+        )  # fmt: skip
 
     def update(
         self,
@@ -456,8 +466,9 @@ class TrainStep:
         num_own = len(batch["targets"]) if batch else 0
         self._world.average(self.boundary.running_statistics(), num_own)
         return StepResult(
-            measured.loss_sum, num_items, num_samples, lr, norm, bad, measured.wants_stop
-        )
+            measured.loss_sum, num_items, num_samples, lr, norm, bad, measured.wants_stop,
+            {} if self.joint is None else self.joint.named_values(),
+        )  # fmt: skip
 
     def _may_overflow(self) -> bool:
         """Return whether an infinite gradient only says that its scale was too large."""
@@ -467,6 +478,8 @@ class TrainStep:
         if self.in_backward is None:
             self._update_weights(norm)
         self.guard.note_update()
+        if self.joint is not None:
+            self.joint.learn(self.optimizer.param_groups[0]["lr"])
         if self.ema is not None:
             self.ema.update(step)
 

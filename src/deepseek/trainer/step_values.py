@@ -1,6 +1,7 @@
 """What an optimizer step hands on, from its passes to its end."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
@@ -29,6 +30,7 @@ class Measured:
         norm: L2 norm of the gradient, a scalar on the device.
         is_suspect: some rank has found something that is not finite.
         ran_out: some rank was out of memory: all but its counts is nothing.
+        time_share: of the run's time, by the clock of the first rank (`RunLength.share`).
         wants_stop: some rank wants the run to end after this step.
     """
 
@@ -38,6 +40,7 @@ class Measured:
     is_suspect: bool
     wants_stop: bool
     ran_out: bool = False
+    time_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class StepResult:
         grad_norm: L2 norm of the gradient before clipping, on the device; `None` where unknown.
         bad: what was wrong; then nothing was updated.
         wants_stop: whether some rank wants the run to end.
+        parts: of several tasks, the loss and the weight of each that had labels.
     """
 
     loss_sum: Tensor
@@ -61,3 +65,4 @@ class StepResult:
     grad_norm: Tensor | None
     bad: BadStep | None = None
     wants_stop: bool = False
+    parts: Mapping[str, float] = field(default_factory=dict)

@@ -41,6 +41,10 @@ class Task(ABC):
         """Return how many items the loss of this batch is a mean over. No device wait."""
         return len(batch["targets"])
 
+    def prepare(self, batch: Batch) -> Batch:
+        """Return a micro-batch, still on the host, with all that `loss` looks for."""
+        return batch
+
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the loss *summed* over the items of the batch, as a scalar on the device."""
@@ -192,11 +196,16 @@ def _classification(spec: DataSpec, label_smoothing: float) -> Task:
 TASKS: Registry = Registry(
     "task",
     {
+        "binary": "deepseek.trainer.binary:make_task",
         "classification": "deepseek.trainer.task:_classification",
+        "detection": "deepseek.medical.detection:make_task",
         "language_modelling": "deepseek.trainer.task:_language_modelling",
         "masked_language_modelling": "deepseek.trainer.task:_language_modelling",
+        "multi": "deepseek.trainer.multi_task:make_task",
+        "regression": "deepseek.trainer.regression:make_task",
         "segmentation": "deepseek.trainer.segmentation:segmentation",
         "sequence_classification": "deepseek.trainer.task:_classification",
+        "sequence_regression": "deepseek.trainer.regression:make_task",
         "token_classification": "deepseek.trainer.token_classification:make_task",
     },
 )

@@ -6,6 +6,7 @@ the loggers.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Unpack
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from deepseek.config import RunConfig, TrainerConfig, TrainerSettings
-from deepseek.datasets import DataLoader, ImageDataset, TextDataset, VolumeDataset, infer_spec
+from deepseek.datasets import DataLoader, infer_spec
 from deepseek.datasets.classes import check_same_classes
 from deepseek.datasets.host_memory import release_freed_memory
+from deepseek.datasets.loader import LabelledDataset
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.device import resolve_device
@@ -36,12 +38,13 @@ from deepseek.trainer.footprint import (
     Footprint,
     announce_footprint,
     check_footprint,
-    describe_savings,
     held_bytes,
 )
 from deepseek.trainer.history import History
 from deepseek.trainer.memory_budget import keep_to_budget
 from deepseek.trainer.model_saving import save_model
+from deepseek.trainer.multi_task import resolve_run_task
+from deepseek.trainer.notices import note_halved, note_other_shape
 from deepseek.trainer.opening import begin_records, open_folder
 from deepseek.trainer.optimizer import Optimizer
 from deepseek.trainer.planning import check_evaluation, configure, plan_run
@@ -50,12 +53,11 @@ from deepseek.trainer.profiler import Profiler
 from deepseek.trainer.progress import RunProgress, due
 from deepseek.trainer.recorder import Recorder
 from deepseek.trainer.run_folder import RUNS, RunFolder
+from deepseek.trainer.run_length import begin_length
 from deepseek.trainer.saving import Saving
 from deepseek.trainer.signals import StopRequested, StopSignals
 from deepseek.trainer.step_values import StepResult
-from deepseek.trainer.task import Batch, Task, resolve_task
-
-Own = ImageDataset | TextDataset | VolumeDataset
+from deepseek.trainer.task import Batch, Task
 
 
 class Trainer:
@@ -119,9 +121,9 @@ class Trainer:
         if val_data is not None:
             check_evaluation(self.plan)
             self.val_loader = self._evaluation_loader(val_data)
-            if isinstance(val_data, Own) and isinstance(train_data, Own):
+            if isinstance(val_data, LabelledDataset) and isinstance(train_data, LabelledDataset):
                 check_same_classes(train_data, val_data)
-        self.task = resolve_task(task, self.spec, self.config.label_smoothing)
+        self.task = resolve_run_task(task, self.spec, self.config)
         self.monitor = self.config.monitor if self.config.monitor != "auto" else self.task.monitor
         # "accuracy" style names rise, losses and perplexities fall; a task knows its own
         self.higher_is_better = (
@@ -226,8 +228,8 @@ class Trainer:
                 self.model, self.task, self.spec, self.recipe, self.config, self.train_loader,
                 world,
             )  # fmt: skip
-            self._assembly.step.on_halved = self._note_halved
-            self._assembly.step.graph.on_other_shape = self._note_other_shape
+            self._assembly.step.on_halved = partial(note_halved, self)
+            self._assembly.step.graph.on_other_shape = partial(note_other_shape, self)
         return self._assembly
 
     @property
@@ -325,10 +327,11 @@ class Trainer:
     # -- the loop ----------------------------------------------------------------------------
 
     def _loop(self, assembly: Assembly, signals: StopSignals) -> None:
-        step, progress = assembly.step, self.progress
+        step, progress, length = assembly.step, self.progress, assembly.length
+        begin_length(self)
         self._complete(assembly, signals)  # what was due after the last step of a resumed run
         batches: Iterator[Batch] = iter(())
-        while progress.step < assembly.max_steps and self.stop_reason is None:
+        while not length.is_over(progress.step) and self.stop_reason is None:
             signals.leave_if_asked()
             step.boundary.open(is_step=True)
             asked = perf_counter()
@@ -343,17 +346,19 @@ class Trainer:
             # a state that is saved must not lie between two updates of a backward pass
             with signals.commit() if step.in_backward is not None else nullcontext():
                 num_samples = self.train_loader.batch_samples if self.world.is_distributed else None
+                lr = assembly.schedule.lr(progress.step, length.share)
                 measured = step.compute(
-                    batch, signals.check, num_samples, assembly.schedule.lr(progress.step),
+                    batch, signals.check, num_samples, lr,
                     lambda: self.wish is not None or signals.is_pending,
                 )  # fmt: skip
                 self.world.mark("update and records")
                 with signals.commit():
                     replayed = self.bad_steps.replayed(progress.step)
                     with step.clock.phase("optimizer"):
-                        result = step.update(batch, measured, progress.step, replayed)
+                        result = step.update(batch, measured, progress.step, replayed, lr)
                     step.boundary.close()
                     progress.step += 1
+                    length.share = measured.time_share
                     progress.is_complete = False
                     with step.clock.phase("logging"):
                         self._after_step(assembly, result, waited_s)
@@ -382,8 +387,10 @@ class Trainer:
         if self.progress.is_complete:
             return
         loader, config = self.train_loader, self.config
-        ends_epoch = loader.position >= loader.num_samples or self.step == assembly.max_steps
-        evaluates = self.val_loader is not None and due(self.step, config.eval_every, ends_epoch)
+        ends_epoch = loader.position >= loader.num_samples or assembly.length.is_over(self.step)
+        evaluates = self.val_loader is not None and (
+            due(self.step, config.eval_every, ends_epoch) or assembly.length.is_out_of_time
+        )
         metrics: dict[str, float] = {}
         if evaluates:
             began = perf_counter()
@@ -393,6 +400,7 @@ class Trainer:
             ).metrics
             metrics = {f"val_{name}": value for name, value in found.items()}
             self.recorder.pause(began)
+            assembly.length.note("evaluation", perf_counter() - began)
         with signals.commit():
             if evaluates:
                 self._emit("on_eval_end", metrics)
@@ -414,25 +422,6 @@ class Trainer:
                     self.progress.num_bad_in_a_row += 1
                     self.bad_steps.handle(self, bad, self.step - 1)
                 self.saving.save_in_background(metrics)
-
-    def _note_halved(self, micro_batch_size: int) -> None:
-        text = (
-            f"step {self.step + 1}: out of memory; micro-batches of {micro_batch_size} samples from"
-            f" now on, batch_size={self.config.batch_size} as before"
-        )
-        self.folder.add_event(
-            "out_of_memory", step=self.step, micro_batch_size=micro_batch_size, message=text
-        )
-        self.recorder.console.line(text)
-        if savings := describe_savings(self):
-            self.recorder.console.line(savings)
-
-    def _note_other_shape(self, shape: tuple[int, ...]) -> None:
-        shown = "x".join(str(size) for size in shape)
-        self.warn(
-            f"step {self.step + 1}: inputs {shown} are no full micro-batch of"
-            f" {self.assembly.step.micro_batch_size} samples: such steps run uncompiled"
-        )
 
     def warn(self, message: str) -> None:
         """Say what went wrong, on the console and in `events.jsonl`; training goes on."""

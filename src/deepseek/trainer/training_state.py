@@ -43,9 +43,11 @@ def capture(trainer: "Trainer") -> Checkpoint:
         "plan": step.parallel.world.plan.describe(),
         "scaler": step.scaler.state_dict(),
         "guard": step.guard.state_dict(),
+        "weighting": {} if step.joint is None else step.joint.state_dict(),
         "recorder": trainer.recorder.state_dict(),
         "callbacks": [callback.state_dict() for callback in trainer.callbacks],
         "progress": trainer.progress.state_dict(),
+        "length": trainer.assembly.length.state_dict(),
     }
     own_state = {
         "random": (boundary.random if boundary.is_open else RandomState.read()).to_json(),
@@ -113,6 +115,8 @@ def _restore(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     restore_weights(trainer, checkpoint)
     step.scaler.load_state_dict(state["scaler"])
     step.guard.load_state_dict(state["guard"])
+    if step.joint is not None:
+        step.joint.load_state_dict(state["weighting"])
     world = step.parallel.world
     if not world.is_distributed and state["plan"] == world.plan.describe():
         step.micro_batch_size = min(step.micro_batch_size, state["micro_batch_size"])
@@ -121,6 +125,7 @@ def _restore(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     for callback, saved in zip(trainer.callbacks, state["callbacks"], strict=False):
         callback.load_state_dict(saved)
     trainer.progress.load_state_dict(state["progress"])
+    trainer.assembly.length.load_state_dict(state["length"])
     if state["plan"] == world.plan.describe():
         RandomState.from_json(checkpoint.own_state[str(world.rank)]["random"]).restore()
     else:  # another layout has other streams: begun anew, from seed and step

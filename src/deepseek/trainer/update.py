@@ -9,6 +9,7 @@ from deepseek.config import TrainerConfig
 from deepseek.errors import ConfigError
 from deepseek.memory.weightwise import BackwardUpdate, HostState, WeightwiseOptimizer
 from deepseek.parallel.apply import ParallelModel
+from deepseek.parallel.plan import Plan
 from deepseek.parallel.world import World
 from deepseek.trainer.optimizer import Optimizer
 
@@ -27,15 +28,33 @@ def choose_update(
     host = HostState() if config.offload == "optimizer" else None
     if config.optimizer_in_backward:
         if parallel.world.is_distributed:
-            raise ConfigError(
-                f"optimizer_in_backward=true with parallel={parallel.world.plan.describe()}:"
-                " gradients are not reduced between ranks yet when they are there",
-                fix="set optimizer_in_backward to false; parallel=fsdp divides gradients",
-            )
+            raise _several_ranks(parallel.world.plan)
         weightwise = WeightwiseOptimizer(optimizer, host)
         weights = parallel.weights.named_trained()
         return weightwise, BackwardUpdate(weightwise, weights)
     return (None if host is None else WeightwiseOptimizer(optimizer, host)), None
+
+
+def _several_ranks(plan: Plan) -> ConfigError:
+    """Return why ranks cannot update in the backward pass.
+
+    DDP has the gradient of a weight in a bucket with others, which stays from step to step. FSDP2
+    has a rank's part of it as soon as it is reduced; but then an update cannot be taken back on all
+    ranks when one of them runs out of memory, or finds the step bad.
+    """
+    why = "a pipeline or tp adds up parts of gradients after the backward pass"
+    if plan.uses_fsdp:
+        why = (
+            "ranks agree that none has run out of memory after the backward pass, before an update"
+        )
+    elif plan.pp == 1 and plan.tp == 1:
+        why = "gradients are reduced in buckets of many weights, which are not freed: none is saved"
+    fix = "set optimizer_in_backward to false"
+    if not plan.uses_fsdp:
+        fix += "; parallel=fsdp divides gradients between ranks"
+    return ConfigError(
+        f"optimizer_in_backward=true with parallel={plan.describe()}: {why}", fix=fix
+    )
 
 
 def check_offload(config: TrainerConfig, world: World) -> None:
@@ -45,7 +64,7 @@ def check_offload(config: TrainerConfig, world: World) -> None:
         ConfigError: they do not.
     """
     wanted, plan = config.offload, world.plan
-    if wanted == "none":
+    if wanted in ("none", "activations"):  # these are the memory policy's
         return
     if world.device.type == "cpu":
         raise ConfigError(

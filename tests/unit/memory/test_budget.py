@@ -4,11 +4,16 @@ from itertools import chain, combinations
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
-from deepseek.memory.budget import Census, Group, cheapest
+from deepseek.memory.budget import Census, Group, Host, cheapest, choose
 from deepseek.memory.epsilons import Epsilons
+from deepseek.memory.host_link import HostLink
 from deepseek.memory.policy import MemoryPolicy
+from deepseek.memory.saved import Kept
 from deepseek.models import GPT
+from deepseek.parallel.paper import paper_ranks
 
 SIZES = [Group(40, [0], 3.0), Group(30, [1], 1.0), Group(50, [2, 3], 4.0), Group(20, [4], None)]
 SIZES += [Group(25, [5], 0.5), Group(60, [6], 4.5)]
@@ -38,6 +43,49 @@ def test_the_cheapest_groups_are_found(to_free):
     assert best <= sum(group.cost_s for group in chosen) <= (nearly or 13.0)
 
 
+def places(groups):
+    return [group.places[0] for group in groups]
+
+
+def test_without_a_host_products_alone_are_given_up():
+    choice = choose(SIZES, 55)
+    assert choice.copied == ()
+    assert choice.remade_bytes == sum(group.nbytes for group in cheapest(SIZES, 55))
+    assert choice.cost_s == sum(group.cost_s for group in choice.remade)
+
+
+@pytest.mark.parametrize(
+    ("to_free", "hidden", "copied"),
+    [(40, 1000, [0]), (41, 1000, [0, 1]), (130, 1000, [0, 1, 2, 4]), (100, 75, [0, 1])],
+)
+def test_the_earliest_go_to_the_host_as_far_as_that_is_hidden(to_free, hidden, copied):
+    choice = choose(SIZES, to_free, Host(hidden))
+    assert places(choice.copied) == copied
+    assert choice.copied_bytes + choice.remade_bytes >= to_free
+    if hidden == 1000:
+        assert (choice.remade, choice.cost_s) == ((), 0.0)
+
+
+def test_what_is_not_hidden_goes_where_it_costs_less():
+    fast, slow = HostLink(100.0, 100.0), HostLink(20.0, 20.0)
+    everything = sum(group.nbytes for group in SIZES)
+    # going and coming back: 1.2, 0.9, 1.5, 0.6, 0.75 and 1.8 s for products of 3, 1, 4, -, 0.5, 4.5
+    nearly = choose(SIZES, everything - 1, Host(0.0, fast))
+    assert places(nearly.remade) == [5]
+    # 4, 3, 5, 2, 2.5 and 6 s
+    dear = choose(SIZES, everything - 1, Host(0.0, slow))
+    assert places(dear.copied) == [4]
+    assert dear.cost_s == pytest.approx(3.0 + 1.0 + 4.0 + 2.0 + 0.5 + 4.5)
+    assert choose(SIZES, everything - 1) is None
+    assert choose(SIZES, everything - 1, Host(50.0)) is None
+
+
+def test_what_cannot_be_copied_is_not():
+    groups = [Group(40, [0], None, can_be_copied=False), Group(40, [1], 1.0)]
+    assert places(choose(groups, 40, Host(1000)).copied) == [1]
+    assert choose(groups, 60, Host(1000, HostLink(1.0, 1.0))) is None
+
+
 def test_a_census_adds_up_what_is_kept_and_what_is_not():
     model = GPT(context_length=64, num_classes=50, num_layers=2, dim=64, heads=4)
     policy = MemoryPolicy("pointwise", [model])
@@ -52,3 +100,14 @@ def test_a_census_adds_up_what_is_kept_and_what_is_not():
     # the activation's input; attention scales and copies queries and keys
     assert [group.nbytes for group in products] == [4 * unit, 4 * unit]
     assert all(group.cost_s > 0 for group in products)
+
+
+def test_a_census_counts_of_a_divided_tensor_what_this_rank_has():
+    census = Census(Epsilons(), torch.device("cpu"))
+    with paper_ranks(2, 0):
+        mesh = init_device_mesh("cpu", (2,))
+        whole = distribute_tensor(torch.ones(64, 64), mesh, [Shard(0)])
+        for place, tensor in enumerate((whole, whole.view(32, 128))):
+            census.note(place, tensor, Kept(tensor), None)
+    [group] = census.groups
+    assert (group.nbytes, group.places) == (32 * 64 * 4, [0, 1])

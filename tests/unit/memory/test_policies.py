@@ -92,14 +92,14 @@ class Kept:
         return sum(self.storages.values())
 
 
-def run(name, policy_name, autocast, make=None, inputs=None):
+def run(name, policy_name, autocast, make=None, inputs=None, copies=None):
     """Return gradients, buffers and kept bytes of a step."""
     if make is None:
         make, inputs = MODELS[name]
     torch.manual_seed(0)
     model = make().train()
     policy = MemoryPolicy(policy_name, [model])
-    policy.observer = kept = Kept()
+    policy.observer, policy.copies = (kept := Kept()), copies
     torch.manual_seed(1)
     with policy.saving(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = model(inputs).float().square().mean()

@@ -1,5 +1,8 @@
 """A step on paper, as one of many ranks."""
 
+import math
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -173,6 +176,53 @@ def test_the_planner_agrees_with_what_is_walked():
     sent = sum(each.sent_bytes for each in run.traffic)
     assert run.forecast.sent["data"] == pytest.approx(sent, rel=0.25)
     assert "planner" in "\n".join(describe_dry_run(run))
+
+
+@pytest.mark.parametrize(
+    ("plan", "settings"),
+    [
+        ("tp2", {}),
+        ("cp2", {}),
+        pytest.param("dp2-tp2", {}, marks=pytest.mark.long),
+        pytest.param("fsdp2-cp2", {"memory": "pointwise"}, marks=pytest.mark.long),
+        pytest.param("cp4", {"memory": "pointwise"}, marks=pytest.mark.long),
+    ],
+)
+def test_the_planner_counts_what_ranks_keep_of_what_they_gather(plan, settings):
+    def build():
+        with torch.device("meta"):
+            model = GPT(4096, num_layers=4, dim=256, heads=4, num_classes=8192)
+        data = TokenDataset(np.zeros(5 * 4096, np.int64), 4096, [str(i) for i in range(8192)])
+        chosen = {"batch_size": 4, "precision": "bf16", "max_steps": 1, **settings}
+        return Trainer(model, data, parallel=plan, device="cpu", **chosen)
+
+    run = dry_run(build, world_size=math.prod(int(n) for n in re.findall(r"\d", plan)))
+    assert run.forecast is not None
+    assert run.forecast.memory["logits"] == pytest.approx(run.peak["logits"], rel=0.01)
+    assert sum(run.forecast.memory.values()) == pytest.approx(run.peak_bytes, rel=0.1)
+
+
+@pytest.mark.parametrize("memory", ["off", "pointwise"])
+def test_what_waits_on_the_host_is_walked(memory):
+    sizes = {"num_layers": 4, "dim": 64, "heads": 4, "num_classes": 67}
+    tokens = np.zeros(65 * 64, dtype=np.int64)
+
+    def build():
+        with torch.device("meta"):
+            model = GPT(64, **sizes)
+        data = TokenDataset(tokens, 64, [str(i) for i in range(67)])
+        return Trainer(
+            model, data, batch_size=16, device="cpu", max_steps=1, memory=memory, offload=offload
+        )
+
+    offload = "none"
+    plain = dry_run(build)
+    offload = "activations"
+    moved = dry_run(build)
+    assert moved.peak["activations"] < 0.7 * plain.peak["activations"]
+    assert plain.host_bytes == 0
+    assert moved.host_bytes > 0.7 * (plain.peak["activations"] - moved.peak["activations"])
+    assert "on the host" in "\n".join(describe_dry_run(moved))
 
 
 def test_an_impossible_plan_is_refused_with_those_that_work():

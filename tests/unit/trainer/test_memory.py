@@ -12,8 +12,10 @@ from torch.utils.data import TensorDataset
 
 from deepseek.datasets import TokenDataset
 from deepseek.errors import ConfigError
+from deepseek.memory.host_link import HostLink
 from deepseek.models import GPT
 from deepseek.trainer import Trainer
+from deepseek.trainer.footprint import _simulate, describe_savings
 from deepseek.trainer.step import TrainStep
 
 SIZES = {"num_layers": 2, "dim": 64, "heads": 4}
@@ -67,6 +69,77 @@ def test_a_budget_between_two_policies_gives_up_some_products(tmp_path):
     policy = train(tmp_path, 0.6, precision="fp32").assembly.step.graph.memory
     assert policy.name == "selective"
     assert policy.remade_places
+
+
+def said_of_budget(trainer):
+    lines = (trainer.folder.path / "events.jsonl").read_text().splitlines()
+    [said] = [event for event in map(json.loads, lines) if event["kind"] == "memory"]
+    return said["message"]
+
+
+def offloading(folder, memory, **settings):
+    settings = {"precision": "fp32", "offload": "activations"} | settings
+    return train(folder, memory, batch_size=24, grad_accum_steps=2, max_steps=2, **settings)
+
+
+@pytest.mark.parametrize("memory", ["off", "pointwise", "selective", 0.4])
+def test_what_waits_on_the_host_changes_no_bit_of_what_is_learnt(memory, tmp_path):
+    expected = weights(offloading(tmp_path / "none", "off", offload="none"))
+    found = offloading(tmp_path, memory)
+    assert torch.equal(weights(found), expected)
+    copies = found.assembly.step.graph.memory.copies
+    assert copies.num_copies > 0
+    assert copies.num_fetches >= copies.num_copies - 1
+
+
+def test_a_budget_takes_to_the_host_before_it_does_a_product_again(tmp_path):
+    found = offloading(tmp_path, 0.5)
+    policy = found.assembly.step.graph.memory
+    assert (policy.name, policy.remade_places) == ("pointwise", frozenset())
+    assert policy.copied_places
+    said = said_of_budget(found)
+    sizes = {name: float(size) for name, size in re.findall(r"(\w+) ([\d.]+)", said)}
+    pattern = r"memory=0.5: pointwise; activations \d+ MiB: kept \d+, recomputed \d+, offloaded \d+"
+    assert re.fullmatch(pattern, said)
+    total = sizes["kept"] + sizes["recomputed"] + sizes["offloaded"]
+    assert total == pytest.approx(sizes["activations"], abs=1.5)
+    assert sizes["kept"] <= 0.5 * sizes["activations"] + 1
+    assert sizes["offloaded"] >= 1
+
+
+@pytest.mark.parametrize(("speed", "is_used"), [(1e12, True), (1.0, False)])
+def test_a_link_that_hides_nothing_is_left_alone(speed, is_used, tmp_path, monkeypatch):
+    link = HostLink(speed, speed)
+    monkeypatch.setattr("deepseek.trainer.host_pace.measure_link", lambda device: link)
+    found = offloading(tmp_path, 0.6, offload="none")
+    policy = found.assembly.step.graph.memory
+    assert bool(policy.copied_places) == is_used
+    assert (policy.name == "selective") == (not is_used)
+    assert (" ms to a micro-batch of " in said_of_budget(found)) == (not is_used)
+    assert torch.equal(weights(found), weights(offloading(tmp_path / "off", "off", offload="none")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"memory": "full"}, "memory=full"), ({"memory": "off", "graph": "static"}, "graph=static")],
+)
+def test_what_keeps_nothing_of_its_own_cannot_be_copied(settings, message, tmp_path):
+    with pytest.raises(ConfigError, match=f"offload=activations with {message}") as caught:
+        offloading(tmp_path, **settings)
+    assert "offload to none" in caught.value.fix
+
+
+def test_an_accelerator_is_predicted_to_keep_less_and_the_host_more(tmp_path):
+    trainer = train(tmp_path, "off", max_steps=1)
+    trainer.device = torch.device("cuda")
+    plain, moved = _simulate(trainer), _simulate(trainer, copies_all=True)
+    assert plain.host_bytes == 0
+    assert moved.peak_bytes < plain.peak_bytes
+    freed = plain.activation_bytes - moved.activation_bytes
+    assert 0.8 * moved.host_bytes < freed <= moved.host_bytes
+    assert f"offload=activations {(plain.peak_bytes - moved.peak_bytes) / 2**20:,.0f} MiB" in (
+        describe_savings(trainer)
+    )
 
 
 def test_a_budget_that_cannot_be_kept_to_says_what_is_needed(tmp_path):

@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 from deepseek.datasets import TokenDataset
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import GPT, ModelEngine
+from deepseek.parallel.paper import paper_ranks
 from deepseek.trainer import Trainer, lr_range_test
 from deepseek.trainer.device import grow_segments
 from deepseek.trainer.footprint import describe_savings
@@ -203,3 +204,18 @@ def test_where_memory_runs_out_each_saver_is_named_with_what_it_would_free(tmp_p
     assert f"optimizer=adamw8bit {(1 - packed) * state / mib:,.0f} MiB" in said
     assert "optimizer_in_backward=true" in said
     assert "offload" not in said
+
+
+@pytest.mark.parametrize(
+    ("plan", "why"),
+    [
+        ("dp2", "reduced in buckets of many weights"),
+        ("fsdp2", "ranks agree that none has run out of memory"),
+        ("tp2", "adds up parts of gradients after the backward pass"),
+    ],
+)
+def test_several_ranks_are_told_why_they_cannot_update_in_the_backward_pass(plan, why, tmp_path):
+    with paper_ranks(2, 0), pytest.raises(ConfigError, match=why) as caught:
+        make(tmp_path / "run", parallel=plan, **BACKWARD).assembly  # noqa: B018
+    assert f"parallel={plan}" in str(caught.value)
+    assert "optimizer_in_backward to false" in caught.value.fix

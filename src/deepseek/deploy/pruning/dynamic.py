@@ -79,6 +79,12 @@ class DynamicPruning(Callback):
 
     def on_fit_begin(self, trainer: "Trainer") -> None:
         """Find the weights, and the mask of a run that goes on."""
+        if trainer.assembly.length.max_steps is None:
+            raise ConfigError(
+                f"time_budget={trainer.config.time_budget} alone ends the run, and dynamic pruning"
+                " needs the number of its steps",
+                fix="set epochs or max_steps too",
+            )
         skip = trainer.model.hints.head[-1:] if self.skip is None else self.skip
         self._kept.find(trainer, skip, keeps_all=True)
 
@@ -87,7 +93,7 @@ class DynamicPruning(Callback):
         if result.bad is not None:
             return
         assembly = trainer.assembly
-        num_steps = assembly.max_steps
+        num_steps = assembly.length.max_steps or 0
         first, last = round(self.begin * num_steps), max(1, round(self.end * num_steps))
         every = self.every or max(1, (last - first) // NUM_UPDATES)
         is_due = (trainer.step - first) % every == 0 or trainer.step == last

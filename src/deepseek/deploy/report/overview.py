@@ -182,7 +182,8 @@ def _figures(run: RunFolder) -> Iterator[tuple[str, str, str]]:
         yield "Steps", f"{step:,.0f}", f"{epoch:.3g} epochs" if epoch else ""
     seconds = wall_time_s(run)
     if seconds is not None:
-        yield "Time", duration(seconds), ""
+        budget = run.summary.get("time_budget_s")
+        yield "Time", duration(seconds), f"of {duration(budget)}" if _is_number(budget) else ""
     source = train if len(train) else epochs
     for name in source.columns:
         values = source.points(name)[1]

@@ -1,0 +1,33 @@
+"""Settings of nodule cubes -> data sets. Imported by commands when they run: it brings torch."""
+
+from deepseek.config import NoduleDataConfig
+from deepseek.datasets import DataSpec
+from deepseek.medical.nodule_dataset import NoduleDataset
+
+
+def build_nodules(
+    config: NoduleDataConfig, seed: int
+) -> tuple[NoduleDataset, NoduleDataset | None]:
+    """Return the training data and the validation data, `None` if there is to be none.
+
+    Raises:
+        ConfigError: there is no such fold.
+    """
+    dataset = NoduleDataset(
+        config.train,
+        transform=config.transform,
+        targets=config.targets,
+        negative_share=config.negative_share,
+        crops_per_cube=config.crops_per_cube,
+        seed=seed,
+        max_voxels=config.max_voxels,
+    )
+    if config.fold is None:
+        return dataset, None
+    return dataset.split_fold(config.fold, config.num_folds)
+
+
+def build_nodule_evaluation(spec: DataSpec, path: str) -> NoduleDataset:
+    """Return all cubes at `path`, cut as a detector was trained on such."""
+    patch = "x".join(str(size) for size in spec.fields["inputs"].shape[1:])
+    return NoduleDataset(path, transform=f"patch_{patch}").evaluation_view()

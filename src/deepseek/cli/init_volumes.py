@@ -1,0 +1,45 @@
+"""The configuration that `deepseek init volumes` writes: chosen by data and machine.
+
+Imported by the command when it runs, never at start-up: it brings torch.
+"""
+
+import json
+from math import ceil
+from pathlib import Path
+
+from deepseek.medical.configuration import Means, VolumeSettings, configure
+
+STEPS_PER_EPOCH = 50
+VAL_SHARE = 0.2
+
+
+def fill_volumes(text: str, data: Path, memory: str | None) -> tuple[str, VolumeSettings]:
+    """Return a template with what was chosen for the volumes at `data`, and the choice.
+
+    Args:
+        text: of the template.
+        data: a folder or an index of volumes with labels.
+        memory: to keep to, such as `8GiB`; `None`: what this machine has.
+
+    Raises:
+        DataError: a volume cannot be used.
+        ConfigError: nothing fits into memory.
+    """
+    chosen = configure(data, means=Means.here(memory=memory))
+    found = chosen.fingerprint
+    trained = max(1, round((1 - VAL_SHARE) * found.num_volumes))
+    words = {
+        "FINGERPRINT": "\n".join(f"#   {line}" for line in found.describe().splitlines()),
+        "CLASS_NAMES": json.dumps(list(found.class_names), ensure_ascii=False),
+        "TRANSFORM": chosen.transform,
+        "PATCHES_PER_VOLUME": str(ceil(STEPS_PER_EPOCH * chosen.batch_size / trained)),
+        "MODEL_ARGS": json.dumps(chosen.model_args),
+        "BATCH_SIZE": str(chosen.batch_size),
+        "COST": f"{chosen.describe_cost()}, {chosen.reasons['cost']}",
+    }
+    for name in ("spacing", "intensity", "patch", "augmentation", "model", "batch"):
+        words[f"{name.upper()}_REASON"] = chosen.reasons[name]
+    # long names first: PATCH is the beginning of another
+    for word in sorted(words, key=len, reverse=True):
+        text = text.replace(word, words[word])
+    return text, chosen

@@ -1,0 +1,145 @@
+"""Lung nodules as cubes of CT: voxels, a mask of each nodule, and what radiologists say of it.
+
+The data: LIDC-IDRI, Armato et al. 2011, doi 10.1118/1.3528204; scores of 1 to 5.
+
+Shapes: N cubes of D x H x W voxels.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deepseek.datasets.numpy_volume import read_arrays
+from deepseek.datasets.randomness import permutation
+from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS
+from deepseek.errors import ConfigError, DataError
+
+SCORES = (
+    "malignancy", "texture", "spiculation", "lobulation", "sphericity", "margin", "subtlety",
+)  # fmt: skip
+NUM_FOLDS = 5
+_FOLD_SEED = 20110
+"""Of the folds alone: another seed of a run must not move patients."""
+_MAX_CUBES = 100_000
+
+
+@dataclass(frozen=True, eq=False)
+class NoduleCubes:
+    """Cubes with one nodule each.
+
+    Attributes:
+        voxels: float32 (N, D, H, W), a window of HU as 0..1.
+        masks: uint8 (N, D, H, W), 1 in the nodule.
+        names: of each cube, `PATIENT_...`.
+        scores: of radiologists by name, float64 (N,), 1 to 5; NaN where one is missing.
+        spacing_mm: between voxels, along every axis.
+    """
+
+    voxels: np.ndarray
+    masks: np.ndarray
+    names: tuple[str, ...]
+    scores: Mapping[str, np.ndarray]
+    spacing_mm: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def patients(self) -> np.ndarray:
+        """The patient of each cube: its name up to the first `_`."""
+        return np.array([name.partition("_")[0] for name in self.names])
+
+    @property
+    def diameters_mm(self) -> np.ndarray:
+        """Diameter of a ball of the nodule's volume, (N,)."""
+        counts = self.masks.sum((1, 2, 3), dtype=np.int64)
+        return ball_diameter(counts * self.spacing_mm**3)
+
+    def folds(self, num_folds: int = NUM_FOLDS) -> np.ndarray:
+        """Return the fold of each cube, 0..num_folds-1; all cubes of a patient are in one.
+
+        Raises:
+            ConfigError: there are fewer patients than folds, or less than two folds.
+        """
+        patients, numbers = np.unique(self.patients, return_inverse=True)
+        if not 2 <= num_folds <= len(patients):
+            raise ConfigError(
+                f"num_folds={num_folds} of {len(patients)} patients",
+                fix=f"set num_folds to 2..{len(patients)}",
+            )
+        places = np.empty(len(patients), np.int64)
+        places[permutation(len(patients), _FOLD_SEED)] = np.arange(len(patients)) % num_folds
+        return places[numbers]
+
+
+def ball_diameter(volumes_mm3: np.ndarray) -> np.ndarray:
+    """Return the diameter in mm of balls of these volumes."""
+    return np.cbrt(6 * np.asarray(volumes_mm3, np.float64) / np.pi)
+
+
+def read_nodule_cubes(path: str | os.PathLike, max_voxels: int = DEFAULT_MAX_VOXELS) -> NoduleCubes:
+    """Read a `.npz`, or the one in a folder.
+
+    It holds `image` (N, D, H, W), uint8 or floats in 0..1, at 1 mm; `mask`, likewise; `name` (N,),
+    `PATIENT_...`; and may hold `malignancy`, `texture`, ... (N,), 0 where a score is missing.
+
+    Raises:
+        DataError: there is no such file, it is damaged, or its arrays do not fit.
+    """
+    file = _find(Path(path).expanduser())
+    limits = {"image": max_voxels, "mask": max_voxels, "name": _MAX_CUBES}
+    limits.update(dict.fromkeys(SCORES, _MAX_CUBES))
+    arrays = read_arrays(file, limits, needed=("image", "mask", "name"), kinds="iufbU")
+    image, mask, names = arrays["image"], arrays["mask"], arrays["name"]
+    _check_arrays(file, image, mask, names)
+    scores = {}
+    for score in SCORES:
+        if score not in arrays:
+            continue
+        given = arrays[score]
+        if given.shape != names.shape or given.dtype.kind not in "iuf":
+            raise DataError(
+                f"{file}: {score} has the shape {given.shape}, not {names.shape}",
+                fix="give a number for each cube, 0 where it is not known",
+            )
+        scores[score] = np.where(given > 0, given, np.nan).astype(np.float64)
+    voxels = image.astype(np.float32)
+    if image.dtype == np.uint8:
+        voxels /= 255
+    return NoduleCubes(voxels, mask.astype(np.uint8), tuple(map(str, names)), scores)
+
+
+def _find(path: Path) -> Path:
+    if not path.is_dir():
+        if not path.is_file():
+            raise DataError(f"{path} does not exist", fix="correct the path")
+        return path
+    found = sorted(path.glob("*.npz"))
+    if len(found) != 1:
+        raise DataError(f"{path} holds {len(found)} .npz files, not one", fix="name the file")
+    return found[0]
+
+
+def _check_arrays(file: Path, image: np.ndarray, mask: np.ndarray, names: np.ndarray) -> None:
+    if image.ndim != 4 or mask.shape != image.shape or names.shape != image.shape[:1]:
+        raise DataError(
+            f"{file}: image {image.shape}, mask {mask.shape} and name {names.shape} do not fit",
+            fix="give image and mask (N, D, H, W), and name (N,)",
+        )
+    if "U" in (image.dtype.kind, mask.dtype.kind) or names.dtype.kind != "U":
+        raise DataError(
+            f"{file}: image is {image.dtype}, mask {mask.dtype}, name {names.dtype}",
+            fix="give numbers, numbers and text",
+        )
+    if image.dtype != np.uint8 and not (image.min() >= 0 and image.max() <= 1):
+        raise DataError(
+            f"{file}: image is {image.dtype}, {image.min():g} to {image.max():g}",
+            fix="give uint8, or floats in 0..1",
+        )
+    if not mask.reshape(len(mask), -1).any(1).all():
+        raise DataError(f"{file}: a mask is empty", fix="give a nodule in every cube")
+    if mask.max() > 1 or mask.min() < 0:
+        raise DataError(f"{file}: mask goes up to {mask.max()}", fix="give 0 and 1")

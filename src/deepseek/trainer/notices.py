@@ -1,0 +1,31 @@
+"""What a run says of steps that went otherwise than asked for: smaller, or uncompiled."""
+
+from typing import TYPE_CHECKING
+
+from deepseek.trainer.footprint import describe_savings
+
+if TYPE_CHECKING:
+    from deepseek.trainer.trainer import Trainer
+
+
+def note_halved(trainer: "Trainer", micro_batch_size: int) -> None:
+    """Say that memory ran out, and what is done instead."""
+    text = (
+        f"step {trainer.step + 1}: out of memory; micro-batches of {micro_batch_size} samples from"
+        f" now on, batch_size={trainer.config.batch_size} as before"
+    )
+    trainer.folder.add_event(
+        "out_of_memory", step=trainer.step, micro_batch_size=micro_batch_size, message=text
+    )
+    trainer.recorder.console.line(text)
+    if savings := describe_savings(trainer):
+        trainer.recorder.console.line(savings)
+
+
+def note_other_shape(trainer: "Trainer", shape: tuple[int, ...]) -> None:
+    """Warn of inputs that a compiled graph does not take."""
+    shown = "x".join(str(size) for size in shape)
+    trainer.warn(
+        f"step {trainer.step + 1}: inputs {shown} are no full micro-batch of"
+        f" {trainer.assembly.step.micro_batch_size} samples: such steps run uncompiled"
+    )

@@ -1,0 +1,57 @@
+"""`deepseek train` and `evaluate` on cubes of nodules."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepseek.cli.main import run
+
+NODULES = """\
+name: nodules
+data:
+  format: nodules
+  train: cubes.npz
+  transform: patch_8x8x8+flip
+  num_workers: 0
+model:
+  architecture: center_detector3d
+  args: {features: [4, 4], blocks: 1, skipped_levels: 0}
+trainer: {epochs: 1, batch_size: 4, loggers: [jsonl]}
+"""
+
+
+@pytest.fixture
+def cubes(tmp_path, monkeypatch):
+    """Ten cubes of noise with a bright box each."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    mask = np.zeros((10, 16, 16, 16), np.uint8)
+    mask[:, 6:10, 6:10, 6:10] = 1
+    image = (rng.integers(0, 90, mask.shape) + 150 * mask).astype(np.uint8)
+    np.savez("cubes.npz", image=image, mask=mask, name=[f"{number}_1" for number in range(10)])
+    Path("n.yaml").write_text(NODULES)
+
+
+def test_nodules_from_a_file_to_their_evaluation(cubes, capsys):
+    assert run(["train", "n.yaml"]) == 0
+    written = Path("runs/nodules-1/metrics.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in written]
+    assert 0 <= next(line["val_cpm"] for line in lines if "val_cpm" in line) <= 1
+    capsys.readouterr()
+    model = "runs/nodules-1/model.bin"
+    assert run(["evaluate", model, "--data", "cubes.npz", "--json"]) == 0
+    assert "sensitivity_at_1" in json.loads(capsys.readouterr().out)["metrics"]
+    assert run(["predict", model, "cubes.npz"]) == 2
+    assert "the model finds centres in volumes" in capsys.readouterr().err
+
+
+def test_outlines_of_nodules_are_learnt(cubes):
+    settings = ["data.targets=masks", "model.architecture=unet3d"]
+    assert run(["train", "n.yaml", *settings, "model.args={features: [4, 4]}"]) == 0
+
+
+def test_nodules_without_validation_cannot_stop_early(cubes, capsys):
+    assert run(["train", "n.yaml", "data.fold=null", "trainer.early_stopping=3"]) == 2
+    assert "data.fold=null" in capsys.readouterr().err

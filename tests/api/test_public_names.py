@@ -27,6 +27,14 @@ PUBLIC = {
         "resolve",
         "validate_settings",
     ],
+    "deepseek.finance": [
+        "Adaptation",
+        "GrowingVocabulary",
+        "GrownVocabulary",
+        "Perplexity",
+        "adapt",
+        "grow_vocabulary",
+    ],
     "deepseek.recsys": [
         "FactorizationMachine",
         "LogisticRegression",

@@ -35,6 +35,7 @@ PUBLIC = {
         "Marks",
         "Means",
         "NoduleDataset",
+        "ScanReport",
         "VolumeSettings",
         "bootstrap_interval",
         "configure",

@@ -1,4 +1,4 @@
-"""From a DICOM series to a page, without a patient: phantoms, tiny models, every file on the way."""
+"""From DICOM series to pages, without a patient: phantoms, tiny models, every file on the way."""
 
 import csv
 import warnings

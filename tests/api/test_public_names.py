@@ -53,6 +53,7 @@ PUBLIC = {
         "Marks",
         "Means",
         "NoduleDataset",
+        "ScanReport",
         "VolumeSettings",
         "bootstrap_interval",
         "configure",

@@ -15,6 +15,7 @@ PUBLIC = {
         "NoduleDataConfig",
         "OptimizerConfig",
         "RunConfig",
+        "TableDataConfig",
         "TextDataConfig",
         "TrainerConfig",
         "TrainerSettings",
@@ -25,6 +26,14 @@ PUBLIC = {
         "read_config",
         "resolve",
         "validate_settings",
+    ],
+    "deepseek.recsys": [
+        "FactorizationMachine",
+        "LogisticRegression",
+        "MultiLayerPerceptron",
+        "RealTimeCrosses",
+        "Scorer",
+        "read_movielens",
     ],
     "deepseek.medical": [
         "DetectionTask",

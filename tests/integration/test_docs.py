@@ -30,6 +30,7 @@ from deepseek.config import (
     MultiDataConfig,
     NoduleDataConfig,
     RunConfig,
+    TableDataConfig,
     TextDataConfig,
     TrainerConfig,
     VolumeDataConfig,
@@ -184,6 +185,7 @@ def anchors(page):
         ("data.", TextDataConfig),
         ("data.", VolumeDataConfig),
         ("data.", MultiDataConfig),
+        ("data.", TableDataConfig),
         ("data.", NoduleDataConfig),
         ("model.", ModelConfig),
         ("trainer.", TrainerConfig),
@@ -194,11 +196,12 @@ def test_tables_of_settings_are_complete_and_have_the_defaults(prefix, settings)
     page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
     pictures, _, others = page.partition("## data, of text\n")
     text, _, others = others.partition("## data, of volumes\n")
-    volumes, _, rest = others.partition("## data, of nodule cubes\n")
-    nodules, _, tasks = rest.partition("## data, of several tasks\n")
+    volumes, _, others = others.partition("## data, of nodule cubes\n")
+    nodules, _, others = others.partition("## data, of several tasks\n")
+    tasks, _, tables = others.partition("## data, of tables\n")
     parts = {
         DataConfig: pictures, TextDataConfig: text, VolumeDataConfig: volumes,
-        NoduleDataConfig: nodules, MultiDataConfig: tasks,
+        NoduleDataConfig: nodules, MultiDataConfig: tasks, TableDataConfig: tables,
     }  # fmt: skip
     page = parts.get(settings, page)
     rows = dict(re.findall(rf"^\| `{re.escape(prefix)}(\w+)` \| (.+?) \|", page, re.M))

@@ -15,6 +15,7 @@ from deepseek.cli.build_multi import (
     build_multi_model,
 )
 from deepseek.cli.build_nodules import build_nodule_evaluation, build_nodules
+from deepseek.cli.build_tables import build_table_evaluation, build_tables
 from deepseek.cli.build_text import (
     AUTO_VAL_SHARE,
     build_text,
@@ -28,33 +29,30 @@ from deepseek.config import (
     MultiDataConfig,
     NoduleDataConfig,
     RunConfig,
+    TableDataConfig,
     TextDataConfig,
     VolumeDataConfig,
 )
-from deepseek.datasets import (
-    DataSpec,
-    ImageDataset,
-    JointDataset,
-    MultiTaskDataset,
-    TextDataset,
-    Tokenizer,
-    VolumeDataset,
-)
+from deepseek.datasets import DataSpec, ImageDataset, JointDataset, MultiTaskDataset, Tokenizer
+from deepseek.datasets.loader import LabelledDataset
 from deepseek.errors import ConfigError
 from deepseek.medical.nodule_dataset import NoduleDataset
 from deepseek.models import ModelEngine
 from deepseek.trainer import Trainer
 
-AnyDataset = (
-    ImageDataset | TextDataset | VolumeDataset | NoduleDataset | MultiTaskDataset | JointDataset
+AnyConfig = (
+    DataConfig
+    | MultiDataConfig
+    | NoduleDataConfig
+    | TableDataConfig
+    | TextDataConfig
+    | VolumeDataConfig
 )
+AnyDataset = LabelledDataset | NoduleDataset | MultiTaskDataset | JointDataset
 VAL_FOLDERS = ("val", "validation", "test")
 
 
-def build_data(
-    config: DataConfig | TextDataConfig | VolumeDataConfig | NoduleDataConfig | MultiDataConfig,
-    seed: int,
-) -> tuple[AnyDataset, AnyDataset | None]:
+def build_data(config: AnyConfig, seed: int) -> tuple[AnyDataset, AnyDataset | None]:
     """Return the training data and the validation data, `None` if there is to be none.
 
     Raises:
@@ -66,6 +64,8 @@ def build_data(
         return build_text(config, seed)
     if isinstance(config, VolumeDataConfig):
         return build_volumes(config, seed)
+    if isinstance(config, TableDataConfig):
+        return build_tables(config, seed)
     if isinstance(config, NoduleDataConfig):
         return build_nodules(config, seed)
     return _build_pictures(config, seed)
@@ -165,15 +165,15 @@ def build_evaluation_data(
     Args:
         engine: knows what it was trained on.
         path: of the data.
-        settings: how text is read, as in `data`: `label_column=sentiment`; of a model of several
-            tasks `task=NAME`, too.
+        settings: how text or a table is read, as in `data`: `label_column=sentiment`; of a model of
+            several tasks `task=NAME`, too.
 
     Raises:
         ConfigError: if the model file does not say how its inputs are prepared.
         DataError: if the data hold a class that the model does not know.
     """
     spec = engine.spec
-    if spec is not None and spec.tasks:
+    if spec is not None and spec.tasks and spec.features is None:
         return build_multi_evaluation(
             spec, settings, lambda own, rest: _evaluation_data(own, path, rest)
         )
@@ -183,9 +183,11 @@ def build_evaluation_data(
 def _evaluation_data(spec: DataSpec | None, path: str, settings: Sequence[str]) -> AnyDataset:
     if spec is not None and spec.tokenizer is not None:
         return build_text_evaluation(spec, path, settings)
+    if spec is not None and spec.features is not None:
+        return build_table_evaluation(spec, path, settings)
     if settings:
         raise ConfigError(
-            f"{' '.join(settings)} would be ignored: the model was not trained on text",
+            f"{' '.join(settings)} would be ignored: the model was not trained on text or a table",
             fix="leave them out",
         )
     if spec is not None and spec.task == "detection":

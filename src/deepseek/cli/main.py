@@ -22,6 +22,7 @@ from deepseek.cli import (
     evaluate,
     explain,
     export,
+    features,
     generate,
     init,
     launch,
@@ -55,6 +56,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)
 app.command("export")(export.export)
+app.command("features")(features.features)
 app.command("quantize")(quantize.quantize)
 app.command("generate")(generate.generate)
 app.command("prune")(prune.prune)

@@ -15,6 +15,7 @@ from deepseek.config.run import RunConfig as RunConfig
 from deepseek.config.run import resolve as resolve
 from deepseek.config.schema import dump_config as dump_config
 from deepseek.config.schema import json_schema as json_schema
+from deepseek.config.table_data import TableDataConfig as TableDataConfig
 from deepseek.config.text_data import TextDataConfig as TextDataConfig
 from deepseek.config.trainer import TrainerConfig as TrainerConfig
 from deepseek.config.trainer import TrainerSettings as TrainerSettings

@@ -10,7 +10,7 @@ from deepseek.config.settings import Auto, Number, Settings, Whole, unit
 class DataConfig(Settings):
     """Training and validation data: pictures."""
 
-    format: Literal["image", "text", "volume", "nodules", "multi"] = "image"
+    format: Literal["image", "table", "text", "volume", "nodules", "multi"] = "image"
     """Kind of data; the others have settings of their own; `multi` is data of several tasks."""
     train: str = Field(min_length=1)
     """Path of the training data, or the name of a built-in data set such as `digits`."""

@@ -8,6 +8,7 @@ from deepseek.config.data import DataConfig
 from deepseek.config.multi_data import MultiDataConfig
 from deepseek.config.nodule_data import NoduleDataConfig
 from deepseek.config.settings import Auto, Number, Settings, Switch, Whole, unit
+from deepseek.config.table_data import TableDataConfig
 from deepseek.config.volume_data import VolumeDataConfig
 
 ColumnSetting = Annotated[Whole, Field(ge=0)] | Annotated[str, Field(min_length=1)]
@@ -75,7 +76,8 @@ class TextDataConfig(Settings):
 
 def _format_of(value: Any) -> str:
     given = value.get("format") if isinstance(value, dict) else getattr(value, "format", None)
-    return given if given in ("text", "volume", "nodules", "multi") else "image"
+    known = ("table", "text", "volume", "nodules", "multi")
+    return given if given in known else "image"
 
 
 AnyDataConfig = Annotated[
@@ -83,7 +85,8 @@ AnyDataConfig = Annotated[
     | Annotated[TextDataConfig, Tag("text")]
     | Annotated[VolumeDataConfig, Tag("volume")]
     | Annotated[NoduleDataConfig, Tag("nodules")]
-    | Annotated[MultiDataConfig, Tag("multi")],
+    | Annotated[MultiDataConfig, Tag("multi")]
+    | Annotated[TableDataConfig, Tag("table")],
     Discriminator(_format_of),
 ]
-"""The settings of pictures, or where `format` says so of text, volumes, cubes or several tasks."""
+"""The settings of pictures, or of what else `format` says."""

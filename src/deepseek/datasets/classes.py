@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from deepseek.datasets.spec import DataSpec
 from deepseek.errors import DataError
 
 
 class HasClasses(Protocol):
-    """A data set or a spec."""
+    """A data set."""
+
+    spec: DataSpec
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -21,6 +24,11 @@ def check_same_classes(train: HasClasses, val: HasClasses) -> None:
     Raises:
         DataError: if not; names the classes that only one side has.
     """
+    if train.spec.features != val.spec.features:
+        raise DataError(
+            "training and validation data have different feature specs: ids would not agree",
+            fix="give both the fitted spec of the training data: features=train_data.features",
+        )
     if train.class_names == val.class_names:
         return
     only_train = [name for name in train.class_names if name not in val.class_names]

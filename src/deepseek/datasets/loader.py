@@ -15,9 +15,12 @@ from torch import Tensor
 
 from deepseek.datasets.batch_source import BatchSource, as_source
 from deepseek.datasets.image_dataset import ImageDataset, too_many_bad
+from deepseek.datasets.interaction_dataset import InteractionDataset
 from deepseek.datasets.ramp import Ramp
 from deepseek.datasets.sampler import BatchKeys, Key, Progress
 from deepseek.datasets.spec import DataSpec
+from deepseek.datasets.text_dataset import TextDataset
+from deepseek.datasets.volume_dataset import VolumeDataset
 from deepseek.datasets.workers import Fetched, Workers
 from deepseek.errors import CheckpointError, ConfigError, DataError, DeepSeekError
 from deepseek.registry import Registry
@@ -27,12 +30,15 @@ INPUT_FORMATS: Registry[Callable] = Registry(
     "input_format",
     {
         "image": "deepseek.datasets.image_dataset:ImageDataset",
+        "table": "deepseek.datasets.interaction_dataset:InteractionDataset",
         "nodules": "deepseek.medical.nodule_dataset:NoduleDataset",
         "text": "deepseek.datasets.text_dataset:TextDataset",
         "volume": "deepseek.datasets.volume_dataset:VolumeDataset",
     },
 )
 
+LabelledDataset = ImageDataset | InteractionDataset | TextDataset | VolumeDataset
+"""Data sets of ours whose samples have labels."""
 WORKER_TIMEOUT_S = 600.0
 
 
@@ -41,7 +47,7 @@ class DataLoader:
 
     Args:
         data: a path, a data set of ours, or any map-style torch data set yielding (x, y) or a dict.
-        input_format: what a path holds: "image", "text", "volume" or "nodules".
+        input_format: what a path holds: "image", "table", "text", "volume" or "nodules".
         batch_size: samples in a batch.
         shuffle: a new order each epoch; else the order of the data set.
         num_workers: processes that prepare batches; "auto": none for small sets in memory, else one

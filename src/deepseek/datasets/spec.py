@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from deepseek.config.features import FeatureSpec
 from deepseek.datasets.normalization import Normalization
 from deepseek.errors import CheckpointError, ConfigError
 
@@ -68,6 +69,7 @@ class DataSpec:
         separator_token: the token that stands between the two sentences of a sample; None where a
             sample is one.
         tasks: name -> what the data hold for each of several tasks; empty where there is one.
+        features: what the columns of a table mean, fitted; None where the data are no table.
     """
 
     task: str
@@ -81,6 +83,7 @@ class DataSpec:
     document_token: int | None = None
     separator_token: int | None = None
     tasks: dict[str, "DataSpec"] = field(default_factory=dict)
+    features: FeatureSpec | None = None
 
     def __post_init__(self) -> None:
         if len(self.class_counts) != len(self.class_names):
@@ -114,6 +117,7 @@ class DataSpec:
             **(
                 {"tasks": {n: own.to_json() for n, own in self.tasks.items()}} if self.tasks else {}
             ),
+            **({"features": self.features.to_json()} if self.features is not None else {}),
         }
 
     @classmethod
@@ -126,7 +130,9 @@ class DataSpec:
         keys = {"task", "fields", "class_names", "class_counts", "transform", "normalization"}
         given = {*content} & {*_TEXT_KEYS} if isinstance(content, Mapping) else set()
         with_tasks = {"tasks"} if isinstance(content, Mapping) and "tasks" in content else set()
-        check_keys(content, keys | given | with_tasks, "data spec")
+        has_features = isinstance(content, Mapping) and "features" in content
+        with_features = {"features"} if has_features else set()
+        check_keys(content, keys | given | with_tasks | with_features, "data spec")
         text = {name: content[name] for name in given}
         tasks = content.get("tasks", {})
         if not isinstance(tasks, Mapping) or any(
@@ -153,6 +159,7 @@ class DataSpec:
                 transform=transform,
                 normalization=_read_normalization(normalization),
                 tasks={str(name): cls.from_json(own) for name, own in tasks.items()},
+                features=FeatureSpec.from_json(content["features"]) if has_features else None,
                 **text,
             )
         except ConfigError as error:

@@ -1,6 +1,8 @@
 """Layer 2, model computation: batches -> outputs."""
 
 from deepseek.models.center_detector import CenterDetector3D as CenterDetector3D
+from deepseek.models.embedder import Embedder as Embedder
+from deepseek.models.embedder import FeatureLayout as FeatureLayout
 from deepseek.models.encoder import Encoder as Encoder
 from deepseek.models.engine import ModelEngine as ModelEngine
 from deepseek.models.gpt import GPT as GPT
@@ -12,6 +14,7 @@ from deepseek.models.prediction import Prediction as Prediction
 from deepseek.models.prompts import Generation as Generation
 from deepseek.models.resnet import ResNet as ResNet
 from deepseek.models.sliding_window import SlidingWindow as SlidingWindow
+from deepseek.models.table_model import TableModel as TableModel
 from deepseek.models.text_vectors import sentence_vectors as sentence_vectors
 from deepseek.models.unet3d import UNet3D as UNet3D
 from deepseek.models.vit import VisionTransformer as VisionTransformer

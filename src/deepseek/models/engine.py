@@ -22,6 +22,7 @@ from deepseek.models.model_file import ModelFile, read_model_file, write_model_f
 from deepseek.models.multi_head import MultiHead
 from deepseek.models.prompts import Generation, Prompt, Vocabulary, Writer
 from deepseek.models.quantized import QuantizedLayer
+from deepseek.models.table_model import TableModel
 from deepseek.models.task_predictions import name_outputs, not_one_head, numbers_of
 from deepseek.models.text_batches import tokenizer_of
 from deepseek.models.text_binding import bind_text
@@ -239,7 +240,9 @@ class ModelEngine(nn.Module):
         Raises:
             ConfigError: if the model cannot take these images, or has a head for other classes.
         """
-        if not self._is_foreign:
+        if isinstance(self.module, TableModel):
+            self.module.bind_features(spec, self.spec)
+        elif not self._is_foreign:
             if "inputs" in spec.fields:
                 self._check_input(spec.fields["inputs"].shape)
             bind_text(self.module, spec)
@@ -289,12 +292,12 @@ class ModelEngine(nn.Module):
                 fix="change the transform of the data, or image_size and channels of the model",
             )
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Any) -> Any:
         """Return the outputs of the module.
 
         Args:
             inputs: what the module takes; uint8 images are normalised as `spec` says, in the
-                dtype of the computation.
+                dtype of the computation. The features of a table are a dict of tensors.
 
         Raises:
             ConfigError: if there is no head yet, or the normalisation of uint8 images is unknown.
@@ -315,13 +318,13 @@ class ModelEngine(nn.Module):
         if self.num_classes is None and self._makes_logits:
             raise missing_head(self.architecture)
 
-    def prepare(self, inputs: Tensor) -> Tensor:
+    def prepare(self, inputs: Any) -> Any:
         """Return uint8 images normalised as `spec` says, anything else as it is.
 
         Raises:
             ConfigError: if the normalisation of uint8 images is unknown.
         """
-        if inputs.dtype != torch.uint8 or self._prepares_inside:
+        if not isinstance(inputs, Tensor) or inputs.dtype != torch.uint8 or self._prepares_inside:
             return inputs
         if self.spec is not None and self.spec.normalization is not None:
             return self.spec.normalization.apply(inputs, self._compute_dtype(inputs.device.type))
@@ -478,6 +481,9 @@ class ModelEngine(nn.Module):
         missing = "no head yet" if self._makes_logits else "features, no classes"
         if isinstance(self.module, MultiHead) and self.module.heads:
             missing = f"heads {', '.join(self.module.heads)}"
+        if isinstance(self.module, TableModel):
+            labels = () if self.module.layout is None else self.module.layout.labels
+            missing = f"learns {', '.join(labels)}" if labels else "not built yet"
         classes = missing if self.num_classes is None else f"{self.num_classes} classes"
         parts = [self.architecture, f"{self.num_parameters / 1e6:.2f} M parameters"]
         if not self._is_foreign:

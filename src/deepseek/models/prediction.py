@@ -77,6 +77,11 @@ def to_batches(x: object, spec: DataSpec | None, batch_size: int) -> tuple[Itera
     """
     if spec is not None and spec.tokenizer is not None and not isinstance(x, Tensor):
         return text_batches(x, spec, batch_size)
+    if spec is not None and spec.features is not None:
+        raise ConfigError(
+            "a model of tables is given rows, and predict takes pictures and texts",
+            fix="score them: deepseek.recsys.Scorer(engine)([{column: value, ...}, ...])",
+        )
     inputs = spec.fields.get("inputs") if spec else None
     sample_ndim = len(inputs.shape) if inputs else 3
     if isinstance(x, Tensor):

@@ -50,7 +50,15 @@ class ArgumentProblem(NamedTuple):
     suggestion: str
 
 
-ARCHITECTURES: Registry[Architecture] = Registry("model")
+# Models of tables belong to a layer above: they are named here, and imported when asked for.
+ARCHITECTURES: Registry[Architecture] = Registry(
+    "model",
+    {
+        "fm": "deepseek.recsys.first_models:FACTORIZATION_MACHINE",
+        "logistic_regression": "deepseek.recsys.first_models:LOGISTIC_REGRESSION",
+        "mlp": "deepseek.recsys.first_models:MLP",
+    },
+)
 ARCHITECTURES.register("vit")(Architecture(VisionTransformer))
 ARCHITECTURES.register("resnet")(Architecture(ResNet))
 ARCHITECTURES.register("imagenet_resnet")(Architecture(ImageNetResNet))

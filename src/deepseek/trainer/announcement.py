@@ -76,9 +76,16 @@ def data_line(train: DataLoader, val: DataLoader | None, spec: DataSpec) -> str:
         counts = spec.class_counts
         spread = f" (min {min(counts):,} max {max(counts):,})" if counts else ""
         parts.append(f"classes {spec.num_classes}{spread}")
-    shape = "x".join(str(size) for size in spec.fields["inputs"].shape)
-    parts += [f"inputs {shape}", f"batch {train.batch_size}", f"workers {train.num_processes}"]
+    parts += [_inputs(spec), f"batch {train.batch_size}", f"workers {train.num_processes}"]
     return "  ".join(parts)
+
+
+def _inputs(spec: DataSpec) -> str:
+    if spec.features is not None:
+        ids, numbers = spec.features.ids, spec.features.numbers
+        sequences = f", {len(spec.features.sequence)} sequences" if spec.features.sequence else ""
+        return f"features {len(ids)} ids, {len(numbers)} numbers{sequences}"
+    return "inputs " + "x".join(str(size) for size in spec.fields["inputs"].shape)
 
 
 def _micro_batches(assembly: Assembly) -> list[str]:

@@ -169,10 +169,11 @@ def resolve_arithmetic(
     engine: ModelEngine, spec: DataSpec, config: TrainerConfig, plan: Plan, device: torch.device
 ) -> tuple[StepEstimate | None, Precision]:
     """Return what a step of an undivided model costs, where that can be told, and its precision."""
-    inputs = spec.fields["inputs"]
-    # pictures come as uint8 and are normalised before the module
-    dtype = torch.int64 if inputs.dtype == "int64" else torch.float32
-    estimate = estimate_step(engine.module, inputs.shape, dtype)
+    inputs, estimate = spec.fields.get("inputs"), None
+    if inputs is not None:
+        # pictures come as uint8 and are normalised before the module
+        dtype = torch.int64 if inputs.dtype == "int64" else torch.float32
+        estimate = estimate_step(engine.module, inputs.shape, dtype)
     step_flops = estimate.step_flops(plan.micro_batch_size) if estimate else None
     has_bf16 = config.param_dtype == "bf16"
     wanted = "bf16" if has_bf16 and config.precision == "auto" else config.precision
@@ -267,7 +268,8 @@ def _leaves_weights_out(engine: ModelEngine, world: World) -> bool:
         return given
     if not world.is_distributed or not engine.is_foreign or engine.spec is None:
         return False
-    field = engine.spec.fields["inputs"]
+    if (field := engine.spec.fields.get("inputs")) is None:
+        return False
     inputs = torch.zeros((2, *field.shape), dtype=getattr(torch, field.dtype), device=engine.device)
     return leaves_weights_out(engine, inputs)
 
@@ -360,14 +362,15 @@ def sequence_ramp(config: TrainerConfig, spec: DataSpec) -> Ramp | None:
     """
     if config.sequence_length_ramp is None:
         return None
-    shape = spec.fields["inputs"].shape
-    if len(shape) != 1 or spec.fields["inputs"].dtype != "int64":
+    field = spec.fields.get("inputs")
+    if field is None or len(field.shape) != 1 or field.dtype != "int64":
+        found = "a table" if field is None else f"shape {field.shape}, {field.dtype}"
         raise ConfigError(
             f"sequence_length_ramp={config.sequence_length_ramp}, but the inputs are not sequences"
-            f" of tokens: shape {shape}, {spec.fields['inputs'].dtype}",
+            f" of tokens: {found}",
             fix="remove sequence_length_ramp",
         )
-    return Ramp(*config.sequence_length_ramp, shape[0])
+    return Ramp(*config.sequence_length_ramp, field.shape[0])
 
 
 def prefers_channels_last(module: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
+from deepseek.models.table_model import inputs_of
 from deepseek.trainer.metrics import Metric
 from deepseek.trainer.task import IGNORE_INDEX, Batch, Task, resolve_task
 
@@ -84,9 +85,9 @@ class Distillation(Task):
         if self.weight == 0:
             return own
         student: Tensor = outputs if isinstance(outputs, Tensor) else outputs[0]
-        self.teacher.place(batch["inputs"].device)
+        self.teacher.place(batch["targets"].device)
         with torch.no_grad():
-            taught = self.teacher(batch["inputs"])
+            taught = self.teacher(inputs_of(batch))
         if taught.shape != student.shape:
             raise ConfigError(
                 f"the teacher's outputs are {tuple(taught.shape)}, the student's"

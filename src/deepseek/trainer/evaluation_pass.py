@@ -8,6 +8,7 @@ from torch import Tensor
 
 from deepseek.datasets import DataSpec
 from deepseek.models.sliding_window import SlidingWindow
+from deepseek.models.table_model import inputs_of
 from deepseek.models.volume_segmenter import takes_volumes
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.world import World
@@ -95,8 +96,8 @@ def _outputs(
         return
     on_device = move_batch(batch or micro_batches.empty(), world.device, channels_last)
     with precision.autocast():
-        outputs = parallel.engine(on_device["inputs"])
-    if world.is_distributed:
+        outputs = parallel.engine(inputs_of(on_device))
+    if world.is_distributed and "inputs" in on_device:
         outputs = parallel.whole_outputs(outputs, on_device["inputs"])
     if batch and speaks:
         yield outputs, on_device

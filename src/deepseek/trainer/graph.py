@@ -20,6 +20,7 @@ from deepseek.memory.policy import MemoryPolicy
 from deepseek.models import ModelEngine
 from deepseek.models.classifier import BlockModel
 from deepseek.models.encoder import Encoder
+from deepseek.models.table_model import inputs_of, shape_of_inputs
 from deepseek.trainer.labelled import POSITIONS, labelled_positions
 from deepseek.trainer.out_of_memory import is_out_of_memory
 from deepseek.trainer.task import Batch, Task
@@ -56,7 +57,7 @@ class StepGraph:
         *,
         is_static: bool,
         loss: Callable[[Tensor, Batch], Tensor] | None = None,
-        forward: Callable[[Tensor], Tensor] | None = None,
+        forward: Callable | None = None,
         memory: MemoryPolicy | None = None,
         loss_chunks: int = 1,
         labels_alone: bool = False,
@@ -92,10 +93,10 @@ class StepGraph:
         """
         if not self.is_static:
             return self._run(batch)
-        inputs = batch["inputs"]
-        if not self._is_full(inputs, micro_batch_size):
+        shape = shape_of_inputs(inputs_of(batch))
+        if not self._is_full(shape, micro_batch_size):
             self.num_eager += 1
-            if (shape := tuple(inputs.shape)) not in self._other_shapes:
+            if shape not in self._other_shapes:
                 self._other_shapes.add(shape)
                 self.on_other_shape(shape)
             return self._run(batch)
@@ -103,9 +104,9 @@ class StepGraph:
         with self.memory.compiling():
             return self._run_compiled(batch)
 
-    def _is_full(self, inputs: Tensor, micro_batch_size: int) -> bool:
-        is_whole = self.sample_shape is None or tuple(inputs.shape[1:]) == self.sample_shape
-        return is_whole and len(inputs) == micro_batch_size
+    def _is_full(self, shape: tuple[int, ...], micro_batch_size: int) -> bool:
+        is_whole = self.sample_shape is None or shape[1:] == self.sample_shape
+        return is_whole and shape[0] == micro_batch_size
 
     def _run(self, batch: Batch) -> Tensor:
         with self.memory.saving():
@@ -128,7 +129,7 @@ class StepGraph:
             return self._loss_in_chunks(batch)
         if POSITIONS in batch:
             return self._loss_at_labels(batch)
-        return self._loss_of(self._forward(batch["inputs"]), batch)
+        return self._loss_of(self._forward(inputs_of(batch)), batch)
 
     def _loss_at_labels(self, batch: Batch) -> Tensor:
         model, positions = self._engine.module, batch[POSITIONS]
@@ -158,7 +159,8 @@ class StepGraph:
             self._compiled = torch.compile(
                 self._loss, backend=self._compile, fullgraph=True, dynamic=False
             )
-        compiled, shape = self._compiled, (*batch["inputs"].shape, torch.is_grad_enabled())
+        compiled = self._compiled
+        shape = (*shape_of_inputs(inputs_of(batch)), torch.is_grad_enabled())
         if shape in self._compiled_shapes:
             return self._timed(lambda: compiled(batch))
         self._compiled_shapes.add(shape)

@@ -138,7 +138,7 @@ class Guard:
         """Find the cause; the sums may also have overflowed without any, then return `None`."""
         if (bad := self._judge_here({})) is not None:
             return bad
-        inputs = batch.get("inputs")
+        inputs = batch.get("inputs", batch.get("dense"))
         if inputs is not None and inputs.is_floating_point() and not _is_finite(inputs):
             rows = [row for row in range(len(inputs)) if not _is_finite(inputs[row])]
             index = batch["index"][rows].tolist() if "index" in batch else rows

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from deepseek.datasets import FieldSpec
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
+from deepseek.models.table_model import is_feature
 from deepseek.parallel.apply import ParallelModel
 from deepseek.trainer.task import Batch, Task
 
@@ -29,7 +31,27 @@ class MicroBatches:
 
     def empty(self, count: int = 1) -> dict[str, Tensor]:
         """Return samples of zeros, without targets: they do not count."""
+        spec = self._engine.spec
+        if spec is not None and spec.features is not None:
+            fields = {name: it for name, it in spec.fields.items() if is_feature(name)}
+            return {name: _zeros(count, field) for name, field in fields.items()}
         return {"inputs": self._zeros(count)}
+
+    def split(self, batch: Batch, size: int, num_samples: int) -> list[Batch]:
+        """Return micro-batches of at most `size` samples, as many on every rank.
+
+        Args:
+            batch: this rank's part; may be empty.
+            size: samples of a micro-batch.
+            num_samples: of the batch over all ranks.
+        """
+        parts = list(split_batch(batch, size)) if batch else []
+        world = self._parallel.world
+        if world.is_distributed:
+            share = -(-num_samples // world.plan.num_shares)
+            missing = max(1, -(-share // size)) - len(parts)
+            parts += [self.empty() for _ in range(missing)]
+        return parts
 
     def _zeros(self, count: int) -> Tensor:
         spec = self._engine.spec
@@ -38,8 +60,7 @@ class MicroBatches:
                 "a rank has no sample in this batch, and the data do not say what one is",
                 fix="set drop_last=True in the DataLoader",
             )
-        field = spec.fields["inputs"]
-        return torch.zeros((count, *field.shape), dtype=getattr(torch, field.dtype))
+        return _zeros(count, spec.fields["inputs"])
 
     def fill(self, batch: Batch) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Cut a batch into the micro-batches of the pipeline.
@@ -74,6 +95,10 @@ class MicroBatches:
             logits = logits[:num_samples]
         loss = task.loss(logits, part)
         return loss.to_local() if isinstance(loss, DTensor) else loss
+
+
+def _zeros(count: int, field: FieldSpec) -> Tensor:
+    return torch.zeros((count, *field.shape), dtype=getattr(torch, field.dtype))
 
 
 def split_batch(batch: Batch, size: int) -> Iterator[Batch]:

@@ -180,7 +180,9 @@ class MultiTask(Task):
         """
         found: dict[str, Tensor] = {"has_label": batch["targets"]}
         for name, task in self.tasks.items():
-            part = {"inputs": batch["inputs"], "targets": batch[f"targets.{name}"]}
+            part = {"targets": batch[f"targets.{name}"]}
+            if "inputs" in batch:
+                part["inputs"] = batch["inputs"]
             predicted = task.predictions(outputs[name], part)
             found |= {f"{name}_{key}": value for key, value in predicted.items()}
         return found

@@ -139,7 +139,8 @@ def _check_shared(trainer: "Trainer") -> None:
 
 def begin_records(trainer: "Trainer", assembly: Assembly, resumed: str) -> None:
     """Say what is about to happen, and open the loggers; rank 0 alone is heard."""
-    sample = {3: "img", 4: "vol"}.get(len(trainer.spec.fields["inputs"].shape), "seq")
+    field = trainer.spec.fields.get("inputs")
+    sample = "row" if field is None else {3: "img", 4: "vol"}.get(len(field.shape), "seq")
     is_main, names = trainer.world.is_main, trainer.config.loggers
     shown = is_main and "console" in names
     console = Console(trainer.folder.log if is_main else Path(os.devnull), shown, sample=sample)

@@ -52,6 +52,7 @@ class RegressionTask(Task):
 
 def _errors(outputs: Tensor, batch: Batch) -> Tensor:
     """Return how far outputs are from targets, (B, K), float32."""
+    outputs = outputs.reshape(len(outputs), -1)
     targets = batch["targets"].float().reshape(len(outputs), -1)
     if targets.shape != outputs.shape:
         raise ConfigError(

@@ -11,7 +11,7 @@ smaller, a rank has fewer samples or samples differ in length.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -33,7 +33,6 @@ from deepseek.trainer.micro_batches import (
     MicroBatches,
     move_batch,
     shorten_batch,
-    split_batch,
 )
 from deepseek.trainer.out_of_memory import (
     check_can_halve,
@@ -185,7 +184,7 @@ class TrainStep:
     def _accumulate_jointly(
         self, joint: JointLoss, batch: Batch, num_samples: int, check: Callable[[], None]
     ) -> Accumulated:
-        num_parts = len(list(self._split_evenly(batch, num_samples)))
+        num_parts = len(self._micro_batches.split(batch, self.micro_batch_size, num_samples))
         joint.begin(batch, num_parts, self.scaler)
         if joint.is_looking:
             self.go_through(batch, num_samples, lambda: joint.num_items, check)
@@ -214,9 +213,10 @@ class TrainStep:
         loss_sum: Tensor | None = None
         graphs: list[Tensor] = []
         self._shortage = None
-        for micro_batch, is_last in self._split_evenly(batch, num_samples):
+        parts = self._micro_batches.split(batch, self.micro_batch_size, num_samples)
+        for number, micro_batch in enumerate(parts, 1):
             check()
-            micro_loss = self._try(micro_batch, is_last, num_items)
+            micro_loss = self._try(micro_batch, number == len(parts), num_items)
             if micro_loss is None:
                 continue
             if self.keep_graph:
@@ -269,16 +269,6 @@ class TrainStep:
             with self.clock.phase("backward"), self.parallel.loss_context():
                 self._backward(micro_loss, num_items())
         return micro_loss
-
-    def _split_evenly(self, batch: Batch, num_samples: int) -> Iterator[tuple[Batch, bool]]:
-        """Yield as many micro-batches on every rank, and whether each is the last."""
-        parts = list(split_batch(batch, self.micro_batch_size)) if batch else []
-        if self._world.is_distributed:
-            share = -(-num_samples // self._world.plan.num_shares)
-            missing = max(1, -(-share // self.micro_batch_size)) - len(parts)
-            parts += [self._micro_batches.empty() for _ in range(missing)]
-        for number, part in enumerate(parts, 1):
-            yield part, number == len(parts)
 
     def _through_pipeline(self, batch: Batch, num_items: Callable[[], int]) -> Tensor:
         pipeline = self.parallel.pipeline

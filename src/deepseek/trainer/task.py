@@ -207,6 +207,7 @@ def _classification(spec: DataSpec, label_smoothing: float) -> Task:
 TASKS: Registry = Registry(
     "task",
     {
+        "binary": "deepseek.trainer.binary:make_task",
         "classification": "deepseek.trainer.task:_classification",
         "detection": "deepseek.medical.detection:make_task",
         "language_modelling": "deepseek.trainer.task:_language_modelling",

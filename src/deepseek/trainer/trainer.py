@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from deepseek.config import RunConfig, TrainerConfig, TrainerSettings
-from deepseek.datasets import DataLoader, ImageDataset, TextDataset, VolumeDataset, infer_spec
+from deepseek.datasets import DataLoader, infer_spec
 from deepseek.datasets.classes import check_same_classes
 from deepseek.datasets.host_memory import release_freed_memory
+from deepseek.datasets.loader import LabelledDataset
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.device import resolve_device
@@ -58,8 +59,6 @@ from deepseek.trainer.saving import Saving
 from deepseek.trainer.signals import StopRequested, StopSignals
 from deepseek.trainer.step_values import StepResult
 from deepseek.trainer.task import Batch, Task
-
-Own = ImageDataset | TextDataset | VolumeDataset
 
 
 class Trainer:
@@ -123,7 +122,7 @@ class Trainer:
         if val_data is not None:
             check_evaluation(self.plan)
             self.val_loader = self._evaluation_loader(val_data)
-            if isinstance(val_data, Own) and isinstance(train_data, Own):
+            if isinstance(val_data, LabelledDataset) and isinstance(train_data, LabelledDataset):
                 check_same_classes(train_data, val_data)
         self.task = resolve_run_task(task, self.spec, self.config)
         self.monitor = self.config.monitor if self.config.monitor != "auto" else self.task.monitor

@@ -48,7 +48,7 @@ def test_what_belongs_to_text_or_is_missing_is_said(load):
         load("data: {train: a, tokenizer: bpe}\nmodel: {architecture: vit}\n")
     with pytest.raises(ConfigFileError, match="add `tokenizer`"):
         load("data: {format: text, train: a}\nmodel: {architecture: vit}\n")
-    expected = r'expected "image", "text", "volume", "nodules" or "multi"'
+    expected = r'expected "image", "table", "text", "volume", "nodules" or "multi"'
     with pytest.raises(ConfigFileError, match=expected):
         load("data: {format: txt, train: a}\nmodel: {architecture: vit}\n")
     with pytest.raises(ConfigFileError, match=r"data\.val=null"):

@@ -14,6 +14,7 @@ from deepseek.datasets.transforms import IMAGENET
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine, list_models
 from deepseek.models.classifier import BlockModel
+from deepseek.models.table_model import TableModel
 from deepseek.models.zoo import ARCHITECTURES
 
 TOKENS = {"context_length": 8, "num_layers": 2, "dim": 24, "heads": 3}
@@ -69,7 +70,9 @@ LANGUAGE_MODELS = ["gpt", "llama"]
 
 
 def is_class(name):
-    return not ARCHITECTURES.get(name).preset
+    """Whether a name is that of a class; models of tables take no one tensor."""
+    entry = ARCHITECTURES.get(name)
+    return not entry.preset and not issubclass(entry.build, TableModel)
 
 
 def make_engine(name, num_classes=5, **args):

@@ -216,7 +216,8 @@ def bad_numbers(bench: Bench) -> CheckResult:
     """NaN or Inf in loss, gradient, weight, optimizer or batch: caught in its step, not saved."""
     trainer = bench.factory(bench.folder / "probe" / "run", False)
     places = list(PLACES)
-    if "float" not in trainer.spec.fields["inputs"].dtype:
+    inputs = trainer.spec.fields.get("inputs")
+    if inputs is None or "float" not in inputs.dtype:
         places.remove("batch")
 
     def trial(number: int, folder: Path, draws: Random) -> str | None:

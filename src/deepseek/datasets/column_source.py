@@ -1,0 +1,308 @@
+"""Tables as columns, some rows at a time: CSV, TSV, Parquet, JSON lines, or what is in memory.
+
+Cells of text files are read as text: what they mean is for the feature spec to say, so that `007`
+stays what it is. An empty cell is a missing value.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import xxhash
+
+from deepseek.errors import ConfigError, DataError
+
+Columns = dict[str, pa.Array]
+CRITEO_COLUMNS = (
+    "label", *(f"I{n}" for n in range(1, 14)), *(f"C{n}" for n in range(1, 27)),
+)  # fmt: skip
+LAYOUTS = ("auto", "criteo")
+ROWS_AT_ONCE = 65536
+_BLOCK_BYTES = 1 << 23
+_READ_BYTES = 1 << 24
+_SUFFIXES = {
+    ".csv": ",", ".data": ",", ".test": ",", ".tsv": "\t", ".txt": "\t", ".dat": "\t",
+    ".inter": "\t", ".item": "\t", ".user": "\t",
+}  # fmt: skip
+"""Files of text, and what stands between two cells. The last three are RecBole's: the kind of a
+column stands behind its name, as in `user_id:token`."""
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """How files are read.
+
+    Attributes:
+        layout: "auto": by the end of a file's name; "criteo": without a header, a label, 13
+            numbers and 26 categories between tabs.
+        column_names: of a text file without a header.
+        delimiter: of a text file; by default `,` in `.csv`, a tab in `.tsv`.
+    """
+
+    layout: str = "auto"
+    column_names: tuple[str, ...] | None = None
+    delimiter: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ConfigError(
+                f"layout={self.layout!r} is not known", fix=f"give one of {', '.join(LAYOUTS)}"
+            )
+        if self.delimiter is not None and len(self.delimiter) != 1:
+            raise ConfigError(
+                f"delimiter={self.delimiter!r} is not one character", fix='give ",", ";" or "\\t"'
+            )
+
+
+class ColumnSource:
+    """A table that is read some rows at a time.
+
+    Args:
+        data: a path of a file, a folder or a pattern (files in the order of their names); an Arrow
+            table; or a mapping from column to values.
+        options: how files are read.
+
+    Attributes:
+        columns: their names.
+
+    Raises:
+        DataError: there is nothing to read, or files differ in their columns.
+    """
+
+    def __init__(
+        self, data: str | os.PathLike | pa.Table | Mapping, options: TableOptions | None = None
+    ) -> None:
+        self._options = options or TableOptions()
+        self._table: pa.Table | None = None
+        self.files: tuple[Path, ...] = ()
+        if isinstance(data, str | os.PathLike):
+            self.path = str(data)
+            self.files = _find_files(self.path)
+            self.columns = self._columns_of(self.files[0])
+        else:
+            self.path, table = "a table in memory", _to_table(data)
+            self._table, self.columns = table, tuple(table.column_names)
+        if len(set(self.columns)) != len(self.columns):
+            twice = sorted({name for name in self.columns if self.columns.count(name) > 1})
+            raise DataError(
+                f"{self.path} has the column {twice[0]!r} twice", fix="name each column once"
+            )
+
+    def chunks(self, columns: Sequence[str] | None = None) -> Iterator[Columns]:
+        """Yield some rows of every column, or of those that are named, in order.
+
+        Raises:
+            DataError: a file is damaged, or has other columns than the first.
+        """
+        for place, batch in self._batches(columns):
+            wanted = batch.schema.names if columns is None else columns
+            for name in wanted:
+                if name not in batch.schema.names:
+                    raise DataError(
+                        f"{place} has no column {name!r}; its columns:"
+                        f" {', '.join(batch.schema.names)}",
+                        fix="give all files the same columns",
+                    )
+            for start in range(0, batch.num_rows, ROWS_AT_ONCE):
+                part = batch.slice(start, ROWS_AT_ONCE)
+                yield {name: part.column(name) for name in wanted}
+
+    def content_hash(self) -> str | None:
+        """Return a hash of every file's name and bytes; `None` for what is in memory."""
+        if self._table is not None:
+            return None
+        digest = xxhash.xxh3_128()
+        for file in self.files:
+            digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
+            with open(file, "rb") as opened:
+                while chunk := opened.read(_READ_BYTES):
+                    digest.update(chunk)
+        return digest.hexdigest()
+
+    # -- files -------------------------------------------------------------------------------
+
+    def _batches(self, columns: Sequence[str] | None) -> Iterator[tuple[str, pa.RecordBatch]]:
+        if self._table is not None:
+            for batch in self._table.to_batches():
+                yield self.path, batch
+            return
+        for file in self.files:
+            try:
+                for batch in self._read(file, columns):
+                    yield str(file), batch
+            except (pa.ArrowInvalid, OSError) as error:
+                raise DataError(
+                    f"{file} is not readable: {str(error).splitlines()[0]}",
+                    fix="mend the file: as many cells in every row as there are columns",
+                ) from error
+
+    def _read(self, file: Path, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        suffix = file.suffix.lower()
+        if suffix == ".parquet":
+            parquet = pq.ParquetFile(file)
+            known = parquet.schema_arrow.names
+            wanted = None if columns is None else [name for name in columns if name in known]
+            # one thread: Arrow's pool does not survive the fork of a worker
+            yield from parquet.iter_batches(ROWS_AT_ONCE, columns=wanted, use_threads=False)
+        elif suffix in (".jsonl", ".ndjson"):
+            yield from _read_jsonl(file, self.columns)
+        else:
+            yield from self._read_text(file)
+
+    def _read_text(self, file: Path) -> Iterator[pa.RecordBatch]:
+        names = list(self._columns_of(file))
+        has_header = self._header_names() is None
+        delimiter = self._delimiter(file)
+        reader = pacsv.open_csv(
+            file,
+            read_options=pacsv.ReadOptions(
+                use_threads=False, block_size=_BLOCK_BYTES, column_names=names,
+                skip_rows=int(has_header),
+            ),
+            parse_options=pacsv.ParseOptions(
+                delimiter=delimiter, quote_char=False if delimiter == "\t" else '"',
+                newlines_in_values=delimiter != "\t",
+            ),
+            convert_options=pacsv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), null_values=[""],
+                strings_can_be_null=True,
+            ),
+        )  # fmt: skip
+        yield from reader
+
+    def _header_names(self) -> tuple[str, ...] | None:
+        if self._options.layout == "criteo":
+            return CRITEO_COLUMNS
+        return self._options.column_names
+
+    def _delimiter(self, file: Path) -> str:
+        if self._options.delimiter is not None:
+            return self._options.delimiter
+        if self._options.layout == "criteo":
+            return "\t"
+        return _SUFFIXES[file.suffix.lower()]
+
+    def _columns_of(self, file: Path) -> tuple[str, ...]:
+        suffix = file.suffix.lower()
+        if suffix == ".parquet":
+            try:
+                return tuple(pq.read_schema(file).names)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise DataError(
+                    f"{file} is not readable Parquet: {error}", fix="get it again"
+                ) from error
+        if suffix in (".jsonl", ".ndjson"):
+            return _jsonl_columns(file)
+        if suffix not in _SUFFIXES and self._options.layout == "auto":
+            raise DataError(
+                f"{file} is of no kind that is known: its name ends with {suffix!r}",
+                fix="give .csv, .tsv, .parquet or .jsonl, or layout=criteo",
+            )
+        if (given := self._header_names()) is not None:
+            return tuple(given)
+        with open(file, encoding="utf-8-sig", errors="replace", newline="") as opened:
+            first = next(
+                csv.reader(io.StringIO(opened.readline()), delimiter=self._delimiter(file))
+            )
+        names = [name.strip() for name in first]
+        if suffix in (".inter", ".item", ".user"):
+            names = [name.partition(":")[0] for name in names]
+        if not all(names):
+            raise DataError(f"{file}: a column has no name in line 1", fix="name every column")
+        return tuple(names)
+
+
+def _find_files(path: str) -> tuple[Path, ...]:
+    place = Path(path)
+    if place.is_dir():
+        found = sorted(file for file in place.iterdir() if file.is_file() and file.name[0] != ".")
+    elif place.exists():
+        found = [place]
+    else:
+        found = sorted(map(Path, glob(path)))
+    if not found:
+        raise DataError(f"{path} does not exist, or is empty", fix="check the path")
+    if empty := next((file for file in found if file.stat().st_size == 0), None):
+        raise DataError(f"{empty} is empty", fix="give a file with rows")
+    return tuple(found)
+
+
+def _to_table(data: pa.Table | Mapping) -> pa.Table:
+    if isinstance(data, pa.Table):
+        return data
+    if not isinstance(data, Mapping):
+        raise ConfigError(
+            f"data is a {type(data).__name__}, not a table",
+            fix="give a path, a pyarrow.Table, or a mapping from column to values",
+        )
+    lengths = {str(name): len(values) for name, values in data.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"columns differ in length: {lengths}", fix="give each as many values")
+    try:
+        return pa.table({str(name): values for name, values in data.items()})
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(
+            f"a column mixes kinds of values: {error}", fix="give each column one kind"
+        ) from error
+
+
+def _jsonl_columns(file: Path) -> tuple[str, ...]:
+    """Return the keys of the objects in the first lines, in the order they come in."""
+    found: dict[str, None] = {}
+    with open(file, "rb") as opened:
+        for number, line in enumerate(opened, 1):
+            found.update(dict.fromkeys(_json_object(line, f"{file}, line {number}")))
+            if number == 1000:
+                break
+    return tuple(found)
+
+
+def _read_jsonl(file: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    rows: list[dict] = []
+    with open(file, "rb") as opened:
+        for number, line in enumerate(opened, 1):
+            if line.strip():
+                rows.append(_json_object(line, f"{file}, line {number}"))
+            if len(rows) == ROWS_AT_ONCE:
+                yield _to_batch(rows, columns)
+                rows = []
+    if rows:
+        yield _to_batch(rows, columns)
+
+
+def _json_object(line: bytes, place: str) -> dict:
+    if not line.strip():
+        return {}
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: this is not JSON: {error}", fix="mend it") from error
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{place}: {str(row)[:40]} is a {type(row).__name__}, not an object",
+            fix='write {"user": ..., "item": ..., "label": ...} on each line',
+        )
+    return row
+
+
+def _to_batch(rows: Sequence[dict], columns: Sequence[str]) -> pa.RecordBatch:
+    arrays = []
+    for name in columns:
+        values = [row.get(name) for row in rows]
+        try:
+            arrays.append(pa.array(values))
+        except (pa.ArrowInvalid, pa.ArrowTypeError):  # numbers and texts in one column
+            arrays.append(pa.array([_as_text(value) for value in values]))
+    return pa.RecordBatch.from_arrays(arrays, names=list(columns))
+
+
+def _as_text(value: object) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,147 @@
+"""A first feature spec for a table, found by looking at its first rows; meant to be edited."""
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+
+from deepseek.config import validate_settings
+from deepseek.config.features import (
+    CrossFeature,
+    DenseFeature,
+    FeatureSpec,
+    LabelFeature,
+    SequenceFeature,
+    SparseFeature,
+)
+from deepseek.datasets.column_source import CRITEO_COLUMNS, ColumnSource
+from deepseek.datasets.feature_encoder import missing_feature_column
+from deepseek.datasets.feature_values import distinct, numbers_of, token_of
+from deepseek.errors import ConfigError, DataError
+
+Labels = str | Sequence[str] | Mapping[str, LabelFeature | Mapping]
+LABEL_NAMES = ("label", "click", "clicked", "target")
+TIME_NAMES = ("timestamp", "time", "event_time", "datetime")
+FEW_VALUES = 32
+"""Whole numbers with at most so many values are categories."""
+MANY_VALUES = 10_000
+"""Categories with more values in the sample are hashed."""
+_CHUNKS = 2
+
+
+def infer_features(
+    source: ColumnSource,
+    labels: Labels | None = None,
+    *,
+    crosses: Sequence[Sequence[str]] = (),
+    ignore: Sequence[str] = (),
+) -> FeatureSpec:
+    """Return a spec for a table; nothing is fitted yet.
+
+    Lists, and texts with `|` in them, are sequences. Texts, whole numbers with few values, and
+    what is called `id` or `..._id`, are categories: with a vocabulary, or hashed where there are
+    many. All else are numbers; those with a long tail count by their logarithm. Columns that are
+    called as times are, or hold only one value, are left out.
+
+    Args:
+        source: the table.
+        labels: the column to learn, several of them, or entries of the section `label` by task;
+            by default the first of `LABEL_NAMES` that is there.
+        crosses: pairs of sparse features.
+        ignore: columns to leave out.
+
+    Raises:
+        DataError: a column that is named is not there, or there is no label.
+    """
+    label = _label_entries(source, labels)
+    for name in [*ignore, *(entry.column for entry in label.values())]:
+        if name not in source.columns:
+            raise missing_feature_column(name, dict.fromkeys(source.columns))
+    out = {*ignore, *TIME_NAMES, *(entry.column for entry in label.values())}
+    wanted = [name for name in source.columns if name not in out]
+    chunks = list(islice(source.chunks(wanted), _CHUNKS))
+    if not chunks:
+        raise DataError(f"{source.path} has no rows", fix="give a table with rows")
+    found: dict[str, dict] = {"sparse": {}, "dense": {}, "sequence": {}}
+    for name in wanted:
+        is_criteo = source.columns == CRITEO_COLUMNS
+        column = pa.concat_arrays(_alike([chunk[name] for chunk in chunks]))
+        entry = _criteo_entry(name) if is_criteo else _entry(name, column)
+        if entry is not None:
+            section = {SparseFeature: "sparse", DenseFeature: "dense", SequenceFeature: "sequence"}
+            found[section[type(entry)]][name] = entry
+    cross = {"*".join(pair): CrossFeature(of=tuple(pair)) for pair in crosses}
+    return FeatureSpec(**found, cross=cross, label=label)
+
+
+def _label_entries(source: ColumnSource, labels: Labels | None) -> dict[str, LabelFeature]:
+    if labels is None:
+        named = [name for name in LABEL_NAMES if name in source.columns]
+        if not named:
+            raise ConfigError(
+                f"{source.path} has no column {', '.join(LABEL_NAMES)}, so it is not known what is"
+                " to be learnt",
+                fix=f"name it by labels=...; there are {', '.join(source.columns)}",
+            )
+        labels = named[:1]
+    if isinstance(labels, str):
+        labels = [labels]
+    if not isinstance(labels, Mapping):
+        labels = {name: {} for name in labels}
+    found = {}
+    for name, given in labels.items():
+        entry = given if isinstance(given, LabelFeature) else validate_settings(LabelFeature, given)
+        found[name] = entry if entry.column else entry.model_copy(update={"column": name})
+    return found
+
+
+def _alike(arrays: list[pa.Array]) -> list[pa.Array]:
+    """Return arrays of one type: parts of a file of JSON may differ."""
+    if len({array.type for array in arrays}) == 1:
+        return arrays
+    rest = [array for array in arrays if not pa.types.is_null(array.type)]
+    return rest if len({array.type for array in rest}) == 1 else rest[:1]
+
+
+def _criteo_entry(name: str) -> SparseFeature | DenseFeature:
+    return DenseFeature(log=True) if name.startswith("I") else SparseFeature()
+
+
+def _entry(name: str, column: pa.Array) -> SparseFeature | DenseFeature | SequenceFeature | None:
+    kind = column.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return SequenceFeature()
+    if pa.types.is_null(kind) or pa.types.is_timestamp(kind) or pa.types.is_struct(kind):
+        return None
+    tokens = [token_of(value) for value in distinct(column)[0]]
+    known = {token for token in tokens if token is not None}
+    if len(known) < 2:
+        return None
+    if not (is_text := pa.types.is_string(kind) or pa.types.is_large_string(kind)) or all(
+        _is_number(token) for token in known
+    ):
+        numbers = numbers_of(column, name)
+        numbers = numbers[~np.isnan(numbers)]
+        is_whole = not (numbers % 1).any()
+        is_id = name.lower() == "id" or name.lower().endswith("_id")
+        if not (is_id or (is_whole and len(known) <= FEW_VALUES)):
+            return _numbers_entry(numbers)
+    elif is_text and sum("|" in token for token in known) * 2 > len(known):
+        return SequenceFeature(separator="|")
+    if len(known) > MANY_VALUES:
+        return SparseFeature(encoding="hash", buckets=1 << (4 * len(known)).bit_length())
+    return SparseFeature()
+
+
+def _numbers_entry(numbers: np.ndarray) -> DenseFeature:
+    has_tail = numbers.min() >= 0 and numbers.max() > 20 * max(float(numbers.mean()), 1e-9)
+    return DenseFeature(log=bool(has_tail))
+
+
+def _is_number(token: str) -> bool:
+    try:
+        float(token)
+    except ValueError:
+        return False
+    return "_" not in token and token.lower().lstrip("+-") not in ("nan", "inf", "infinity")

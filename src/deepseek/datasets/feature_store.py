@@ -1,0 +1,251 @@
+"""Features of a table, computed once: in a folder that is mapped into memory, or in memory.
+
+```
+FOLDER/KEY/sparse.npy          int32 or int64 (N, S)
+           dense.npy           float32 (N, D)
+           labels.npy          float32 (N, T)
+           time.npy            float64 (N,), where there is a column of times
+           sequence_K.npy      int64, ids of all rows one after the other
+           starts_K.npy        int64 (N + 1,)
+           store.json          the fitted feature spec
+```
+KEY is a hash of the files' bytes, of how they are read and of the spec. The folder appears whole
+or not at all; a table is never in memory as a whole.
+
+Shapes: N rows, S ids, D numbers, T labels.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import xxhash
+
+from deepseek.config.features import FeatureSpec
+from deepseek.datasets.column_source import ColumnSource
+from deepseek.datasets.feature_encoder import (
+    FeatureEncoder,
+    Features,
+    missing_feature_column,
+)
+from deepseek.datasets.feature_fitting import fit_features
+from deepseek.datasets.feature_values import numbers_of
+from deepseek.errors import ConfigError, DataError
+
+FORMAT_VERSION = 1
+REPORT_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStore:
+    """Features, labels and times of all rows.
+
+    Attributes:
+        spec: fitted.
+        arrays: as listed above.
+    """
+
+    spec: FeatureSpec
+    arrays: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.arrays["labels"])
+
+    def rows(self, rows: np.ndarray) -> Features:
+        """Return the features of some rows, int64 (B,)."""
+        sequences = {}
+        for number, name in enumerate(self.spec.sequence):
+            starts = self.arrays[f"starts_{number}"]
+            begin, lengths = starts[rows], starts[rows + 1] - starts[rows]
+            inside = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            ids = self.arrays[f"sequence_{number}"][np.repeat(begin, lengths) + inside]
+            sequences[name] = np.asarray(ids, np.int64), lengths
+        return Features(
+            self.arrays["sparse"][rows].astype(np.int64),
+            np.asarray(self.arrays["dense"][rows]),
+            sequences,
+        )
+
+
+def open_features(
+    source: ColumnSource,
+    spec: FeatureSpec,
+    time_column: str | None,
+    folder: Path | None,
+    how: Sequence = (),
+) -> FeatureStore:
+    """Return the features of a table: from `folder`, or computed now; the spec is fitted to it.
+
+    Args:
+        source: the table.
+        spec: what its columns mean; what is fitted in it already stays.
+        time_column: when a row happened, in seconds or as times.
+        folder: where they are kept, `None`: in memory.
+        how: what else they depend on, JSON-able: how files are read.
+
+    Raises:
+        ConfigError: there is no label.
+        DataError: a column is missing, or holds a value of another kind.
+    """
+    if not spec.label:
+        raise ConfigError("the feature spec has no label", fix="add the section label")
+    needed = [*spec.columns, *(entry.column for entry in spec.label.values())]
+    for column in [*needed, *([time_column] if time_column else [])]:
+        if column not in source.columns:
+            raise missing_feature_column(column, dict.fromkeys(source.columns))
+    known = source.content_hash() if folder is not None else None
+    if folder is None or known is None:
+        return _make(source, spec, time_column, None)
+    words = [FORMAT_VERSION, known, spec.to_json(), time_column, list(source.columns), list(how)]
+    place = folder / xxhash.xxh3_128_hexdigest(json.dumps(words, sort_keys=False).encode())
+    if (found := _read(place)) is not None:
+        return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=folder))
+    except OSError as error:
+        warnings.warn(f"features are not kept: {folder} cannot be written: {error}", stacklevel=2)
+        return _make(source, spec, time_column, None)
+    try:
+        _make(source, spec, time_column, temporary)
+        shutil.rmtree(place, ignore_errors=True)  # one that did not read
+        try:
+            temporary.rename(place)
+        except OSError:  # another process was first, with the same content
+            if not (place / "store.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    found = _read(place)
+    if found is None:
+        raise DataError(f"{place} was written, and does not read", fix="set cache to off")
+    return found
+
+
+def _make(
+    source: ColumnSource, spec: FeatureSpec, time_column: str | None, folder: Path | None
+) -> FeatureStore:
+    spec = fit_features(spec, source)
+    parts = _Parts(folder)
+    report = _Report(source.path)
+    num_rows = 0
+    for features, labels, times in _encoded(source, spec, time_column):
+        num_rows += len(labels)
+        is_small = max([0, *spec.ids.values()]) < 2**31 and 0 not in spec.ids.values()
+        parts.add("sparse", features.sparse.astype(np.int32 if is_small else np.int64))
+        parts.add("dense", features.dense)
+        parts.add("labels", labels)
+        if times is not None:
+            parts.add("time", times)
+        for number, (ids, lengths) in enumerate(features.sequences.values()):
+            parts.add(f"sequence_{number}", ids)
+            parts.add(f"lengths_{number}", lengths)
+        report.note(num_rows)
+    if num_rows == 0:
+        raise DataError(f"{source.path} has no rows", fix="give a table with rows")
+    report.end(num_rows)
+    return parts.finish(spec)
+
+
+def _encoded(
+    source: ColumnSource, spec: FeatureSpec, time_column: str | None
+) -> Iterator[tuple[Features, np.ndarray, np.ndarray | None]]:
+    encoder = FeatureEncoder(spec)
+    names = [*spec.columns, *(entry.column for entry in spec.label.values())]
+    wanted = list(dict.fromkeys(names + ([time_column] if time_column else [])))
+    for chunk in source.chunks(wanted):
+        times = None
+        if time_column is not None:
+            times = numbers_of(chunk[time_column], time_column)
+            if np.isnan(times).any():
+                raise DataError(
+                    f"{source.path}: {time_column} is missing in {int(np.isnan(times).sum())} rows",
+                    fix="give every row a time, or leave time_column out",
+                )
+        yield encoder.encode(chunk), encoder.labels(chunk), times
+
+
+class _Parts:
+    """Arrays that grow by rows: in files, or in memory."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._parts: dict[str, list[np.ndarray]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, np.dtype] = {}
+
+    def add(self, name: str, part: np.ndarray) -> None:
+        count = self._shapes.get(name, (0,))[0]
+        self._shapes[name] = (count + len(part), *part.shape[1:])
+        self._dtypes[name] = part.dtype
+        if self._folder is None or name.startswith("lengths_"):
+            self._parts.setdefault(name, []).append(part)
+            return
+        with open(self._folder / f"{name}.raw", "ab") as file:
+            file.write(np.ascontiguousarray(part).data)
+
+    def finish(self, spec: FeatureSpec) -> FeatureStore:
+        arrays = {name: np.concatenate(parts) for name, parts in self._parts.items()}
+        for name in [name for name in arrays if name.startswith("lengths_")]:
+            starts = np.concatenate([[0], np.cumsum(arrays.pop(name))]).astype(np.int64)
+            arrays[name.replace("lengths", "starts")] = starts
+        if self._folder is None:
+            return FeatureStore(spec, arrays)
+        for name in self._shapes.keys() - self._parts.keys():
+            self._shaped(name, self._folder)
+        for name, array in arrays.items():
+            np.save(self._folder / f"{name}.npy", array, allow_pickle=False)
+        (self._folder / "store.json").write_text(json.dumps(spec.to_json()), encoding="utf-8")
+        return FeatureStore(spec, arrays)
+
+    def _shaped(self, name: str, folder: Path) -> None:
+        """Put the header of a `.npy` file before the numbers."""
+        shape, dtype = self._shapes[name], self._dtypes[name]
+        about = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        with open(folder / f"{name}.npy", "wb") as file:
+            np.lib.format.write_array_header_1_0(file, about)
+            with open(folder / f"{name}.raw", "rb") as raw:
+                shutil.copyfileobj(raw, file, 1 << 24)
+            file.flush()
+            os.fsync(file.fileno())
+        (folder / f"{name}.raw").unlink()
+
+
+def _read(place: Path) -> FeatureStore | None:
+    try:
+        spec = FeatureSpec.from_json(json.loads((place / "store.json").read_text(encoding="utf-8")))
+        arrays = {
+            file.stem: np.load(file, mmap_mode="r", allow_pickle=False)
+            for file in sorted(place.glob("*.npy"))
+        }
+    except (OSError, ValueError, ConfigError):
+        return None  # made anew
+    return FeatureStore(spec, arrays)
+
+
+class _Report:
+    """Says on stderr how far a table is, where it takes long."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._began = self._told = perf_counter()
+
+    def note(self, num_rows: int) -> None:
+        now = perf_counter()
+        if now - self._told >= REPORT_EVERY_S:
+            self._told = now
+            rate = num_rows / (now - self._began)
+            sys.stderr.write(f"reading {self._path}: {num_rows:,} rows, {rate:,.0f}/s\n")
+
+    def end(self, num_rows: int) -> None:
+        if self._told > self._began:
+            seconds = perf_counter() - self._began
+            sys.stderr.write(f"read {self._path}: {num_rows:,} rows in {seconds:.1f} s\n")

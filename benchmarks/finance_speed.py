@@ -1,8 +1,8 @@
 """Fine-tuning MiniLM-L6 for sentences: tokens a second, beside the Hugging Face Trainer.
 
-The same model, sentences, batch size and number format in one process, turn by turn. A token is one
-of a sentence, with those around it; filled-up places do not count. Both are used as their pages say:
-ours with batches of similar length, theirs with `group_by_length`.
+The same model, sentences, batch size and number format in one process, turn by turn. A token is
+one of a sentence, with those around it; filled-up places do not count. Both are used as their pages
+say: ours with batches of similar length, theirs with `group_by_length`.
 """
 
 import argparse

@@ -35,6 +35,14 @@ PUBLIC = {
         "Scorer",
         "read_movielens",
     ],
+    "deepseek.finance": [
+        "Sentences",
+        "find_tickers",
+        "read_fiqa",
+        "read_fomc",
+        "read_phrasebank",
+        "read_twitter_news",
+    ],
     "deepseek.medical": [
         "DetectionTask",
         "Findings",

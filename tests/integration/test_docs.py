@@ -39,7 +39,7 @@ from deepseek.config.parallel import ParallelConfig
 from deepseek.errors import DeepSeekError
 
 ROOT = Path(__file__).parents[2]
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "tutorials").glob("*.md")])
 README, CHINESE_README = ROOT / "README.md", ROOT / "README.zh-CN.md"
 PAGES = [
     README,

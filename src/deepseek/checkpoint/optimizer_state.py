@@ -108,7 +108,9 @@ def join_state(
     own = optimizer.state_dict()["param_groups"]
     for number, current in enumerate(own):
         saved = rest["param_groups"][min(number, len(rest["param_groups"]) - 1)]
-        if not current.keys() - {"params", *OF_THE_RUN} <= saved.keys():  # some add a count of steps as they go
+        if (
+            not current.keys() - {"params", *OF_THE_RUN} <= saved.keys()
+        ):  # some add a count of steps as they go
             raise CheckpointError(
                 f"the saved optimizer is no {type(optimizer).__name__}: it has the settings"
                 f" {', '.join(sorted(saved))}",

@@ -107,9 +107,7 @@ def _refuse_for_real(
             )
 
 
-def check_folds(
-    folds: int | None, fold: list[int] | None, together: bool, is_other: bool
-) -> None:
+def check_folds(folds: int | None, fold: list[int] | None, together: bool, is_other: bool) -> None:
     """Refuse options of folds that would be ignored.
 
     Raises:

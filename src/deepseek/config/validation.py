@@ -140,7 +140,7 @@ def _elsewhere(root: type[Settings], owner: type[Settings], word: str, tree: Any
 
 
 def _copied(cls: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy the sections of `values`; an empty section (`trainer:`) is `{}`, but where it may lack."""
+    """Copy the sections of `values`; an empty one (`trainer:`) is `{}`, but where it may lack."""
     inner = sections(cls, values)
     tree = {}
     for key, value in values.items():

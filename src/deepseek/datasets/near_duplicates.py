@@ -11,6 +11,7 @@ Shapes: N texts.
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -85,5 +86,5 @@ def _signature(pieces: frozenset[int], coefficients: np.ndarray) -> np.ndarray:
 def _pairs(members: list[int]) -> Iterable[tuple[int, int]]:
     """Return the pairs of a bucket; of a large one, those of neighbours, which link them all."""
     if len(members) > _MANY:
-        return zip(members, members[1:], strict=False)
+        return pairwise(members)
     return ((a, b) for at, a in enumerate(members) for b in members[at + 1 :])

@@ -29,8 +29,8 @@ from deepseek.deploy.samples import spec_of
 from deepseek.deploy.trust import is_trusted, remember
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import ModelEngine
-from deepseek.models.lora import merge_lora
 from deepseek.models.eval_mode import evaluating
+from deepseek.models.lora import merge_lora
 from deepseek.version import __version__
 from deepseek.whole_file import replacing
 

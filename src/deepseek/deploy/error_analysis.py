@@ -68,16 +68,16 @@ def analyse_errors(
     typical = [
         at for label in range(probs.shape[1]) for at in right[targets[right] == label][:2].tolist()
     ]
-    explained = [
+    mistakes, others = (
         [_explain(engine, dataset, samples, at, steps) for at in chosen]
         for chosen in (wrong.tolist(), typical)
-    ]
+    )
     notes = []
     if len(targets) >= MIN_CALIBRATED:
         temperature = measure_temperature(probs, targets)
         notes.append(temperature.describe()[0].upper() + temperature.describe()[1:] + ".")
     names = engine.spec.class_names if engine.spec else ()
-    write_mistakes(Path(path), title, probs, targets, names, *explained, notes)
+    write_mistakes(Path(path), title, probs, targets, names, mistakes, others, notes)
     return found.metrics
 
 
@@ -89,7 +89,7 @@ def _explain(
     answer = (target, predicted, float(probs.max()))
     if not isinstance(dataset, TextDataset):
         describe = getattr(dataset, "describe", None)
-        words = [describe(index) if callable(describe) else f"sample {index}"]
+        words = [str(describe(index)) if callable(describe) else f"sample {index}"]
         return Explained(index, words, [], *answer)
     tokens = dataset[index]["inputs"]
     if engine.spec is not None and engine.spec.pad_token is not None:

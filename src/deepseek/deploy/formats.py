@@ -12,8 +12,8 @@ from deepseek.deploy.runtimes import RUNTIMES, Conversion, Execution
 from deepseek.deploy.samples import draw_inputs, random_inputs, with_spec
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
-from deepseek.models.lora import merge_lora
 from deepseek.models.eval_mode import evaluating
+from deepseek.models.lora import merge_lora
 from deepseek.registry import did_you_mean
 
 FORMATS = {

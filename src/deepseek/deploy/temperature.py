@@ -159,5 +159,3 @@ def _error(probs: np.ndarray, targets: np.ndarray) -> float:
 def _loss(probs: np.ndarray, targets: np.ndarray) -> float:
     own = probs[np.arange(len(targets)), targets]
     return float(-np.log(np.clip(own, 1e-30, None)).mean())
-
-

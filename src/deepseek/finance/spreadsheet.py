@@ -33,7 +33,9 @@ def read_spreadsheet(path: Path) -> list[list[str]]:
                 for row in sheet.iter(f"{SPACE}row")
             ]
     except (OSError, zipfile.BadZipFile, KeyError, ElementTree.ParseError, LookupError) as error:
-        raise DataError(f"{path} is no .xlsx file: {error}", fix="give the original file") from error
+        raise DataError(
+            f"{path} is no .xlsx file: {error}", fix="give the original file"
+        ) from error
     width = max((max(row, default=-1) for row in rows), default=-1) + 1
     return [[row.get(column, "") for column in range(width)] for row in rows]
 

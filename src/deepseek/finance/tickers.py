@@ -3,7 +3,7 @@
 import re
 
 EXCHANGES = (
-    "NYSE", "NASDAQ", "AMEX", "OTC", "LSE", "TSX", "ASX", "HKEX", "SEHK", "HEL", "OMX", "FRA", "ETR",
+    "NYSE", "NASDAQ", "AMEX", "OTC", "LSE", "TSX", "ASX", "HKEX", "SEHK", "OMX", "FRA", "ETR",
     "EPA", "SWX", "BIT", "BME", "NSE", "BSE", "SSE", "SZSE", "TSE", "TYO", "KRX",
 )  # fmt: skip
 _CASHTAG = r"(?<![\w$])\$(?P<cash>[A-Za-z]{1,6}(?:[._-][A-Za-z]{1,2})?)(?!\w)"

@@ -42,7 +42,9 @@ def attribute_tokens(
     table = _token_table(engine)
     spec = engine.spec
     tokens = tokens.to(engine.device)
-    around = torch.tensor([token for part in _frame(engine) for token in part], device=tokens.device)
+    around = torch.tensor(
+        [token for part in _frame(engine) for token in part], device=tokens.device
+    )
     pad = torch.full_like(tokens, 0 if spec is None else spec.pad_token or 0)
     with torch.no_grad():
         whole = table(tokens)

@@ -2,7 +2,8 @@
 
 Papers: Izmailov et al. 2018 (SWA), arXiv 1803.05407; Wortsman et al. 2022 (model soups), arXiv
 2203.05482, of which this is the uniform soup of one run. Departure: whole numbers in buffers are
-those of the best member. The average becomes the model of the run only where it is at least as good as the best.
+those of the best member. The average becomes the model of the run only where it is at least as good
+as the best.
 """
 
 from collections.abc import Iterator

@@ -35,9 +35,7 @@ class LayerPace:
         return {"lr_share": self.decay**distance, "starts_at": starts_at}
 
 
-def choose_pace(
-    config: TrainerConfig, engine: ModelEngine, loader: DataLoader
-) -> LayerPace | None:
+def choose_pace(config: TrainerConfig, engine: ModelEngine, loader: DataLoader) -> LayerPace | None:
     """Return what the settings say of layers, or `None` where all learn alike.
 
     Raises:

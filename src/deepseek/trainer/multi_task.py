@@ -19,8 +19,8 @@ from torch import Tensor
 from deepseek.config import TrainerConfig
 from deepseek.datasets import DataSpec
 from deepseek.errors import ConfigError
-from deepseek.trainer.metrics import Metric
 from deepseek.trainer.class_weights import weigh_classes
+from deepseek.trainer.metrics import Metric
 from deepseek.trainer.task import Batch, Task, resolve_task
 from deepseek.trainer.weighting import Weighting, make_weighting
 

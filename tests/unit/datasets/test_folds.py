@@ -13,7 +13,7 @@ CLASSES = np.array([0] * 13 + [1] * 61 + [2] * 29)
 def test_each_fold_has_as_many_of_each_class():
     folds = stratified_folds(CLASSES, 5, seed=3)
     for number in range(3):
-        counts = np.bincount(folds[CLASSES == number], minlength=5)
+        counts = np.bincount(folds[number == CLASSES], minlength=5)
         assert counts.max() - counts.min() <= 1
     sizes = np.bincount(folds)
     assert sizes.max() - sizes.min() <= 1
@@ -27,7 +27,7 @@ def test_groups_stay_together_and_classes_even():
     for group in np.unique(groups):
         assert len(set(folds[groups == group].tolist())) == 1
     for number in range(3):
-        counts = np.bincount(folds[CLASSES == number], minlength=5)
+        counts = np.bincount(folds[number == CLASSES], minlength=5)
         assert counts.max() - counts.min() <= 3
 
 
@@ -51,7 +51,8 @@ def test_near_duplicates_are_those_that_a_full_comparison_finds():
         (a, b)
         for a in range(len(texts))
         for b in range(a + 1, len(texts))
-        if len(pieces(texts[a]) & pieces(texts[b])) / len(pieces(texts[a]) | pieces(texts[b])) >= 0.8
+        if len(pieces(texts[a]) & pieces(texts[b])) / len(pieces(texts[a]) | pieces(texts[b]))
+        >= 0.8
     }
     found = {(pair.first, pair.second) for pair in find_near_duplicates(texts)}
     assert want == found

@@ -35,10 +35,10 @@ def write_sheet(path, rows, shared=()):
 
 
 def test_phrasebank_is_read_in_latin_1_and_by_the_last_at_sign(tmp_path):
-    lines = "Elcoteq sold caf\xe9s @ home .@positive\nNothing .@neutral\n"
+    lines = "Elcoteq sold Malm\xf6 @ home .@positive\nNothing .@neutral\n"
     (tmp_path / "Sentences_66Agree.txt").write_bytes(lines.encode("latin-1"))
     found = read_phrasebank(tmp_path, "66")
-    assert found.texts == ("Elcoteq sold caf\xe9s @ home .", "Nothing .")
+    assert found.texts == ("Elcoteq sold Malm\xf6 @ home .", "Nothing .")
     assert found.labels == (2, 1)
     assert found.class_names == ("negative", "neutral", "positive")
     data = TextDataset(

@@ -19,7 +19,9 @@ from deepseek.deploy.report.run_folder import RunFolder
 from deepseek.version import __version__
 from deepseek.whole_file import replacing
 
-STYLE = "padding:0 .12em;border-radius:3px;background:color-mix(in srgb, var({}) {:.0f}%, var(--card))"
+STYLE = (
+    "padding:0 .12em;border-radius:3px;background:color-mix(in srgb, var({}) {:.0f}%, var(--card))"
+)
 MAX_WORDS = 300
 
 
@@ -117,8 +119,8 @@ def _examples(
     if any(sample.weights for sample in samples):
         key = (
             f'<p class="note"><span style="{STYLE.format("--accent", 45)}">blue</span> words spoke'
-            f' for the answer, <span style="{STYLE.format("--miss", 45)}">orange</span> ones against'
-            " it (integrated gradients, arXiv 1703.01365).</p>"
+            f' for the answer, <span style="{STYLE.format("--miss", 45)}">orange</span> ones'
+            " against it (integrated gradients, arXiv 1703.01365).</p>"
         )
     return Section(id, title, key + "".join(_example(sample, run) for sample in samples))
 

@@ -254,7 +254,8 @@ def _add_predictions(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
     ) -> Response:
         """Classify a picture, a text, its words, samples, or the voxels of a volume.
 
-        With `spans=tickers` each text comes with those that stand in it. Of a volume the answer is the millilitres of each class, or with `mask` a `.nii.gz` file.
+        With `spans=tickers` each text comes with those that stand in it. Of a volume the answer is
+        the millilitres of each class, or with `mask` a `.nii.gz` file.
         """
         if not 1 <= top_k <= MAX_TOP_K:
             raise Refusal(422, f"top_k={top_k}", fix=f"give 1 to {MAX_TOP_K}")

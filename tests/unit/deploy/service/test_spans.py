@@ -7,6 +7,7 @@ from tests.unit.deploy.service.conftest import make_text_engine
 from deepseek.datasets import TextDataset
 from deepseek.models import Encoder, ModelEngine
 
+
 @pytest.fixture(scope="module")
 def tagger(tmp_path_factory):
     """A model of words that was trained to know three names."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from deepseek.errors import ConfigError
 from deepseek.models.engine import ModelEngine
 from deepseek.models.eval_mode import evaluating
+from deepseek.models.text_batches import tokenizer_of
 
 AT_ONCE = 16
 
@@ -82,8 +83,6 @@ def _token_table(engine: ModelEngine) -> nn.Embedding:
 
 
 def _frame(engine: ModelEngine) -> tuple[list[int], list[int]]:
-    from deepseek.models.text_batches import tokenizer_of
-
     if engine.spec is None or engine.spec.tokenizer is None:
         return [], []
     before, after = tokenizer_of(engine.spec.tokenizer).frame

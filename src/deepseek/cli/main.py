@@ -23,6 +23,7 @@ from deepseek.cli import (
     explain,
     export,
     features,
+    finance,
     generate,
     init,
     launch,
@@ -73,6 +74,7 @@ app.command("doctor")(doctor.doctor)
 app.command("plan")(plan.plan)
 app.add_typer(runs.app, name="runs")
 app.add_typer(config.app, name="config")
+app.add_typer(finance.app, name="finance")
 
 
 @app.command("version")

@@ -17,6 +17,7 @@ from deepseek.checkpoint import StoredTensors
 from deepseek.models.model_file import read_model_file, write_model_file
 from deepseek.parallel.apply import ParallelModel
 from deepseek.trainer.callbacks import BestModel, Callback, monitored
+from deepseek.trainer.growing import lent_tables
 from deepseek.trainer.training_state import fill_model
 
 if TYPE_CHECKING:
@@ -117,8 +118,10 @@ def weights_of(parallel: ParallelModel, path: Path) -> Iterator[None]:
     """Compute with the weights of a model file for a while."""
     kept = [(part.tensor, part.tensor.clone()) for part in parallel.parts()]
     try:
-        fill_model(parallel.parts(), StoredTensors([path]))
-        yield
+        stored = StoredTensors([path])
+        fill_model(parallel.parts(), stored)
+        with lent_tables(parallel.engine.module, stored):
+            yield
     finally:
         for tensor, before in kept:
             tensor.copy_(before)

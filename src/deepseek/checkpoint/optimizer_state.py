@@ -17,6 +17,8 @@ from deepseek.models.tensor_part import TensorPart
 
 # (name of a weight, something of its shape or for its blocks, what is added to the name) -> parts
 Cut = Callable[[str, Tensor, str], Iterable[TensorPart]]
+OF_THE_RUN = ("weight_decay", "lr_share", "starts_at")
+"""Settings of a group that follow from those of the run that goes on."""
 
 
 def split_state(
@@ -106,7 +108,9 @@ def join_state(
     own = optimizer.state_dict()["param_groups"]
     for number, current in enumerate(own):
         saved = rest["param_groups"][min(number, len(rest["param_groups"]) - 1)]
-        if not current.keys() - {"params"} <= saved.keys():  # some add a count of steps as they go
+        if (
+            not current.keys() - {"params", *OF_THE_RUN} <= saved.keys()
+        ):  # some add a count of steps as they go
             raise CheckpointError(
                 f"the saved optimizer is no {type(optimizer).__name__}: it has the settings"
                 f" {', '.join(sorted(saved))}",
@@ -118,9 +122,10 @@ def join_state(
                 **{
                     key: tuple(value) if isinstance(current.get(key), tuple) else value
                     for key, value in saved.items()
-                    if key != "weight_decay"
+                    if key not in OF_THE_RUN
                 },
-                "weight_decay": current.get("weight_decay", 0.0),
+                "weight_decay": 0.0,
+                **{key: current[key] for key in OF_THE_RUN if key in current},
                 "params": current["params"],
             }
         )

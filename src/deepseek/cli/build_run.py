@@ -127,6 +127,19 @@ def build_trainer(
         on_paper: for a dry run: a model without numbers, on the CPU.
     """
     train_data, val_data = build_data(config.data, config.seed)
+    return trainer_of(config, train_data, val_data, run_dir, resume, on_paper=on_paper)
+
+
+def trainer_of(
+    config: RunConfig,
+    train_data: AnyDataset,
+    val_data: AnyDataset | None,
+    run_dir: Path | None,
+    resume: Path | None = None,
+    *,
+    on_paper: bool = False,
+) -> Trainer:
+    """Return the trainer of a run, with data that exist already; arguments as above."""
     torch.manual_seed(config.seed)  # the weights too are the seed's
     build = partial(build_model, on_paper=on_paper)
     is_multi = isinstance(config.data, MultiDataConfig)

@@ -14,11 +14,13 @@ from typing import Annotated
 import typer
 
 from deepseek.cli import (
+    calibrate,
     chaos,
     config,
     convert,
     doctor,
     evaluate,
+    explain,
     export,
     features,
     finance,
@@ -60,6 +62,8 @@ app.command("quantize")(quantize.quantize)
 app.command("generate")(generate.generate)
 app.command("prune")(prune.prune)
 app.command("serve")(serve.serve)
+app.command("explain")(explain.explain)
+app.command("calibrate")(calibrate.calibrate)
 app.command("report")(report.report)
 app.command("optimize")(optimize.optimize)
 app.command("lr-range")(lr_range.lr_range)

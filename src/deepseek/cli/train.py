@@ -39,9 +39,19 @@ def train(
         typer.Option(min=1, help="Processes of the dry run; as many as the plan takes."),
     ] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="The one that is walked; 0.")] = None,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Cross-validate: a model for each of N folds.")
+    ] = None,
+    fold: Annotated[
+        list[int] | None, typer.Option(min=0, help="With --folds: one of those to run; all.")
+    ] = None,
+    together: Annotated[
+        bool, typer.Option(help="With --folds: keep texts that are almost the same in one fold.")
+    ] = False,
 ) -> None:
     """Train the model that a configuration describes."""
     _refuse_for_real(dry_run, world_size, rank, resume, run_dir)
+    check_folds(folds, fold, together, dry_run or resume is not None)
     from deepseek.cli.model_args import check_args
     from deepseek.cli.run_folders import find_resume
     from deepseek.config import read_config
@@ -55,7 +65,7 @@ def train(
     loaded = read_config(path, overrides, check_args=check_args)
     for change in loaded.changes:
         print(f"changed  {change}")
-    count = loaded.config.trainer.parallel.num_processes or 1
+    count = 1 if folds else loaded.config.trainer.parallel.num_processes or 1
     if dry_run:
         from deepseek.cli.dry_run import print_dry_run
 
@@ -63,6 +73,11 @@ def train(
         return
     if count > 1 and "WORLD_SIZE" not in os.environ:
         _start_processes(count, arguments or [], resume, run_dir)
+    if folds is not None:
+        from deepseek.cli.train_folds import train_folds
+
+        train_folds(loaded.config, folds, fold, run_dir, together=together)
+        return
     from deepseek.cli.build_run import build_trainer
 
     trainer = build_trainer(loaded.config, run_dir=run_dir, resume=resume_from)
@@ -90,6 +105,23 @@ def _refuse_for_real(
                 if dry_run
                 else "add --dry-run; a real run has as many processes as trainer.parallel says",
             )
+
+
+def check_folds(folds: int | None, fold: list[int] | None, together: bool, is_other: bool) -> None:
+    """Refuse options of folds that would be ignored.
+
+    Raises:
+        ConfigError: they are given without `--folds`, or beside a run of another kind.
+    """
+    from deepseek.errors import ConfigError
+
+    if folds is None and (fold or together):
+        raise ConfigError("--fold and --together are of --folds", fix="add --folds=5")
+    if folds is not None and is_other:
+        raise ConfigError(
+            f"--folds={folds} beside --dry-run or --resume",
+            fix="leave those away; folds that are finished in --run-dir are not run again",
+        )
 
 
 def _start_processes(

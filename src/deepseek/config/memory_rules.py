@@ -59,6 +59,8 @@ def find_backward_problem(config: "TrainerConfig") -> Contradiction | None:
         ("clip_grad_norm", config.clip_grad_norm, None, "needs the norm of the whole gradient"),
         ("on_bad_step", config.on_bad_step, "abort", "takes back a step before its update"),
         ("loss_spike", config.loss_spike, None, "judges a step before its update"),
+        ("layer_decay", config.layer_decay, 1, "updates layers by rates of their own"),
+        ("unfreeze_every", config.unfreeze_every, None, "updates layers by rates of their own"),
         ("keep_graph", config.keep_graph, False, "goes backward through weights that have changed"),
     )
     for name, value, needed, why in wanted:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from deepseek.config.duration import Duration
+from deepseek.config.lora import LoraConfig
 from deepseek.config.memory import MemorySetting
 from deepseek.config.memory_rules import find_backward_problem, find_bf16_problem
 from deepseek.config.parallel import ParallelConfig
@@ -100,11 +101,29 @@ class TrainerConfig(Settings):
     """Largest L2 norm of the gradient; a longer one is scaled down. `null`: never."""
     ema_decay: Annotated[Number, Field(ge=0, lt=1)] | None = None
     """Evaluate and save a moving average of the weights; share kept per step. `null`: none."""
+    average_best: Annotated[Whole, Field(ge=2)] | None = Field(
+        default=None, json_schema_extra=unit("evaluations")
+    )
+    """Average the weights of that many best evaluations at the end; the average is the run's model
+    where it is as good as the best. `null`: do not."""
+    layer_decay: Number = Field(default=1.0, gt=0, le=1, json_schema_extra=unit("share per block"))
+    """Share of the learning rate that is left for each block between a weight and the head; 1:
+    all learn alike."""
+    unfreeze_every: AtLeastOne | Literal["epoch"] | None = Field(
+        default=None, json_schema_extra=unit("optimizer steps")
+    )
+    """Let only what is behind the blocks learn at first, and one more block, from the last to the
+    first, after each so many steps, or `epoch`. `null`: all learn at once."""
+    lora: LoraConfig | None = None
+    """Adapters that learn in place of the weights of the blocks: `{rank: 8}`. `null`: none."""
     keep_graph: Switch = False
     """Retain the autograd graph between the backward passes of a step, for models that carry
     state from one micro-batch to the next; costs the activations of all of them at once."""
     label_smoothing: Number = Field(default=0.0, ge=0, lt=1, json_schema_extra=unit("probability"))
     """Probability taken from the true class and spread over all classes."""
+    class_weights: Literal["balanced"] | list[Annotated[Number, Field(gt=0)]] | None = None
+    """What a sample of each class counts in the loss: a number each, or `balanced`, by which all
+    classes count the same. `null`: every sample 1."""
     weighting: str | dict[str, Any] = Field(default="auto", min_length=1)
     """What each of several tasks weighs: `equal`, `uncertainty`, `dwa`, `gradnorm`, `famo`,
     `pcgrad`, `cagrad`, `mgda`, `mgda_ub`; or with settings, `{name: cagrad, c: 0.4}`. `auto`:
@@ -281,8 +300,13 @@ class TrainerSettings(TypedDict, total=False):
     grad_accum_steps: int | Auto
     clip_grad_norm: float | None
     ema_decay: float | None
+    average_best: int | None
+    layer_decay: float
+    unfreeze_every: int | Literal["epoch"] | None
+    lora: Mapping[str, object] | LoraConfig | None
     keep_graph: bool
     label_smoothing: float
+    class_weights: Literal["balanced"] | Sequence[float] | None
     weighting: str | dict[str, Any]
     channels_last: bool | Auto
     eval_every: int | Literal["epoch"]

@@ -140,11 +140,11 @@ def _elsewhere(root: type[Settings], owner: type[Settings], word: str, tree: Any
 
 
 def _copied(cls: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy the sections of `values`; an empty section (`trainer:`) is `{}`."""
+    """Copy the sections of `values`; an empty one (`trainer:`) is `{}`, but where it may lack."""
     inner = sections(cls, values)
     tree = {}
     for key, value in values.items():
-        if key in inner and value is None:
+        if key in inner and value is None and cls.model_fields[key].default is not None:
             value = {}
         if key in inner and isinstance(value, Mapping):
             value = _copied(inner[key], value)

@@ -21,6 +21,7 @@ from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.assembly import build_from_file
 from deepseek.models.classifier import Classifier
+from deepseek.models.lora import merge_lora
 from deepseek.models.model_file import ModelFile
 from deepseek.models.weights import load_weights
 from deepseek.models.zoo import build_model, check_model_args, is_timm
@@ -153,6 +154,7 @@ def deepseek_to_pytorch(engine: ModelEngine, layout: str = "auto") -> dict[str, 
     """
     if not isinstance(engine.module, Classifier):
         return {name: tensor.detach() for name, tensor in engine.module.state_dict().items()}
+    engine = merge_lora(engine)
     family = find_writer(engine, layout)
     return written_state(engine, family, family.in_memory)
 

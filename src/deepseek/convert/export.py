@@ -12,6 +12,7 @@ from deepseek.convert.pictures import picture_files
 from deepseek.convert.tokenizers import tokenizer_files
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
+from deepseek.models.lora import merge_lora
 from deepseek.version import __version__
 
 _PIPELINES = (
@@ -43,6 +44,7 @@ def deepseek_to_huggingface(
     Raises:
         ConfigError: transformers has no such model, or there is something in the folder.
     """
+    engine = merge_lora(engine)
     family = find_writer(engine, "huggingface")
     config = family.config_json(engine.config)
     names = engine.spec.class_names if engine.spec else ()

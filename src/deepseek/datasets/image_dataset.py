@@ -229,9 +229,16 @@ class ImageDataset(torch.utils.data.Dataset):
             count = min(max(round(share * len(members)), 1), len(members) - 1)
             order = permutation(len(members), self.seed if seed is None else seed, number)
             is_validation[members[order[: max(count, 0)]]] = True
-        training = self._part(self._rows[~is_validation])
-        validation = self._part(self._rows[is_validation])
-        return training, validation.with_transform(self.evaluation_transform)
+        training = self.take(~is_validation)
+        return training, self.take(is_validation).evaluation_view()
+
+    def take(self, chosen: np.ndarray) -> "ImageDataset":
+        """Return some of the pictures, by a mask (N,)."""
+        return self._part(self._rows[chosen])
+
+    def evaluation_view(self) -> "ImageDataset":
+        """Return the same pictures with the evaluation transform."""
+        return self.with_transform(self.evaluation_transform)
 
     def _part(self, rows: np.ndarray) -> "ImageDataset":
         if len(rows) == 0:

@@ -209,6 +209,11 @@ class TextDataset(torch.utils.data.Dataset):
         """Tokens of each sample, int64 (N,), where batches are made by length; else `None`."""
         return self._samples.lengths if self._padding == "batch" else None
 
+    @property
+    def targets(self) -> np.ndarray:
+        """Class of each sample, int64 (N,), where there is one for each; else zeros."""
+        return self._samples.classes()
+
     def text(self, index: int) -> str:
         """Return the text of a sample, as the tokenizer sees it."""
         return self.tokenizer.decode(self._samples.tokens(self._check_index(index)))
@@ -306,13 +311,17 @@ class TextDataset(torch.utils.data.Dataset):
                     f"{self._source.path}: splitting {len(self)} texts leaves a part empty",
                     fix="give more texts, or another share",
                 )
-        views = []
-        for part in parts:
-            view = copy.copy(self)
-            view._samples, view._is_part = part, True
-            view.spec = view._make_spec()
-            views.append(view)
-        return views[0], views[1].evaluation_view()
+        return self._part(parts[0]), self._part(parts[1]).evaluation_view()
+
+    def take(self, chosen: np.ndarray) -> "TextDataset":
+        """Return some of the samples, by a mask (N,); not those of a language model."""
+        return self._part(self._samples.take(chosen))
+
+    def _part(self, samples: Samples) -> "TextDataset":
+        view = copy.copy(self)
+        view._samples, view._is_part = samples, True
+        view.spec = view._make_spec()
+        return view
 
     def _draw(self, share: float, seed: int) -> np.ndarray:
         classes = self._samples.classes()

@@ -238,6 +238,18 @@ class Tokenizer:
             found.append(Words(np.array(encoding.ids, np.int64), numbers))
         return found
 
+    def locate(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the tokens of a text, nothing around them, and where each starts and ends in it.
+
+        Raises:
+            DataError: the text has a character that the vocabulary lacks.
+        """
+        try:
+            encoding = self._backend.encode(text, add_special_tokens=False)
+        except Exception as error:  # the library raises nothing narrower
+            raise self._explain([text], error) from error
+        return encoding.ids, encoding.offsets
+
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of tokens; special ones have none."""
         return self._backend.decode([int(token) for token in tokens])

@@ -30,6 +30,7 @@ from deepseek.deploy.trust import is_trusted, remember
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.eval_mode import evaluating
+from deepseek.models.lora import merge_lora
 from deepseek.version import __version__
 from deepseek.whole_file import replacing
 
@@ -162,7 +163,7 @@ def load_engine(
                 f"{path} has no description beside it ({description_of(path).name})",
                 fix="copy that file along, or export the model again",
             )
-        return ModelEngine.load(path)
+        return merge_lora(ModelEngine.load(path))
     artefact = read_description(path)
     runtime = _find_runtime(artefact.runtime)
     _check_files(path, artefact, runtime, trust)

@@ -13,6 +13,7 @@ from deepseek.deploy.samples import draw_inputs, random_inputs, with_spec
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.eval_mode import evaluating
+from deepseek.models.lora import merge_lora
 from deepseek.registry import did_you_mean
 
 FORMATS = {
@@ -103,7 +104,7 @@ def export(
     path = Path(path)
     chosen = find_format(path, format)
     engine = model if isinstance(model, ModelEngine) else ModelEngine.load(model)
-    engine = with_spec(engine, data)
+    engine = merge_lora(with_spec(engine, data))
     is_int8 = precision.startswith("int8")
     if is_int8 and data is None:
         raise ConfigError(

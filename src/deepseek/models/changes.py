@@ -14,6 +14,7 @@ from deepseek.errors import CheckpointError
 _KINDS: dict[str, str] = {
     "pruned": "deepseek.models.cut:apply_cut",
     "folded": "deepseek.models.folding:apply_folding",
+    "lora": "deepseek.models.lora:apply_lora",
     "quantised": "deepseek.models.quantized:apply_quantization",
     "quantisation-aware": "deepseek.models.quantization_aware:apply_fake_quantization",
 }

@@ -71,6 +71,23 @@ def encode_texts(texts: Sequence[Text], spec: DataSpec, batch_size: int) -> Iter
         yield frame_and_pad(rows, tokenizer.frame, length, spec.pad_token or 0)
 
 
+def locate_words(text: str, spec: DataSpec) -> np.ndarray:
+    """Return the words of a text, int64 (N, 3): first token in its row, start and end in the text.
+
+    Words that do not fit the row are left out.
+    """
+    tokenizer = tokenizer_of(spec.tokenizer or "")
+    numbers, places = tokenizer.locate(text)
+    room = spec.fields["inputs"].shape[0] - sum(map(len, tokenizer.frame))
+    words: list[list[int]] = []
+    for at, (number, (start, end)) in enumerate(zip(numbers, places, strict=True)):
+        if words and tokenizer.continues_word[number]:
+            words[-1][2] = end
+        elif at < room:
+            words.append([at + len(tokenizer.frame[0]), start, end])
+    return np.array(words, np.int64).reshape(-1, 3)
+
+
 @lru_cache(maxsize=4)
 def tokenizer_of(content: str) -> Tokenizer:
     """Return the tokenizer of a data spec, from its JSON text."""

@@ -14,6 +14,7 @@ from deepseek.datasets import DataLoader, DataSpec
 from deepseek.datasets.ramp import Ramp
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
+from deepseek.models.lora import add_lora
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.data import leaves_weights_out
 from deepseek.parallel.plan import Plan
@@ -28,6 +29,7 @@ from deepseek.trainer.growing import check_growing
 from deepseek.trainer.guard import BadStep, Guard
 from deepseek.trainer.joint_loss import JointLoss, check_joint
 from deepseek.trainer.labelled import counts_labels_alone
+from deepseek.trainer.layer_pace import LayerPace, choose_pace
 from deepseek.trainer.memory_budget import check_loss_chunks, choose_policy
 from deepseek.trainer.micro_batches import MicroBatches
 from deepseek.trainer.multi_task import MultiTask
@@ -102,13 +104,14 @@ def assemble(
     channels_last = _place(engine, config, precision, world)
     parameters = list(engine.parameters())
     check_trainable(engine.module)
+    pace = choose_pace(config, engine, loader)
     averaged = copy.deepcopy(engine) if config.ema_decay else None
     parallel = _spread(engine, task, config, precision, world)
     ema = None
     if averaged is not None and config.ema_decay:
         average = _spread(averaged, task, config, precision, world, trains=False)
         ema = ExponentialMovingAverage(parallel, average, config.ema_decay)
-    optimizer = _bind(recipe, parallel, config)
+    optimizer = _bind(recipe, parallel, config, pace)
     schedule = Schedule(
         config.schedule,
         recipe.learning_rate,
@@ -144,6 +147,24 @@ def assemble(
         sum(p.numel() for p in parameters if p.requires_grad),
         state_bytes_on_device(config, recipe, trained),
     )
+
+
+def adapt(engine: ModelEngine, config: TrainerConfig, plan: Plan) -> None:
+    """Give a bound engine the adapters that the settings want, in place.
+
+    Raises:
+        ConfigError: it has some already, no linears for them, or is to be divided by `tp`.
+    """
+    wanted = config.lora
+    if wanted is None:
+        return
+    if plan.tp > 1:
+        raise ConfigError(
+            f"tp={plan.tp} and lora: ranks do not divide adapters", fix="use dp or fsdp"
+        )
+    alpha = None if wanted.alpha == "auto" else wanted.alpha
+    targets = None if wanted.targets == "auto" else wanted.targets
+    add_lora(engine, wanted.rank, alpha, wanted.dropout, targets)
 
 
 def resolve_arithmetic(
@@ -267,14 +288,14 @@ def _check_parts(task: Task, config: TrainerConfig, world: World) -> None:
 
 
 def _bind(
-    recipe: Optimizer, parallel: ParallelModel, config: TrainerConfig
+    recipe: Optimizer, parallel: ParallelModel, config: TrainerConfig, pace: LayerPace | None
 ) -> torch.optim.Optimizer:
     engine, rounds = parallel.engine, config.param_dtype == "bf16"
     fixed = frozenset(engine.hints.no_weight_decay)
     if not parallel.world.is_distributed:
-        return recipe.bind(engine.module, fixed, seed=config.seed, rounds=rounds)
+        return recipe.bind(engine.module, fixed, seed=config.seed, rounds=rounds, pace=pace)
     weights = parallel.weights.named_trained()
-    return recipe.bind_weights(weights, fixed, seed=config.seed, rounds=rounds)
+    return recipe.bind_weights(weights, fixed, seed=config.seed, rounds=rounds, pace=pace)
 
 
 def agree_on_bad(world: World, found: BadStep | None) -> BadStep | None:

@@ -1,24 +1,21 @@
 """The end of a run: evaluation of the best model, summary, and what is drawn of it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from deepseek.checkpoint import StoredTensors
 from deepseek.errors import PreemptedError
-from deepseek.parallel.apply import ParallelModel
 from deepseek.registry import Registry
+from deepseek.trainer.averaging import AverageBest, weights_of
 from deepseek.trainer.callbacks import BestModel
 from deepseek.trainer.console import format_seconds
 from deepseek.trainer.evaluation import write_evaluation
-from deepseek.trainer.growing import lent_tables
 from deepseek.trainer.history import History
 from deepseek.trainer.signals import StopSignals
 from deepseek.trainer.throughput import peak_memory_bytes
-from deepseek.trainer.training_state import fill_model
 
 if TYPE_CHECKING:
     from deepseek.trainer.trainer import Trainer
@@ -112,25 +109,12 @@ def _evaluate_best(trainer: "Trainer", best_step: int | None, check: Callable[[]
     """Evaluate the weights of `model.bin`; those of the trainer stay."""
     parallel = trainer.trained
     with ExitStack() as stack:
-        if best_step not in (None, trainer.step):
-            stack.enter_context(_weights_of(parallel, trainer.folder.model))
+        is_average = any(isinstance(c, AverageBest) and c.is_used for c in trainer.callbacks)
+        if is_average or best_step not in (None, trainer.step):
+            stack.enter_context(weights_of(parallel, trainer.folder.model))
         evaluation = trainer._evaluation(None, keeps_samples=True, check=check)
     if not trainer.world.is_main:
         return
     data = trainer.val_loader.dataset if trainer.val_loader is not None else None
     step = trainer.step if best_step is None else best_step
     write_evaluation(trainer.folder, evaluation, step, trainer.spec.class_names, data)
-
-
-@contextmanager
-def _weights_of(parallel: ParallelModel, path: Path) -> Iterator[None]:
-    """Compute with the weights of a model file for a while."""
-    kept = [(part.tensor, part.tensor.clone()) for part in parallel.parts()]
-    try:
-        stored = StoredTensors([path])
-        fill_model(parallel.parts(), stored)
-        with lent_tables(parallel.engine.module, stored):
-            yield
-    finally:
-        for tensor, before in kept:
-            tensor.copy_(before)

@@ -19,6 +19,7 @@ from torch import Tensor
 from deepseek.config import TrainerConfig
 from deepseek.datasets import DataSpec
 from deepseek.errors import ConfigError
+from deepseek.trainer.class_weights import weigh_classes
 from deepseek.trainer.metrics import Metric
 from deepseek.trainer.task import Batch, Task, resolve_task
 from deepseek.trainer.weighting import Weighting, make_weighting
@@ -229,9 +230,10 @@ def resolve_run_task(task: str | Task, spec: DataSpec, config: TrainerConfig) ->
     """Return the task of a run, several with the weighting that its settings say.
 
     Raises:
-        ConfigError: `weighting` would be ignored, or is given twice.
+        ConfigError: `weighting` or `class_weights` would be ignored, or is given twice.
     """
     resolved = resolve_task(task, spec, config.label_smoothing)
+    resolved = weigh_classes(resolved, spec, config.class_weights)
     if config.weighting == "auto":
         return resolved
     if not isinstance(resolved, MultiTask):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from deepseek.errors import ConfigError
 from deepseek.memory.low_precision import LowPrecisionAdamW, adam_state_bytes
 from deepseek.registry import Registry
+from deepseek.trainer.layer_pace import LayerPace
 
 ParamGroups = list[dict]
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
@@ -158,6 +159,7 @@ class Optimizer:
         *,
         seed: int = 0,
         rounds: bool = False,
+        pace: LayerPace | None = None,
     ) -> torch.optim.Optimizer:
         """Return the torch optimizer over the parameters of `module` that want a gradient.
 
@@ -166,13 +168,14 @@ class Optimizer:
             no_weight_decay: names of further parameters without decay (position tables, ...).
             seed: of what an optimizer draws.
             rounds: round weights in bf16 stochastically; for adamw and adamw8bit.
+            pace: how fast the layers learn; `None`: all alike.
 
         Raises:
             ConfigError: the module has nothing to train.
         """
         check_trainable(module)
         trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        return self.bind_weights(trained, no_weight_decay, seed=seed, rounds=rounds)
+        return self.bind_weights(trained, no_weight_decay, seed=seed, rounds=rounds, pace=pace)
 
     def bind_weights(
         self,
@@ -181,10 +184,11 @@ class Optimizer:
         *,
         seed: int = 0,
         rounds: bool = False,
+        pace: LayerPace | None = None,
     ) -> torch.optim.Optimizer:
         """Return the torch optimizer over weights, or this rank's parts of them, by name."""
         entry = OPTIMIZERS.get(self.algorithm)
-        groups = group_parameters(weights, self.weight_decay, no_weight_decay)
+        groups = group_parameters(weights, self.weight_decay, no_weight_decay, pace)
         settings: dict = {"lr": self.learning_rate, **self.options}
         if rounds or entry.build is LowPrecisionAdamW:
             names = {weight: name for name, weight in weights.items()}
@@ -236,15 +240,22 @@ def check_trainable(module: nn.Module) -> None:
 
 
 def group_parameters(
-    weights: Mapping[str, Tensor], weight_decay: float, no_weight_decay: frozenset[str]
+    weights: Mapping[str, Tensor],
+    weight_decay: float,
+    no_weight_decay: frozenset[str],
+    pace: LayerPace | None = None,
 ) -> ParamGroups:
-    """Split weights into one group with and one without weight decay."""
-    decayed, plain = [], []
+    """Split weights into one group with and one without weight decay, for each pace."""
+    found: dict[tuple[int, bool], list[Tensor]] = {}
     for name, weight in weights.items():
         is_plain = weight.ndim <= 1 or name in no_weight_decay
-        (plain if is_plain else decayed).append(weight)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        away = 0 if pace is None else pace.distances[name]
+        found.setdefault((away, is_plain), []).append(weight)
+    return [
+        {
+            "params": found[away, is_plain],
+            "weight_decay": 0.0 if is_plain else weight_decay,
+            **({} if pace is None else pace.settings(away)),
+        }
+        for away, is_plain in sorted(found)  # the head first: its rate is that of the schedule
     ]
-    return [group for group in groups if group["params"]]

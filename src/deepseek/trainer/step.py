@@ -28,6 +28,7 @@ from deepseek.trainer.gradient_norm import total_norm
 from deepseek.trainer.graph import StepGraph
 from deepseek.trainer.guard import BadStep, Guard
 from deepseek.trainer.joint_loss import JointLoss
+from deepseek.trainer.layer_pace import set_rates
 from deepseek.trainer.micro_batches import (
     MicroBatches,
     move_batch,
@@ -437,8 +438,7 @@ class TrainStep:
         """
         (_, num_items, num_samples), norm = measured.accumulated, measured.norm
         lr = self.schedule.lr(step) if lr is None else lr
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rates(self.optimizer, lr, step)
         bad = replayed or self.guard.judge(
             float(measured.loss_sum) / max(1, num_items),
             float(norm),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from deepseek.datasets import DataSpec
@@ -69,20 +70,30 @@ class ClassificationTask(Task):
         num_classes: C.
         label_smoothing: probability spread over all classes (Szegedy et al. 2015, arXiv
             1512.00567, section 7); in training only, `val_loss` is plain cross-entropy.
+        class_weights: what a sample of each class counts in the loss of training, (C,); `None`: 1.
     """
 
     monitor = "val_accuracy"
     higher_is_better = True
 
-    def __init__(self, num_classes: int, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        class_weights: Float[Tensor, "C"] | None = None,
+    ) -> None:
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the summed cross-entropy, in float32 whatever the logits are."""
+        if self.class_weights is not None and self.class_weights.device != outputs.device:
+            self.class_weights = self.class_weights.to(outputs.device)
         return F.cross_entropy(
             outputs.float(),
             batch["targets"],
+            weight=self.class_weights,
             label_smoothing=self.label_smoothing,
             reduction="sum",
         )

@@ -26,8 +26,9 @@ from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.tensor import explain_mixture
 from deepseek.parallel.world import World, processes
 from deepseek.trainer.agreement import agree_if_asked, agree_to_stop, stop_check
-from deepseek.trainer.assembly import Assembly, assemble, recipe_from
+from deepseek.trainer.assembly import Assembly, adapt, assemble, recipe_from
 from deepseek.trainer.auto_parallel import choose_parallel
+from deepseek.trainer.averaging import AverageBest
 from deepseek.trainer.bad_steps import BadSteps
 from deepseek.trainer.callbacks import BestModel, Callback, EarlyStopping
 from deepseek.trainer.device import cpu_threads, grow_segments
@@ -171,16 +172,20 @@ class Trainer:
     def _with_own_callbacks(self, callbacks: Sequence[Callback]) -> list[Callback]:
         own: list[Callback] = []
         if self.val_loader is not None:
-            own.append(BestModel(self.monitor, self.higher_is_better))
+            best = BestModel(self.monitor, self.higher_is_better)
+            own.append(best)
+            if self.config.average_best is not None:
+                own.append(AverageBest(self.config.average_best, best))
             if self.config.early_stopping is not None:
                 own.append(
                     EarlyStopping(self.monitor, self.config.early_stopping, self.higher_is_better)
                 )
-        elif self.config.early_stopping is not None:
-            raise ConfigError(
-                f"early_stopping={self.config.early_stopping} needs validation data",
-                fix="pass val_data, or remove early_stopping",
-            )
+            return own + list(callbacks)
+        for name in ("early_stopping", "average_best"):
+            if (value := getattr(self.config, name)) is not None:
+                raise ConfigError(
+                    f"{name}={value} needs validation data", fix=f"pass val_data, or remove {name}"
+                )
         return own + list(callbacks)
 
     @property
@@ -224,6 +229,7 @@ class Trainer:
             # a head that is built now depends on the seed alone
             torch.manual_seed(self.config.seed)
             self.model.bind(self.spec)
+            adapt(self.model, self.config, self.plan)
             self._assembly = assemble(
                 self.model, self.task, self.spec, self.recipe, self.config, self.train_loader,
                 world,
@@ -241,13 +247,16 @@ class Trainer:
         step.ema.follow_buffers()
         return step.ema.average
 
-    def save_model(self) -> None:
+    def save_model(self, path: Path | None = None) -> None:
         """Write the model as it is now to the run's `model.bin`; every rank calls it.
+
+        Args:
+            path: of another file.
 
         Raises:
             OSError: the disk is full, or forbids it.
         """
-        save_model(self.trained, self.folder.model)
+        save_model(self.trained, path or self.folder.model)
 
     def request_stop(self, reason: str) -> None:
         """Ask the run to end after the current step; the first reason counts.

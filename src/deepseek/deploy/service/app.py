@@ -5,7 +5,7 @@ clients of KServe and Triton speak.
 """
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
 
@@ -29,6 +29,7 @@ from deepseek.deploy.service.question import (
 )
 from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.shelf import Shelf, Version
+from deepseek.deploy.service.spans import entities_of, find_pattern, texts_of
 from deepseek.version import __version__
 
 LOG = logging.getLogger("deepseek.service")
@@ -221,6 +222,24 @@ async def _segment(request: Request, version: Version, limits: Limits, mask: boo
     return JSONResponse({"model": version.name, "version": version.version, "ml": found.ml})
 
 
+async def _with_spans(
+    request: Request,
+    version: Version,
+    rows: np.ndarray,
+    top_k: int,
+    pattern: Callable[[str], list[dict]] | None,
+) -> list[dict]:
+    """Return a prediction for each text, with the `spans` that a model or a pattern finds."""
+    texts = texts_of(await request.body())
+    found = [{} for _ in texts] if version.finds_entities else answer(rows, version, top_k)
+    spans = [[] for _ in texts]
+    if version.finds_entities:
+        spans = await entities_of(texts, list(rows), version)
+    if pattern is not None:
+        spans = [own + pattern(text) for own, text in zip(spans, texts, strict=True)]
+    return [{**each, "spans": own} for each, own in zip(found, spans, strict=True)]
+
+
 def _check_ready(shelf: Shelf) -> None:
     if not shelf.is_ready:
         raise Refusal(503, "a model is not loaded", fix="try again later", retry_after_s=2)
@@ -231,24 +250,30 @@ def _add_predictions(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
 
     @app.post("/predict", openapi_extra=_BODY, tags=["predictions"])
     async def predict(
-        request: Request, model: str = "", top_k: int = 5, mask: bool = False
+        request: Request, model: str = "", top_k: int = 5, mask: bool = False, spans: str = ""
     ) -> Response:
-        """Classify a picture, a text, samples, or the voxels of a volume.
+        """Classify a picture, a text, its words, samples, or the voxels of a volume.
 
-        Of a volume the answer is the millilitres of each class, or with `mask` a `.nii.gz` file.
+        With `spans=tickers` each text comes with those that stand in it. Of a volume the answer is
+        the millilitres of each class, or with `mask` a `.nii.gz` file.
         """
         if not 1 <= top_k <= MAX_TOP_K:
             raise Refusal(422, f"top_k={top_k}", fix=f"give 1 to {MAX_TOP_K}")
         version = shelf.active(model)
         if version.takes_volumes:
             return await _segment(request, version, limits, mask)
+        pattern = find_pattern(spans)
         rows, _ = await _compute(request, version, limits)
+        if version.finds_entities or pattern is not None:
+            predictions = await _with_spans(request, version, rows, top_k, pattern)
+        else:
+            predictions = answer(rows, version, top_k)
         # as a response of its own: FastAPI would look through it, which takes longer than the rest
         return JSONResponse(
             {
                 "model": version.name,
                 "version": version.version,
-                "predictions": answer(rows, version, top_k),
+                "predictions": predictions,
             }
         )
 

@@ -24,7 +24,7 @@ from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.volumes import VOXEL_BYTES, Mask, PreparedScan, make_mask, open_scan
 from deepseek.errors import DeepSeekError
 from deepseek.models.prediction import decode_picture
-from deepseek.models.text_batches import text_batches
+from deepseek.models.text_batches import encode_texts, locate_words
 from deepseek.models.volume_segmenter import takes_volumes
 
 T = TypeVar("T")
@@ -80,6 +80,17 @@ class Decoder:
             Refusal: 422, they cannot be encoded, or ended the process that did it.
         """
         found = await self._run("the texts", _encode, texts)
+        if isinstance(found, str):
+            raise Refusal(422, found, fix="send other texts")
+        return found
+
+    async def locate(self, texts: list[str]) -> list[np.ndarray]:
+        """Return the words of each text, int64 (N, 3): first token, start and end in the text.
+
+        Raises:
+            Refusal: 422, they cannot be encoded, or ended the process that did it.
+        """
+        found = await self._run("the texts", _locate, texts)
         if isinstance(found, str):
             raise Refusal(422, found, fix="send other texts")
         return found
@@ -173,7 +184,12 @@ def _decode(content: bytes, max_pixels: int) -> np.ndarray | str:
 
 def _encode(texts: list[str]) -> np.ndarray | str:
     """Return the tokens, or what is wrong."""
-    return _limited(lambda spec: next(text_batches(texts, spec, len(texts))[0]).numpy())
+    return _limited(lambda spec: next(encode_texts(texts, spec, len(texts))).numpy())
+
+
+def _locate(texts: list[str]) -> list[np.ndarray] | str:
+    """Return the words of texts, or what is wrong."""
+    return _limited(lambda spec: [locate_words(text, spec) for text in texts])
 
 
 def _open_scan(content: bytes, max_voxels: int) -> PreparedScan | str:

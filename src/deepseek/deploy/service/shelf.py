@@ -99,8 +99,14 @@ class Version:
 
     @property
     def takes_texts(self) -> bool:
-        """Whether it says of which class a text is."""
-        return self.spec.tokenizer is not None and self.spec.task == "sequence_classification"
+        """Whether it says of which class a text is, or its words."""
+        tasks = ("sequence_classification", "token_classification")
+        return self.spec.tokenizer is not None and self.spec.task in tasks
+
+    @property
+    def finds_entities(self) -> bool:
+        """Whether it says of which class each word of a text is."""
+        return self.takes_texts and self.spec.task == "token_classification"
 
     @property
     def takes_volumes(self) -> bool:

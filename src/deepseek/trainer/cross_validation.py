@@ -1,0 +1,227 @@
+"""Cross-validation: as many models as folds, each tested on the fold that it has not seen.
+
+Protocol. Folds hold as many samples of each class. Of what is not in the test fold, a share is held
+back; it says which step's model is taken, and the test fold is looked at once, with that model.
+Without such a share the last weights are taken. The figures are the mean over folds and their
+standard deviation (divided by folds - 1). Texts that are almost the same and lie in different folds
+are counted, and kept in one fold on request.
+
+Shapes: N samples, C classes.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from deepseek.datasets import ImageDataset, TextDataset
+from deepseek.datasets.folds import stratified_folds
+from deepseek.datasets.near_duplicates import Pair, find_near_duplicates, group_pairs
+from deepseek.errors import ConfigError
+from deepseek.trainer.averaging import weights_of
+from deepseek.trainer.trainer import Trainer
+from deepseek.whole_file import replacing
+
+Foldable = TextDataset | ImageDataset
+MakeTrainer = Callable[[Foldable, Foldable | None, Path], Trainer]
+"""(training data, held-back data, run folder) -> the trainer of a fold."""
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Which sample is tested in which fold.
+
+    Attributes:
+        fold_of: of each sample, int64 (N,).
+        num_folds: how many there are.
+        pairs: texts that are almost the same.
+        keeps_together: whether near-duplicates share a fold.
+    """
+
+    fold_of: np.ndarray
+    num_folds: int
+    pairs: tuple[Pair, ...]
+    keeps_together: bool
+
+    @property
+    def leaks(self) -> list[Pair]:
+        """The pairs of which one is trained on while the other is tested."""
+        return [p for p in self.pairs if self.fold_of[p.first] != self.fold_of[p.second]]
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """What came of it.
+
+    Attributes:
+        metrics: of each fold that was run, by its number.
+        folds: which sample was in which.
+        val_share: of the training part, held back to choose the model.
+        folder: with a run folder for each fold, and `predictions.safetensors`.
+    """
+
+    metrics: dict[int, dict[str, float]]
+    folds: Folds
+    val_share: float
+    folder: Path
+
+    def mean(self, name: str) -> float:
+        """Return the mean of a metric over the folds."""
+        return fmean(each[name] for each in self.metrics.values())
+
+    def std(self, name: str) -> float:
+        """Return the standard deviation of a metric over the folds; 0 of one."""
+        values = [each[name] for each in self.metrics.values()]
+        return stdev(values) if len(values) > 1 else 0.0
+
+    def to_json(self) -> dict:
+        """Return a JSON-able dict of protocol and figures."""
+        names = list(next(iter(self.metrics.values())))
+        return {
+            "folds": self.folds.num_folds,
+            "run": sorted(self.metrics),
+            "val_share": self.val_share,
+            "near_duplicates": len(self.folds.pairs),
+            "near_duplicates_across_folds": len(self.folds.leaks),
+            "keeps_together": self.folds.keeps_together,
+            "metrics": {str(fold): own for fold, own in sorted(self.metrics.items())},
+            "mean": {name: self.mean(name) for name in names},
+            "std": {name: self.std(name) for name in names},
+        }
+
+
+def choose_folds(
+    data: Foldable, num_folds: int, seed: int = 0, *, keeps_together: bool = False
+) -> Folds:
+    """Return the folds of a data set.
+
+    Args:
+        data: texts or pictures with a class each.
+        num_folds: at least 2.
+        seed: of the order within classes.
+        keeps_together: put texts that are almost the same into one fold.
+
+    Raises:
+        ConfigError: the data have no class for each sample, or are too few.
+    """
+    if "classification" not in data.spec.task or data.spec.task == "token_classification":
+        raise ConfigError(
+            f"folds={num_folds} of data of the task {data.spec.task}: they are made by classes",
+            fix="cross-validate a model that finds a class for each sample",
+        )
+    pairs: list[Pair] = []
+    if isinstance(data, TextDataset):
+        pairs = find_near_duplicates([data.text(number) for number in range(len(data))])
+    groups = group_pairs(pairs, len(data)) if keeps_together else None
+    fold_of = stratified_folds(data.targets, num_folds, seed, groups)
+    return Folds(fold_of, num_folds, tuple(pairs), keeps_together)
+
+
+def cross_validate(
+    make_trainer: MakeTrainer,
+    data: Foldable,
+    folds: Folds,
+    folder: str | Path,
+    *,
+    only: Sequence[int] | None = None,
+    val_share: float = 0.1,
+    seed: int = 0,
+) -> CrossValidation:
+    """Train and test a model for each fold; one that is finished in `folder` is not run again.
+
+    Args:
+        make_trainer: makes the trainer of a fold, with a model of its own.
+        data: all of them.
+        folds: of `choose_folds`.
+        folder: for the runs and `folds.json`.
+        only: numbers of the folds to run; all by default.
+        val_share: of the training part of a fold, held back; 0: the last weights count.
+        seed: of what is held back.
+
+    Raises:
+        ConfigError: there is no such fold.
+    """
+    folder = Path(folder)
+    wanted = range(folds.num_folds) if only is None else only
+    if wrong := [fold for fold in wanted if not 0 <= fold < folds.num_folds]:
+        raise ConfigError(
+            f"fold {wrong[0]} of {folds.num_folds}", fix=f"give 0 to {folds.num_folds - 1}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics, samples = {}, []
+    for fold in wanted:
+        place = folder / f"fold_{fold}"
+        known = place / "fold.json"
+        if not known.is_file():
+            _run(make_trainer, data, folds.fold_of == fold, place, val_share, seed)
+        metrics[fold] = json.loads(known.read_text())
+        samples.append(load_file(place / "fold.safetensors"))
+    result = CrossValidation(metrics, folds, val_share, folder)
+    joined = {name: torch.cat([each[name] for each in samples]) for name in samples[0]}
+    save_file(joined, folder / "predictions.safetensors")
+    with replacing(folder / "folds.json") as draft:
+        draft.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+    return result
+
+
+def _run(
+    make_trainer: MakeTrainer,
+    data: Foldable,
+    is_test: np.ndarray,
+    place: Path,
+    val_share: float,
+    seed: int,
+) -> None:
+    """Train and test one fold, and write its `fold.json` last."""
+    train, held_back = data.take(~is_test), None
+    if val_share:
+        train, held_back = train.split(val_share, seed)
+    trainer = make_trainer(train, held_back, place)
+    trainer.fit()
+    with weights_of(trainer.trained, trainer.folder.model):
+        tested = trainer._evaluation(data.take(is_test).evaluation_view(), keeps_samples=True)
+    places = torch.from_numpy(np.flatnonzero(is_test))
+    found = {**tested.samples, "index": places[tested.samples["index"]]}
+    save_file(_stored(found), place / "fold.safetensors")
+    with replacing(place / "fold.json") as draft:
+        draft.write_text(json.dumps(tested.metrics) + "\n")
+
+
+def _stored(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.contiguous() for name, value in found.items()}
+
+
+def describe_folds(result: CrossValidation, texts: TextDataset | None = None) -> str:
+    """Return protocol and figures as text.
+
+    Args:
+        result: what came of it.
+        texts: the data, to show pairs that leak.
+    """
+    folds, names = result.folds, list(next(iter(result.metrics.values())))
+    held = f"{result.val_share:.0%} of the rest held back to choose the model"
+    lines = [
+        f"protocol  {folds.num_folds} folds, stratified; "
+        + (held if result.val_share else "the last weights of each"),
+        f"leakage   {len(folds.pairs)} pairs of texts that are almost the same,"
+        f" {len(folds.leaks)} across folds",
+    ]
+    if texts is not None:
+        for pair in folds.leaks[:_SHOWN]:
+            lines.append(f"  {pair.likeness:.2f}  {texts.text(pair.first)[:80]}")
+            lines.append(f"        {texts.text(pair.second)[:80]}")
+    width = max(map(len, names))
+    lines.append(f"{'':<{width}}  " + "  ".join(f"fold {fold:<3}" for fold in result.metrics))
+    for name in names:
+        values = "  ".join(f"{own[name]:<8.4f}" for own in result.metrics.values())
+        lines.append(
+            f"{name:<{width}}  {values}  mean {result.mean(name):.4f} std {result.std(name):.4f}"
+        )
+    return "\n".join(lines)

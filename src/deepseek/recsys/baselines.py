@@ -90,34 +90,48 @@ class EASE:
         self.strength = strength
         self.weights = np.zeros((0, 0))
 
-    def fit(self, users: Sequence | np.ndarray, items: Sequence | np.ndarray, num_items: int):
+    def fit(
+        self,
+        users: Sequence | np.ndarray,
+        items: Sequence | np.ndarray,
+        num_items: int,
+        values: np.ndarray | None = None,
+    ):
         """Learn from who met what; returns itself. Takes I^3 operations.
 
         Args:
             users: numbers from 0, of each event.
             items: numbers from 0 to I - 1.
             num_items: I.
+            values: of each event, such as a rating less the mean of its item; by default 1.
 
         Raises:
             DataError: an item is outside.
         """
-        met = self._matrix(np.asarray(users), np.asarray(items), num_items)
+        met = self._matrix(np.asarray(users), np.asarray(items), num_items, values)
         inverse = np.linalg.inv(met.T @ met + self.strength * np.eye(num_items))
         self.weights = -inverse / np.diag(inverse)
         np.fill_diagonal(self.weights, 0.0)
         return self
 
-    def scores(self, users: Sequence | np.ndarray, items: Sequence | np.ndarray) -> np.ndarray:
+    def scores(
+        self,
+        users: Sequence | np.ndarray,
+        items: Sequence | np.ndarray,
+        values: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Return the score of every item for users from 0 on, who met these items, (U, I)."""
-        met = self._matrix(np.asarray(users), np.asarray(items), len(self.weights))
+        met = self._matrix(np.asarray(users), np.asarray(items), len(self.weights), values)
         return met @ self.weights
 
     @staticmethod
-    def _matrix(users: np.ndarray, items: np.ndarray, num_items: int) -> np.ndarray:
+    def _matrix(
+        users: np.ndarray, items: np.ndarray, num_items: int, values: np.ndarray | None
+    ) -> np.ndarray:
         if len(items) and not 0 <= items.min() <= items.max() < num_items:
             raise DataError(
                 f"items {items.min()} to {items.max()} of {num_items}", fix="number them from 0"
             )
         met = np.zeros((int(users.max()) + 1 if len(users) else 0, num_items))
-        met[users, items] = 1.0
+        met[users, items] = 1.0 if values is None else values
         return met

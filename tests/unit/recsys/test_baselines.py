@@ -34,6 +34,8 @@ def test_ease_is_ridge_regression_of_each_item_on_the_others():
         assert model.weights[others, item] == pytest.approx(weights)
         assert model.weights[item, item] == 0
     assert model.scores(users, items) == pytest.approx(met @ model.weights)
+    doubled = EASE(strength=12.0).fit(users, items, 6, values=np.full(len(users), 2.0))
+    assert doubled.weights == pytest.approx(model.weights)
     with pytest.raises(DataError, match="of 6"):
         model.scores([0], [6])
     with pytest.raises(ConfigError, match="strength=0"):

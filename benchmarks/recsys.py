@@ -48,6 +48,12 @@ ADULT = [
 CATEGORIES = [
     "workclass", "education", "education_num", "occupation", "race", "sex", "native_country"
 ]  # fmt: skip
+VALUES = {  # numbers of which single values mean something
+    "age_value": {"column": "age"},
+    "gain_value": {"column": "capital_gain"},
+    "loss_value": {"column": "capital_loss"},
+    "hours_value": {"column": "hours_per_week"},
+}
 NUMBERS = {
     "age": {},
     "age_range": {"column": "age", "buckets": 10},
@@ -108,11 +114,11 @@ def scikit_probs(data: InteractionDataset, test: InteractionDataset, kind: str) 
     num_ids = len(data.features.ids)
     if kind == "linear":
         codes = OneHotEncoder(handle_unknown="ignore", min_frequency=5)
-        parts = [("ids", codes, list(range(num_ids)))]
-        parts.append(("numbers", StandardScaler(), list(range(num_ids, x.shape[1]))))
+        numbers = list(range(num_ids, x.shape[1]))
+        parts = [("ids", codes, list(range(num_ids))), ("numbers", StandardScaler(), numbers)]
         model = make_pipeline(ColumnTransformer(parts), LogisticRegression(C=0.1, max_iter=500))
     elif kind == "lightgbm":
-        import lightgbm
+        import lightgbm  # pyright: ignore[reportMissingImports]
 
         model = lightgbm.LGBMClassifier(n_estimators=150, learning_rate=0.05, verbose=-1)
     else:
@@ -129,7 +135,7 @@ def _matrix(data: InteractionDataset) -> tuple[np.ndarray, np.ndarray]:
 def tree_kind() -> str:
     """Return `lightgbm` where it is installed, else scikit-learn's trees of the same kind."""
     try:
-        import lightgbm  # noqa: F401
+        import lightgbm  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         return "histogram boosting"
     return "lightgbm"
@@ -137,7 +143,8 @@ def tree_kind() -> str:
 
 def open_adult(folder: Path, labels: Mapping, extra: list[str]) -> list[InteractionDataset]:
     """Return training and test rows."""
-    features = {"sparse": {name: {} for name in [*CATEGORIES, *extra]}, "dense": NUMBERS}
+    sparse = {name: {} for name in [*CATEGORIES, *extra]} | VALUES
+    features = {"sparse": sparse, "dense": NUMBERS}
     options = TableOptions(column_names=tuple(ADULT))
     found = []
     for name in ("adult.data", "adult.test"):
@@ -170,13 +177,9 @@ def measure_crossing(args: argparse.Namespace) -> list[dict]:
             f"trees ({tree_kind()})": scikit_probs(data, test, tree_kind()),
         }
         for name, (model_args, settings) in MODELS[table].items():
-            each = [
-                sigmoid(
-                    logits_of(train(name, model_args, data, settings, seed), test)[names_of(data)]
-                )
-                for seed in range(args.seeds)
-            ]
-            probs[name] = np.mean(each, 0)
+            models = [train(name, model_args, data, settings, seed) for seed in range(args.seeds)]
+            label = data.class_names[0]
+            probs[name] = np.mean([sigmoid(logits_of(m, test)[label]) for m in models], 0)
         records += [judged(table, name, said, labels, probs) for name, said in probs.items()]
     return records
 

@@ -38,7 +38,7 @@ class Stream:
     """
 
     def __init__(self, folder: Path) -> None:
-        columns = read_movielens(folder)
+        columns: dict = read_movielens(folder)
         self.columns = {name: columns[name].to_pylist() for name in COLUMNS}
         ages = columns["age"].to_pylist()
         self.columns["decade"] = [str(int(float(age)) // 10) for age in ages]
@@ -155,7 +155,7 @@ def online_scores(model: ModelEngine, data: InteractionDataset, days: np.ndarray
     for day in np.unique(days):
         slates = np.flatnonzero(days == day)
         rows = (slates[:, None] * SIZE + np.arange(SIZE)).ravel()
-        batch, _ = data.get_batch(rows, 0)
+        batch, _ = data.get_batch(rows.tolist(), 0)
         found.append(scores_of(model, data.part(rows)))
         for part in torch.arange(len(rows)).split(256):
             logits = model.train()({name: each[part] for name, each in batch.items()})

@@ -207,7 +207,10 @@ class Extraction(nn.Module):
     def forward(self, each: Sequence[Tensor], common: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the vector of each label, and the shared one (as it came, at the last level)."""
         shared = [expert(common) for expert in self.shared]
-        own = [[expert(x) for expert in experts] for x, experts in zip(each, self.own, strict=True)]
+        own = [
+            [expert(x) for expert in experts]  # pyright: ignore[reportGeneralTypeIssues]
+            for x, experts in zip(each, self.own, strict=True)
+        ]
         mixed = [
             gate(x, torch.stack([*mine, *shared], 1))
             for x, mine, gate in zip(each, own, self.gates, strict=True)

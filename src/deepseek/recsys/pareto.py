@@ -29,7 +29,8 @@ def pareto_front(values: Sequence | np.ndarray) -> np.ndarray:
         raise ConfigError(f"values of shape {rows.shape} are no table", fix="give (N, M)")
     no_worse = (rows[:, None] >= rows).all(2)
     better = (rows[:, None] > rows).any(2)
-    return ~(no_worse & better).any(0)
+    is_beaten = np.asarray((no_worse & better).any(0))
+    return ~is_beaten
 
 
 def pareto_chart(values: Mapping[str, Sequence[float]], names: tuple[str, str], title: str) -> str:

@@ -27,14 +27,14 @@ def area_under_curve(scores: Sequence | np.ndarray, labels: Sequence | np.ndarra
         >>> area_under_curve([0.1, 0.4, 0.4, 0.8], [0, 0, 1, 1])
         0.875
     """
-    scores, labels = _rows(scores, labels)
-    num_yes = int(labels.sum())
-    num_no = len(labels) - num_yes
+    given, known = _rows(scores, labels)
+    num_yes = int(known.sum())
+    num_no = len(known) - num_yes
     if not num_yes or not num_no:
         return float("nan")
-    _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
+    _, group, sizes = np.unique(given, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[group]
-    return float((ranks[labels].sum() - num_yes * (num_yes + 1) / 2) / (num_yes * num_no))
+    return float((ranks[known].sum() - num_yes * (num_yes + 1) / 2) / (num_yes * num_no))
 
 
 def grouped_area(
@@ -54,14 +54,14 @@ def grouped_area(
         >>> grouped_area([1, 2, 3, 1, 5], [0, 1, 0, 0, 1], ["a", "a", "a", "b", "b"])
         0.7
     """
-    scores, labels = _rows(scores, labels)
+    given, known = _rows(scores, labels)
     _, numbers = np.unique(np.asarray(groups), return_inverse=True)
     order = np.argsort(numbers, kind="stable")
     parts = np.split(order, np.cumsum(np.bincount(numbers))[:-1])
-    found = [(area_under_curve(scores[part], labels[part]), len(part)) for part in parts]
-    known = [(area, size) for area, size in found if area == area]
-    total = sum(size for _, size in known)
-    return sum(area * size for area, size in known) / total if total else float("nan")
+    found = [(area_under_curve(given[part], known[part]), len(part)) for part in parts]
+    counted = [(area, size) for area, size in found if area == area]
+    total = sum(size for _, size in counted)
+    return sum(area * size for area, size in counted) / total if total else float("nan")
 
 
 def log_loss(probs: Sequence | np.ndarray, labels: Sequence | np.ndarray) -> float:
@@ -71,9 +71,9 @@ def log_loss(probs: Sequence | np.ndarray, labels: Sequence | np.ndarray) -> flo
         probs: of 1, (N,); kept 1e-15 away from 0 and 1.
         labels: 1 or 0, (N,).
     """
-    probs, labels = _rows(probs, labels)
-    probs = np.clip(probs, EPSILON, 1 - EPSILON)
-    return float(-np.where(labels, np.log(probs), np.log1p(-probs)).mean())
+    given, known = _rows(probs, labels)
+    clipped = np.clip(given, EPSILON, 1 - EPSILON)
+    return float(-np.where(known, np.log(clipped), np.log1p(-clipped)).mean())
 
 
 def top_metrics(
@@ -224,7 +224,9 @@ def _measure(name: str):
     return known[name]
 
 
-def _rows(scores: Sequence | np.ndarray, labels: Sequence | np.ndarray) -> tuple:
+def _rows(
+    scores: Sequence | np.ndarray, labels: Sequence | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     given, known = np.asarray(scores, np.float64), np.asarray(labels)
     if given.shape != known.shape or given.ndim != 1 or len(given) == 0:
         raise DataError(

@@ -27,6 +27,14 @@ PUBLIC = {
         "resolve",
         "validate_settings",
     ],
+    "deepseek.finance": [
+        "Adaptation",
+        "GrowingVocabulary",
+        "GrownVocabulary",
+        "Perplexity",
+        "adapt",
+        "grow_vocabulary",
+    ],
     "deepseek.recsys": [
         "DeepCrossNetwork",
         "DeepCrossNetworkV2",
@@ -64,6 +72,7 @@ PUBLIC = {
         "sampled_softmax_loss",
         "top_metrics",
     ],
+    "deepseek.recsys.tables": ["AdaGrad", "FTRL", "GrowingEmbedding", "RowAdam", "RowOptimizer"],
     "deepseek.medical": [
         "DetectionTask",
         "Findings",

@@ -21,6 +21,7 @@ from deepseek.cli import (
     evaluate,
     export,
     features,
+    finance,
     generate,
     init,
     launch,
@@ -69,6 +70,7 @@ app.command("doctor")(doctor.doctor)
 app.command("plan")(plan.plan)
 app.add_typer(runs.app, name="runs")
 app.add_typer(config.app, name="config")
+app.add_typer(finance.app, name="finance")
 
 
 @app.command("version")

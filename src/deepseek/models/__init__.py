@@ -6,6 +6,7 @@ from deepseek.models.embedder import FeatureLayout as FeatureLayout
 from deepseek.models.encoder import Encoder as Encoder
 from deepseek.models.engine import ModelEngine as ModelEngine
 from deepseek.models.gpt import GPT as GPT
+from deepseek.models.growing_table import GrowingTable as GrowingTable
 from deepseek.models.hints import ParallelHints as ParallelHints
 from deepseek.models.imagenet_resnet import ImageNetResNet as ImageNetResNet
 from deepseek.models.llama import Llama as Llama

@@ -8,6 +8,7 @@ Shapes: B batch, L history, E numbers of a vector, N items.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -120,8 +121,9 @@ class SASRec(TableModel):
     @property
     def hints(self) -> ParallelHints:
         """No weight decay for vectors; blocks may be recomputed or sharded."""
-        decayed_not = super().hints.no_weight_decay
-        return ParallelHints(blocks=("blocks",), no_weight_decay=(*decayed_not, "places.weight"))
+        own = super().hints
+        kept = (*own.no_weight_decay, "places.weight")
+        return replace(own, blocks=("blocks",), no_weight_decay=kept)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return logits, (B,) or in training (B, L, 2)."""

@@ -82,6 +82,7 @@ PUBLIC = {
         "Marks",
         "Means",
         "NoduleDataset",
+        "ScanReport",
         "VolumeSettings",
         "bootstrap_interval",
         "configure",

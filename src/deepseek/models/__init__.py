@@ -19,5 +19,7 @@ from deepseek.models.table_model import TableModel as TableModel
 from deepseek.models.text_vectors import sentence_vectors as sentence_vectors
 from deepseek.models.unet3d import UNet3D as UNet3D
 from deepseek.models.vit import VisionTransformer as VisionTransformer
+from deepseek.models.volume_detector import Centers as Centers
+from deepseek.models.volume_detector import VolumeDetector as VolumeDetector
 from deepseek.models.volume_segmenter import VolumeSegmenter as VolumeSegmenter
 from deepseek.models.zoo import list_models as list_models

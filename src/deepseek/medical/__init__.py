@@ -1,7 +1,5 @@
 """Medical imaging: volumes as scanners write them, and the scores of the field."""
 
-from deepseek.medical.bootstrap import Interval as Interval
-from deepseek.medical.bootstrap import bootstrap_interval as bootstrap_interval
 from deepseek.medical.configuration import Means as Means
 from deepseek.medical.configuration import VolumeSettings as VolumeSettings
 from deepseek.medical.configuration import configure as configure
@@ -18,3 +16,5 @@ from deepseek.medical.segmentation_scores import dice_by_class as dice_by_class
 from deepseek.medical.segmentation_scores import hausdorff_mm as hausdorff_mm
 from deepseek.medical.volume_prediction import find_scans as find_scans
 from deepseek.medical.volume_prediction import predict_scans as predict_scans
+from deepseek.trainer.bootstrap import Interval as Interval
+from deepseek.trainer.bootstrap import bootstrap_interval as bootstrap_interval

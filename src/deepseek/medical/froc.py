@@ -21,7 +21,7 @@ from functools import cached_property
 import numpy as np
 
 from deepseek.errors import ConfigError, DataError
-from deepseek.medical.bootstrap import CONFIDENCE, NUM_ROUNDS, Interval, draw_again, interval_of
+from deepseek.trainer.bootstrap import CONFIDENCE, NUM_ROUNDS, Interval, draw_again, interval_of
 
 RATES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
 """False marks a scan at which the CPM takes the sensitivity."""

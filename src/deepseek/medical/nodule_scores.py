@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 
 from deepseek.errors import ConfigError, DataError
-from deepseek.medical.bootstrap import Interval, bootstrap_interval
 from deepseek.medical.nodule_cubes import NoduleCubes
 from deepseek.medical.nodule_features import nodule_features
 from deepseek.models.unet3d import UNet3D
+from deepseek.trainer.bootstrap import Interval, bootstrap_interval
 
 
 @dataclass(frozen=True, eq=False)

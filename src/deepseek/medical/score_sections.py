@@ -13,9 +13,9 @@ from deepseek.deploy.report.chart import Point, scatter_chart
 from deepseek.deploy.report.markup import Section, card, table, text
 from deepseek.deploy.report.quantity import Unit, percent
 from deepseek.deploy.report.reliability import reliability_diagram
-from deepseek.medical.bootstrap import bootstrap_interval
 from deepseek.medical.froc import RATES, Froc
 from deepseek.medical.scan_findings import match_rows
+from deepseek.trainer.bootstrap import bootstrap_interval
 
 SIZES_MM = ((0.0, 6.0), (6.0, 8.0), (8.0, 15.0), (15.0, np.inf))
 """From which to below which diameter findings are counted together, as Lung-RADS divides them."""

@@ -97,6 +97,8 @@ class Embedder(nn.Module):
         tables: for some names of `ids` or `sequences` a module from ids, int64 (...), to vectors
             (..., E), in place of rows of the table here; names with open ids need one.
         scale: standard deviation of the first vectors.
+        takes_numbers: whether numbers have vectors; without, they are no fields, and in `flat`
+            alone.
 
     Attributes:
         num_fields: F.
@@ -114,6 +116,7 @@ class Embedder(nn.Module):
         embedding_dim: int,
         tables: Mapping[str, nn.Module] | None = None,
         scale: float = 0.01,
+        takes_numbers: bool = True,
     ) -> None:
         super().__init__()
         check_positive(embedding_dim=embedding_dim)
@@ -132,13 +135,13 @@ class Embedder(nn.Module):
         self._starts = starts
         self.number_vectors = (
             nn.Parameter(torch.empty(len(layout.numbers), embedding_dim))
-            if layout.numbers
+            if layout.numbers and takes_numbers
             else None
         )
         for weight in (self.table.weight if self.table else None, self.number_vectors):
             if weight is not None:
                 nn.init.normal_(weight, std=scale)
-        self.num_fields = len(names) + len(layout.numbers)
+        self.num_fields = len(names) + (len(layout.numbers) if takes_numbers else 0)
         self.width = len(names) * embedding_dim + len(layout.numbers)
 
     def _lay_out(self) -> tuple[dict[str, int], int]:

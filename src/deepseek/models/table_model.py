@@ -36,6 +36,8 @@ class TableModel(Classifier):
     """
 
     makes_logits = False
+    own_task: str | None = None
+    """Name of the task that training takes; `None`: what the labels ask for."""
 
     def __init__(self, layout: Mapping | None, num_classes: int | None, **config: object) -> None:
         super().__init__()

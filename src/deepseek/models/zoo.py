@@ -54,9 +54,18 @@ class ArgumentProblem(NamedTuple):
 ARCHITECTURES: Registry[Architecture] = Registry(
     "model",
     {
+        "dcn": "deepseek.recsys.crossing:DCN",
+        "dcn_v2": "deepseek.recsys.crossing:DCN_V2",
+        "deepfm": "deepseek.recsys.crossing:DEEPFM",
+        "din": "deepseek.recsys.interest_network:DIN",
+        "esmm": "deepseek.recsys.joint_models:ESMM",
         "fm": "deepseek.recsys.first_models:FACTORIZATION_MACHINE",
         "logistic_regression": "deepseek.recsys.first_models:LOGISTIC_REGRESSION",
         "mlp": "deepseek.recsys.first_models:MLP",
+        "mmoe": "deepseek.recsys.joint_models:MMOE",
+        "ple": "deepseek.recsys.joint_models:PLE",
+        "sasrec": "deepseek.recsys.sasrec:SASREC",
+        "two_tower": "deepseek.recsys.two_tower:TWO_TOWER",
     },
 )
 ARCHITECTURES.register("vit")(Architecture(VisionTransformer))

@@ -1,8 +1,37 @@
 """Recommendation: models of who likes what, and counters that move with every event."""
 
+from deepseek.recsys.baselines import EASE as EASE
+from deepseek.recsys.baselines import Popularity as Popularity
+from deepseek.recsys.crossing import DeepCrossNetwork as DeepCrossNetwork
+from deepseek.recsys.crossing import DeepCrossNetworkV2 as DeepCrossNetworkV2
+from deepseek.recsys.crossing import DeepFM as DeepFM
 from deepseek.recsys.first_models import FactorizationMachine as FactorizationMachine
 from deepseek.recsys.first_models import LogisticRegression as LogisticRegression
 from deepseek.recsys.first_models import MultiLayerPerceptron as MultiLayerPerceptron
+from deepseek.recsys.interest_network import DeepInterestNetwork as DeepInterestNetwork
+from deepseek.recsys.joint_models import EntireSpaceModel as EntireSpaceModel
+from deepseek.recsys.joint_models import MixtureOfExperts as MixtureOfExperts
+from deepseek.recsys.joint_models import ProgressiveExtraction as ProgressiveExtraction
 from deepseek.recsys.movielens import read_movielens as read_movielens
+from deepseek.recsys.off_policy import off_policy_values as off_policy_values
+from deepseek.recsys.pareto import pareto_chart as pareto_chart
+from deepseek.recsys.pareto import pareto_front as pareto_front
+from deepseek.recsys.ranking_losses import RankingTask as RankingTask
+from deepseek.recsys.ranking_losses import bpr_loss as bpr_loss
+from deepseek.recsys.ranking_losses import listmle_loss as listmle_loss
+from deepseek.recsys.ranking_losses import listnet_loss as listnet_loss
+from deepseek.recsys.ranking_losses import sampled_softmax_loss as sampled_softmax_loss
+from deepseek.recsys.ranking_metrics import Prequential as Prequential
+from deepseek.recsys.ranking_metrics import area_under_curve as area_under_curve
+from deepseek.recsys.ranking_metrics import grouped_area as grouped_area
+from deepseek.recsys.ranking_metrics import list_ndcg as list_ndcg
+from deepseek.recsys.ranking_metrics import log_loss as log_loss
+from deepseek.recsys.ranking_metrics import top_metrics as top_metrics
 from deepseek.recsys.real_time_crosses import RealTimeCrosses as RealTimeCrosses
+from deepseek.recsys.sasrec import SASRec as SASRec
+from deepseek.recsys.score_calibration import ScoreCalibration as ScoreCalibration
 from deepseek.recsys.scoring import Scorer as Scorer
+from deepseek.recsys.slate_replay import Replay as Replay
+from deepseek.recsys.slate_replay import cut_slates as cut_slates
+from deepseek.recsys.slate_replay import replay_slates as replay_slates
+from deepseek.recsys.two_tower import TwoTower as TwoTower

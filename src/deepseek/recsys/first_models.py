@@ -111,11 +111,9 @@ class MultiLayerPerceptron(TableModel):
         layout: Mapping | None = None,
         num_classes: int | None = None,
     ) -> None:
-        widths = list(hidden_dims)
-        check_positive(
-            embedding_dim=embedding_dim, **{f"hidden_dims[{i}]": w for i, w in enumerate(widths)}
-        )
+        check_positive(embedding_dim=embedding_dim)
         check_share(dropout=dropout)
+        widths = checked_widths("hidden_dims", hidden_dims)
         super().__init__(
             layout, num_classes, embedding_dim=embedding_dim, hidden_dims=widths, dropout=dropout
         )
@@ -124,7 +122,7 @@ class MultiLayerPerceptron(TableModel):
         """Make vectors and layers."""
         check_one_label(layout, type(self).__name__)
         config = self.config
-        self.embedder = Embedder(layout, config["embedding_dim"])
+        self.embedder = Embedder(layout, config["embedding_dim"], takes_numbers=False)
         widths = [self.embedder.width, *config["hidden_dims"]]
         self.layers = hidden_layers(widths, config["dropout"])
         self.output = nn.Linear(widths[-1], 1)
@@ -141,6 +139,16 @@ def hidden_layers(widths: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
         layers += [nn.Linear(before, after), nn.ReLU()]
         layers += [nn.Dropout(dropout)] if dropout else []
     return nn.Sequential(*layers)
+
+
+def checked_widths(name: str, widths: Sequence[int]) -> list[int]:
+    """Return the widths of hidden layers as a list.
+
+    Raises:
+        ConfigError: one is not above 0.
+    """
+    check_positive(**{f"{name}[{i}]": width for i, width in enumerate(widths)})
+    return list(widths)
 
 
 def check_one_label(layout: FeatureLayout, model: str) -> None:

@@ -14,11 +14,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepseek.config import TrainerConfig
 from deepseek.datasets import DataSpec
 from deepseek.errors import ConfigError
+from deepseek.models.table_model import TableModel
 from deepseek.trainer.class_weights import weigh_classes
 from deepseek.trainer.metrics import Metric
 from deepseek.trainer.task import Batch, Task, resolve_task
@@ -226,12 +227,18 @@ def make_task(spec: DataSpec, label_smoothing: float) -> Task:
     )
 
 
-def resolve_run_task(task: str | Task, spec: DataSpec, config: TrainerConfig) -> Task:
+def resolve_run_task(
+    task: str | Task, spec: DataSpec, config: TrainerConfig, module: nn.Module
+) -> Task:
     """Return the task of a run, several with the weighting that its settings say.
+
+    A model of tables may have a task of its own in training.
 
     Raises:
         ConfigError: `weighting` or `class_weights` would be ignored, or is given twice.
     """
+    if task == "auto" and isinstance(module, TableModel):
+        task = module.own_task or task
     resolved = resolve_task(task, spec, config.label_smoothing)
     resolved = weigh_classes(resolved, spec, config.class_weights)
     if config.weighting == "auto":

@@ -124,7 +124,7 @@ class Trainer:
             self.val_loader = self._evaluation_loader(val_data)
             if isinstance(val_data, LabelledDataset) and isinstance(train_data, LabelledDataset):
                 check_same_classes(train_data, val_data)
-        self.task = resolve_run_task(task, self.spec, self.config)
+        self.task = resolve_run_task(task, self.spec, self.config, self.model.module)
         self.monitor = self.config.monitor if self.config.monitor != "auto" else self.task.monitor
         # "accuracy" style names rise, losses and perplexities fall; a task knows its own
         self.higher_is_better = (

@@ -398,6 +398,7 @@ WEIGHTINGS: Registry[type[Weighting]] = Registry(
         "fixed": "deepseek.trainer.weighting:Fixed",
         "uncertainty": "deepseek.trainer.weighting:Uncertainty",
         "dwa": "deepseek.trainer.weighting:DynamicAverage",
+        "constraint": "deepseek.trainer.constraint_weighting:Constraint",
         "gradnorm": "deepseek.trainer.weighting:GradNorm",
         "famo": "deepseek.trainer.weighting:FAMO",
         "pcgrad": "deepseek.trainer.gradient_weighting:PCGrad",

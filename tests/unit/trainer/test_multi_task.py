@@ -27,7 +27,7 @@ from deepseek.trainer.dry_run import dry_run
 from deepseek.trainer.metrics import MacroF1
 from deepseek.trainer.precision import Precision
 
-NAMES = [name for name in WEIGHTINGS.names() if name != "fixed"]
+NAMES = [name for name in WEIGHTINGS.names() if name not in ("fixed", "constraint")]
 QUIET = {"loggers": ("jsonl",), "num_workers": 0, "precision": "fp32"}
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from deepseek.errors import ConfigError, DataError
-from deepseek.medical import bootstrap_interval
+from deepseek.trainer.bootstrap import bootstrap_interval
 
 
 def test_the_interval_of_a_mean_is_the_one_of_its_standard_error():

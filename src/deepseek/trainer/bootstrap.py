@@ -1,4 +1,4 @@
-"""How sure a score is: the same score of scans drawn anew, with replacement.
+"""How sure a score is: the same score of cases drawn anew, with replacement.
 
 Paper: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3 (percentiles).
 """

@@ -1,0 +1,236 @@
+"""`deepseek online serve` as its users start it: processes, clients, and SIGKILL."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from tests.unit.recsys.online.conftest import click, impression, make_rows, save_model
+
+pytest.importorskip("fastapi", reason="pip install 'deepseek-framework[serve]'")
+
+# The command line, without its three seconds of imports: each line it reads begins a service.
+LAUNCHER = """
+import os, pathlib, signal, sys, traceback
+import deepseek.recsys.online.service
+from deepseek.cli import online
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+print("up", flush=True)
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
+        sys.stdout = open(line.strip(), "w")
+        try:
+            online.serve(pathlib.Path(sys.argv[1]), None)
+        except Exception:
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(0)
+    print(pid, flush=True)
+"""
+
+
+def ask(url, body=None, token=None, timeout=30):
+    """Return (status, content)."""
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    headers |= {} if token is None else {"Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(url, data=data, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            content = answer.read()
+            kind = answer.headers["Content-Type"]
+            return answer.status, json.loads(content) if "json" in kind else content.decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read())
+
+
+def wait_for(what, timeout_s=60):
+    deadline = time.monotonic() + timeout_s
+    while not (found := what()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+class Services:
+    """Starts services of one folder, one after the other."""
+
+    def __init__(self, folder, config):
+        self.folder, self.config, self._number = folder, config, 0
+        with open(folder / "errors.txt", "w") as errors:
+            self._launcher = subprocess.Popen(
+                [sys.executable, "-c", LAUNCHER, str(config)], stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=errors, text=True,
+            )  # fmt: skip
+        assert self._launcher.stdout.readline() == "up\n", (folder / "errors.txt").read_text()
+
+    def start(self):
+        """Return (pid, url) of a service that answers."""
+        self._number += 1
+        said = self.folder / f"said_{self._number}.txt"
+        self._launcher.stdin.write(f"{said}\n")
+        self._launcher.stdin.flush()
+        pid = int(self._launcher.stdout.readline())
+
+        def url():
+            lines = said.read_text().split() if said.exists() else []
+            found = [each for each in lines if each.startswith("http://")]
+            if not found and not _is_there(pid):
+                raise AssertionError((self.folder / "errors.txt").read_text())
+            return found[0] if found else None
+
+        return pid, wait_for(url)
+
+    def close(self):
+        self._launcher.stdin.close()
+        self._launcher.kill()
+        self._launcher.wait()
+        self._launcher.stdout.close()
+
+
+def _is_there(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def end(pid, number=signal.SIGTERM):
+    os.kill(pid, number)
+    wait_for(lambda: not _is_there(pid))
+
+
+def write_config(folder, **sections):
+    save_model(folder / "model.bin", make_rows(400))
+    content = {
+        "model": "model.bin",
+        "folder": "online",
+        "server": {"port": 0},
+        "join": {"labels": {"click": {"event": "click", "window": "1s"}}},
+        "learner": {"cut_events": 16, "tick": "0.1s", "checkpoint_every": "0.3s",
+                    "publish_every": "0.3s", "lr": 0.1},
+        **sections,
+    }  # fmt: skip
+    (folder / "cfg.yaml").write_text(json.dumps(content))  # JSON is YAML
+    return folder / "cfg.yaml"
+
+
+@pytest.fixture
+def services(tmp_path):
+    made = []
+
+    def make(**sections):
+        made.append(Services(tmp_path, write_config(tmp_path, **sections)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def caught_up(url, timeout_s=40):
+    """Return the status when all was learnt and nothing waits."""
+
+    def look():
+        found = ask(url + "/v1/status")[1]
+        done = found.get("lag_events") == 0 and found.get("waiting") == 0
+        return found if done and found["offset"] >= found["end"] else None
+
+    return wait_for(look, timeout_s)
+
+
+def run_clients(url, acknowledged, stop, first, count=8):
+    """Send events until they fail, again and again with the same id, by several threads."""
+
+    def client(number):
+        draw = random.Random(first * 100 + number)
+        rows = make_rows(2000, seed=first * 100 + number)
+        for n, row in enumerate(rows):
+            name = f"{first}-{number}-{n}"
+            batch = [impression(name, row, client=f"client {number}")]
+            batch += [click(name, client=f"client {number}")] if row["click"] else []
+            if draw.random() < 0.2:
+                batch.append(batch[0])  # a repetition
+            if draw.random() < 0.2:
+                batch.reverse()
+            try:
+                status, content = ask(url + "/v1/events", {"events": batch}, timeout=10)
+            except OSError:
+                return
+            assert status == 200, content
+            acknowledged.extend(
+                (f"{e['kind']}:{e['request_id']}", offset)
+                for e, offset in zip(batch, content["offsets"], strict=True)
+            )
+            if stop.is_set():
+                return
+
+    threads = [threading.Thread(target=client, args=(n,)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+@pytest.mark.parametrize(
+    "num_kills", [pytest.param(6, id="short"), pytest.param(100, id="long", marks=pytest.mark.long)]
+)
+def test_sigkill_loses_nothing_and_applies_nothing_twice(services, num_kills):
+    from deepseek.recsys.online.replay import replay
+    from deepseek.recsys.online.settings import read_settings
+    from deepseek.recsys.online.sqlite_log import SqliteLog
+
+    launched = services()
+    draw, acknowledged = random.Random(num_kills), []
+    for number in range(num_kills):
+        pid, url = launched.start()
+        stop = threading.Event()
+        threads = run_clients(url, acknowledged, stop, number)
+        time.sleep(draw.uniform(0.1, 0.9))
+        end(pid, signal.SIGKILL)  # the others die with it
+        for thread in threads:
+            thread.join()
+    pid, url = launched.start()
+    found = caught_up(url)
+    end(pid)
+    settings = read_settings(launched.config)
+    wait_for(lambda: _is_free(settings.path / "log" / "events.lock"))
+    log = SqliteLog(settings.path / "log" / "events.db", writes=False)
+    names = {}
+    for record in log.read(0, 1_000_000):
+        content = json.loads(record.content)
+        if content["kind"] != "tick":
+            name = f"{content['kind']}:{content['key']}"
+            assert name not in names, "applied twice"
+            names[name] = record.offset
+    log.close()
+    assert len(acknowledged) > 50 * num_kills / 6
+    for name, offset in acknowledged:
+        assert names[name] == offset
+    impressions = sum(name.startswith("impression") for name in names)
+    assert found["join"]["impressions"] == impressions
+    again = replay(settings)
+    assert again.is_equal is True
+    assert again.at_checkpoint == again.offset
+
+
+def _is_free(path):
+    import fcntl
+
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True

@@ -185,7 +185,9 @@ class Join:
         nothing = np.zeros(num_seen, np.float32)
         return {
             "shown": np.array([each.event.record.offset for each in shown], np.int64),
-            "labels": np.array([each.labels for each in shown], np.int8).reshape(len(shown), -1),
+            "labels": np.array([each.labels for each in shown], np.int8).reshape(
+                len(shown), len(self.labels)
+            ),
             "seen": np.array(
                 [nothing if each.seen is None else each.seen for each in shown], np.float32
             ).reshape(len(shown), num_seen),

@@ -1,5 +1,6 @@
 """`deepseek online serve` as its users start it: processes, clients, and SIGKILL."""
 
+import http.client
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from tests.integration.browser import CHROMIUM, Browser
 from tests.unit.recsys.online.conftest import click, impression, make_rows, save_model
 
 pytest.importorskip("fastapi", reason="pip install 'deepseek-framework[serve]'")
@@ -171,7 +173,7 @@ def run_clients(url, acknowledged, stop, first, count=8):
                 batch.reverse()
             try:
                 status, content = ask(url + "/v1/events", {"events": batch}, timeout=10)
-            except OSError:
+            except (OSError, http.client.HTTPException):  # killed meanwhile
                 return
             assert status == 200, content
             acknowledged.extend(
@@ -243,3 +245,88 @@ def _is_free(path):
         except OSError:
             return False
         return True
+
+
+def test_an_event_changes_what_is_predicted(services):
+    launched = services()
+    pid, url = launched.start()
+    rows = [{"genre": genre, "price": 1.0} for genre in "abcd"]
+    question = {"user": {"user_id": "u1"}, "context": {}, "candidates": rows}
+    before = ask(url + "/v1/rank", question)[1]
+    assert len(before["order"]) == 4
+    events = []
+    for n in range(40):
+        name = f"x{n}"
+        events.append(impression(name, {"user_id": "u1", "genre": "c", "price": 1.0}))
+        events.append(click(name))
+    status, content = ask(url + "/v1/events", {"events": events})
+    assert status == 200
+    assert content["offsets"] == sorted(content["offsets"])
+    assert ask(url + "/v1/events", {"events": events})[1] == content  # the same answer
+    wait_for(lambda: ask(url + "/v1/rank", question)[1]["order"][0] == 2)
+    after = ask(url + "/v1/rank", {**question, "top_k": 2})[1]
+    assert len(after["order"]) == 2
+    assert after["version"] > before["version"]
+    assert after["probs"]["click"][0] > max(before["probs"]["click"])
+    wrong = ask(url + "/v1/events", click("x1", id="click:rx2"))
+    assert wrong[0] == 409
+    for body, said in [
+        ({"kind": "view"}, "kind='view' is unknown"),
+        (click(1) | {"request_id": None}, "request_id='None' is neither"),
+        (impression("y", {"genre": "a"}), "features lack price, user_id"),
+    ]:
+        status, content = ask(url + "/v1/events", body)
+        assert status == 422
+        assert said in content["error"]
+    assert ask(url + "/v1/rank", {"candidates": [{"genre": "a"}]})[0] == 422
+    began = time.monotonic()
+    rolled = ask(url + "/v1/rollback", {"to": 1})[1]
+    assert rolled == {"version": 1, "is_pinned": True}
+    assert ask(url + "/v1/rank", question)[1]["version"] == 1
+    assert time.monotonic() - began < 1
+    assert 'deepseek_online_events_total{result="new"} 80.0' in ask(url + "/metrics")[1]
+    assert ask(url + "/v1/release", {})[1] == {"version": 1, "is_pinned": False}
+    end(pid)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_the_page_shows_learning_and_rolls_back(services, tmp_path):
+    launched = services()
+    pid, url = launched.start()
+    stop = threading.Event()
+    threads = run_clients(url, [], stop, 0, count=1)
+    browser = Browser(tmp_path / "profile")
+    try:
+        browser.open(url + "/")
+        browser.wait_for("document.getElementById('when').textContent === 'learner: live'")
+        browser.wait_for("parseInt(document.getElementById('tile_events_learnt').textContent) > 20")
+        browser.wait_for("document.querySelectorAll('#versions tr').length > 3")
+        browser.wait_for("document.querySelector('#loss polyline')")
+        browser.screenshot(tmp_path / "page.png")
+        browser.run("document.getElementById('back').click()")
+        browser.wait_for("document.getElementById('versions').textContent.includes('pinned')")
+        browser.run("document.getElementById('release').click()")
+        browser.wait_for("!document.getElementById('versions').textContent.includes('pinned')")
+        assert browser.run("document.getElementById('error').textContent") == ""
+    finally:
+        browser.close()
+        stop.set()
+        for thread in threads:
+            thread.join()
+    end(pid)
+
+
+def test_a_token_is_asked_for(services, tmp_path):
+    from deepseek.deploy.service.tokens import hash_token, new_token
+
+    token = new_token(tmp_path / "tokens.txt")
+    launched = services(server={"port": 0, "token_file": "tokens.txt"})
+    pid, url = launched.start()
+    assert ask(url + "/v1/status")[0] == 401
+    row = {"user_id": "u1", "genre": "a", "price": 1.0}
+    assert ask(url + "/v1/events", impression("a", row, client="liar"), token)[0] == 200
+    end(pid)
+    records = (tmp_path / "online" / "log" / "events.db").read_bytes()
+    assert b"liar" not in records
+    assert hash_token(token)[:12].encode() in records

@@ -4,7 +4,8 @@
 finite      all weights are numbers
 hold-out    log-loss against the version that answers, AUC against the first model
 slices      log-loss of each, against the first model
-recent      what was predicted before it was learnt, against the version that answers
+recent      what was predicted before it was learnt, against an older version: one that had
+            seen none of it, and passed
 ```
 What moves slowly is held by the first model: a thousand versions, each a little worse, pass the
 comparison with the one before, and not this one.
@@ -123,13 +124,13 @@ class Gate:
         self._first = None if holdout is None else holdout.measure(first)
         self._answers = self._first
 
-    def judge(self, model: OnlineModel, answers: OnlineModel, recent: Sequence[Learnt]) -> Verdict:
+    def judge(self, model: OnlineModel, older: OnlineModel, recent: Sequence[Learnt]) -> Verdict:
         """Return whether a version may answer.
 
         Args:
             model: the version.
-            answers: the one that answers now.
-            recent: the newest examples that were learnt.
+            older: one that passed.
+            recent: what was learnt since, in any number; a hundred or more are looked at.
         """
         state = model.engine.module.state_dict().values()
         if not all(bool(torch.isfinite(each).all()) for each in state if each.is_floating_point()):
@@ -139,10 +140,10 @@ class Gate:
             metrics["holdout"] = self._holdout.measure(model)
             reasons += self._compare(metrics["holdout"])
         if len(recent) >= MIN_RECENT:
-            metrics["recent"] = _compare_recent(answers, recent)
-            rise = metrics["recent"]["loss"] - metrics["recent"]["loss_of_current"]
+            metrics["recent"] = _compare_recent(older, recent)
+            rise = metrics["recent"]["loss"] - metrics["recent"]["loss_of_older"]
             if rise > self._settings.max_loss_rise:
-                reasons.append(f"recent log-loss is {rise:.4f} above that of the current version")
+                reasons.append(f"recent log-loss is {rise:.4f} above that of an older version")
         return Verdict(tuple(reasons), metrics)
 
     def _compare(self, found: dict) -> list[str]:
@@ -168,14 +169,14 @@ class Gate:
         self._answers = verdict.metrics.get("holdout", self._answers)
 
 
-def _compare_recent(answers: OnlineModel, recent: Sequence[Learnt]) -> dict:
+def _compare_recent(older: OnlineModel, recent: Sequence[Learnt]) -> dict:
     rows, numbers, values, before = zip(*recent, strict=True)
-    with evaluating(answers.engine):
-        probs = answers.probs(answers.encode(rows))
+    with evaluating(older.engine):
+        probs = older.probs(older.encode(rows))
     labels = np.array(values)
     scored = probs[np.arange(len(rows)), np.array(numbers)]
     return {
         "loss": float(losses(np.array(before, np.float32), labels).mean()),
-        "loss_of_current": float(losses(scored, labels).mean()),
+        "loss_of_older": float(losses(scored, labels).mean()),
         "examples": len(rows),
     }

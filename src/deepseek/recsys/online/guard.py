@@ -88,7 +88,7 @@ class Guard:
 
     def loudest(self, count: int = 5) -> list[dict]:
         """Return the clients with most examples in the window."""
-        order = sorted(self._clients.items(), key=lambda each: -each[1][0])[:count]
+        order = sorted(self._clients.items(), key=lambda each: (-each[1][0], each[0]))[:count]
         return [
             {"client": client, "examples": n, "loss": total / n, "capped": capped}
             for client, (n, total, capped) in order

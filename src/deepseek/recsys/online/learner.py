@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor, nn
 
 from deepseek.checkpoint import Checkpoint
@@ -151,7 +152,7 @@ class Learner:
         for number, recent in enumerate(self.recent):
             chosen = is_known & (numbers == number)
             recent.add(probs[chosen], values[chosen])
-        for place in np.flatnonzero(verdicts == LEARNT):
+        for place in np.flatnonzero(verdicts == LEARNT).tolist():
             entry = (rows[place], int(numbers[place]), int(values[place]), float(probs[place]))
             self.window.append(entry)
         return verdicts
@@ -277,8 +278,6 @@ def is_tick(record: Record) -> bool:
 
 def weights_hash(state: dict[str, Tensor]) -> str:
     """Return a hash of weights, by which two learners are compared."""
-    import xxhash
-
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(state.items()):
         digest.update(name.encode())

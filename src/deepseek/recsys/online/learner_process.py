@@ -56,14 +56,14 @@ class Publisher:
         self.gate = Gate(gate, holdout, first)
         self.num_refused = 0
         self.last = Verdict()
-        self._answers = first
         self._published_at = -1
+        self._anchor, self._anchored_at = first, learner.guard.counts["learnt"]
         number = self.versions.current().version
         if number:
-            self._answers = OnlineModel.load(self.versions.path(number) / MODEL)
+            self._anchor = OnlineModel.load(self.versions.path(number) / MODEL)
             if holdout is not None:
                 self.gate.note_published(
-                    Verdict(metrics={"holdout": holdout.measure(self._answers)})
+                    Verdict(metrics={"holdout": holdout.measure(self._anchor)})
                 )
 
     def offer(self) -> int | None:
@@ -73,7 +73,9 @@ class Publisher:
         if number and learner.num_cuts == self._published_at:
             return None
         self._published_at = learner.num_cuts
-        self.last = self.gate.judge(learner.model, self._answers, list(learner.window))
+        num_since = learner.guard.counts["learnt"] - self._anchored_at
+        recent = list(learner.window)[-num_since:] if num_since else []
+        self.last = self.gate.judge(learner.model, self._anchor, recent)
         about = {"offset": learner.offset, "metrics": self.last.metrics}
         verdict = {**about, "time": time.time(), "reasons": list(self.last.reasons)}
         if not self.last.passes:
@@ -85,7 +87,9 @@ class Publisher:
         self.versions.note({**verdict, "version": version})
         if version is not None:
             self.gate.note_published(self.last)
-            self._answers.engine.module.load_state_dict(learner.model.engine.module.state_dict())
+            if "recent" in self.last.metrics:
+                self._anchored_at += num_since
+                self._anchor.engine.module.load_state_dict(learner.model.engine.module.state_dict())
         return version
 
     def _write(self, folder: Path) -> None:

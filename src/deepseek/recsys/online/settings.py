@@ -100,7 +100,7 @@ class GateSettings(Settings):
     max_auc_drop: Annotated[Number, Field(ge=0)] = 0.01
     """Against the model that the service began with."""
     max_loss_rise: Annotated[Number, Field(ge=0, json_schema_extra=unit("nats"))] = 0.02
-    """On the hold-out and on the recent window, against the version that answers."""
+    """On the hold-out against the version that answers, on what is recent against an older one."""
     slices: list[Name] = Field(default_factory=list)
     """Columns of the hold-out; each of their values is looked at by itself."""
     max_slice_rise: Annotated[Number, Field(ge=0, json_schema_extra=unit("nats"))] = 0.05
@@ -108,7 +108,7 @@ class GateSettings(Settings):
     min_slice: Annotated[Whole, Field(ge=1, json_schema_extra=unit("rows"))] = 50
     """Smaller slices are not looked at."""
     window: Annotated[Whole, Field(ge=10, json_schema_extra=unit("examples"))] = 2000
-    """The recent window."""
+    """The recent window: metrics are of it."""
 
 
 class GuardSettings(Settings):

@@ -85,7 +85,7 @@ class State:
                 if time.monotonic() >= self._trimmed_at + TRIM_S:
                     self._trimmed_at = time.monotonic()
                     await asyncio.to_thread(self._trim)
-            except (DeepSeekError, OSError) as error:
+            except Exception as error:  # a log that does not answer for a while, most likely
                 LOG.warning("%s", error)
 
     async def _tick(self) -> None:
@@ -160,6 +160,7 @@ def make_app(
     )  # fmt: skip
     explain_errors(app)
     _add_work(app, state, has_tokens=bool(hashes))
+    _add_versions(app, state)
     _add_views(app, state)
     app.add_middleware(Counting, measures=state.measures.requests)
     app.add_middleware(Protection, limits=Limits(), hashes=hashes, is_loopback=is_loopback)
@@ -211,6 +212,8 @@ def _add_work(app: FastAPI, state: State, *, has_tokens: bool) -> None:
             }
         )
 
+
+def _add_versions(app: FastAPI, state: State) -> None:
     @app.post("/v1/rollback", tags=["versions"])
     async def rollback(request: Request) -> dict:
         """Let an older version answer, and keep it."""

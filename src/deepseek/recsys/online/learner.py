@@ -172,7 +172,9 @@ class Learner:
 
     def checkpoint(self) -> Checkpoint:
         """Return all that a restart needs; its step is the offset."""
-        names = {parameter: name for name, parameter in self.model.engine.module.named_parameters()}
+        names: dict[Tensor, str] = {
+            parameter: name for name, parameter in self.model.engine.module.named_parameters()
+        }
         optimizer = {
             f"{names[parameter]}/{key}": value
             for parameter, state in self._optimizer.state.items()

@@ -2,7 +2,7 @@
 
 ```
 python benchmarks/online_service.py load --seconds 60    1,000 events/s, 200 requests/s to rank 100
-python benchmarks/online_service.py poison               1, 5 and 20 % of labels flipped; a loud client
+python benchmarks/online_service.py poison              1, 5 and 20 % of labels flipped, a loud liar
 ```
 The clients are on the same machine: their share of the processors is printed.
 """
@@ -125,12 +125,11 @@ async def run_load(url, seconds, per_request):
     draw, took, errors, fresh = random.Random(0), [], [], []
     ranks = [Connection(url) for _ in range(32)]
     senders = [Connection(url) for _ in range(64)]
-    questions = [
-        json.dumps({"user": {"user_id": f"u{n}"}, "context": {"hour": n % 24}, "candidates": [
-            {key: row[key] for key in ("item_id", "genre", "price")} for row in draw.sample(rows, 100)
-        ]}).encode()
-        for n in range(200)
-    ]  # fmt: skip
+    items = [{key: row[key] for key in ("item_id", "genre", "price")} for row in rows]
+    questions = []
+    for n in range(200):
+        asked = {"user": {"user_id": f"u{n}"}, "context": {"hour": n % 24}}
+        questions.append(json.dumps({**asked, "candidates": draw.sample(items, 100)}).encode())
 
     async def rank(number, at, due):
         status, _ = await ranks[at].post("/v1/rank", questions[number % 200])
@@ -200,8 +199,9 @@ def load(arguments):
     ):
         shown = "  ".join(f"p{q} {np.percentile(values, q):.2f}" for q in (50, 90, 99))
         print(f"{what}: {shown} {unit}")
-    print(f"processor time: service {theirs.ru_utime + theirs.ru_stime:.1f} s, "
-          f"clients {own.ru_utime + own.ru_stime:.1f} s; load {os.getloadavg()[0]:.1f}")  # fmt: skip
+    spent_s = [each.ru_utime + each.ru_stime for each in (theirs, own)]
+    print(f"processor time: service {spent_s[0]:.1f} s, clients {spent_s[1]:.1f} s")
+    print(f"load of the machine: {os.getloadavg()[0]:.1f}")
 
 
 def poison(arguments):

@@ -27,6 +27,14 @@ PUBLIC = {
         "resolve",
         "validate_settings",
     ],
+    "deepseek.finance": [
+        "Adaptation",
+        "GrowingVocabulary",
+        "GrownVocabulary",
+        "Perplexity",
+        "adapt",
+        "grow_vocabulary",
+    ],
     "deepseek.recsys": [
         "FactorizationMachine",
         "LogisticRegression",
@@ -35,6 +43,7 @@ PUBLIC = {
         "Scorer",
         "read_movielens",
     ],
+    "deepseek.recsys.tables": ["AdaGrad", "FTRL", "GrowingEmbedding", "RowAdam", "RowOptimizer"],
     "deepseek.medical": [
         "DetectionTask",
         "Findings",
@@ -44,6 +53,7 @@ PUBLIC = {
         "Marks",
         "Means",
         "NoduleDataset",
+        "ScanReport",
         "VolumeSettings",
         "bootstrap_interval",
         "configure",

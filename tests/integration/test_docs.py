@@ -39,7 +39,7 @@ from deepseek.config.parallel import ParallelConfig
 from deepseek.errors import DeepSeekError
 
 ROOT = Path(__file__).parents[2]
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "tutorials").glob("*.md")])
 README, CHINESE_README = ROOT / "README.md", ROOT / "README.zh-CN.md"
 PAGES = [
     README,
@@ -120,7 +120,7 @@ def run_page(page, capsys, short=False):
             assert run_bash(block["body"], short) == 0, f"{where}\n{capsys.readouterr().err}"
 
 
-@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.relative_to(ROOT / "docs").as_posix())
 def test_blocks_of_a_page_run_in_their_order(page, capsys):
     run_page(page, capsys)
 

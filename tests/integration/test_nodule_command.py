@@ -43,13 +43,33 @@ def test_nodules_from_a_file_to_their_evaluation(cubes, capsys):
     model = "runs/nodules-1/model.bin"
     assert run(["evaluate", model, "--data", "cubes.npz", "--json"]) == 0
     assert "sensitivity_at_1" in json.loads(capsys.readouterr().out)["metrics"]
-    assert run(["predict", model, "cubes.npz"]) == 2
-    assert "the model finds centres in volumes" in capsys.readouterr().err
+    np.save("scan.npy", np.full((9, 18, 17), -850, np.int16))
+    assert run(["predict", model, "scan.npy", "--min-score", "0", "--json", "--output", "out"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["volumes"]
+    assert len(Path("out/findings.csv").read_text().splitlines()) == 1 + len(row["findings"])
+    assert run(["predict", model, "scan.npy", "--report", "page.txt"]) == 2
+    assert "--report page.txt is no .html file" in capsys.readouterr().err
+    assert run(["predict", model, "scan.npy", "--text", "a"]) == 2
 
 
-def test_outlines_of_nodules_are_learnt(cubes):
+def test_outlines_of_nodules_are_learnt_and_evaluated(cubes, capsys):
     settings = ["data.targets=masks", "model.architecture=unet3d"]
     assert run(["train", "n.yaml", *settings, "model.args={features: [4, 4]}"]) == 0
+    capsys.readouterr()
+    model = "runs/nodules-1/model.bin"
+    assert run(["evaluate", model, "--data", "cubes.npz", "--json"]) == 0
+    assert "dice" in json.loads(capsys.readouterr().out)["metrics"]
+    np.save("scan.npy", np.full((9, 18, 17), -850, np.int16))
+    assert run(["predict", model, "scan.npy"]) == 0
+    assert "nodule" in capsys.readouterr().out
+    assert run(["predict", model, "scan.npy", "--min-score", "0.5"]) == 2
+    assert "--min-score 0.5 would be ignored" in capsys.readouterr().err
+
+
+def test_a_service_of_a_detector_is_refused(cubes, capsys):
+    assert run(["train", "n.yaml"]) == 0
+    assert run(["serve", "runs/nodules-1/model.bin"]) == 2
+    assert "the model finds centres in volumes, which are not served" in capsys.readouterr().err
 
 
 def test_nodules_without_validation_cannot_stop_early(cubes, capsys):

@@ -28,6 +28,7 @@ def build_nodules(
 
 
 def build_nodule_evaluation(spec: DataSpec, path: str) -> NoduleDataset:
-    """Return all cubes at `path`, cut as a detector was trained on such."""
+    """Return all cubes at `path`, cut as a detector or a segmenter was trained on such."""
     patch = "x".join(str(size) for size in spec.fields["inputs"].shape[1:])
-    return NoduleDataset(path, transform=f"patch_{patch}").evaluation_view()
+    targets = "centers" if spec.task == "detection" else "masks"
+    return NoduleDataset(path, transform=f"patch_{patch}", targets=targets).evaluation_view()

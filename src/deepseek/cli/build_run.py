@@ -36,8 +36,11 @@ from deepseek.config import (
 from deepseek.datasets import DataSpec, ImageDataset, JointDataset, MultiTaskDataset, Tokenizer
 from deepseek.datasets.loader import LabelledDataset
 from deepseek.errors import ConfigError
+from deepseek.medical.nodule_cubes import holds_nodule_cubes
 from deepseek.medical.nodule_dataset import NoduleDataset
 from deepseek.models import ModelEngine
+from deepseek.models.volume_detector import finds_centers
+from deepseek.models.volume_segmenter import takes_volumes
 from deepseek.trainer import Trainer
 
 AnyConfig = (
@@ -177,10 +180,11 @@ def _evaluation_data(spec: DataSpec | None, path: str, settings: Sequence[str]) 
             f"{' '.join(settings)} would be ignored: the model was not trained on text or a table",
             fix="leave them out",
         )
-    if spec is not None and spec.task == "detection":
+    if spec is not None and finds_centers(spec):
         return build_nodule_evaluation(spec, path)
-    if spec is not None and spec.task == "segmentation" and len(spec.fields["inputs"].shape) == 4:
-        return build_volume_evaluation(spec, path)
+    if spec is not None and takes_volumes(spec):
+        is_cubes = holds_nodule_cubes(path)
+        return (build_nodule_evaluation if is_cubes else build_volume_evaluation)(spec, path)
     if spec is None or spec.transform is None:
         raise ConfigError(
             "the model file has no transform: it was trained with a Python callable",

@@ -21,6 +21,7 @@ from deepseek.cli import (
     evaluate,
     export,
     features,
+    finance,
     generate,
     init,
     launch,
@@ -71,6 +72,7 @@ app.command("plan")(plan.plan)
 app.add_typer(online.app, name="online")
 app.add_typer(runs.app, name="runs")
 app.add_typer(config.app, name="config")
+app.add_typer(finance.app, name="finance")
 
 
 @app.command("version")

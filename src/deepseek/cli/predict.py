@@ -63,6 +63,13 @@ def predict(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile a model of volumes.")
     ] = False,
+    min_score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of findings of a detector: 0.1.")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Of volumes: a page of pictures and scores."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: an accelerator.")] = "auto",
     precision: Annotated[
         str, typer.Option(help="Of model files: fp32, bf16, fp16; auto: what the chip has.")
@@ -78,15 +85,21 @@ def predict(
     _check_given(paths, texts)
     from deepseek.cli.opened_model import open_model
     from deepseek.deploy.scoring import Scoring, check_output, find_items, takes_texts
+    from deepseek.models.volume_detector import finds_centers
     from deepseek.models.volume_segmenter import takes_volumes
 
     engine, context = open_model(model, device, precision, threads, trust)
-    of_volumes = {"overlap": overlap, "flips": flips, "region": region, "compile": compiled}
-    if takes_volumes(engine.spec):
-        from deepseek.cli.predict_volumes import WindowOptions, predict_volumes
+    of_volumes = {
+        "overlap": overlap, "flips": flips, "region": region, "compile": compiled or None,
+        "min_score": min_score, "report": report,
+    }  # fmt: skip
+    if takes_volumes(engine.spec) or finds_centers(engine.spec):
+        from deepseek.cli.predict_volumes import VolumeOptions, predict_volumes
 
         _refuse_texts(texts)
-        options = WindowOptions(**of_volumes, batch_size=batch_size)
+        options = VolumeOptions(
+            **of_volumes, batch_size=batch_size, model=model, precision=precision
+        )
         predict_volumes(engine, paths, output, options, context, strict, as_json)
         return
     _refuse_window_options(of_volumes)
@@ -192,7 +205,7 @@ def _refuse_texts(texts: Sequence[str]) -> None:
 def _refuse_window_options(given: dict[str, object]) -> None:
     from deepseek.errors import ConfigError
 
-    names = [f"--{name}" for name, value in given.items() if value]
+    names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     if names:
         raise ConfigError(
             f"{', '.join(names)}, and the model was not trained on volumes", fix="leave them out"

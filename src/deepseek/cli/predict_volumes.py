@@ -1,4 +1,4 @@
-"""`deepseek predict` with a model of volumes: scans -> masks, millilitres, scores."""
+"""`deepseek predict` with a model of volumes: scans -> masks or findings, scores, a page."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from deepseek.models import ModelEngine
+    from deepseek.models import ModelEngine, VolumeDetector, VolumeSegmenter
 
 NO_RESULT = 3
 """Exit code where volumes could not be read."""
 
 
 @dataclass(frozen=True)
-class WindowOptions:
-    """How volumes are computed; `None`: as `VolumeSegmenter` has it.
+class VolumeOptions:
+    """How volumes are computed, and what of them is said; `None`: as by default.
 
     Attributes:
         overlap: of windows.
@@ -26,56 +26,108 @@ class WindowOptions:
         region: `body` or `lungs`.
         compile: whether the model is compiled.
         batch_size: windows at a time.
+        min_score: of findings of a detector.
+        report: a page to be written.
+        model: file of the model.
+        precision: that it computes in.
     """
 
     overlap: float | None
     flips: str | None
     region: str | None
-    compile: bool
+    compile: bool | None
     batch_size: int | None
+    min_score: float | None
+    report: Path | None
+    model: Path
+    precision: str
+
+    def shown(self) -> dict[str, str]:
+        """Return the settings that a report names."""
+        names = ("model", "precision", "overlap", "flips", "region", "min_score")
+        given = {name: getattr(self, name) for name in names}
+        return {name.replace("_", " "): str(value) for name, value in given.items() if value}
 
 
 def predict_volumes(
     engine: "ModelEngine",
     paths: Sequence[Path],
     output: Path | None,
-    options: WindowOptions,
+    options: VolumeOptions,
     context: Callable[[], AbstractContextManager],
     is_strict: bool,
     as_json: bool,
 ) -> None:
-    """Find the classes of the voxels of scans, and print how much of each there is."""
-    from deepseek.medical.regions import find_region
+    """Find classes or centres in scans, and print how much of each there is."""
+    from deepseek.medical.scan_findings import finding_scores
+    from deepseek.medical.scan_report import ScanReport
     from deepseek.medical.volume_prediction import find_scans, mean_scores, predict_scans
-    from deepseek.models import VolumeSegmenter
-    from deepseek.models.sliding_window import DEFAULT_OVERLAP
 
-    segmenter = VolumeSegmenter(
-        engine,
-        overlap=DEFAULT_OVERLAP if options.overlap is None else options.overlap,
-        batch_size=options.batch_size or 4,
-        flips=_axes(options.flips or ""),
-        compiles=options.compile,
-        region=None if options.region is None else find_region(options.region),
-    )
+    predictor = _make_predictor(engine, options)
+    spec, report = predictor.spec, None
+    if options.report is not None:
+        _check_page(options.report)
+        about = {**options.shown(), "transform": spec.transform or "none"}
+        report = ScanReport(spec, about)
     scans, rows = find_scans(paths), []
     with _progress(len(scans)) as (on_windows, on_scan), context():
         for row in predict_scans(
-            segmenter, scans, output, is_strict=is_strict, on_windows=on_windows
-        ):
+            predictor, scans, output, is_strict=is_strict, on_windows=on_windows,
+            on_result=report.add if report else lambda result: None,
+        ):  # fmt: skip
             on_scan()
             rows.append(row)
             if not as_json:
                 print(_line(row))
-    means = mean_scores(rows)
+    if report is not None and options.report is not None:
+        report.write(options.report, rows)
+    scores = mean_scores(rows) | finding_scores(rows)
     if as_json:
-        print(json.dumps({"volumes": rows, **means}))
-    elif means:
-        print("mean  " + ", ".join(f"{name} {value:.3f}" for name, value in means.items()))
+        print(json.dumps({"volumes": rows, **scores}))
+    elif scores:
+        print("mean  " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
     num_errors = sum("error" in row for row in rows)
     if num_errors:
         typer.echo(f"{num_errors} volumes could not be read", err=True)
         raise typer.Exit(NO_RESULT)
+
+
+def _make_predictor(
+    engine: "ModelEngine", options: VolumeOptions
+) -> "VolumeSegmenter | VolumeDetector":
+    from deepseek.errors import ConfigError
+    from deepseek.medical.regions import find_region
+    from deepseek.models import VolumeDetector, VolumeSegmenter
+    from deepseek.models.sliding_window import DEFAULT_OVERLAP
+    from deepseek.models.volume_detector import DEFAULT_MIN_SCORE, finds_centers
+
+    overlap = DEFAULT_OVERLAP if options.overlap is None else options.overlap
+    flips, batch_size = _axes(options.flips or ""), options.batch_size or 4
+    region = None if options.region is None else find_region(options.region)
+    if finds_centers(engine.spec):
+        return VolumeDetector(
+            engine, overlap=overlap, batch_size=batch_size, flips=flips,
+            compiles=bool(options.compile), region=region,
+            min_score=DEFAULT_MIN_SCORE if options.min_score is None else options.min_score,
+        )  # fmt: skip
+    if options.min_score is not None:
+        raise ConfigError(
+            f"--min-score {options.min_score:g} would be ignored: the model is no detector",
+            fix="leave it out",
+        )
+    return VolumeSegmenter(
+        engine, overlap=overlap, batch_size=batch_size, flips=flips,
+        compiles=bool(options.compile), region=region,
+    )  # fmt: skip
+
+
+def _check_page(path: Path) -> None:
+    from deepseek.errors import ConfigError
+
+    if path.suffix.lower() not in (".html", ".htm") or not path.parent.is_dir():
+        raise ConfigError(
+            f"--report {path} is no .html file in a folder that exists", fix="such as report.html"
+        )
 
 
 def _axes(flips: str) -> list[int]:
@@ -89,6 +141,14 @@ def _axes(flips: str) -> list[int]:
 def _line(row: dict) -> str:
     if "error" in row:
         return f"{row['file']}  {row['error']}"
+    if "findings" in row:
+        found = row["findings"]
+        sure = f", the surest {found[0]['score']:.2f}" if found else ""
+        hit = ""
+        if "known" in row:
+            counted = [each for each in row["known"] if not each["is_excluded"]]
+            hit = f"; {sum(each['score'] is not None for each in counted)} of {len(counted)} hit"
+        return f"{row['file']}  {len(found)} findings{sure}{hit}"
     parts = []
     for name, amount in row["ml"].items():
         part = f"{name} {amount:.3g} ml"

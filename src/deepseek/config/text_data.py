@@ -62,8 +62,13 @@ class TextDataConfig(Settings):
     """Language modelling: whether a token sees the documents before its own in the same row."""
     random_offset: Switch = True
     """Language modelling: whether the training text is cut elsewhere in each epoch."""
-    whole_words: Switch = False
-    """Masked language modelling: whether whole words are hidden."""
+    masking: Literal["tokens", "words", "spans"] = "tokens"
+    """Masked language modelling: what is hidden: single tokens, whole words, or spans of words."""
+    mask_share: Annotated[Number, Field(gt=0, lt=1)] = 0.15
+    """Masked language modelling: share of the tokens that is to be found."""
+    packed: Switch = False
+    """Masked language modelling: whether samples run over the ends of texts, so that each is full.
+    """
     padding: Literal["batch", "sequence_length"] = "batch"
     """How far samples are filled up: to the longest of a batch of similar ones, or all alike."""
     cache: str = Field(default="auto", min_length=1)

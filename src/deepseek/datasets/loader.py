@@ -158,6 +158,17 @@ class DataLoader:
         self._spec, self._workers, self._bad = source.spec, None, {}
         return self
 
+    def exchange(self, dataset: torch.utils.data.Dataset) -> None:
+        """Take another form of the same data, such as of another tokenizer; progress stays.
+
+        Call it between epochs: the order of samples depends on their number and lengths.
+        """
+        self.close()
+        epoch, position = self.epoch, self.position
+        self._attach(dataset)
+        self._progress.epoch = epoch
+        self._progress.position = min(position, self.num_samples)
+
     def take_share(self, part: int, num_parts: int) -> None:
         """Hand out only this part of every batch from now on; `position` counts whole batches.
 

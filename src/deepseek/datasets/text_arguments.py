@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal, cast, get_args
 
 from deepseek.datasets.text_options import Column, DocumentPer, TextOptions
+from deepseek.datasets.token_masking import SHARE
 from deepseek.errors import ConfigError
 from deepseek.registry import did_you_mean
 
@@ -15,6 +16,7 @@ TextTask = Literal[
     "token_classification",
 ]
 Padding = Literal["batch", "sequence_length"]
+Masking = Literal["tokens", "words", "spans"]
 PADDED_TASKS = frozenset(get_args(TextTask)) - {"language_modelling"}
 WHOLE_TASKS = frozenset({"sequence_classification", "sequence_regression"})
 LABELLED_TASKS = WHOLE_TASKS | {"token_classification"}
@@ -27,7 +29,9 @@ def check_arguments(
     padding: str,
     *,
     attend_across_documents: bool,
-    whole_words: bool,
+    masking: str,
+    mask_share: float,
+    packed: bool,
     label_column: Column | None,
     pair_column: Column | None,
     class_names: Sequence[str] | None,
@@ -51,8 +55,18 @@ def check_arguments(
         problems.append(f"padding={padding!r} is neither batch nor sequence_length")
     if not attend_across_documents and task != "language_modelling":
         problems.append(f"attend_across_documents=False would be ignored by {task}")
-    if whole_words and task != "masked_language_modelling":
-        problems.append(f"whole_words=True would be ignored by {task}")
+    if masking not in get_args(Masking):
+        problems.append(f"masking={masking!r} is none of {', '.join(get_args(Masking))}")
+    if not 0 < mask_share < 1:
+        problems.append(f"mask_share={mask_share!r} is not between 0 and 1")
+    if task != "masked_language_modelling":
+        for name, value, default in (
+            ("masking", masking, "tokens"),
+            ("mask_share", mask_share, SHARE),
+            ("packed", packed, False),
+        ):
+            if value != default:
+                problems.append(f"{name}={value!r} would be ignored by {task}")
     given = {"label_column": label_column, "class_names": class_names, "pair_column": pair_column}
     taken = {"label_column"} if task in LABELLED_TASKS else set()
     taken |= {"pair_column"} if task in WHOLE_TASKS else set()

@@ -22,6 +22,7 @@ from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.datasets.text_arguments import (
     PADDED_TASKS,
     WHOLE_TASKS,
+    Masking,
     Padding,
     TextTask,
     check_arguments,
@@ -36,10 +37,11 @@ from deepseek.datasets.text_samples import (
     Samples,
 )
 from deepseek.datasets.text_source import TextSource
-from deepseek.datasets.token_masking import TokenMasking
+from deepseek.datasets.token_masking import SHARE, TokenMasking
 from deepseek.datasets.token_store import IGNORE_INDEX, TokenStore, open_store
 from deepseek.datasets.tokenizer import Tokenizer
 from deepseek.datasets.tokenizer_choice import choose_tokenizer
+from deepseek.datasets.tokenizer_growth import reserved_tokens
 from deepseek.errors import ConfigError, DataError
 
 
@@ -50,7 +52,7 @@ class TextDataset(torch.utils.data.Dataset):
         path: what is there is detected: a `.txt`, `.jsonl`, `.csv`, `.tsv`, `.parquet` or `.conll`
             file; a folder of files of one kind, or a pattern such as `part-*.jsonl`; for
             classification a folder with a folder of `.txt` files for each class; or a data set
-            saved by Hugging Face's `save_to_disk`.
+            saved by Hugging Face's `save_to_disk`. Or, without labels, a list of texts.
         task: "language_modelling", "masked_language_modelling", "sequence_classification",
             "sequence_regression" (a number for each text) or "token_classification".
         tokenizer: a `Tokenizer`; the path of one (`load_tokenizer`); "characters", those of these
@@ -69,7 +71,10 @@ class TextDataset(torch.utils.data.Dataset):
         attend_across_documents: language modelling: whether a token sees the documents before its
             own in the same row.
         random_offset: language modelling: cut the row elsewhere in each epoch.
-        whole_words: masked language modelling: hide whole words.
+        masking: masked language modelling: hide single "tokens", whole "words", or "spans" of them.
+        mask_share: masked language modelling: share of the tokens that is to be found, in (0, 1).
+        packed: masked language modelling: let samples run over the ends of texts, so that each is
+            full; else a sample is of one text.
         padding: "batch": up to the longest sample of a batch, which is made of samples of similar
             length; "sequence_length": all alike, as a static graph or a pipeline needs.
         vocab_size: tokens at most, where a tokenizer is trained.
@@ -86,7 +91,7 @@ class TextDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike | Sequence[str],
         task: str = "language_modelling",
         *,
         tokenizer: Tokenizer | str | os.PathLike,
@@ -100,7 +105,9 @@ class TextDataset(torch.utils.data.Dataset):
         encoding: str = "utf-8",
         attend_across_documents: bool = True,
         random_offset: bool = True,
-        whole_words: bool = False,
+        masking: Masking | str = "tokens",
+        mask_share: float = SHARE,
+        packed: bool = False,
         padding: Padding | str = "batch",
         vocab_size: int = 8192,
         seed: int = 0,
@@ -108,8 +115,9 @@ class TextDataset(torch.utils.data.Dataset):
     ) -> None:
         check_arguments(
             task, sequence_length, document_per, padding,
-            attend_across_documents=attend_across_documents, whole_words=whole_words,
-            label_column=label_column, pair_column=pair_column, class_names=class_names,
+            attend_across_documents=attend_across_documents, masking=masking,
+            mask_share=mask_share, packed=packed, label_column=label_column,
+            pair_column=pair_column, class_names=class_names,
         )  # fmt: skip
         self.task = cast(TextTask, task)
         self.sequence_length = sequence_length
@@ -124,32 +132,48 @@ class TextDataset(torch.utils.data.Dataset):
             keeps_apart=not attend_across_documents,
         )  # fmt: skip
         self._separator = None if pair_column is None else self.tokenizer.separator_token
+        self._options, self._class_names, self._cache = options, class_names, cache
         self._attends_across = attend_across_documents
+        self._padding, self._packed = padding, packed
+        self._masking, self._mask_share = masking, mask_share
+        self._random_offset = random_offset
+        self._is_part = self._is_fixed = False
+        self._take_texts()
+
+    def _take_texts(self) -> None:
         self._store = open_store(
-            self._source, self.tokenizer, options, class_names, cache, self._document_token()
-        )
+            self._source, self.tokenizer, self._options, self._class_names, self._cache,
+            self._document_token(),
+        )  # fmt: skip
         _check_tokens(self._store, self.tokenizer)
-        self._padding = padding
-        self._samples = self._make_samples(random_offset, whole_words)
+        self._samples = self._make_samples()
         self.spec = self._make_spec()
 
-    def _make_samples(self, random_offset: bool, whole_words: bool) -> Samples:
+    def _make_samples(self) -> Samples:
         store, tokenizer, length = self._store, self.tokenizer, self.sequence_length
         if self.task == "language_modelling":
-            return PackedTokens(store.tokens, length, random_offset, self._source.path)
+            return PackedTokens(store.tokens, length, self._random_offset, self._source.path)
         tokenizer.require("pad", "fills sequences up")
         if self.task == "masked_language_modelling":
+            special = np.array(tokenizer.special_tokens, np.int64)
+            no_text = np.union1d(special, reserved_tokens(tokenizer))
             masking = TokenMasking(
                 tokenizer.require("mask", "hides the tokens to be found"),
-                np.setdiff1d(np.arange(tokenizer.vocab_size), tokenizer.special_tokens),
-                tokenizer.continues_word if whole_words else None,
+                np.setdiff1d(np.arange(tokenizer.vocab_size), no_text),
+                None if self._masking == "tokens" else tokenizer.continues_word,
+                self._mask_share,
+                in_spans=self._masking == "spans",
+                special_tokens=special if self._packed else None,
             )
-            return MaskedTexts.cut(store, length, tokenizer.frame, masking, self._source.path)
+            make = MaskedTexts.pack if self._packed else MaskedTexts.cut
+            return make(store, length, tokenizer.frame, masking, self._source.path)
         per_token = self.task == "token_classification"
         return LabelledTexts(store, length, tokenizer.frame, per_token, separator=self._separator)
 
     def _document_token(self) -> int | None:
         """Return what stands before each document of a language model."""
+        if self._packed:
+            return self.tokenizer.require("document", "packed=True puts between texts")
         if self.task != "language_modelling":
             return None
         if not self._attends_across:
@@ -232,9 +256,30 @@ class TextDataset(torch.utils.data.Dataset):
     def evaluation_view(self) -> "TextDataset":
         """Return the same texts without what is drawn anew each epoch: offsets, hidden tokens."""
         view = copy.copy(self)
+        view._is_fixed = True
         view._samples = self._samples.fixed()
         view.spec = view._make_spec()
         return view
+
+    def with_tokenizer(self, tokenizer: Tokenizer) -> "TextDataset":
+        """Return the same texts as tokens of another tokenizer.
+
+        Raises:
+            ConfigError: this is a part that `split` returned: samples end elsewhere, so that the
+                parts would no longer be apart.
+        """
+        if self._is_part:
+            raise ConfigError(
+                "a part of a split cannot change its tokenizer: samples of one part would come to"
+                " lie in the other",
+                fix="read training and validation data from paths of their own",
+            )
+        view = copy.copy(self)
+        view.tokenizer = tokenizer
+        if self._separator is not None:
+            view._separator = tokenizer.separator_token
+        view._take_texts()
+        return view.evaluation_view() if self._is_fixed else view
 
     def split(
         self, share: float = 0.1, seed: int | None = None
@@ -264,7 +309,7 @@ class TextDataset(torch.utils.data.Dataset):
         views = []
         for part in parts:
             view = copy.copy(self)
-            view._samples = part
+            view._samples, view._is_part = part, True
             view.spec = view._make_spec()
             views.append(view)
         return views[0], views[1].evaluation_view()

@@ -156,6 +156,21 @@ class MaskedTexts(Samples):
         ends = np.minimum(begins + room, np.repeat(store.starts[1:], counts))
         return cls(store, begins, ends, frame, masking)
 
+    @classmethod
+    def pack(
+        cls, store: TokenStore, length: int, frame: Frame, masking: TokenMasking, path: str
+    ) -> "MaskedTexts":
+        """Cut the row of all texts to pieces that fill `length` with the frame."""
+        room = length - len(frame[0]) - len(frame[1])
+        count = len(store.tokens) // room
+        if count == 0:
+            raise DataError(
+                f"{path}: {len(store.tokens)} tokens do not fill one sequence of {length}",
+                fix="give more text, a smaller sequence_length, or packed=False",
+            )
+        begins = np.arange(count, dtype=np.int64) * room
+        return cls(store, begins, begins + room, frame, masking)
+
     @property
     @override
     def lengths(self) -> np.ndarray:

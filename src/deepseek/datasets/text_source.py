@@ -12,7 +12,7 @@ from deepseek.datasets import text_tables
 from deepseek.datasets.open_source import expand_pattern, refuse_splits
 from deepseek.datasets.text_file import read_documents, read_text_file
 from deepseek.datasets.text_options import Column, DocumentPer, TextOptions
-from deepseek.errors import DataError
+from deepseek.errors import ConfigError, DataError
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet", ".conll")
 _READ_BYTES = 1 << 20
@@ -32,7 +32,7 @@ class TextSource:
 
     Args:
         path: a file, a pattern, a folder of files of one kind, a folder with one folder of `.txt`
-            files for each class, or a data set saved by `save_to_disk`.
+            files for each class, a data set saved by `save_to_disk`; or the texts themselves.
         options: what is known of the content.
 
     Raises:
@@ -43,10 +43,15 @@ class TextSource:
         class_names: names that the data bring along, or `None`.
     """
 
-    def __init__(self, path: str | os.PathLike, options: TextOptions) -> None:
-        self.path = os.fspath(path)
+    def __init__(self, path: str | os.PathLike | Sequence[str], options: TextOptions) -> None:
         self._options = options
         self.class_names: tuple[str, ...] | None = None
+        self._texts: tuple[str, ...] | None = None
+        if not isinstance(path, str | os.PathLike):
+            self._texts = _check_texts(path, options)
+            self.path, self.layout, self.files = "the texts given", "texts in memory", []
+            return
+        self.path = os.fspath(path)
         place = Path(self.path).expanduser()
         self._saved = (place / "state.json").is_file() and (place / "dataset_info.json").is_file()
         if self._saved:
@@ -70,6 +75,10 @@ class TextSource:
             DataError: a file is damaged, or lacks a column; names file and line.
         """
         options = self._options
+        if self._texts is not None:
+            for number, text in enumerate(self._texts):
+                yield Record(text, None, f"text {number}")
+            return
         if options.pair_column is not None and self.files[0].suffix.lower() in (".txt", ".conll"):
             raise DataError(
                 f"{self.path} ({self.layout}) has no columns, so none of second sentences",
@@ -88,8 +97,11 @@ class TextSource:
                 yield from _records(_READERS[file.suffix.lower()](file, options))
 
     def content_hash(self) -> str:
-        """Return a hash of every file's name and bytes."""
+        """Return a hash of every file's name and bytes, or of the texts."""
         digest = xxhash.xxh3_128()
+        for text in self._texts or ():
+            encoded = text.encode()
+            digest.update(f"{len(encoded)}\n".encode() + encoded)
         for file in self.files:
             digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
             with open(file, "rb") as opened:
@@ -125,6 +137,19 @@ def read_texts(
     options = TextOptions(text_column, document_per=document_per, encoding=encoding)
     for record in TextSource(path, options):
         yield record.text if isinstance(record.text, str) else " ".join(record.text)
+
+
+def _check_texts(texts: Sequence[str], options: TextOptions) -> tuple[str, ...]:
+    if options.label_column is not None:
+        raise ConfigError(
+            "texts in memory have no labels, which classification needs",
+            fix="write a table with a column of texts and one of labels, and give its path",
+        )
+    if wrong := next((text for text in texts if not isinstance(text, str)), None):
+        raise ConfigError(
+            f"one of the texts is a {type(wrong).__name__}", fix="give a list of strings"
+        )
+    return tuple(texts)
 
 
 def _labelled_lines(file: Path, options: TextOptions) -> Iterator[Record]:

@@ -354,7 +354,7 @@ def _train_wordpiece(texts: Iterable[str], vocab_size: int, *, lowercase: bool) 
     letters: set[str] = set()
     for text in texts:
         letters.update(re.findall(r"(?<=\S)\S", backend.normalizer.normalize_str(text)))
-    inside = [f"##{letter}" for letter in sorted(letters) if not _is_punctuation(letter)]
+    inside = [f"##{letter}" for letter in sorted(letters) if not is_punctuation(letter)]
     trainer = library.trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         # the library numbers letters inside words in the order of a hash table, another one in
@@ -370,7 +370,7 @@ def _train_wordpiece(texts: Iterable[str], vocab_size: int, *, lowercase: bool) 
     return Tokenizer(trained.to_str(), "the trained wordpiece tokenizer")
 
 
-def _is_punctuation(letter: str) -> bool:
+def is_punctuation(letter: str) -> bool:
     """Return whether BERT's rules make a word of the letter."""
     return letter in string.punctuation or unicodedata.category(letter).startswith("P")
 

@@ -135,8 +135,15 @@ class NoduleDataset(torch.utils.data.Dataset):
             },
             class_names=self.class_names,
             class_counts=counts,
-            transform=self._transform.evaluation,
+            transform=self._scan_transform,
         )
+
+    @property
+    def _scan_transform(self) -> str:
+        """What makes a scan like the cubes."""
+        spacing = "x".join([f"{self.cubes.spacing_mm:g}"] * 3)
+        low, high = self.cubes.window_hu
+        return f"spacing_{spacing}+window_{low:g}_{high:g}"
 
     def describe(self, index: int) -> str:
         """Return the name of a sample's cube, for messages."""

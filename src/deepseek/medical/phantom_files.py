@@ -131,6 +131,11 @@ def _make_slice(
     header.PatientName = header.PatientID = "PHANTOM"
     header.StudyInstanceUID, header.SeriesInstanceUID = uids["study"], uids["series"]
     header.FrameOfReferenceUID = uids["frame"]
+    # nobody's, and there: what is derived from a series, such as a segmentation, carries them on
+    for name in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+                 "AccessionNumber", "ReferringPhysicianName", "Manufacturer"):  # fmt: skip
+        setattr(header, name, "")
+    header.SeriesNumber = 1
     header.Modality, header.InstanceNumber = "CT", number + 1
     header.Rows, header.Columns = pixels.shape
     header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"

@@ -1,4 +1,4 @@
-"""Scans in, masks out: NIfTI on the voxels of each scan, DICOM segmentations of DICOM series.
+"""Scans in, masks or findings out: NIfTI on the voxels of each scan, DICOM segmentations of series.
 
 Shapes: D H W voxels, K classes.
 """
@@ -6,7 +6,7 @@ Shapes: D H W voxels, K classes.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +18,34 @@ from deepseek.datasets.volume_source import FOLDERS, find_volumes
 from deepseek.datasets.volume_store import check_places, read_labels
 from deepseek.errors import ConfigError, DataError
 from deepseek.medical.dicom_segmentation import write_dicom_segmentation
+from deepseek.medical.froc import Findings
+from deepseek.medical.luna16 import luna16_scans, read_findings
+from deepseek.medical.scan_findings import (
+    FILE_NAME,
+    FindingsFile,
+    finding_rows,
+    findings_of_labels,
+)
 from deepseek.medical.segmentation_scores import dice_by_class, hausdorff_mm
+from deepseek.models.volume_detector import Centers, VolumeDetector
 from deepseek.models.volume_segmenter import VolumeSegmenter, measure_ml
+
+ANNOTATIONS = ("annotations.csv", "annotations_excluded.csv")
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A volume to be predicted, and its labels where they are known; unread."""
+    """A volume to be predicted, unread, and what is known of it.
+
+    Attributes:
+        image: file, or folder of a DICOM series.
+        labels: of its voxels.
+        findings: in it; `None` where they are not known.
+    """
 
     image: Path
     labels: Path | None = None
+    findings: Findings | None = None
 
     @property
     def name(self) -> str:
@@ -35,12 +53,32 @@ class Scan:
         return self.image.resolve().name if self.image.is_dir() else stem_of(self.image)
 
 
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What was found in a scan.
+
+    Attributes:
+        scan: it.
+        volume: as it was read.
+        found: class of each voxel, or centres.
+        labels: that were known, on the voxels of the scan.
+        row: as `predict_scans` yields it.
+    """
+
+    scan: Scan
+    volume: Volume
+    found: Volume | Centers
+    labels: Volume | None
+    row: dict
+
+
 def find_scans(paths: Iterable[str | Path]) -> list[Scan]:
     """Return the volumes at some paths, in an order that is always the same.
 
     Args:
         paths: files of volumes; folders of one DICOM series, of files, or of folders with a series
-            each; or what `VolumeDataset` takes, with labels.
+            each; what `VolumeDataset` takes, with labels; or the folder of LUNA16. Of a folder with
+            `annotations.csv` the findings are known.
 
     Raises:
         DataError: a path has none; or two have the same name, and their results would have.
@@ -56,6 +94,16 @@ def find_scans(paths: Iterable[str | Path]) -> list[Scan]:
 
 
 def _scans_at(path: Path) -> list[Scan]:
+    scans = _volumes_at(path)
+    annotations, excluded = (path / name for name in ANNOTATIONS)
+    if not annotations.is_file():
+        return scans
+    names = [scan.name for scan in scans]
+    known = read_findings(annotations, excluded if excluded.is_file() else None, names)
+    return [replace(scan, findings=known[scan.name]) for scan in scans]
+
+
+def _volumes_at(path: Path) -> list[Scan]:
     is_set = any(
         (path / images).is_dir() and (path / labels).is_dir() for images, labels in FOLDERS
     )
@@ -63,6 +111,8 @@ def _scans_at(path: Path) -> list[Scan]:
         return [Scan(pair.image, pair.labels) for pair in find_volumes(path).pairs]
     if not path.is_dir():
         return [Scan(path)]
+    if subsets := sorted(path.glob("subset*/")):
+        return [Scan(file) for folder in subsets for file in luna16_scans(folder).values()]
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     volumes = [entry for entry in entries if entry.is_file() and format_of(entry)]
     if volumes:
@@ -73,78 +123,105 @@ def _scans_at(path: Path) -> list[Scan]:
 
 
 def predict_scans(
-    segmenter: VolumeSegmenter,
+    predictor: VolumeSegmenter | VolumeDetector,
     scans: Iterable[Scan],
     output: str | Path | None = None,
     *,
     is_strict: bool = False,
     max_voxels: int = DEFAULT_MAX_VOXELS,
     on_windows: Callable[[int, int], None] = lambda done, total: None,
+    on_result: Callable[[Result], None] = lambda result: None,
 ) -> Iterator[dict]:
-    """Yield what was found in each scan, JSON-able, and write its mask.
+    """Yield what was found in each scan, JSON-able, and write it.
 
-    A row has `file` and either `error`, or `ml`, the millilitres of each class but the first; where
-    labels are known `dice` and `hausdorff95_mm` of each, `None` where a class is not there or has
-    no distance; and the files written, `mask` and, of a DICOM series, `segmentation`.
+    A row has `file` and either `error`, or what was found. Of a segmenter: `ml`, the millilitres of
+    each class but the first; where labels are known `dice` and `hausdorff95_mm` of each, `None`
+    where a class is not there or has no distance; and the files written, `mask` and, of a DICOM
+    series, `segmentation`. Of a detector: what `finding_rows` returns; findings are known from
+    `annotations.csv`, or else as the connected parts of labels.
 
     Args:
-        segmenter: finds the classes.
+        predictor: finds the classes, or the centres.
         scans: to be predicted.
-        output: folder of `NAME.nii.gz` and `NAME.dcm`; `None`: nothing is written.
+        output: folder of `NAME.nii.gz` and `NAME.dcm`, or of `findings.csv`; `None`: nothing is
+            written.
         is_strict: a scan that cannot be read ends it; else its row has the error.
         max_voxels: of a scan, above which it is refused unread.
         on_windows: told how many windows of a scan are done, and of how many.
+        on_result: given what was found in each scan that could be read, with its voxels.
 
     Raises:
         ConfigError: a file to be written is there already.
         DataError: a scan cannot be read, and that is not allowed.
     """
     scans, folder = list(scans), None if output is None else Path(output)
+    table = None
     if folder is not None:
         _check_new(folder, scans)
         folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(predictor, VolumeDetector):
+            table = FindingsFile(folder / FILE_NAME)
     for scan in scans:
         try:
-            yield _predict(segmenter, scan, folder, max_voxels, on_windows)
+            volume = read_volume(scan.image, max_voxels=max_voxels)
+            labels = _known_labels(scan, volume, max_voxels)
+            where = str(scan.image)
+            if isinstance(predictor, VolumeDetector):
+                found = predictor(volume, where=where, on_windows=on_windows)
+                row = _finding_row(scan, found, labels)
+            else:
+                found = predictor(volume, where=where, on_windows=on_windows)
+                row = _mask_row(scan, found, labels, predictor.spec.class_names)
+                if folder is not None:
+                    row |= _write_mask(scan, found, folder, predictor.spec.class_names)
         except DataError as error:
             if is_strict:
                 raise
             yield {"file": str(scan.image), "error": error.message}
+            continue
+        if table is not None:
+            table.add(scan.name, row)
+        on_result(Result(scan, volume, found, labels, row))
+        yield row
 
 
 def _check_new(output: Path, scans: list[Scan]) -> None:
-    for scan in scans:
-        for suffix in (".nii.gz", ".dcm"):
-            if (output / f"{scan.name}{suffix}").exists():
-                raise ConfigError(
-                    f"{output / scan.name}{suffix} is there already",
-                    fix="give another folder, or remove it",
-                )
+    names = [f"{scan.name}{suffix}" for scan in scans for suffix in (".nii.gz", ".dcm")]
+    for name in (FILE_NAME, *names):
+        if (output / name).exists():
+            raise ConfigError(
+                f"{output / name} is there already", fix="give another folder, or remove it"
+            )
 
 
-def _predict(
-    segmenter: VolumeSegmenter,
-    scan: Scan,
-    output: Path | None,
-    max_voxels: int,
-    on_windows: Callable[[int, int], None],
-) -> dict:
-    volume = read_volume(scan.image, max_voxels=max_voxels)
-    found = segmenter(volume, where=str(scan.image), on_windows=on_windows)
-    names = segmenter.spec.class_names
+def _known_labels(scan: Scan, volume: Volume, max_voxels: int) -> Volume | None:
+    if scan.labels is None:
+        return None
+    known = read_labels(scan.labels, max_voxels)
+    check_places(volume, known, scan.labels)
+    return known
+
+
+def _finding_row(scan: Scan, found: Centers, labels: Volume | None) -> dict:
+    known = scan.findings
+    if known is None and labels is not None:
+        known = findings_of_labels(labels)
+    return {"file": str(scan.image), **finding_rows(found, known)}
+
+
+def _mask_row(scan: Scan, found: Volume, known: Volume | None, names: tuple[str, ...]) -> dict:
     measured = measure_ml(found, len(names))
     row: dict = {"file": str(scan.image), "ml": dict(zip(names[1:], measured[1:], strict=True))}
-    if scan.labels is not None:
-        known = read_labels(scan.labels, max_voxels)
-        check_places(volume, known, scan.labels)
-        row |= _scores(found, known, names)
-    if output is not None:
-        row["mask"] = str(output / f"{scan.name}.nii.gz")
-        write_nifti(Path(row["mask"]), found)
-        if scan.image.is_dir():
-            row["segmentation"] = str(output / f"{scan.name}.dcm")
-            write_dicom_segmentation(Path(row["segmentation"]), found, scan.image, names)
-    return row
+    return row if known is None else row | _scores(found, known, names)
+
+
+def _write_mask(scan: Scan, found: Volume, output: Path, names: tuple[str, ...]) -> dict:
+    written = {"mask": str(output / f"{scan.name}.nii.gz")}
+    write_nifti(Path(written["mask"]), found)
+    if scan.image.is_dir():
+        written["segmentation"] = str(output / f"{scan.name}.dcm")
+        write_dicom_segmentation(Path(written["segmentation"]), found, scan.image, names)
+    return written
 
 
 def _scores(found: Volume, known: Volume, names: tuple[str, ...]) -> dict:

@@ -26,6 +26,7 @@ class ParallelHints:
         heads: number of attention heads of a block, a multiple of the tensor-parallel degree; 0
             without attention.
         kv_heads: heads of keys and values, a multiple of that degree, too; as many where 0.
+        row_tables: embeddings whose rows can be divided between ranks.
         embeddings: modules that come before the first block.
         head: modules that come after the last block, in order. A head that is not built yet is
             named all the same.
@@ -42,6 +43,7 @@ class ParallelHints:
     head_norms: tuple[str, ...] = ()
     heads: int = 0
     kv_heads: int = 0
+    row_tables: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
     no_weight_decay: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from torch import Tensor
 from deepseek.datasets.spec import DataSpec
 from deepseek.errors import ConfigError
 from deepseek.models.classifier import Classifier
-from deepseek.models.embedder import Batch, FeatureLayout
+from deepseek.models.embedder import Batch, Embedder, FeatureLayout
 from deepseek.models.hints import ParallelHints
 
 FIELDS = ("sparse", "dense")
@@ -102,7 +102,12 @@ class TableModel(Classifier):
     def hints(self) -> ParallelHints:
         """What the parts are for: no weight decay for vectors, rare ones would fade."""
         names = [name for name, _ in self.named_parameters() if "embedder." in f".{name}"]
-        return ParallelHints(no_weight_decay=tuple(names))
+        tables = [
+            f"{name}.table"
+            for name, module in self.named_modules()
+            if isinstance(module, Embedder) and module.table is not None
+        ]
+        return ParallelHints(no_weight_decay=tuple(names), row_tables=tuple(tables))
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:

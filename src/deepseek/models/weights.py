@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deepseek.errors import CheckpointError, ConfigError
+from deepseek.models.growing_table import growing_tables
 from deepseek.models.model_file import KEY, read_model_file, read_tensors
 from deepseek.models.tensor_layout import read_layout
 
@@ -104,6 +105,7 @@ def load_weights(
     """
     own = module.state_dict()
     state = dict(state)
+    growing = tuple(f"{name}." for name in growing_tables(module))
     replaced: list[str] = []
     for name in head:
         ours = {key: own[key].shape for key in own if key.startswith(f"{name}.")}
@@ -122,7 +124,7 @@ def load_weights(
     reshaped = [
         f"{name} {tuple(state[name].shape)}, the model has {tuple(own[name].shape)}"
         for name in own
-        if name in state and state[name].shape != own[name].shape
+        if name in state and state[name].shape != own[name].shape and not name.startswith(growing)
     ]
     if missing or unexpected or reshaped:
         lists = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}

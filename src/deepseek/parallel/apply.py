@@ -45,7 +45,7 @@ from deepseek.parallel.stages import (
     tied_names,
     untie,
 )
-from deepseek.parallel.tensor import Division, divide_randomness, divide_tensors
+from deepseek.parallel.tensor import Division, divide_randomness, divide_tables, divide_tensors
 from deepseek.parallel.world import World
 
 
@@ -121,6 +121,7 @@ class ParallelModel:
                 self.divides_logits |= vocabulary and "head.weight" in divisions
         if plan.tp > 1 and world.mesh is not None:
             divisions |= divide_pretrained(models, world.mesh["tp"])
+            divisions |= divide_tables(engine.module, hints, world.mesh["tp"])
         self._leave_context(models, stages)
         if compiles and not world.is_paper:
             self._compile(models, stages)

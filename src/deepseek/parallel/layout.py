@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from deepseek.errors import ConfigError
+from deepseek.models.growing_table import growing_tables
 from deepseek.models.tensor_part import Place, TensorPart
 from deepseek.parallel.flat import flatten, unflatten_into
 from deepseek.parallel.tensor import Division, rank_rows
@@ -120,6 +121,7 @@ class LocalWeights:
         self._by_name = {weight.name: weight for weight in self.weights}
         self._views = [w for w in self.weights if w.local is not w.parameter]
         self.trained = [w for w in self.weights if w.parameter.requires_grad and w.local.numel()]
+        self._tables = [table for each in modules for table in growing_tables(each).values()]
         self._tp_group = world.group("tp") if world is not None else None
 
     def named(self) -> dict[str, Tensor]:
@@ -169,6 +171,13 @@ class LocalWeights:
             weight.parameter.grad = None
         for weight in self._views:
             weight.local.grad = None
+        for table in self._tables:
+            table.drop_gradients()
+
+    def step_tables(self) -> None:
+        """Update the tables that grow: they are no weights, and have optimizers of their own."""
+        for table in self._tables:
+            table.step()
 
     def sum_of_squares(self, norm: Callable[[list[Tensor]], Tensor]) -> float:
         """Return this rank's share of the squared norm of the gradient: shares add up to it.

@@ -17,6 +17,7 @@ from deepseek.config.parallel import AXES, ParallelConfig
 from deepseek.errors import ConfigError
 from deepseek.models import ParallelHints
 from deepseek.models.classifier import BlockModel
+from deepseek.models.table_model import TableModel
 from deepseek.parallel.huggingface import pretrained_facts
 
 MULTI_STAGE = frozenset(
@@ -47,6 +48,7 @@ class ModelFacts:
         no_tp: why tensor parallelism cannot divide it, in words, where that is known.
         no_pp: why a pipeline cannot cut it.
         is_pretrained: whether it is a Hugging Face model, divided by its own plans.
+        has_row_tables: whether it is a model of tables, whose embeddings are divided by rows.
     """
 
     name: str
@@ -62,6 +64,7 @@ class ModelFacts:
     no_tp: str = ""
     no_pp: str = ""
     is_pretrained: bool = False
+    has_row_tables: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,10 @@ def facts_of(
             name, counts_batches=counts, scalar=scalar, is_pretrained=True, **vars(foreign)
         )
     num_blocks = len(module) if isinstance(module, nn.Sequential) else 0
-    return ModelFacts(name, num_blocks=num_blocks, counts_batches=counts, scalar=scalar)
+    return ModelFacts(
+        name, num_blocks=num_blocks, counts_batches=counts, scalar=scalar,
+        has_row_tables=isinstance(module, TableModel),
+    )  # fmt: skip
 
 
 def _counts_batches(module: nn.Module) -> bool:
@@ -313,7 +319,7 @@ def _tensor_problems(plan: Plan, model: ModelFacts, batch: BatchFacts) -> Iterat
     if model.no_tp:
         yield f"tp={plan.tp}: {model.no_tp}"
         return
-    if not model.widths:
+    if not (model.widths or model.has_row_tables):
         yield (
             f"tp={plan.tp}: {model.name} does not say which of its linears can be divided"
             " (ParallelHints)"

@@ -31,6 +31,7 @@ from deepseek.errors import ConfigError
 from deepseek.models import ParallelHints
 from deepseek.models.classifier import BlockModel
 from deepseek.models.decoder import Decoder, TrimVocabulary
+from deepseek.models.table_model import TableModel
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,35 @@ def divide_tensors(
     if vocabulary and isinstance(model, Decoder):
         divisions |= _divide_vocabulary(model, mesh)
     return divisions
+
+
+def divide_tables(model: nn.Module, hints: ParallelHints, mesh: DeviceMesh) -> dict[str, Division]:
+    """Divide the rows of embeddings between the ranks of `mesh`, all of which have all inputs.
+
+    A rank looks up the ids whose rows it has; the vectors are the sum over ranks.
+
+    Raises:
+        ConfigError: a model of tables has none, or fewer rows than there are ranks.
+    """
+    if isinstance(model, TableModel) and not hints.row_tables:
+        raise ConfigError(
+            f"tp={mesh.size()}, and {type(model).__name__} has no table of a fixed size to divide",
+            fix="set tp=1",
+        )
+    for name in hints.row_tables:
+        table = model.get_submodule(name)
+        num_rows = len(table.weight)  # pyright: ignore[reportArgumentType]
+        if num_rows < mesh.size():
+            raise ConfigError(
+                f"tp={mesh.size()} ranks for the {num_rows} rows of {name}", fix="set tp=1"
+            )
+        _divide_rows(table, mesh)
+    return {f"{name}.weight": Division(0) for name in hints.row_tables}
+
+
+def _divide_rows(embedding: nn.Module, mesh: DeviceMesh) -> None:
+    parallelize_module(embedding, mesh, RowwiseParallel(input_layouts=Replicate()))
+    embedding.register_forward_hook(_wait)
 
 
 def _block_plan(block: nn.Module, hints: ParallelHints, sequence: bool) -> dict[str, ParallelStyle]:
@@ -137,8 +167,7 @@ def _divide_vocabulary(model: Decoder, mesh: DeviceMesh) -> dict[str, Division]:
     )
     divisions = {}
     if model.tok_embed is not None:
-        parallelize_module(model.tok_embed, mesh, RowwiseParallel(input_layouts=Replicate()))
-        model.tok_embed.register_forward_hook(_wait)
+        _divide_rows(model.tok_embed, mesh)
         divisions["tok_embed.weight"] = Division(0)
     if model.head is not None and isinstance(model.trim, TrimVocabulary):
         style = ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)
@@ -195,6 +224,8 @@ def _order_rows(linear: nn.Module, groups: int, degree: int) -> None:
 
 def rank_rows(num_rows: int, groups: int, degree: int) -> Tensor:
     """Return the rows, as numbers in the model, in the order in which ranks hold them."""
+    if groups == 1:  # any number of rows: the last rank may have fewer
+        return torch.arange(num_rows)
     rows = torch.arange(num_rows).view(groups, degree, -1)
     return rows.transpose(0, 1).flatten()
 

@@ -24,6 +24,7 @@ from deepseek.trainer.ema import ExponentialMovingAverage
 from deepseek.trainer.estimate import StepEstimate, estimate_step
 from deepseek.trainer.fp8 import convert_linears
 from deepseek.trainer.graph import StepGraph
+from deepseek.trainer.growing import check_growing
 from deepseek.trainer.guard import BadStep, Guard
 from deepseek.trainer.joint_loss import JointLoss, check_joint
 from deepseek.trainer.labelled import counts_labels_alone
@@ -97,6 +98,7 @@ def assemble(
     max_steps, num_epochs = count_steps(config, loader)
     micro_batch_size = world.plan.micro_batch_size
     estimate, precision = resolve_arithmetic(engine, spec, config, world.plan, device)
+    check_growing(engine.module, config, world, precision)
     channels_last = _place(engine, config, precision, world)
     parameters = list(engine.parameters())
     check_trainable(engine.module)

@@ -14,6 +14,7 @@ from deepseek.registry import Registry
 from deepseek.trainer.callbacks import BestModel
 from deepseek.trainer.console import format_seconds
 from deepseek.trainer.evaluation import write_evaluation
+from deepseek.trainer.growing import lent_tables
 from deepseek.trainer.history import History
 from deepseek.trainer.signals import StopSignals
 from deepseek.trainer.throughput import peak_memory_bytes
@@ -126,8 +127,10 @@ def _weights_of(parallel: ParallelModel, path: Path) -> Iterator[None]:
     """Compute with the weights of a model file for a while."""
     kept = [(part.tensor, part.tensor.clone()) for part in parallel.parts()]
     try:
-        fill_model(parallel.parts(), StoredTensors([path]))
-        yield
+        stored = StoredTensors([path])
+        fill_model(parallel.parts(), stored)
+        with lent_tables(parallel.engine.module, stored):
+            yield
     finally:
         for tensor, before in kept:
             tensor.copy_(before)

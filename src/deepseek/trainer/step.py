@@ -477,6 +477,7 @@ class TrainStep:
     def _apply(self, norm: Tensor, step: int) -> None:
         if self.in_backward is None:
             self._update_weights(norm)
+        self.parallel.weights.step_tables()
         self.guard.note_update()
         if self.joint is not None:
             self.joint.learn(self.optimizer.param_groups[0]["lr"])

@@ -19,6 +19,7 @@ from deepseek.checkpoint import (
 from deepseek.errors import CheckpointError, ConfigError, DeepSeekError
 from deepseek.models.tensor_part import TensorPart
 from deepseek.parallel.world import World
+from deepseek.trainer.growing import load_tables, table_tensors
 
 if TYPE_CHECKING:
     from deepseek.trainer.trainer import Trainer
@@ -30,7 +31,8 @@ def capture(trainer: "Trainer") -> Checkpoint:
     weights = step.parallel.weights
     optimizer, optimizer_rest = split_state(step.optimizer, weights.named_trained(), weights.cut)
     tensors = {
-        "model": _written(step.parallel.parts(boundary.buffers())),
+        "model": _written(step.parallel.parts(boundary.buffers()))
+        | table_tensors(step.engine.module),
         "optimizer": _written(optimizer),
     }
     if step.ema is not None:
@@ -142,6 +144,7 @@ def restore_weights(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     step = trainer.assembly.step
     weights = step.parallel.weights
     fill_model(step.parallel.parts(), checkpoint.tensors["model"])
+    load_tables(step.engine.module, checkpoint.tensors["model"])
     rests = [own["optimizer"] for own in checkpoint.own_state.values()]
     rest = {
         "scalars": {name: v for each in rests for name, v in each["scalars"].items()},

@@ -274,7 +274,10 @@ def test_the_spec_carries_the_tokenizer_and_old_specs_are_read(table):
         ({"sequence_length": 0}, "sequence_length=0 is not >= 1"),
         ({"document_per": "page"}, "document_per='page' is none of"),
         ({"padding": "none"}, "padding='none'"),
-        ({"whole_words": True}, "whole_words=True would be ignored"),
+        ({"masking": "words"}, "masking='words' would be ignored"),
+        ({"masking": "letters"}, "masking='letters' is none of tokens, words, spans"),
+        ({"mask_share": 1.5}, "mask_share=1.5 is not between 0 and 1"),
+        ({"packed": True}, "packed=True would be ignored"),
         ({"label_column": "label"}, "label_column='label' would be ignored"),
         ({"task": "masked_language_modelling", "attend_across_documents": False}, "ignored"),
     ],
@@ -296,3 +299,38 @@ def test_a_loader_reads_text_by_its_format(lines):
     loader = DataLoader(input_format="text", batch_size=4)
     loader.load(lines, tokenizer="characters", sequence_length=16, cache="off")
     assert next(iter(loader))["inputs"].shape == (4, 16)
+
+
+def test_texts_may_be_given_themselves(tmp_path):
+    texts = ["the bank raised its rate", "shares fell", "profit rose by a fifth this year"]
+    (tmp_path / "a.txt").write_text("\n".join(texts))
+    settings = {"task": "masked_language_modelling", "tokenizer": BPE, "cache": "off"}
+    given, read = TextDataset(texts, **settings), TextDataset(tmp_path / "a.txt", **settings)
+    assert [given.text(n) for n in range(3)] == [read.text(n) for n in range(3)]
+    with pytest.raises(ConfigError, match="texts in memory have no labels"):
+        TextDataset(texts, "sequence_classification", tokenizer=BPE)
+
+
+def test_packed_samples_are_full_and_never_ask_for_the_mark_between_texts():
+    texts = [f"number {n} of the texts" for n in range(60)]
+    data = TextDataset(
+        texts, "masked_language_modelling", tokenizer=BPE, sequence_length=32, packed=True,
+        masking="spans", cache="off",
+    )  # fmt: skip
+    batch, _ = data.get_batch(list(range(len(data))), 0)
+    assert batch["inputs"].shape == (len(data), 32)
+    asked = batch["targets"][batch["targets"] != -100]
+    assert not set(asked.tolist()) & set(data.tokenizer.special_tokens)
+    share = len(asked) / batch["targets"].numel()
+    assert 0.1 < share < 0.2
+
+
+def test_a_data_set_takes_another_tokenizer_but_a_part_of_a_split_does_not():
+    texts = [f"number {n} of the texts" for n in range(60)]
+    data = TextDataset(texts, "masked_language_modelling", tokenizer=BPE, cache="off")
+    other = train_tokenizer(texts, "wordpiece", 200)
+    changed = data.with_tokenizer(other)
+    assert changed.spec.tokenizer == other.to_json()
+    assert changed.text(3) == "number 3 of the texts"
+    with pytest.raises(ConfigError, match="a part of a split cannot change its tokenizer"):
+        data.split(0.2)[0].with_tokenizer(other)

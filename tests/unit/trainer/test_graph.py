@@ -26,6 +26,7 @@ SIZES = {
     "encoder": {**TOKENS, "vocab_size": 10},
     "imagenet_resnet": {"depths": [1, 1, 1, 1], "block": "basic"},
     "unet3d": {"features": [4, 6], "blocks": 1},
+    "center_detector3d": {"features": [4, 6], "skipped_levels": 0},
 }
 
 
@@ -36,10 +37,19 @@ class VoxelTask(ClassificationTask):
         return F.cross_entropy(outputs, batch["targets"], reduction="sum")
 
 
+class MapTask(ClassificationTask):
+    """Maps of zeros."""
+
+    def loss(self, outputs, batch):
+        return outputs.square().sum()
+
+
 def make_batch(name):
     if name in ("gpt", "llama"):
         inputs = torch.randint(0, 10, (2, 4))
         return {"inputs": inputs, "targets": inputs.roll(-1, 1)}, LanguageModellingTask()
+    if name == "center_detector3d":
+        return {"inputs": torch.randn(2, 1, 4, 8, 8), "targets": torch.zeros(2)}, MapTask(10)
     if name == "unet3d":
         inputs, targets = torch.randn(2, 1, 4, 8, 8), torch.randint(0, 10, (2, 4, 8, 8))
         return {"inputs": inputs, "targets": targets}, VoxelTask(10)

@@ -34,12 +34,13 @@ def fit(tmp_path, model, data, **settings):
     return trainer.fit()
 
 
-@pytest.mark.parametrize("whole_words", [False, True])
-def test_masked_language_modelling_learns(whole_words, tmp_path):
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("masking", ["tokens", "words", "spans"])
+def test_masked_language_modelling_learns(masking, packed, tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(TEXTS))
     data = TextDataset(
         tmp_path / "a.txt", "masked_language_modelling", tokenizer=TOKENIZER, sequence_length=16,
-        whole_words=whole_words, cache="off",
+        masking=masking, packed=packed, cache="off",
     )  # fmt: skip
     history = fit(tmp_path, TokenModel(60), data)
     losses = history.series("val_loss")

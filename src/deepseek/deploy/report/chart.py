@@ -138,6 +138,7 @@ class Point:
         words: what it is, shown under the pointer.
         group: of the points of one colour.
         is_hollow: drawn as a ring.
+        interval: where it may lie along y, from and to.
     """
 
     x: float
@@ -146,6 +147,7 @@ class Point:
     words: str
     group: str
     is_hollow: bool = False
+    interval: tuple[float, float] | None = None
 
 
 def scatter_chart(
@@ -157,6 +159,7 @@ def scatter_chart(
     unit: Unit | None = None,
     is_log: bool = False,
     line: Sequence[tuple[float, float]] = (),
+    least_top: float = 0.0,
 ) -> str:
     """Return a `<figure>` of single points, or an empty string where there are none.
 
@@ -168,6 +171,7 @@ def scatter_chart(
         unit: of `y`.
         is_log: logarithmic horizontal scale.
         line: places (x, y) to join.
+        least_top: a value of `y` up to which the axis reaches in any case.
     """
     unit = unit or Unit()
     if not points:
@@ -175,7 +179,9 @@ def scatter_chart(
     x = np.array([point.x for point in points])
     y = np.array([point.y for point in points]) * unit.factor
     x_axis = (log_axis if is_log else linear_axis)(float(x.min()), float(x.max()))
-    y_axis = linear_axis(min(float(y.min()), 0.0), float(y.max()))
+    ends = [end for point in points for end in point.interval or ()]
+    reached = [end * unit.factor for end in (*ends, least_top)]
+    y_axis = linear_axis(min(*y, *reached), max(*y, *reached))
     groups = list(dict.fromkeys(point.group for point in points))
     drawn = []
     if len(line) > 1:
@@ -186,6 +192,7 @@ def scatter_chart(
         drawn.append(f'<path class="mark" fill="none" d="{_path(px, py)}"/>')
     for point, cx, cy in zip(points, *_place(x, y, x_axis, y_axis), strict=True):
         color = groups.index(point.group) % NUM_COLORS
+        drawn.append(_bar(point, cx, y_axis, unit, color))
         side, shift = (" end", -8) if cx > WIDTH - RIGHT - 24 else ("", 8)
         drawn.append(
             f'<circle class="{"ring" if point.is_hollow else "dot"} s{color}" cx="{cx:.1f}"'
@@ -200,6 +207,14 @@ def scatter_chart(
         f"{_frame(x_axis, y_axis, x_name, unit.symbol)}{''.join(drawn)}</svg>"
         f'<p class="note">{text(summary)}</p></figure>'
     )
+
+
+def _bar(point: Point, cx: float, y_axis: Axis, unit: Unit, color: int) -> str:
+    if point.interval is None:
+        return ""
+    ends = np.array(point.interval) * unit.factor
+    _, (y1, y2) = _place(np.full(2, 0.0), ends, y_axis, y_axis)
+    return f'<line class="line s{color}" x1="{cx:.1f}" x2="{cx:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
 
 
 def _highest_moments(x: np.ndarray, total: np.ndarray, num_columns: int = 240) -> np.ndarray:

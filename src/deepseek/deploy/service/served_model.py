@@ -16,6 +16,7 @@ from deepseek.deploy.artefact import description_of, load_engine, read_descripti
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.device import resolve_device
+from deepseek.models.volume_detector import finds_centers
 from deepseek.models.volume_segmenter import VolumeSegmenter, takes_volumes
 
 WINDOWS = 4
@@ -138,6 +139,11 @@ class ServedModel:
             raise ConfigError(
                 "the model does not say what it takes: the file has no data spec",
                 fix="save it after training, or bind a spec: engine.bind(data.spec)",
+            )
+        if finds_centers(engine.spec):
+            raise ConfigError(
+                "the model finds centres in volumes, which are not served",
+                fix="deepseek predict MODEL SCAN --output FOLDER",
             )
         self._engine, self._is_half = engine.eval(), is_half
         self._sizes, self._has_one_length = sorted(sizes), has_one_length

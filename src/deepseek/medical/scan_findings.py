@@ -1,0 +1,123 @@
+"""What a detector finds in scans: rows, a file of them, and how many of the known findings it hit.
+
+Places are millimetres in the patient, LPS. Shapes: F findings, P centres of a scan.
+"""
+
+import csv
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from deepseek.datasets.volume import Volume
+from deepseek.medical.froc import UNKNOWN_DIAMETER_MM, Findings, Froc, Marks, match_marks
+from deepseek.medical.nodule_cubes import ball_diameter
+from deepseek.models.volume_detector import Centers
+from deepseek.registry import import_extra
+
+FILE_NAME = "findings.csv"
+COLUMNS = ("scan", "x", "y", "z", "diameter_mm", "score")
+
+
+def finding_rows(found: Centers, known: Findings | None = None) -> dict[str, list[dict]]:
+    """Return `findings`, JSON-able, the highest score first, and `known` ones where they are.
+
+    A finding has `x`, `y`, `z`, `diameter_mm` and `score`; where others are known `is_hit`: whether
+    it hits one, `None` where only one that does not count. A known one has `is_excluded`, and
+    `score`, the highest that hit it, `None` where it is missed.
+    """
+    rows = [
+        {**_place(point), "diameter_mm": size, "score": score}
+        for point, size, score in zip(
+            found.points_mm.tolist(), found.diameters_mm.tolist(), found.scores.tolist(),
+            strict=True,
+        )
+    ]  # fmt: skip
+    if known is None:
+        return {"findings": rows}
+    apart = np.linalg.norm(known.centers_mm[:, None] - found.points_mm[None], axis=2)
+    sizes = np.where(known.diameters_mm < 0, UNKNOWN_DIAMETER_MM, known.diameters_mm)
+    hits = apart < sizes[:, None] / 2
+    for row, hit in zip(rows, hits.T, strict=True):
+        counts = bool(hit[~known.is_excluded].any())
+        row["is_hit"] = None if hit.any() and not counts else counts
+    listed = zip(
+        known.centers_mm.tolist(), known.diameters_mm.tolist(), known.is_excluded.tolist(), hits,
+        strict=True,
+    )  # fmt: skip
+    there = [
+        {
+            **_place(point), "diameter_mm": size, "is_excluded": excluded,
+            "score": float(found.scores[hit].max()) if hit.any() else None,
+        }
+        for point, size, excluded, hit in listed
+    ]  # fmt: skip
+    return {"findings": rows, "known": there}
+
+
+def _place(point: list[float]) -> dict[str, float]:
+    return dict(zip("xyz", point, strict=True))
+
+
+def findings_of_labels(labels: Volume) -> Findings:
+    """Return the connected parts of what is not class 0: their middles, and diameters of balls.
+
+    Raises:
+        MissingExtraError: scipy is missing.
+    """
+    ndimage = import_extra("scipy.ndimage", "medical")
+    parts, count = ndimage.label(labels.voxels[0] > 0, np.ones((3, 3, 3)))
+    numbers = np.arange(1, count + 1)
+    middles = np.array(ndimage.center_of_mass(parts > 0, parts, numbers)).reshape(-1, 3)
+    voxel_mm3 = abs(np.linalg.det(labels.affine[:3, :3]))
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:] * voxel_mm3
+    return Findings(labels.to_mm(middles), ball_diameter(sizes))
+
+
+class FindingsFile:
+    """A CSV file of findings, a line each, written as scans are done.
+
+    Args:
+        path: of the file, which must not be there.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self._path = Path(path)
+        with self._path.open("x", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(COLUMNS)
+
+    def add(self, scan: str, row: Mapping) -> None:
+        """Add the findings of a scan, as `finding_rows` returns them."""
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            lines = csv.writer(file)
+            for found in row["findings"]:
+                numbers = [f"{found[name]:.2f}" for name in COLUMNS[1:-1]]
+                lines.writerow([scan, *numbers, f"{found['score']:.4f}"])
+
+
+def match_rows(rows: Iterable[Mapping]) -> Froc | None:
+    """Return how findings match what is known, of scans where it is known; `None` without any."""
+    findings, marks = {}, {}
+    for number, row in enumerate(row for row in rows if "known" in row):
+        known, said = row["known"], row["findings"]
+        findings[str(number)] = Findings(
+            np.array([[each[axis] for axis in "xyz"] for each in known]),
+            np.array([each["diameter_mm"] for each in known]),
+            np.array([each["is_excluded"] for each in known], bool),
+        )
+        marks[str(number)] = Marks(
+            np.array([[each[axis] for axis in "xyz"] for each in said]),
+            np.array([each["score"] for each in said]),
+        )
+    if not any((~each.is_excluded).any() for each in findings.values()):
+        return None
+    return match_marks(findings, marks)
+
+
+def finding_scores(rows: Iterable[Mapping]) -> dict[str, float]:
+    """Return the CPM and the sensitivity at one false mark a scan; empty where nothing is known."""
+    froc = match_rows(rows)
+    if froc is None:
+        return {}
+    return {"cpm": froc.cpm, "sensitivity_at_1": float(froc.sensitivity([1.0])[0])}

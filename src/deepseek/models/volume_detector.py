@@ -1,0 +1,226 @@
+"""From a volume as it was scanned to the centres and diameters of what a detector finds in it.
+
+What is done to a volume before is what the spec of the model says. Windows are laid over the places
+of the detector's map, not over voxels, so that maps of neighbouring windows lie on each other.
+
+Shapes: N windows, C channels, D H W voxels, P centres; `d h w` are places of the map.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deepseek.datasets.spec import DataSpec
+from deepseek.datasets.volume import Volume
+from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS
+from deepseek.datasets.volume_transforms import parse_volume_transform
+from deepseek.errors import ConfigError
+from deepseek.models.engine import ModelEngine
+from deepseek.models.eval_mode import evaluating
+from deepseek.models.peaks import Peaks, find_peaks
+from deepseek.models.sliding_window import DEFAULT_OVERLAP, SlidingWindow
+from deepseek.models.volume_segmenter import Region, prepare_volume
+
+DEFAULT_MIN_SCORE = 0.1
+MAX_CENTERS = 100
+"""Of a scan, before suppression."""
+NOTHING = -30.0
+"""Logit and log diameter where no window was computed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Centers:
+    """What was found in a volume, the highest score first.
+
+    Attributes:
+        points_mm: x, y, z in the patient (LPS), float64 (P, 3).
+        diameters_mm: float64 (P,).
+        scores: probabilities, float64 (P,).
+    """
+
+    points_mm: np.ndarray
+    diameters_mm: np.ndarray
+    scores: np.ndarray
+
+
+class VolumeDetector:
+    """Finds centres in whole volumes, window by window.
+
+    Windows are as large as the samples that the model was trained on.
+
+    Args:
+        engine: a detector of centres of one class, such as `CenterDetector3D`, on its device.
+        overlap: of windows, 0 <= overlap < 1.
+        batch_size: windows computed at a time.
+        flips: axes of the prepared volume, 0 for D; maps are means over all ways to mirror them.
+        compute_dtype: of autocast, such as `torch.bfloat16`; `None`: as the weights are.
+        compiles: compile the model.
+        region: where there is something to look for; windows without any of it are not computed,
+            and what does not touch it is not reported.
+        min_score: probability below which a centre is not reported.
+        max_voxels: of a volume at the spacing of the model.
+
+    Raises:
+        ConfigError: the model was trained on something else, or an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        engine: ModelEngine,
+        *,
+        overlap: float = DEFAULT_OVERLAP,
+        batch_size: int = 4,
+        flips: Sequence[int] = (),
+        compute_dtype: torch.dtype | None = None,
+        compiles: bool = False,
+        region: Region | None = None,
+        min_score: float = DEFAULT_MIN_SCORE,
+        max_voxels: int = DEFAULT_MAX_VOXELS,
+    ) -> None:
+        self.spec = detector_spec(engine)
+        if not 0 <= min_score <= 1 or not set(flips) <= {0, 1, 2}:
+            raise ConfigError(
+                f"min_score={min_score} is not in 0..1, or flips={list(flips)} not of 0, 1, 2",
+                fix="give a probability, and axes of a volume",
+            )
+        self._engine, self._region, self._max_voxels = engine, region, max_voxels
+        self.min_score = min_score
+        self._transform = parse_volume_transform(self.spec.transform or "")
+        window = self.spec.fields["inputs"].shape[1:]
+        self._stride = self._find_stride()
+        axes = sorted(set(flips))
+        sets = (combinations(axes, count) for count in range(len(axes) + 1))
+        self._mirrors = list(chain.from_iterable(sets))
+        self._sliding_window = SlidingWindow(
+            self._compute,
+            [size // step for size, step in zip(window, self._stride, strict=True)],
+            overlap=overlap, batch_size=batch_size, compute_dtype=compute_dtype,
+            compiles=compiles, device=engine.device,
+        )  # fmt: skip
+
+    def __call__(
+        self,
+        volume: Volume,
+        *,
+        where: str = "the volume",
+        on_windows: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Centers:
+        """Return what is found in a volume, in millimetres of the patient.
+
+        Args:
+            volume: as `read_volume` returns it.
+            where: what it is called in messages.
+            on_windows: told how many windows are done, and of how many.
+
+        Raises:
+            DataError: it has other channels, or would be too large at the spacing of the model.
+        """
+        prepared = prepare_volume(volume, self.spec, self._max_voxels, where)
+        mask = self._find_region(volume, where)
+        with evaluating(self._engine):
+            maps = self._sliding_window(
+                self._fold(torch.from_numpy(prepared.voxels)[None]), mask, fill=NOTHING,
+                on_windows=on_windows,
+            )[0]  # fmt: skip
+        spacing = prepared.spacing_mm
+        peaks = find_peaks(
+            maps[0], maps[-1], self._stride, spacing, max_peaks=MAX_CENTERS,
+            min_score=max(self.min_score, 1e-6),
+        )  # fmt: skip
+        sizes = torch.tensor(prepared.voxels.shape[1:], device=peaks.indices.device)
+        # places of the map that the volume was filled up with are no finds
+        is_kept = (peaks.indices < sizes - 0.5).all(1)
+        if mask is not None:
+            is_kept &= self._touches(mask[0], peaks, spacing).to(is_kept.device)
+        return Centers(
+            prepared.to_mm(peaks.indices[is_kept].cpu().double().numpy()),
+            peaks.diameters_mm[is_kept].cpu().double().numpy(),
+            peaks.scores[is_kept].cpu().double().numpy(),
+        )
+
+    def _find_stride(self) -> list[int]:
+        """Return the voxels of a place of the map, along D, H, W."""
+        shape = self.spec.fields["inputs"].shape
+        with evaluating(self._engine), torch.no_grad():
+            maps = self._engine(torch.zeros(1, *shape, device=self._engine.device))
+        sizes = maps.shape[2:]
+        if maps.ndim != 5 or any(n % k for n, k in zip(shape[1:], sizes, strict=True)):
+            raise ConfigError(
+                f"windows of {list(shape)} have maps of {list(maps.shape[1:])}: a place of them is"
+                " no whole number of voxels",
+                fix="give a detector whose strides divide its window",
+            )
+        return [size // extent for size, extent in zip(shape[1:], sizes, strict=True)]
+
+    def _fold(self, voxels: Tensor) -> Tensor:
+        """Return (1, C, D, H, W) as (1, C * voxels of a place, d, h, w), filled up with zeros."""
+        spare = [-size % step for size, step in zip(voxels.shape[2:], self._stride, strict=True)]
+        padded = F.pad(voxels, [side for count in spare[::-1] for side in (0, count)])
+        batch, channels, *sizes = padded.shape
+        d, h, w = self._stride
+        parts = padded.view(batch, channels, sizes[0] // d, d, sizes[1] // h, h, sizes[2] // w, w)
+        folded = parts.permute(0, 1, 3, 5, 7, 2, 4, 6)
+        return folded.reshape(batch, -1, sizes[0] // d, sizes[1] // h, sizes[2] // w)
+
+    def _compute(self, windows: Tensor) -> Tensor:
+        """Return the maps (N, K, d, h, w) of folded windows: means over the ways to mirror them."""
+        d, h, w = self._stride
+        batch, _, *sizes = windows.shape
+        parts = windows.view(batch, -1, d, h, w, *sizes).permute(0, 1, 5, 2, 6, 3, 7, 4)
+        voxels = parts.reshape(batch, -1, sizes[0] * d, sizes[1] * h, sizes[2] * w)
+        total = torch.zeros(())
+        for axes in self._mirrors:
+            dims = [axis + 2 for axis in axes]
+            maps = self._engine(voxels.flip(dims) if dims else voxels)
+            total = total.to(maps.device) + (maps.flip(dims) if dims else maps).float()
+        return total / len(self._mirrors)
+
+    def _find_region(self, volume: Volume, where: str) -> Tensor | None:
+        """Return which places of the map have any of the region, bool (1, d, h, w)."""
+        if self._region is None:
+            return None
+        placed = self._transform.place(
+            self._region(volume), is_labels=True, max_voxels=self._max_voxels, where=where
+        )
+        there = torch.from_numpy(np.ascontiguousarray(placed.voxels > 0))[None]
+        return self._fold(there.to(torch.uint8)).any(1)
+
+    def _touches(self, mask: Tensor, peaks: Peaks, spacing_mm: Sequence[float]) -> Tensor:
+        """Return which centres have any of the region within their radius, bool (P,)."""
+        steps = np.array(self._stride)
+        places = peaks.indices.cpu().numpy() / steps
+        reach = peaks.diameters_mm.cpu().numpy()[:, None] / 2 / (steps * np.array(spacing_mm))
+        low = np.floor(np.maximum(places - reach, 0)).astype(int)
+        high = np.ceil(places + reach).astype(int) + 1
+        found = [
+            bool(mask[tuple(slice(a, b) for a, b in zip(*ends, strict=True))].any())
+            for ends in zip(low.tolist(), high.tolist(), strict=True)
+        ]
+        return torch.tensor(found, dtype=torch.bool)
+
+
+def finds_centers(spec: DataSpec | None) -> bool:
+    """Return whether a model finds centres in volumes."""
+    inputs = spec.fields.get("inputs") if spec else None
+    is_volume = inputs is not None and len(inputs.shape) == 4
+    return spec is not None and is_volume and spec.task == "detection"
+
+
+def detector_spec(engine: ModelEngine) -> DataSpec:
+    """Return what a model takes, if it finds centres of one class in volumes.
+
+    Raises:
+        ConfigError: it was trained on something else.
+    """
+    spec = engine.spec
+    if spec is None or not finds_centers(spec) or len(spec.class_names) != 1:
+        raise ConfigError(
+            "the model was not trained to find centres of one class in volumes",
+            fix="give a model that was trained on a NoduleDataset with targets='centers'",
+        )
+    return spec

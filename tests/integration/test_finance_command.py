@@ -1,0 +1,52 @@
+"""`deepseek finance`, on a tiny encoder."""
+
+import json
+
+import pytest
+
+from deepseek.cli.main import run
+from deepseek.datasets import TextDataset, train_tokenizer
+from deepseek.models import ModelEngine
+
+LETTERS = "zabcdefghijklmnopqrstuvwxyz0123456789"
+NEWS = [f"$NVDA rose by {n}.5% in the quarter" for n in range(40)]
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = train_tokenizer([LETTERS, " ".join(LETTERS), "$ % . #"], "wordpiece", 120)
+    data = TextDataset(
+        NEWS, "masked_language_modelling", tokenizer=tokenizer, sequence_length=32, cache="off"
+    )
+    engine = ModelEngine(
+        "encoder", vocab_size=tokenizer.vocab_size, context_length=32, num_layers=1, dim=16,
+        heads=2, outputs="vocabulary",
+    )  # fmt: skip
+    engine.bind(data.spec)
+    engine.save("model.bin")
+    (tmp_path / "news.txt").write_text("\n".join(NEWS))
+    (tmp_path / "cats.txt").write_text("\n".join(f"cat {n} sat on a mat" for n in range(40)))
+
+
+@pytest.mark.usefixtures("model")
+def test_a_vocabulary_grows_and_the_model_learns_the_domain(capsys):
+    assert run(["finance", "grow-vocabulary", "model.bin", "grown", "--corpus", "news.txt"]) == 0
+    assert "new tokens" in capsys.readouterr().out
+    command = ["finance", "adapt", "grown/model.bin", "adapted", "--corpus", "news.txt"]
+    command += ["--general", "cats.txt", "--replay", "0.2", "--epochs", "2", "--batch-size", "8"]
+    assert run([*command, "--sequence-length", "32", "--lr", "1e-3", "--json"]) == 0
+    out = capsys.readouterr().out
+    found = json.loads(out[out.index("{\n") :])
+    assert found["perplexity"]["after"]["domain"] < found["perplexity"]["before"]["domain"]
+    assert found["num_general"] > 0
+    assert ModelEngine.load("adapted/task.bin").config["outputs"] == "sequence"
+
+
+@pytest.mark.usefixtures("model")
+def test_mistakes_are_said_without_a_traceback(capsys):
+    wrong = ["finance", "grow-vocabulary", "model.bin", "grown", "--corpus"]
+    assert run([*wrong, "nowhere.txt"]) != 0
+    assert "nowhere.txt does not exist" in capsys.readouterr().err
+    assert run([*wrong, "news.txt", "--init", "auxiliary"]) == 2
+    assert "init='auxiliary' with vectors=None" in capsys.readouterr().err

@@ -1,0 +1,124 @@
+import pytest
+
+from deepseek.datasets import TextDataset, train_tokenizer
+from deepseek.errors import ConfigError
+from deepseek.finance import GrowingVocabulary, adapt
+from deepseek.finance.adaptation import measure_perplexity
+from deepseek.models import ModelEngine
+from deepseek.trainer import Trainer
+from deepseek.trainer.evaluation import evaluate_model
+
+DOMAIN = [f"the bank raised its rate by {n} points in the quarter" for n in range(80)]
+GENERAL = [f"a cat number {n} sat on the mat and slept" for n in range(80)]
+SIZES = {"num_layers": 1, "dim": 32, "heads": 2, "dropout": 0.0}
+SETTINGS = {
+    "sequence_length": 32, "batch_size": 8, "lr": 5e-3, "loggers": (), "num_workers": 0,
+    "device": "cpu",
+}  # fmt: skip
+
+
+def test_a_small_encoder_is_pretrained_from_scratch_and_learns_a_task(tmp_path):
+    done = adapt(
+        SIZES, DOMAIN, tokenizer="wordpiece", vocab_size=300, masking="spans", epochs=12,
+        run_dir=tmp_path / "a", **SETTINGS,
+    )  # fmt: skip
+    assert done.after.domain < done.before.domain / 2
+    assert done.after.general is None
+    assert done.engine.config["vocab_size"] == done.tokenizer.vocab_size
+    rows = [f"{text},{n % 2}" for n, text in enumerate([*DOMAIN[:20], *GENERAL[:20]])]
+    (tmp_path / "t.csv").write_text("text,label\n" + "\n".join(rows))
+    data = TextDataset(
+        tmp_path / "t.csv", "sequence_classification", tokenizer=done.tokenizer,
+        sequence_length=32, cache="off",
+    )  # fmt: skip
+    task = done.for_task()
+    Trainer(
+        task, data, epochs=1, batch_size=8, loggers=(), num_workers=0, run_dir=tmp_path / "t"
+    ).fit()
+    assert task.predict("the bank").label in ("0", "1")
+
+
+def test_replay_holds_against_forgetting(tmp_path):
+    start = adapt(
+        SIZES, GENERAL, tokenizer=train_tokenizer([*DOMAIN, *GENERAL], "wordpiece", 300),
+        epochs=12, run_dir=tmp_path / "general", **SETTINGS,
+    ).engine  # fmt: skip
+    state = {name: value.clone() for name, value in start.state_dict().items()}
+    found = {}
+    for share in (0.0, 0.5):
+        start.load_state_dict(state)
+        found[share] = adapt(
+            start, DOMAIN, general=GENERAL, replay=share, epochs=4,
+            run_dir=tmp_path / f"{share}", **SETTINGS,
+        )  # fmt: skip
+    alone, mixed = found[0.0], found[0.5]
+    assert alone.before == mixed.before
+    assert alone.after.domain < alone.before.domain / 2
+    assert alone.after.general > alone.before.general  # forgotten
+    assert mixed.after.general < alone.after.general
+    assert (alone.num_general, mixed.num_texts - mixed.num_general) == (0, alone.num_texts)
+    assert mixed.num_general > 40
+
+
+def test_decoders_learn_by_the_next_token(tmp_path):
+    tokenizer = train_tokenizer(DOMAIN, "bpe", 300)
+    gpt = ModelEngine("gpt", num_classes=tokenizer.vocab_size, context_length=32, **SIZES)
+    done = adapt(gpt, DOMAIN, tokenizer=tokenizer, epochs=6, run_dir=tmp_path / "a", **SETTINGS)
+    assert done.after.domain < done.before.domain / 2
+
+
+def test_a_new_head_learns_alone_first_and_the_vocabulary_grows(tmp_path):
+    letters = "zabcdefghijklmnopqrstuvwxyz0123456789"
+    tokenizer = train_tokenizer([letters, " ".join(letters)], "wordpiece", 100)
+    engine = ModelEngine(
+        "encoder", vocab_size=200, context_length=32, outputs="hidden", pad_token=0, **SIZES
+    )
+    with pytest.raises(ConfigError, match="num_classes"):
+        adapt(engine, DOMAIN, tokenizer=tokenizer, run_dir=tmp_path / "x", epochs=1, **SETTINGS)
+    from deepseek.finance import grow_vocabulary
+
+    grown = grow_vocabulary(
+        ModelEngine(
+            "encoder", vocab_size=tokenizer.vocab_size, context_length=32, outputs="hidden",
+            **SIZES,
+        ),
+        tokenizer, DOMAIN, max_terms=4, reserve=6,
+    )  # fmt: skip
+    callback = GrowingVocabulary(lambda epoch: DOMAIN, max_terms=3)
+    done = adapt(
+        grown.engine, DOMAIN, tokenizer=grown.tokenizer, head_steps=5, epochs=3,
+        callbacks=[callback], run_dir=tmp_path / "a", **SETTINGS,
+    )  # fmt: skip
+    assert len(callback.terms) == 2
+    assert done.tokenizer.vocab_size == grown.tokenizer.vocab_size
+    assert done.tokenizer.to_json() != grown.tokenizer.to_json()
+    assert (tmp_path / "a_head" / "model.bin").is_file()
+
+
+def test_wrong_arguments_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"replay=0.3 with general=None"):
+        adapt(SIZES, DOMAIN, tokenizer="wordpiece", replay=0.3)
+    with pytest.raises(ConfigError, match="a model from scratch needs a tokenizer"):
+        adapt(SIZES, DOMAIN)
+    gpt = ModelEngine("gpt", num_classes=300, context_length=32, **SIZES)
+    with pytest.raises(ConfigError, match="tokenizer='bpe' would be a new one"):
+        adapt(gpt, DOMAIN, tokenizer="bpe")
+    tokenizer = train_tokenizer(DOMAIN, "bpe", 300)
+    with pytest.raises(ConfigError, match="objective='masked' does not fit the 'gpt'"):
+        adapt(gpt, DOMAIN, tokenizer=tokenizer, objective="masked")
+    with pytest.raises(ConfigError, match="the head of a 'gpt' is not new"):
+        adapt(gpt, DOMAIN, tokenizer=tokenizer, head_steps=3, sequence_length=16)
+
+
+def test_the_perplexity_is_that_of_the_evaluation():
+    tokenizer = train_tokenizer(DOMAIN, "wordpiece", 200)
+    engine = ModelEngine(
+        "encoder", vocab_size=tokenizer.vocab_size, context_length=32, outputs="vocabulary",
+        **SIZES,
+    )  # fmt: skip
+    data = TextDataset(
+        DOMAIN, "masked_language_modelling", tokenizer=tokenizer, sequence_length=32, cache="off"
+    )
+    engine.bind(data.spec)
+    expected = evaluate_model(engine, data, precision="fp32")["perplexity"]
+    assert measure_perplexity(engine, data) == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,59 @@
+"""From DICOM series to pages, without a patient: phantoms, tiny models, every file on the way."""
+
+import csv
+import warnings
+
+import numpy as np
+import pytest
+
+from deepseek.datasets import read_volume
+from deepseek.medical import ScanReport, find_scans, predict_scans
+from deepseek.medical.dicom_segmentation import read_dicom_segmentation
+from deepseek.medical.phantom_files import write_phantom
+from deepseek.medical.phantoms import make_phantom
+from deepseek.medical.regions import find_region
+from deepseek.models import VolumeSegmenter
+
+from ..models.test_volume_detector import make_detector
+from ..models.test_volume_segmenter import make_engine
+
+pytest.importorskip("highdicom")
+
+
+def test_series_become_findings_masks_segmentations_and_pages(tmp_path):
+    for number in range(2):
+        phantom = make_phantom((32, 56, 56), (9.0, 6.4, 6.4), num_nodules=1, seed=number)
+        write_phantom(phantom, tmp_path / "scans", f"scan-{number}", "dicom")
+    (tmp_path / "scans" / "images" / "scan-0" / "0003.dcm").unlink()  # a slice is lost
+    scans = find_scans([tmp_path / "scans"])
+    region = find_region("lungs")
+    predictors = {
+        "masks": VolumeSegmenter(make_engine("window_-1000_300", (8, 16, 16)), region=region),
+        "findings": make_detector("window_-1000_300", (8, 16, 16), region=region),
+    }
+    pages, rows = {}, {}
+    for name, predictor in predictors.items():
+        report = ScanReport(predictor.spec, {"model": name})
+        rows[name] = list(predict_scans(predictor, scans, tmp_path / name, on_result=report.add))
+        pages[name] = report.write(tmp_path / f"{name}.html", rows[name]).read_text()
+        assert "missing" in rows[name][0]["error"]
+        assert "Could not be read" in pages[name]
+    row = rows["masks"][1]
+    series = scans[1].image
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        segmented = read_dicom_segmentation(tmp_path / "masks" / "scan-1.dcm", series)
+    mask = read_volume(row["mask"])
+    np.testing.assert_array_equal(mask.reoriented("SPL").voxels[0], segmented)
+    assert row["ml"]["bright"] > 0
+    assert 0 <= row["dice"]["bright"] < 1
+    assert "PHANTOM" not in pages["masks"]
+    found = rows["findings"][1]["findings"]
+    with (tmp_path / "findings" / "findings.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(found) > 0
+    places = np.array([[float(line[axis]) for axis in "xyz"] for line in lines])
+    # what is found lies in the scan
+    low, high = np.sort(read_volume(series).to_mm(np.array([[0, 0, 0], [31, 55, 55]])), axis=0)
+    assert ((places >= low - 5) & (places <= high + 5)).all()
+    assert "FROC: sensitivity and false marks" in pages["findings"]

@@ -28,6 +28,7 @@ from deepseek.cli import (
     init,
     launch,
     lr_range,
+    online,
     optimize,
     plan,
     predict,
@@ -72,6 +73,7 @@ app.command("chaos")(chaos.chaos)
 app.command("launch", context_settings=launch.CONTEXT_SETTINGS)(launch.launch)
 app.command("doctor")(doctor.doctor)
 app.command("plan")(plan.plan)
+app.add_typer(online.app, name="online")
 app.add_typer(runs.app, name="runs")
 app.add_typer(config.app, name="config")
 app.add_typer(finance.app, name="finance")

@@ -87,7 +87,7 @@ def serve(
     from deepseek.deploy.service import Limits, Pace, ServiceSettings
     from deepseek.deploy.service import serve as run
 
-    _log_to_stderr()
+    log_to_stderr("deepseek.service")
     run(
         ServiceSettings(
             files, folder, host, port, token_file, probe_port, device, precision, processes,
@@ -101,12 +101,13 @@ def serve(
     )  # fmt: skip
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr(name: str) -> None:
+    """Show what a logger says from INFO on."""
     import logging
 
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("deepseek.service")
+    logger = logging.getLogger(name)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
 

@@ -198,6 +198,28 @@ class RealTimeCrosses:
             raise DataError("the events are not in the order of time", fix="sort them by time")
         self._process(hashes, times, counts, np.zeros(len(rows), bool), keeps=True)
 
+    def follow(
+        self, events: Sequence[Event], shown: Sequence[int], clicked: Sequence[int]
+    ) -> np.ndarray:
+        """Take events in the order of time, and return what those that were shown saw before.
+
+        Args:
+            events: columns of the keys, and the time.
+            shown: of each, how often it was shown: 1, or 0 for a click that comes later.
+            clicked: of each.
+
+        Returns:
+            Features of the events with `shown`, float32 (R, features).
+
+        Raises:
+            DataError: a column is missing, or the time is before that of an event already taken.
+        """
+        if not events:
+            return np.zeros((0, len(self.feature_names)), np.float32)
+        columns = _columns_of(events, [*self._key_columns, self.time])
+        counts, reads = pack(np.array(shown), np.array(clicked)), np.array(shown) > 0
+        return self._process(self._hashes(columns), self._times(columns), counts, reads, keeps=True)
+
     # -- a table -----------------------------------------------------------------------------
 
     def replay(

@@ -107,6 +107,18 @@ def make_app(
         responses=_ERRORS,
     )
 
+    explain_errors(app)
+    _add_predictions(app, shelf, limits)
+    _add_protocol(app, shelf, limits)
+    _add_administration(app, shelf, measures)
+    app.add_middleware(Counting, measures=measures)
+    app.add_middleware(Protection, limits=limits, hashes=hashes, is_loopback=is_loopback)
+    return app
+
+
+def explain_errors(app: FastAPI) -> None:
+    """Answer every error of an application with what happened and what to do."""
+
     @app.exception_handler(Refusal)
     async def refuse(request: Request, refusal: Refusal) -> JSONResponse:
         return JSONResponse(refusal.body(), refusal.status, refusal.headers())
@@ -126,13 +138,6 @@ def make_app(
         LOG.exception("%s %s", request.method, request.url.path)
         body = {"error": "the service failed", "fix": "see its log"}
         return JSONResponse(body, 500)
-
-    _add_predictions(app, shelf, limits)
-    _add_protocol(app, shelf, limits)
-    _add_administration(app, shelf, measures)
-    app.add_middleware(Counting, measures=measures)
-    app.add_middleware(Protection, limits=limits, hashes=hashes, is_loopback=is_loopback)
-    return app
 
 
 _LABELS = "UINT16"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from deepseek.deploy.service.app import make_app
@@ -69,12 +70,7 @@ class ServiceSettings:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine reaches the service."""
-        if self.host in LOOPBACK:
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
 
 class _Impatient(HttpToolsProtocol):
@@ -149,14 +145,8 @@ def serve(
     Raises:
         ConfigError: the address cannot be bound to, or would be open to everybody.
     """
-    hashes = read_hashes(settings.token_file) if settings.token_file is not None else ()
-    if not settings.is_loopback and not hashes:
-        raise ConfigError(
-            f"host={settings.host} can be reached from other machines, and there is no token",
-            fix="deepseek serve --new-token tokens.txt, then --token-file tokens.txt; or leave"
-            " --host away",
-        )
-    listener = _bind(settings)
+    hashes = tokens_for(settings.host, settings.token_file)
+    listener = bind(settings.host, settings.port)
     try:
         measures = Measures()
         shelf = open_shelf(settings, measures)
@@ -165,34 +155,75 @@ def serve(
             shelf, measures, settings.limits, hashes, is_loopback=settings.is_loopback,
             probes=probes,
         )  # fmt: skip
-        _raise_file_limit()
-        config = uvicorn.Config(
-            app, http=_Impatient, loop="uvloop", ws="none", lifespan="on", log_level="warning",
-            access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=30,
-            timeout_graceful_shutdown=int(settings.limits.timeout_s) + 1,
-        )  # fmt: skip
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
         _forget_what_stays()
-        on_ready(shelf, f"http://{host}:{listener.getsockname()[1]}")
-        uvicorn.Server(config).run(sockets=[listener])
+        on_ready(shelf, url_of(settings.host, listener))
+        answer_requests(app, listener, timeout_s=settings.limits.timeout_s)
     finally:
         listener.close()
 
 
-def _bind(settings: ServiceSettings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address."""
+    if host in LOOPBACK:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def tokens_for(host: str, token_file: Path | None) -> tuple[str, ...]:
+    """Return the hashes of the tokens that are let in.
+
+    Raises:
+        ConfigError: others than this machine reach the address, and there is no token.
+    """
+    hashes = read_hashes(token_file) if token_file is not None else ()
+    if not is_loopback(host) and not hashes:
+        raise ConfigError(
+            f"host={host} can be reached from other machines, and there is no token",
+            fix="deepseek serve --new-token tokens.txt, then --token-file tokens.txt; or leave"
+            " --host away",
+        )
+    return hashes
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        ConfigError: the address cannot be bound to.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((settings.host, settings.port))
+        listener.bind((host, port))
         listener.listen(1024)
     except (OSError, OverflowError) as error:
         listener.close()
         raise ConfigError(
-            f"host={settings.host} port={settings.port} cannot be used: {error}",
+            f"host={host} port={port} cannot be used: {error}",
             fix="give another --port; 0 takes a free one",
         ) from error
     return listener
+
+
+def url_of(host: str, listener: socket.socket) -> str:
+    """Return the address of a service."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listener.getsockname()[1]}"
+
+
+def answer_requests(app: FastAPI, listener: socket.socket, *, timeout_s: float) -> None:
+    """Answer until a signal; requests that have begun are answered first, for so long."""
+    _raise_file_limit()
+    config = uvicorn.Config(
+        app, http=_Impatient, loop="uvloop", ws="none", lifespan="on", log_level="warning",
+        access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(timeout_s) + 1,
+    )  # fmt: skip
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def _forget_what_stays() -> None:

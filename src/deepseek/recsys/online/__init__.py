@@ -1,0 +1,1 @@
+"""A service that learns from events as they come, and ranks."""

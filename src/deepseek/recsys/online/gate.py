@@ -1,0 +1,182 @@
+"""What a version must pass before it answers: every one is measured, none is trusted.
+
+```
+finite      all weights are numbers
+hold-out    log-loss against the version that answers, AUC against the first model
+slices      log-loss of each, against the first model
+recent      what was predicted before it was learnt, against an older version: one that had
+            seen none of it, and passed
+```
+What moves slowly is held by the first model: a thousand versions, each a little worse, pass the
+comparison with the one before, and not this one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from deepseek.datasets.column_source import ColumnSource
+from deepseek.datasets.feature_values import token_of
+from deepseek.errors import ConfigError
+from deepseek.models.eval_mode import evaluating
+from deepseek.recsys.online.online_model import OnlineModel, Row
+from deepseek.recsys.online.recent import auc, losses
+from deepseek.recsys.online.settings import GateSettings
+from deepseek.recsys.real_time_crosses import RealTimeCrosses
+
+MIN_RECENT = 100
+"""With fewer recent examples they are not looked at."""
+Learnt = tuple[Row, int, int, float]
+"""Row, label, value, and prediction before it was learnt."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says of a version.
+
+    Attributes:
+        reasons: why it is turned down; none: it passes.
+        metrics: what was measured.
+    """
+
+    reasons: tuple[str, ...] = ()
+    metrics: dict = field(default_factory=dict)
+
+    @property
+    def passes(self) -> bool:
+        """Whether it may answer."""
+        return not self.reasons
+
+
+class Holdout:
+    """Rows with labels that no version learns from.
+
+    Args:
+        path: of a table.
+        model: whose features and labels they have.
+        crosses: fresh counters, for features that the table does not have; `None`: there are none.
+        slices: columns by whose values rows are looked at.
+        min_slice: smaller slices are left out.
+
+    Raises:
+        ConfigError: it has no column of a slice, or no rows.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        model: OnlineModel,
+        crosses: RealTimeCrosses | None,
+        slices: Sequence[str] = (),
+        min_slice: int = 50,
+    ) -> None:
+        parts = list(ColumnSource(path).chunks())
+        if not parts:
+            raise ConfigError(f"gate.holdout={path} has no rows", fix="give one with rows")
+        columns: dict = {
+            name: pa.concat_arrays([part[name] for part in parts]) for name in parts[0]
+        }
+        if crosses is not None and not set(crosses.feature_names) <= columns.keys():
+            crosses.label = model.spec.label[model.labels[0]].column or model.labels[0]
+            columns |= crosses.replay(columns)
+        self._batch = model.encoder.encode(columns).batch()
+        self._labels = model.encoder.labels(columns)
+        self._slices: dict[str, np.ndarray] = {}
+        for name in slices:
+            if name not in columns:
+                raise ConfigError(f"gate.slices: {name} is no column of {path}", fix="take it out")
+            tokens = np.array([token_of(each) or "" for each in columns[name].to_pylist()])
+            for value in np.unique(tokens):
+                if (tokens == value).sum() >= min_slice:
+                    self._slices[f"{name}={value}"] = tokens == value
+
+    def measure(self, model: OnlineModel) -> dict:
+        """Return AUC and log-loss of the first label, and the log-losses of slices, nats."""
+        with evaluating(model.engine):
+            probs = model.probs(self._batch)
+        is_known = ~np.isnan(self._labels)
+        found = losses(probs, self._labels)
+        scored, labels = probs[is_known[:, 0], 0], self._labels[is_known[:, 0], 0]
+        return {
+            "auc": auc(scored, labels),
+            "loss": float(found[is_known].mean()),
+            "slices": {
+                name: float(found[rows][is_known[rows]].mean())
+                for name, rows in self._slices.items()
+            },
+        }
+
+
+class Gate:
+    """See the module.
+
+    Args:
+        settings: limits.
+        holdout: `None`: only what is recent counts.
+        first: the model that the service began with.
+    """
+
+    def __init__(self, settings: GateSettings, holdout: Holdout | None, first: OnlineModel) -> None:
+        self._settings, self._holdout = settings, holdout
+        self._first = None if holdout is None else holdout.measure(first)
+        self._answers = self._first
+
+    def judge(self, model: OnlineModel, older: OnlineModel, recent: Sequence[Learnt]) -> Verdict:
+        """Return whether a version may answer.
+
+        Args:
+            model: the version.
+            older: one that passed.
+            recent: what was learnt since, in any number; a hundred or more are looked at.
+        """
+        state = model.engine.module.state_dict().values()
+        if not all(bool(torch.isfinite(each).all()) for each in state if each.is_floating_point()):
+            return Verdict(("a weight is not finite",))
+        reasons, metrics = [], {}
+        if self._holdout is not None:
+            metrics["holdout"] = self._holdout.measure(model)
+            reasons += self._compare(metrics["holdout"])
+        if len(recent) >= MIN_RECENT:
+            metrics["recent"] = _compare_recent(older, recent)
+            rise = metrics["recent"]["loss"] - metrics["recent"]["loss_of_older"]
+            if rise > self._settings.max_loss_rise:
+                reasons.append(f"recent log-loss is {rise:.4f} above that of an older version")
+        return Verdict(tuple(reasons), metrics)
+
+    def _compare(self, found: dict) -> list[str]:
+        settings, first, answers = self._settings, self._first, self._answers
+        if first is None or answers is None:
+            return []
+        reasons = []
+        rise = found["loss"] - answers["loss"]
+        if rise > settings.max_loss_rise:
+            reasons.append(f"hold-out log-loss is {rise:.4f} above that of the current version")
+        if None not in (found["auc"], first["auc"]):
+            drop = first["auc"] - found["auc"]
+            if drop > settings.max_auc_drop:
+                reasons.append(f"hold-out AUC is {drop:.4f} below that of the first model")
+        for name, loss in found["slices"].items():
+            rise = loss - first["slices"][name]
+            if rise > settings.max_slice_rise:
+                reasons.append(f"log-loss of {name} is {rise:.4f} above that of the first model")
+        return reasons
+
+    def note_published(self, verdict: Verdict) -> None:
+        """Compare with this version from now on."""
+        self._answers = verdict.metrics.get("holdout", self._answers)
+
+
+def _compare_recent(older: OnlineModel, recent: Sequence[Learnt]) -> dict:
+    rows, numbers, values, before = zip(*recent, strict=True)
+    with evaluating(older.engine):
+        probs = older.probs(older.encode(rows))
+    labels = np.array(values)
+    scored = probs[np.arange(len(rows)), np.array(numbers)]
+    return {
+        "loss": float(losses(np.array(before, np.float32), labels).mean()),
+        "loss_of_older": float(losses(scored, labels).mean()),
+        "examples": len(rows),
+    }

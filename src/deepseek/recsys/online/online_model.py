@@ -1,0 +1,112 @@
+"""The model of the service, and what it computes its features from: the same to learn and to rank.
+
+What a row of an impression becomes is decided here alone, so that a ranker cannot compute other
+features than the learner.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepseek.datasets.feature_encoder import FeatureEncoder
+from deepseek.errors import ConfigError
+from deepseek.models import ModelEngine
+from deepseek.models.table_model import TableModel
+from deepseek.recsys.online.settings import OnlineSettings
+from deepseek.recsys.real_time_crosses import RealTimeCrosses
+
+Row = Mapping[str, object]
+TIME = "time"
+
+
+class OnlineModel:
+    """A model with its encoder.
+
+    Args:
+        engine: a model of tables with its spec.
+
+    Attributes:
+        labels: what it predicts, in order.
+
+    Raises:
+        ConfigError: it is no model of a table, or a label of it is a number.
+    """
+
+    def __init__(self, engine: ModelEngine) -> None:
+        spec = engine.spec
+        if spec is None or spec.features is None or not isinstance(engine.module, TableModel):
+            raise ConfigError(
+                f"{engine.architecture!r} was not trained on a table",
+                fix="train one: deepseek train with data.format: table",
+            )
+        self.engine, self.spec = engine, spec.features
+        self.labels = tuple(self.spec.label)
+        numbers = [name for name, each in self.spec.label.items() if each.kind != "binary"]
+        if numbers:
+            raise ConfigError(
+                f"the label {numbers[0]} is a number; the service learns what is yes or no",
+                fix="train a model with binary labels",
+            )
+        self.encoder = FeatureEncoder(self.spec)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "OnlineModel":
+        """Return the model in a file."""
+        return cls(ModelEngine.load(path))
+
+    def encode(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Return what the model takes.
+
+        Raises:
+            DataError: a column is missing, or holds a value of another kind.
+        """
+        return self.encoder.encode_rows(rows).batch()
+
+    def logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return logits, float32 (N, labels)."""
+        outputs = self.engine(batch)
+        if isinstance(outputs, Tensor):
+            return outputs.float().reshape(-1, 1)
+        return torch.stack([outputs[name].float().reshape(-1) for name in self.labels], 1)
+
+    @torch.inference_mode()
+    def probs(self, batch: dict[str, Tensor]) -> np.ndarray:
+        """Return probabilities, float32 (N, labels); the engine is in evaluation mode."""
+        return self.logits(batch).sigmoid().numpy()
+
+
+def make_crosses(settings: OnlineSettings) -> RealTimeCrosses | None:
+    """Return counters that have seen nothing yet; `None` where there are none."""
+    given = settings.crosses
+    if given is None:
+        return None
+    return RealTimeCrosses(
+        given.keys, windows=given.windows, prior=given.prior, smoothing=given.smoothing,
+        max_keys=given.max_keys, time=TIME, late="now",
+    )  # fmt: skip
+
+
+def columns_to_send(model: OnlineModel, crosses: RealTimeCrosses | None) -> tuple[str, ...]:
+    """Return the columns that an impression must have: those of the model that are not counted."""
+    counted = set() if crosses is None else set(crosses.feature_names)
+    keys = [] if crosses is None else [column for key in crosses.keys for column in key]
+    return tuple(
+        dict.fromkeys([*(name for name in model.spec.columns if name not in counted), *keys])
+    )
+
+
+def check_labels(model: OnlineModel, settings: OnlineSettings) -> None:
+    """Refuse settings for other labels than the model has.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    if set(model.labels) != set(settings.join.labels):
+        raise ConfigError(
+            f"join.labels has {', '.join(settings.join.labels)}, the model learns"
+            f" {', '.join(model.labels)}",
+            fix="say for every label of the model which event makes it",
+        )

@@ -1,0 +1,195 @@
+"""The log of events in a Redis stream, for more than one machine.
+
+```
+STREAM          the stream; the id of an entry is its offset + 1
+STREAM:keys     event id -> offset, of what is in the stream
+STREAM:state    next offset and newest time
+```
+A script adds entries, so that an id that is known is not added again, whoever asks at a time. The
+server must flush every write before it answers (`appendonly yes`, `appendfsync always`): else it
+would acknowledge what a power cut can take, and is refused.
+"""
+
+import queue
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from deepseek.errors import CommunicationError, ConfigError
+from deepseek.recsys.online.event_log import (
+    Entry,
+    EventLog,
+    LogFullError,
+    Receipt,
+    Record,
+    check,
+    checksum_of,
+    id_of,
+)
+from deepseek.registry import import_extra
+
+MAX_GROUP = 1024
+# keys and contents come in pairs; the checksum needs the offset, so the client writes it: it says
+# what offsets it reckons with, and begins again if another was faster
+_ADD = """
+local at = tonumber(redis.call('HGET', KEYS[3], 'next') or '0')
+local found = {}
+local new = 0
+for i = 3, #ARGV, 4 do
+  local known = redis.call('HGET', KEYS[2], ARGV[i])
+  if known then
+    found[#found + 1] = known
+  else
+    new = new + 1
+    if tonumber(ARGV[i + 1]) ~= at then return {-1} end
+    redis.call('XADD', KEYS[1], string.format('%d-0', at + 1), 't', ARGV[2], 'k', ARGV[i],
+      'c', ARGV[i + 2], 's', ARGV[i + 3])
+    redis.call('HSET', KEYS[2], ARGV[i], at)
+    at = at + 1
+    redis.call('HSET', KEYS[3], 'next', at, 'time', ARGV[1])
+    found[#found + 1] = at - 1
+  end
+end
+return found
+"""
+
+
+class RedisLog(EventLog):
+    """See the module.
+
+    Args:
+        url: of the server.
+        stream: name of the stream.
+        max_waiting: entries that may wait for the server.
+
+    Raises:
+        ConfigError: the server does not flush every write, or is not there.
+    """
+
+    def __init__(self, url: str, stream: str, max_waiting: int = 50_000) -> None:
+        self._redis: Any = import_extra("redis", "redis")
+        self._db = self._redis.Redis.from_url(url, health_check_interval=10)
+        self._names = [stream, f"{stream}:keys", f"{stream}:state"]
+        self._max_waiting, self._num_waiting = max_waiting, 0
+        self._lock = threading.Lock()
+        try:
+            settings = self._db.config_get("append*")
+        except self._redis.RedisError as error:
+            raise ConfigError(f"log.url={url}: {error}", fix="start the server first") from error
+        if settings.get("appendonly") != "yes" or settings.get("appendfsync") != "always":
+            raise ConfigError(
+                f"the server at {url} does not flush every write before it answers",
+                fix="start it with --appendonly yes --appendfsync always",
+            )
+        self._queue: queue.SimpleQueue = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    def submit(self, entries: Sequence[Entry]) -> "Future[list[Receipt]]":
+        """Hand entries over; see `EventLog`."""
+        done: Future[list[Receipt]] = Future()
+        with self._lock:
+            if self._num_waiting + len(entries) > self._max_waiting:
+                raise LogFullError(
+                    f"{self._num_waiting} events wait for the server, the limit is"
+                    f" {self._max_waiting}",
+                    fix="send them again later",
+                )
+            self._num_waiting += len(entries)
+        self._queue.put((list(entries), done))
+        return done
+
+    def _write(self) -> None:
+        while (group := self._queue.get()) is not None:
+            entries, done = group
+            try:
+                done.set_result(self._add(entries))
+            except Exception as error:
+                done.set_exception(error)
+            with self._lock:
+                self._num_waiting -= len(entries)
+
+    def _add(self, entries: list[Entry]) -> list[Receipt]:
+        receipts: list[Receipt] = []
+        for start in range(0, len(entries), MAX_GROUP):
+            receipts += self._add_group(entries[start : start + MAX_GROUP])
+        return receipts
+
+    def _add_group(self, entries: list[Entry]) -> list[Receipt]:
+        for _ in range(100):  # others write at the same time; a known one makes a gap
+            next_, newest = self._db.hmget(self._names[2], "next", "time")
+            at, now = int(next_ or 0), max(time.time(), float(newest or 0))
+            keys = [id_of(name) for name, _ in entries]
+            known = self._db.hmget(self._names[1], keys) if keys else []
+            args: list = [repr(now), struct.pack("<d", now)]
+            seen: dict[bytes, int] = {}
+            is_new = []
+            for key, before, (_, content) in zip(keys, known, entries, strict=True):
+                is_new.append(before is None and key not in seen)
+                offset = at
+                if is_new[-1]:
+                    seen[key], at = at, at + 1
+                args += [key, offset, content, checksum_of(offset, now, key, content)]
+            found = self._db.eval(_ADD, 3, *self._names, *args)
+            if not found or int(found[0]) >= 0:
+                return [
+                    self._receipt(int(offset), new, content)
+                    for offset, new, (_, content) in zip(found, is_new, entries, strict=True)
+                ]
+        raise CommunicationError(
+            "other writers were always faster", fix="let one service write to the stream"
+        )
+
+    def _receipt(self, offset: int, is_new: bool, content: bytes) -> Receipt:
+        if is_new:
+            return Receipt(offset)
+        before = self.read(offset, 1)
+        is_same = not before or before[0].offset != offset or before[0].content == content
+        return Receipt(offset, is_new=False, is_same=is_same)
+
+    def read(self, start: int, limit: int) -> list[Record]:
+        """Return records; see `EventLog`."""
+        found = self._db.xrange(self._names[0], min=f"{start + 1}-0", count=limit)
+        records = []
+        for name, fields in found:
+            offset, moment = int(name.partition(b"-")[0]) - 1, struct.unpack("<d", fields[b"t"])[0]
+            key, content = fields[b"k"], fields[b"c"]
+            records.append(check(offset, moment, key, content, int(fields[b"s"])))
+        return records
+
+    def span(self) -> tuple[int, int]:
+        """Return the first offset, and that of the next entry."""
+        end = int(self._db.hget(self._names[2], "next") or 0)
+        first = self.read(0, 1)
+        return (first[0].offset if first else end), end
+
+    def trim(self, before: int, older_than: float) -> int:
+        """Forget records; see `EventLog`."""
+        first, end = self.span()
+        cut = first
+        keys = []
+        while cut < min(before, end - 1):
+            found = self._db.xrange(self._names[0], min=f"{cut + 1}-0", count=1024)
+            old = [
+                (int(name.partition(b"-")[0]) - 1, fields[b"k"])
+                for name, fields in found
+                if struct.unpack("<d", fields[b"t"])[0] < older_than
+            ]
+            old = [(offset, key) for offset, key in old if offset < min(before, end - 1)]
+            keys += [key for _, key in old]
+            cut += len(old)
+            if len(old) < len(found) or not found:
+                break
+        if keys:
+            self._db.xtrim(self._names[0], minid=f"{cut + 1}-0", approximate=False)
+            self._db.hdel(self._names[1], *keys)
+        return len(keys)
+
+    def close(self) -> None:
+        """Write what waits, and end."""
+        self._queue.put(None)
+        self._thread.join()
+        self._db.close()

@@ -1,0 +1,78 @@
+import numpy as np
+from tests.unit.recsys.online.conftest import make_rows, stream
+
+from deepseek.config.validation import validate_settings
+from deepseek.recsys.online.guard import CAPPED, FLIPPED, LEARNT, OUTLIER, Guard
+from deepseek.recsys.online.settings import GuardSettings
+
+
+def make(**settings):
+    return Guard(validate_settings(GuardSettings, {"window": 1000, **settings}))
+
+
+def test_a_loud_client_is_capped_where_there_are_others():
+    guard, draw = make(), np.random.default_rng(0)
+    loud = [0, 0]
+    for n in range(3000):
+        if n >= 1000 and draw.random() < 0.7:
+            verdict = guard.judge("loud", 0.5)
+            loud[verdict == CAPPED] += 1
+        else:
+            assert guard.judge(f"client {draw.integers(20)}", 0.5) == LEARNT
+    assert loud[0] <= 0.1 * 3000
+    assert loud[1] > 1000
+
+
+def test_few_clients_have_no_limit():
+    guard = make()
+    assert {guard.judge(f"client {n % 9}", 0.5) for n in range(2000)} == {LEARNT}
+
+
+def test_a_client_whose_labels_are_flipped_is_set_aside():
+    guard, draw = make(window=4000), np.random.default_rng(0)
+    verdicts = []
+    for _ in range(4000):
+        number = int(draw.integers(20))
+        loss = 2.0 if number == 7 else 0.3
+        verdict = guard.judge(f"client {number}", loss)
+        verdicts += [verdict] if number == 7 else []
+        assert number == 7 or verdict == LEARNT
+    assert verdicts.count(FLIPPED) > len(verdicts) - 60
+
+
+def test_outliers_are_set_aside_until_there_are_so_many_that_the_model_is_wrong():
+    guard = make()
+    for _ in range(1000):
+        guard.judge("a", 0.3)
+    assert [guard.judge("a", 9.0) for _ in range(240)] == [OUTLIER] * 240
+    assert [guard.judge("a", 9.0) for _ in range(100)][-1] == LEARNT
+
+
+def test_a_restart_judges_as_before():
+    draw = np.random.default_rng(0)
+    events = [(f"client {draw.integers(15)}", float(draw.exponential())) for _ in range(1500)]
+    whole = make(window=200)
+    wanted = [whole.judge(*event) for event in events]
+    first, second = make(window=200), make(window=200)
+    found = [first.judge(*event) for event in events[:700]]
+    second.load(*first.state())
+    found += [second.judge(*event) for event in events[700:]]
+    assert found == wanted
+    assert second.state()[1] == whole.state()[1]
+    assert second.loudest() == whole.loudest()
+
+
+def test_counts_reach_the_learner(settings):
+    from tests.unit.recsys.online.test_learner import ListLog
+
+    from deepseek.recsys.online.learner import Cuts, Learner
+    from deepseek.recsys.online.online_model import OnlineModel
+
+    made = settings(guard={"window": 200})
+    learner = Learner(OnlineModel.load(made.model), made)
+    records = stream(
+        make_rows(400), client=lambda n: "loud" if n % 2 and n > 100 else f"client {n % 12}"
+    )
+    for cut in Cuts(ListLog(records), 0, 32):
+        learner.learn(cut)
+    assert learner.guard.counts["capped"] > 50

@@ -1,0 +1,128 @@
+import shutil
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+from deepseek.errors import ConfigError
+from deepseek.recsys.online.event_log import LogDamagedError
+
+redis = pytest.importorskip("redis", reason="pip install 'deepseek-framework[redis]'")
+if shutil.which("redis-server") is None:
+    pytest.skip("no redis-server: apt-get install redis-server", allow_module_level=True)
+
+from deepseek.recsys.online.redis_log import RedisLog  # noqa: E402
+
+
+class Server:
+    """A Redis server of its own."""
+
+    def __init__(self, folder, fsync="always"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._command = [
+            "redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder),
+            "--appendonly", "yes", "--appendfsync", fsync, "--save", "",
+        ]  # fmt: skip
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 20
+        with redis.Redis.from_url(self.url) as client:
+            while True:
+                try:
+                    client.ping()
+                    return
+                except redis.RedisError:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path):
+    made = Server(tmp_path)
+    yield made
+    made.kill()
+
+
+def write(log, names):
+    return log.submit([(name, f'{{"n":"{name}"}}'.encode()) for name in names]).result()
+
+
+def test_entries_are_kept_once_in_order(server):
+    log = RedisLog(server.url, "events")
+    assert [receipt.offset for receipt in write(log, "abc")] == [0, 1, 2]
+    again = write(log, "bdbd")
+    assert [receipt.offset for receipt in again] == [1, 3, 1, 3]
+    assert [receipt.is_new for receipt in again] == [False, True, False, False]
+    assert log.submit([("a", b"{}")]).result()[0].is_same is False
+    assert log.span() == (0, 4)
+    assert [record.content for record in log.read(2, 9)] == [b'{"n":"c"}', b'{"n":"d"}']
+    assert log.trim(3, older_than=2e12) == 3
+    assert log.span() == (3, 4)
+    assert write(log, "e")[0].offset == 4
+    log.close()
+
+
+def test_a_server_that_is_killed_loses_nothing_that_was_acknowledged(server):
+    acknowledged, ends = {}, threading.Event()
+
+    def client(number):
+        log, n = RedisLog(server.url, "events"), 0
+        while not ends.is_set():
+            name = f"{number}-{n}"
+            try:
+                acknowledged[name] = write(log, [name])[0].offset
+                n += 1  # else the same id again
+            except redis.RedisError:
+                time.sleep(0.02)
+        log.close()
+
+    threads = [threading.Thread(target=client, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        time.sleep(0.3)
+        server.kill()
+        server.start()
+    ends.set()
+    for thread in threads:
+        thread.join()
+    log = RedisLog(server.url, "events")
+    records = log.read(0, 1_000_000)
+    assert [record.offset for record in records] == list(range(len(records)))
+    contents = [record.content for record in records]
+    assert len(set(contents)) == len(contents)
+    assert len(acknowledged) > 20
+    for name, offset in acknowledged.items():
+        assert contents[offset] == f'{{"n":"{name}"}}'.encode()
+    log.close()
+
+
+def test_a_changed_record_is_refused(server):
+    log = RedisLog(server.url, "events")
+    write(log, "a")
+    with redis.Redis.from_url(server.url) as client:
+        (_, fields), *_ = client.xrange("events")
+        client.xadd("events", {**fields, b"c": b"other"}, id="2-0")
+    with pytest.raises(LogDamagedError, match="offset 1 does not match"):
+        log.read(0, 10)
+    log.close()
+
+
+def test_a_server_that_does_not_flush_is_refused(tmp_path):
+    server = Server(tmp_path, fsync="everysec")
+    try:
+        with pytest.raises(ConfigError, match="does not flush every write"):
+            RedisLog(server.url, "events")
+    finally:
+        server.kill()

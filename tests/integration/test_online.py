@@ -305,7 +305,7 @@ def test_the_page_shows_learning_and_rolls_back(services, tmp_path):
     try:
         browser.open(url + "/")
         browser.wait_for("document.getElementById('when').textContent === 'learner: live'")
-        browser.wait_for("document.getElementById('tile_events_learnt').textContent > '1'")
+        browser.wait_for("document.getElementById('tile_events_learnt').textContent.length > 1")
         browser.wait_for("document.querySelectorAll('#versions tr').length > 3")
         browser.wait_for("!!document.querySelector('#loss polyline')")
         browser.screenshot(tmp_path / "page.png")

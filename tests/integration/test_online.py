@@ -74,6 +74,7 @@ class Services:
 
     def __init__(self, folder, config):
         self.folder, self.config, self._number = folder, config, 0
+        self._pids = []
         with open(folder / "errors.txt", "w") as errors:
             self._launcher = subprocess.Popen(
                 [sys.executable, "-c", LAUNCHER, str(config)], stdin=subprocess.PIPE,
@@ -88,6 +89,7 @@ class Services:
         self._launcher.stdin.write(f"{said}\n")
         self._launcher.stdin.flush()
         pid = int(self._launcher.stdout.readline())
+        self._pids.append(pid)
 
         def url():
             lines = said.read_text().split() if said.exists() else []
@@ -99,6 +101,9 @@ class Services:
         return pid, wait_for(url)
 
     def close(self):
+        for pid in self._pids[-1:]:  # a test that failed has left it
+            if _is_there(pid):
+                os.kill(pid, signal.SIGKILL)
         self._launcher.stdin.close()
         self._launcher.kill()
         self._launcher.wait()
@@ -302,7 +307,7 @@ def test_the_page_shows_learning_and_rolls_back(services, tmp_path):
         browser.wait_for("document.getElementById('when').textContent === 'learner: live'")
         browser.wait_for("document.getElementById('tile_events_learnt').textContent.length > 1")
         browser.wait_for("document.querySelectorAll('#versions tr').length > 3")
-        browser.wait_for("document.querySelector('#loss polyline')")
+        browser.wait_for("!!document.querySelector('#loss polyline')")
         browser.screenshot(tmp_path / "page.png")
         browser.run("document.getElementById('back').click()")
         browser.wait_for("document.getElementById('versions').textContent.includes('pinned')")

@@ -64,8 +64,8 @@ QUIET = {
     "more loggers": {"log_every": 1, "loggers": ["console", "jsonl", "tensorboard"]},
     "read by callbacks": {"log_every": 1, "callbacks": [Reader(), Reader()]},
 }
-VERDICT = Counter({("optimizer", "all_reduce", 5): 1})
-"""Loss, norm, damage, wish to stop and lack of memory in one."""
+VERDICT = Counter({("optimizer", "all_reduce", 6): 1})
+"""Loss, norm, damage, wish to stop, lack of memory and time used in one."""
 AGREED = Counter({("", "all_reduce", 1): 1}) + VERDICT
 """And a step's count of items, where ranks have different ones."""
 

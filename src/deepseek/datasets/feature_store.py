@@ -18,13 +18,10 @@ Shapes: N rows, S ids, D numbers, T labels.
 import json
 import os
 import shutil
-import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import xxhash
@@ -38,10 +35,10 @@ from deepseek.datasets.feature_encoder import (
 )
 from deepseek.datasets.feature_fitting import fit_features
 from deepseek.datasets.feature_values import numbers_of
+from deepseek.datasets.kept_folder import SlowReport, make_beside, taking_place
 from deepseek.errors import ConfigError, DataError
 
 FORMAT_VERSION = 1
-REPORT_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,21 +106,12 @@ def open_features(
     if (found := _read(place)) is not None:
         return found
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=folder))
+        temporary = make_beside(folder)
     except OSError as error:
         warnings.warn(f"features are not kept: {folder} cannot be written: {error}", stacklevel=2)
         return _make(source, spec, time_column, None)
-    try:
+    with taking_place(temporary, place, "store.json"):
         _make(source, spec, time_column, temporary)
-        shutil.rmtree(place, ignore_errors=True)  # one that did not read
-        try:
-            temporary.rename(place)
-        except OSError:  # another process was first, with the same content
-            if not (place / "store.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     found = _read(place)
     if found is None:
         raise DataError(f"{place} was written, and does not read", fix="set cache to off")
@@ -135,7 +123,7 @@ def _make(
 ) -> FeatureStore:
     spec = fit_features(spec, source)
     parts = _Parts(folder)
-    report = _Report(source.path)
+    report = SlowReport(f"reading {source.path}", f"read {source.path}", "rows")
     num_rows = 0
     for features, labels, times in _encoded(source, spec, time_column):
         num_rows += len(labels)
@@ -229,23 +217,3 @@ def _read(place: Path) -> FeatureStore | None:
     except (OSError, ValueError, ConfigError):
         return None  # made anew
     return FeatureStore(spec, arrays)
-
-
-class _Report:
-    """Says on stderr how far a table is, where it takes long."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._began = self._told = perf_counter()
-
-    def note(self, num_rows: int) -> None:
-        now = perf_counter()
-        if now - self._told >= REPORT_EVERY_S:
-            self._told = now
-            rate = num_rows / (now - self._began)
-            sys.stderr.write(f"reading {self._path}: {num_rows:,} rows, {rate:,.0f}/s\n")
-
-    def end(self, num_rows: int) -> None:
-        if self._told > self._began:
-            seconds = perf_counter() - self._began
-            sys.stderr.write(f"read {self._path}: {num_rows:,} rows in {seconds:.1f} s\n")

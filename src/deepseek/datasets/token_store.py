@@ -14,21 +14,18 @@ all. Tokens around a text ([CLS], [SEP]) are not stored; the one between two sen
 import io
 import json
 import os
-import shutil
-import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from time import perf_counter
 from typing import BinaryIO
 
 import numpy as np
 import xxhash
 
 from deepseek.datasets.cache_folder import cache_folder
+from deepseek.datasets.kept_folder import SlowReport, make_beside, taking_place
 from deepseek.datasets.source import number_labels
 from deepseek.datasets.text_options import TextOptions
 from deepseek.datasets.text_source import Record, TextSource
@@ -37,7 +34,6 @@ from deepseek.errors import DataError
 
 FORMAT_VERSION = 1
 TEXTS_AT_ONCE = 4096
-REPORT_EVERY_S = 5.0
 IGNORE_INDEX = -100
 _ARRAYS = ("tokens", "starts", "labels")
 
@@ -99,25 +95,16 @@ def open_store(
     if (place / "store.json").is_file() and (found := _read(place)) is not None:
         return found
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=folder))
+        temporary = make_beside(folder)
     except OSError as error:
         warnings.warn(f"tokens are not cached: {folder} cannot be written: {error}", stacklevel=2)
         return _make_in_memory(source, tokenizer, options, class_names, document_token)
-    try:
+    with taking_place(temporary, place, "store.json"):
         with open(temporary / "tokens.bin", "wb") as file:
             starts, labels, names = _make(
                 source, tokenizer, options, class_names, document_token, file
             )
         _write(temporary, _dtype_for(tokenizer), starts, labels, names)
-        shutil.rmtree(place, ignore_errors=True)  # one that did not read
-        try:
-            temporary.rename(place)
-        except OSError:  # another process was first, with the same content
-            if not (place / "store.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     found = _read(place)
     if found is None:
         raise DataError(f"{place} was written, and does not read", fix="set cache to off")
@@ -136,7 +123,7 @@ def _make(
     opening = np.array([] if document_token is None else [document_token], np.int64)
     dtype = _dtype_for(tokenizer)
     starts, labels = [0], []
-    report = _Report(source.path)
+    report = SlowReport(f"tokenising {source.path}", f"tokenised {source.path}", "tokens")
     records = iter(source)
     while chunk := list(islice(records, TEXTS_AT_ONCE)):
         texts, marks = _encode(chunk, tokenizer, options)
@@ -274,26 +261,3 @@ def _read(folder: Path) -> TokenStore | None:
         return TokenStore(tokens, starts, labels, tuple(content["class_names"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # made anew
-
-
-class _Report:
-    """Says on stderr how far tokenising is, where it takes long."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._began = self._told = perf_counter()
-
-    def note(self, num_tokens: int) -> None:
-        now = perf_counter()
-        if now - self._told >= REPORT_EVERY_S:
-            self._told = now
-            rate = num_tokens / (now - self._began)
-            self._say(f"tokenising {self._path}: {num_tokens:,} tokens, {rate:,.0f}/s")
-
-    def end(self, num_tokens: int) -> None:
-        if self._told > self._began:
-            seconds = perf_counter() - self._began
-            self._say(f"tokenised {self._path}: {num_tokens:,} tokens in {seconds:.1f} s")
-
-    def _say(self, text: str) -> None:
-        sys.stderr.write(text + "\n")

@@ -18,13 +18,12 @@ from torch import Tensor
 from deepseek.datasets.spec import DataSpec
 from deepseek.datasets.volume import Volume
 from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS
-from deepseek.datasets.volume_transforms import parse_volume_transform
 from deepseek.errors import ConfigError
 from deepseek.models.engine import ModelEngine
 from deepseek.models.eval_mode import evaluating
 from deepseek.models.peaks import Peaks, find_peaks
 from deepseek.models.sliding_window import DEFAULT_OVERLAP, SlidingWindow
-from deepseek.models.volume_segmenter import Region, prepare_volume
+from deepseek.models.volume_segmenter import Region, place_region, prepare_volume
 
 DEFAULT_MIN_SCORE = 0.1
 MAX_CENTERS = 100
@@ -90,7 +89,6 @@ class VolumeDetector:
             )
         self._engine, self._region, self._max_voxels = engine, region, max_voxels
         self.min_score = min_score
-        self._transform = parse_volume_transform(self.spec.transform or "")
         window = self.spec.fields["inputs"].shape[1:]
         self._stride = self._find_stride()
         axes = sorted(set(flips))
@@ -184,10 +182,8 @@ class VolumeDetector:
         """Return which places of the map have any of the region, bool (1, d, h, w)."""
         if self._region is None:
             return None
-        placed = self._transform.place(
-            self._region(volume), is_labels=True, max_voxels=self._max_voxels, where=where
-        )
-        there = torch.from_numpy(np.ascontiguousarray(placed.voxels > 0))[None]
+        placed = place_region(self._region, volume, self.spec, self._max_voxels, where)
+        there = torch.from_numpy(np.ascontiguousarray(placed))[None]
         return self._fold(there.to(torch.uint8)).any(1)
 
     def _touches(self, mask: Tensor, peaks: Peaks, spacing_mm: Sequence[float]) -> Tensor:

@@ -83,11 +83,7 @@ class VolumeSegmenter:
         prepared = prepare_volume(volume, self.spec, self._max_voxels, where)
         mask = None
         if self._region is not None:
-            transform = parse_volume_transform(self.spec.transform or "")
-            placed = transform.place(
-                self._region(volume), is_labels=True, max_voxels=self._max_voxels, where=where
-            )
-            mask = placed.voxels[0] > 0
+            mask = place_region(self._region, volume, self.spec, self._max_voxels, where)[0]
         labels = self.find_labels(prepared.voxels, mask, on_windows)
         return restore_labels(labels, prepared.affine, volume.voxels.shape[1:], volume.affine)
 
@@ -156,6 +152,15 @@ def prepare_volume(volume: Volume, spec: DataSpec, max_voxels: int, where: str) 
     transform = parse_volume_transform(spec.transform or "")
     placed = transform.place(volume, max_voxels=max_voxels, where=where)
     return Volume(transform.scale_intensity(placed.voxels), placed.affine)
+
+
+def place_region(
+    region: Region, volume: Volume, spec: DataSpec, max_voxels: int, where: str
+) -> np.ndarray:
+    """Return where there is something to look for in a prepared volume, bool (1, D, H, W)."""
+    transform = parse_volume_transform(spec.transform or "")
+    placed = transform.place(region(volume), is_labels=True, max_voxels=max_voxels, where=where)
+    return placed.voxels > 0
 
 
 def restore_labels(

@@ -1,0 +1,70 @@
+"""Folders with what was made of data once: they appear whole, and long work says how far it is."""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+
+REPORT_EVERY_S = 5.0
+
+
+def make_beside(folder: Path) -> Path:
+    """Return a new folder in `folder`, to write to before `taking_place`.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=".making-", dir=folder))
+
+
+@contextmanager
+def taking_place(temporary: Path, place: Path, marker: str) -> Iterator[None]:
+    """Let a folder that is written within take its place; after an error nothing of it stays.
+
+    Args:
+        temporary: where it is written.
+        place: what is there already did not read, and is removed.
+        marker: file that a whole folder has: another process may be first, with the same content.
+    """
+    try:
+        yield
+        shutil.rmtree(place, ignore_errors=True)
+        try:
+            temporary.rename(place)
+        except OSError:
+            if not (place / marker).is_file():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class SlowReport:
+    """Says on stderr how far work is, where it takes long.
+
+    Args:
+        doing: such as "reading data.csv".
+        done: such as "read data.csv".
+        unit: of what is counted.
+    """
+
+    def __init__(self, doing: str, done: str, unit: str) -> None:
+        self._doing, self._done, self._unit = doing, done, unit
+        self._began = self._told = perf_counter()
+
+    def note(self, count: int) -> None:
+        """Say how far it is, every few seconds."""
+        now = perf_counter()
+        if now - self._told >= REPORT_EVERY_S:
+            self._told = now
+            rate = count / (now - self._began)
+            sys.stderr.write(f"{self._doing}: {count:,} {self._unit}, {rate:,.0f}/s\n")
+
+    def end(self, count: int) -> None:
+        """Say how long it took, if anything was said before."""
+        if self._told > self._began:
+            seconds = perf_counter() - self._began
+            sys.stderr.write(f"{self._done}: {count:,} {self._unit} in {seconds:.1f} s\n")

@@ -61,7 +61,8 @@ def predict_volumes(
     """Find classes or centres in scans, and print how much of each there is."""
     from deepseek.medical.scan_findings import finding_scores
     from deepseek.medical.scan_report import ScanReport
-    from deepseek.medical.volume_prediction import find_scans, mean_scores, predict_scans
+    from deepseek.medical.scans import find_scans
+    from deepseek.medical.volume_prediction import mean_scores, predict_scans
 
     predictor = _make_predictor(engine, options)
     spec, report = predictor.spec, None

@@ -54,6 +54,16 @@ def read_metaimage(path: Path, max_voxels: int) -> Volume:
     return Volume(voxels, _affine(fields, path))
 
 
+def voxel_file(path: Path) -> Path:
+    """Return the file with the voxels of a header: another beside it, or the same.
+
+    Raises:
+        DataError: it is no header, or names a file elsewhere.
+    """
+    fields, _ = _read_header(path)
+    return _source(path, fields["ElementDataFile"])
+
+
 def _read_header(path: Path) -> tuple[dict[str, str], int]:
     """Return the fields, and where the bytes after them start."""
     with path.open("rb") as file:
@@ -73,28 +83,40 @@ def _read_header(path: Path) -> tuple[dict[str, str], int]:
     return fields, at
 
 
+def _source(path: Path, name: str) -> Path:
+    if name == "LOCAL":
+        return path
+    # the header of a stranger must not read what lies elsewhere
+    if name.startswith("LIST") or "%" in name or Path(name).name != name or "\\" in name:
+        raise DataError(
+            f"{path} has ElementDataFile={name!r}: not a file beside it",
+            fix="put the voxels into one file in the same folder",
+        )
+    return path.with_name(name)
+
+
 def _read_voxels(path: Path, fields: dict[str, str], start: int, num_bytes: int) -> bytes:
     name = fields["ElementDataFile"]
-    if name != "LOCAL":
-        # the header of a stranger must not read what lies elsewhere
-        if name.startswith("LIST") or "%" in name or Path(name).name != name or "\\" in name:
-            raise DataError(
-                f"{path} has ElementDataFile={name!r}: not a file beside it",
-                fix="put the voxels into one file in the same folder",
-            )
-        source, start = path.with_name(name), 0
-        if not source.is_file():
-            raise DataError(
-                f"{path} names its voxels {name!r}, which is not there",
-                fix="copy both files into one folder",
-            )
-    else:
-        source = path
+    source = _source(path, name)
+    if source != path:
+        start = 0
+    if not source.is_file():
+        raise DataError(
+            f"{path} names its voxels {name!r}, which is not there",
+            fix="copy both files into one folder",
+        )
     there = source.stat().st_size - start
     skipped = int(_numbers(fields, path, "HeaderSize", (0.0,), whole=True)[0])
     is_packed = fields.get("CompressedData", "False").lower() == "true"
     start += there - num_bytes if skipped == -1 and not is_packed else max(skipped, 0)
     check_holds(num_bytes, there - max(skipped, 0), str(source), is_packed=is_packed)
+    surplus = there - max(skipped, 0) - num_bytes
+    if surplus > 0 and skipped != -1 and not is_packed:
+        raise DataError(
+            f"{source} holds {surplus:,} bytes more than the {num_bytes:,} of voxels that"
+            f" {path.name} declares: sizes or type are of another file",
+            fix="mend DimSize or ElementType, or skip what is before the voxels by HeaderSize",
+        )
     with source.open("rb") as file:
         file.seek(start)
         if not is_packed:

@@ -120,6 +120,7 @@ def _to_volume(
         header, shape = image.header, tuple(map(int, image.shape))
         dtype = np.dtype(header.get_data_dtype())
         scale = _MM.get(header.get_xyzt_units()[0], 1.0)
+        pixdim = _pixdim(image)
     except _damages(nibabel) as error:
         raise _damaged(where, error) from error
     while len(shape) > 3 and shape[-1] == 1:
@@ -130,6 +131,12 @@ def _to_volume(
             fix="take one volume out of the series",
         )
     check_size(shape, max_voxels, where)
+    if not (np.isfinite(pixdim) & (pixdim != 0)).all():
+        shown = " x ".join(f"{size:g}" for size in pixdim)
+        raise DataError(
+            f"{where} has pixdim {shown}: the size of its voxels is unknown",
+            fix="write the file anew with the spacing of the scanner",
+        )
     if dtype.kind not in "iuf":
         raise DataError(
             f"{where} holds {dtype} voxels, not real numbers", fix="convert it to int16 or float32"
@@ -144,6 +151,15 @@ def _to_volume(
     # NIfTI counts x, y, z; ours is z, y, x, and channels come first
     voxels = voxels.transpose(2, 1, 0)[None] if voxels.ndim == 3 else voxels.transpose(3, 2, 1, 0)
     return Volume(voxels, affine[:, [2, 1, 0, 3]])
+
+
+def _pixdim(image: Any) -> np.ndarray:
+    """Return the three spacings as the file has them: nibabel reads a 0 as 1."""
+    file = image.file_map["image"].get_prepare_fileobj("rb")
+    try:
+        return type(image.header).from_fileobj(file, check=False)["pixdim"][1:4]
+    finally:
+        file.close_if_mine()
 
 
 def _damages(nibabel: Any) -> tuple[type[Exception], ...]:

@@ -16,6 +16,8 @@ import numpy as np
 from deepseek.errors import ConfigError, DataError
 
 SPACING_LIMITS_MM = (1e-3, 1e3)
+MAX_SHEAR = 0.01
+"""Cosine of the angle between two axes: resampling along axes, and distances, take it for 0."""
 _LETTERS = ("LR", "PA", "SI")
 """Where an axis of the patient leads upwards and downwards, for x, y, z."""
 
@@ -98,7 +100,7 @@ def check_affine(affine: np.ndarray, where: str) -> None:
     """Refuse an affine in which voxels have no size or no place.
 
     Raises:
-        DataError: it is not finite or singular, or a spacing is beyond belief.
+        DataError: it is not finite, a spacing is beyond belief, or axes are at no right angles.
     """
     low, high = SPACING_LIMITS_MM
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
@@ -113,10 +115,18 @@ def check_affine(affine: np.ndarray, where: str) -> None:
             f"{where}: a spacing of {shown} mm is not between {low:g} and {high:g} mm",
             fix="write the file anew with the spacing of the scanner, in millimetres",
         )
-    if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
+    directions = affine[:3, :3] / spacing
+    if abs(np.linalg.det(directions)) < 1e-3:
         raise DataError(
             f"{where}: two of its axes lead the same way",
             fix="write the file anew with the directions of the scanner",
+        )
+    cosines = np.abs(directions.T @ directions - np.eye(3))
+    if cosines.max() > MAX_SHEAR:
+        raise DataError(
+            f"{where}: two of its axes are at {np.degrees(np.arccos(cosines.max())):.1f} degrees,"
+            " not 90: its voxels are sheared",
+            fix="resample it to upright voxels first (a tilted gantry, an affine registration)",
         )
 
 

@@ -78,8 +78,10 @@ class VolumeDataset(torch.utils.data.Dataset):
             self._source.pairs, self._transform, cache_folder(cache, "volumes"), max_voxels
         )
         _check_channels(self._volumes, str(path))
-        highest = max(len(prepared.get("counts")) for prepared in self._volumes) - 1
-        names = name_classes(class_names, self._source.class_names, highest, str(path))
+        found = {
+            label for each in self._volumes for label in np.flatnonzero(each.get("counts")).tolist()
+        }
+        names = name_classes(class_names, self._source.class_names, found, str(path))
         self.class_names: tuple[str, ...] = names
         self._rows = np.arange(len(self._volumes))
         self._is_whole = self._transform.patch is None

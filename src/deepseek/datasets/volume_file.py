@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -36,7 +37,7 @@ _FORMATS = {
 
 
 def read_volume(path: str | os.PathLike, *, max_voxels: int = DEFAULT_MAX_VOXELS) -> Volume:
-    """Return the volume of a file, or of a folder that holds one DICOM series.
+    """Return the volume of a file, or of a folder with one DICOM series in or below it.
 
     Args:
         path: `.nii`, `.nii.gz`, `.mhd`, `.mha`, `.npy`, `.npz`, or a folder of DICOM slices.
@@ -49,13 +50,8 @@ def read_volume(path: str | os.PathLike, *, max_voxels: int = DEFAULT_MAX_VOXELS
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path} does not exist", fix="correct the path")
-    name = format_of(path)
-    if name is None:
-        raise DataError(
-            f"{path} is none of the formats of volumes: {', '.join(_FORMATS)}, DICOM folder",
-            fix="convert it, or correct the path",
-        )
     try:
+        name = format_of(path) or _refuse(path)
         volume = VOLUME_FORMATS.get(name)(path, max_voxels)
     except OSError as error:
         raise DataError(
@@ -80,6 +76,20 @@ def check_volume(volume: Volume, where: str) -> None:
                 f"{where}: {num_bad:,} of {volume.voxels.size:,} voxels are NaN or infinite",
                 fix="find out what wrote them, and replace them, by air or by the background",
             )
+
+
+def _refuse(path: Path) -> NoReturn:
+    with path.open("rb") as file:
+        is_slice = file.read(132)[128:] == b"DICM"
+    if is_slice or path.suffix.lower() == ".dcm":
+        raise DataError(
+            f"{path} is one file of a DICOM series, not a volume",
+            fix=f"give its folder: {path.parent}",
+        )
+    raise DataError(
+        f"{path} is none of the formats of volumes: {', '.join(_FORMATS)}, DICOM folder",
+        fix="convert it, or correct the path",
+    )
 
 
 def format_of(path: Path) -> str | None:

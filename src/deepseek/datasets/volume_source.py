@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from deepseek.registry import did_you_mean
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
 MAX_INDEX_BYTES = 256 * 2**20
+WHITE = 255
 
 
 @dataclass(frozen=True)
@@ -178,15 +179,36 @@ def _names_of(root: Path) -> tuple[str, ...] | None:
 
 
 def name_classes(
-    given: Sequence[str] | None, found: Sequence[str] | None, highest: int, where: str
+    given: Sequence[str] | None, found: Sequence[str] | None, labels: Iterable[int], where: str
 ) -> tuple[str, ...]:
     """Return the names of the classes: those given, those of the source, or numbers.
 
+    Args:
+        given: by the user.
+        found: in the source.
+        labels: that occur.
+        where: what the source is called in messages.
+
     Raises:
-        DataError: a label is beyond the names, or there is but one class.
+        DataError: a label is beyond the names, there is but one class, or numbers without names
+            have gaps, as those of a picture's mask: 0 and 255.
     """
     names = given or found
+    there = {0, *labels}
+    highest = max(there)
+    if there == {0, WHITE} and len(names or ()) <= WHITE:
+        raise DataError(
+            f"{where}: labels are 0 and {WHITE}, the black and white of a picture, not numbers of"
+            " classes",
+            fix=f"write 1 where it is {WHITE}, such as (labels > 0).astype('uint8')",
+        )
     if names is None:
+        if gaps := sorted(set(range(highest)) - there):
+            raise DataError(
+                f"{where}: labels go up to {highest}, and {len(gaps)} below it never occur, such as"
+                f" {', '.join(map(str, gaps[:3]))}",
+                fix="number the classes 0, 1, 2, ... without gaps, or name all by class_names",
+            )
         names = ["background", *(str(number) for number in range(1, highest + 1))]
     if highest >= len(names):
         raise DataError(

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from deepseek.datasets.metaimage import voxel_file
 from deepseek.datasets.parallel_encoding import count_cores
 from deepseek.datasets.volume import Volume
 from deepseek.datasets.volume_file import read_volume
@@ -111,7 +112,7 @@ def _prepare(
 def _key(pair: VolumePair, transform: VolumeTransform) -> str:
     words: list = [FORMAT_VERSION, transform.evaluation]
     for path in (pair.image, pair.labels):
-        files = sorted(path.iterdir()) if path.is_dir() else _files_of(path)
+        files = _files_of(path)
         for file in files:
             known = file.stat()
             words.append([str(file.resolve()), known.st_size, known.st_mtime_ns])
@@ -119,10 +120,13 @@ def _key(pair: VolumePair, transform: VolumeTransform) -> str:
 
 
 def _files_of(path: Path) -> list[Path]:
-    """Return a file, and the voxels beside it where it is a header."""
-    if path.suffix.lower() != ".mhd":
-        return [path]
-    return [path, *sorted(path.parent.glob(f"{path.stem}.*raw"))]
+    """Return a file, and the voxels beside it where it is a header; or the files below a folder."""
+    if path.is_dir():
+        return sorted(each for each in path.rglob("*") if each.is_file())
+    if path.suffix.lower() == ".mhd":
+        voxels = voxel_file(path)
+        return [path, voxels] if voxels.is_file() else [path]
+    return [path]
 
 
 def _write(arrays: dict[str, np.ndarray], place: Path) -> None:

@@ -12,9 +12,9 @@ from deepseek.medical.froc import Marks as Marks
 from deepseek.medical.froc import match_marks as match_marks
 from deepseek.medical.nodule_dataset import NoduleDataset as NoduleDataset
 from deepseek.medical.scan_report import ScanReport as ScanReport
+from deepseek.medical.scans import find_scans as find_scans
 from deepseek.medical.segmentation_scores import dice_by_class as dice_by_class
 from deepseek.medical.segmentation_scores import hausdorff_mm as hausdorff_mm
-from deepseek.medical.volume_prediction import find_scans as find_scans
 from deepseek.medical.volume_prediction import predict_scans as predict_scans
 from deepseek.trainer.bootstrap import Interval as Interval
 from deepseek.trainer.bootstrap import bootstrap_interval as bootstrap_interval

@@ -1,17 +1,11 @@
 """A folder of DICOM slices -> one volume in HU, or the reason why it is none.
 
 Slices are sorted by their position along the normal of their plane, never by name or number.
-Messages name files and positions; never what a header says of the patient, and pydicom's own
-messages, which quote headers, are not passed on.
-
-Standard: DICOM PS3.3, C.7.6.2 (image plane) and C.11.1 (rescale).
+Messages name files and positions, never what a header says of the patient.
 """
 
-import threading
-import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,56 +15,44 @@ import numpy as np
 from deepseek.datasets.volume import Volume
 from deepseek.datasets.volume_file import check_holds, check_size
 from deepseek.errors import DataError
+from deepseek.medical.dicom_folders import files_of, only_series
+from deepseek.medical.dicom_header import SliceHeader, quietly, read_header
 from deepseek.registry import import_extra
 
 MAX_SLICES = 10_000
 AIR_HU = -1024.0
 """Nothing is less dense than air; scanners mark what they did not see by numbers below it."""
 DENSEST_LIMIT_HU = 100_000.0
+DENSE_HU, DENSE_SHARE = 4000.0, 0.001
+"""Bone and contrast end at 3000 HU, and metal is a small part of a patient."""
+MISSING_FROM = 1.9
+"""Steps of so many thicknesses, from which slices are missing between those that are there."""
+_HU_SAMPLE = 2**21
 _UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
-_MAGIC_AT, _MAGIC = 128, b"DICM"
-_FILTERS = threading.Lock()
-_NEEDED = (
-    "SeriesInstanceUID", "Rows", "Columns", "BitsAllocated", "PixelSpacing",
-    "ImagePositionPatient", "ImageOrientationPatient",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Slice:
-    """What is needed of a header; lengths in mm."""
-
-    path: Path
-    series: str
-    patient: str
-    frame: str
-    size: tuple[int, int]
-    pixel_spacing: tuple[float, ...]
-    position: tuple[float, ...]
-    orientation: tuple[float, ...]
-    thickness: float
-    modality: str
 
 
 def read_series(folder: Path, max_voxels: int) -> Volume:
-    """Read the only series of a folder, float32 (1, D, H, W); of CT in Hounsfield units.
+    """Read the only series in or below a folder, float32 (1, D, H, W); of CT in Hounsfield units.
 
-    Files that are no DICOM images are passed over, unless they are called `.dcm`.
+    Files that are no DICOM images are passed over, unless they are called `.dcm`. The rescale may
+    differ from slice to slice, as in PET, but not in CT.
 
     Raises:
         DataError: there is no series or more than one; slices are missing, there twice, or differ
-            in size, spacing or direction; pixels are truncated, or CT has no sensible rescale.
+            in size, spacing, direction, modality or kernel; pixels are truncated, or CT has no
+            sensible rescale.
         MissingExtraError: pydicom is not installed.
     """
     pydicom = import_extra("pydicom", "medical")
-    slices = _find_slices(pydicom, folder)
+    folder = only_series(folder)
+    slices = _find_slices(folder)
     size = slices[0].size
     check_size((len(slices), *size), max_voxels, str(folder))
     order, affine = _place(folder, slices)
     voxels = np.empty((1, len(slices), *size), np.float32)
     for number, index in enumerate(order.tolist()):
-        path = slices[index].path
-        voxels[0, number] = _quietly(path, partial(_read_pixels, pydicom, path, size))
+        found = slices[index]
+        voxels[0, number] = quietly(found.path, partial(_read_pixels, pydicom, found))
     if slices[0].modality == "CT":
         _check_hounsfield(folder, voxels)
         np.maximum(voxels, AIR_HU, out=voxels)
@@ -85,15 +67,22 @@ def read_headers(folder: Path) -> list[Any]:
         MissingExtraError: pydicom is not installed.
     """
     pydicom = import_extra("pydicom", "medical")
-    slices = _find_slices(pydicom, folder)
+    folder = only_series(folder)
+    slices = _find_slices(folder)
     order, _ = _place(folder, slices)
     read = partial(pydicom.dcmread, stop_before_pixels=True)
     paths = [slices[index].path for index in order.tolist()]
-    return [_quietly(path, partial(read, path)) for path in paths]
+    return [quietly(path, partial(read, path)) for path in paths]
 
 
-def _find_slices(pydicom: Any, folder: Path) -> list[_Slice]:
-    found = [_quietly(path, partial(_read_header, pydicom, path)) for path in _files(folder)]
+def _find_slices(folder: Path) -> list[SliceHeader]:
+    files = files_of(folder)
+    if len(files) > MAX_SLICES:
+        raise DataError(
+            f"{folder} holds {len(files):,} files, more than the {MAX_SLICES:,} of a series",
+            fix="put each series into a folder of its own",
+        )
+    found = [read_header(path) for path in files]
     slices = [slice_ for slice_ in found if slice_ is not None]
     if not slices:
         raise DataError(f"{folder} holds no DICOM images", fix="correct the path")
@@ -101,93 +90,7 @@ def _find_slices(pydicom: Any, folder: Path) -> list[_Slice]:
     return slices
 
 
-def _files(folder: Path) -> list[Path]:
-    found = sorted(
-        path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")
-    )
-    if len(found) > MAX_SLICES:
-        raise DataError(
-            f"{folder} holds {len(found):,} files, more than the {MAX_SLICES:,} of a series",
-            fix="put each series into a folder of its own",
-        )
-    return found
-
-
-def _read_header(pydicom: Any, path: Path) -> _Slice | None:
-    """Return the header of an image; `None` for what is no image."""
-    with path.open("rb") as file:
-        is_dicom = file.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
-    if not is_dicom:
-        if path.suffix.lower() == ".dcm":
-            raise DataError(
-                f"{path} is called .dcm and is no DICOM file",
-                fix="copy it again from its source, or remove it",
-            )
-        return None
-    header = pydicom.dcmread(path, stop_before_pixels=True)
-    if "Rows" not in header or "Columns" not in header:
-        kind = getattr(header.file_meta.get("MediaStorageSOPClassUID"), "name", "")
-        if "Image Storage" in str(kind):
-            raise DataError(
-                f"{path} lacks the size of its image: it is truncated",
-                fix="copy it again from its source",
-            )
-        return None  # a report, a plan, an index
-    if "ImagePositionPatient" not in header and int(header.get("NumberOfFrames", 1) or 1) > 1:
-        raise DataError(
-            f"{path} holds {header.NumberOfFrames} frames in one file, which are not read yet",
-            fix="convert it to NIfTI, or to one file a slice",
-        )
-    missing = [name for name in _NEEDED if header.get(name) in (None, "")]
-    if missing:
-        raise DataError(
-            f"{path} lacks {', '.join(missing)}: its place in the patient is unknown",
-            fix="leave out what is no slice of the series (scouts, screenshots)",
-        )
-    thickness = header.get("SpacingBetweenSlices") or header.get("SliceThickness") or 0
-    found = _Slice(
-        path,
-        str(header.SeriesInstanceUID),
-        str(header.get("PatientID", "")),
-        str(header.get("FrameOfReferenceUID", "")),
-        (int(header.Rows), int(header.Columns)),
-        tuple(map(float, header.PixelSpacing)),
-        tuple(map(float, header.ImagePositionPatient)),
-        tuple(map(float, header.ImageOrientationPatient)),
-        float(thickness),
-        str(header.get("Modality", "")),
-    )
-    _check_slice(header, found)
-    return found
-
-
-def _check_slice(header: Any, found: _Slice) -> None:
-    if int(header.get("SamplesPerPixel", 1)) != 1:
-        raise DataError(
-            f"{found.path} has {header.SamplesPerPixel} samples a pixel: it is a picture in colour",
-            fix="leave screenshots and renderings out",
-        )
-    if header.get("PhotometricInterpretation", "MONOCHROME2") != "MONOCHROME2":
-        raise DataError(
-            f"{found.path} is stored as {header.PhotometricInterpretation}, not MONOCHROME2",
-            fix="convert it with your viewer or archive",
-        )
-    numbers = [*found.pixel_spacing, *found.position, *found.orientation]
-    if len(numbers) != 11 or not np.isfinite(numbers).all() or min(numbers[:2]) <= 0:
-        raise DataError(
-            f"{found.path}: spacing, position or orientation are not the numbers they should be",
-            fix="copy it again from its source",
-        )
-    across, down = np.array(numbers[5:8]), np.array(numbers[8:])
-    lengths = np.linalg.norm(across), np.linalg.norm(down)
-    if not np.allclose(lengths, 1, atol=1e-3) or abs(across @ down) > 1e-3:
-        raise DataError(
-            f"{found.path}: the directions of rows and columns are no right angle",
-            fix="copy it again from its source",
-        )
-
-
-def _check_alike(folder: Path, slices: Sequence[_Slice]) -> None:
+def _check_alike(folder: Path, slices: Sequence[SliceHeader]) -> None:
     """Refuse slices that are not of one series, or not of one geometry."""
     for what, field, fix in (
         ("series", "series", "put each series into a folder of its own"),
@@ -198,6 +101,7 @@ def _check_alike(folder: Path, slices: Sequence[_Slice]) -> None:
         if len(counts) > 1:  # how many, never which: they identify
             shown = ", ".join(str(count) for _, count in counts.most_common(5))
             raise DataError(f"{folder} holds {len(counts)} {what}, of {shown} slices", fix=fix)
+    _check_one_kind(folder, slices)
     first = slices[0]
     for field, digits in (("size", 0), ("pixel_spacing", 4), ("orientation", 3)):
         expected = np.round(getattr(first, field), digits)
@@ -211,7 +115,39 @@ def _check_alike(folder: Path, slices: Sequence[_Slice]) -> None:
                 )
 
 
-def _place(folder: Path, slices: Sequence[_Slice]) -> tuple[np.ndarray, np.ndarray]:
+def _check_one_kind(folder: Path, slices: Sequence[SliceHeader]) -> None:
+    """Refuse slices of several modalities, kernels or rescales, and copies of one."""
+    for what, field in (("modalities", "modality"), ("kernels of reconstruction", "kernel")):
+        counts = Counter(getattr(slice_, field) for slice_ in slices if getattr(slice_, field))
+        if len(counts) > 1:
+            shown = ", ".join(f"{count} of {name[:16]!r}" for name, count in counts.most_common(5))
+            raise DataError(
+                f"slices of {folder} have {len(counts)} {what}: {shown}",
+                fix="put the slices of each into a folder of their own",
+            )
+    first_of: dict[str, Path] = {}
+    for slice_ in slices:
+        copied = first_of.setdefault(slice_.instance, slice_.path) if slice_.instance else None
+        if copied not in (None, slice_.path):
+            raise DataError(
+                f"slices of {folder} are copies of one: {copied.name} and {slice_.path.name} have"
+                " the same SOPInstanceUID",
+                fix="remove the copies, or fetch the whole series again",
+            )
+    rescales = Counter(slice_.rescale for slice_ in slices)
+    if slices[0].modality == "CT" and len(rescales) > 1:
+        shown = ", ".join(
+            f"{each[0]:g} and {each[1]:g} in {count}"
+            for each, count in rescales.most_common(3) if each is not None
+        )  # fmt: skip
+        raise DataError(
+            f"slices of {folder} differ in RescaleSlope and RescaleIntercept ({shown} slices):"
+            " CT has one scale",
+            fix="export the series anew from the scanner or archive",
+        )
+
+
+def _place(folder: Path, slices: Sequence[SliceHeader]) -> tuple[np.ndarray, np.ndarray]:
     """Return the order of the slices, and the affine of the volume."""
     first = slices[0]
     across, down = np.array(first.orientation).reshape(2, 3)
@@ -221,6 +157,8 @@ def _place(folder: Path, slices: Sequence[_Slice]) -> tuple[np.ndarray, np.ndarr
     order = np.argsort(heights, kind="stable")
     names = [slices[index].path.name for index in order.tolist()]
     step = _step(folder, heights[order], names, first.thickness)
+    if len(slices) > 1:
+        _check_none_between(folder, [slices[index] for index in order.tolist()], step)
     beside = places - np.outer(heights, normal)
     drift = np.linalg.norm(beside - beside[order[0]], axis=1).max()
     if drift > max(0.5, 0.02 * np.ptp(heights)):
@@ -270,8 +208,31 @@ def _step(folder: Path, heights: np.ndarray, names: Sequence[str], thickness: fl
     )
 
 
-def _read_pixels(pydicom: Any, path: Path, size: tuple[int, int]) -> np.ndarray:
+def _check_none_between(folder: Path, slices: Sequence[SliceHeader], step: float) -> None:
+    """Refuse a series of which slices were left out evenly: every second, or third."""
+    thickness = slices[0].thickness
+    if 0 < MISSING_FROM * thickness <= step:
+        raise DataError(
+            f"slices of {folder} are {step:g} mm apart and {thickness:g} mm thick: about"
+            f" {round(step / thickness) - 1} are missing between every two",
+            fix="fetch the whole series again; of a scan with gaps, convert it to NIfTI",
+        )
+    numbers = [slice_.number for slice_ in slices if slice_.number is not None]
+    steps = set(np.abs(np.diff(numbers)).tolist())
+    # elsewhere numbers may count echoes or times as well
+    if slices[0].modality != "CT" or len(numbers) < len(slices) or len(steps) > 1:
+        return
+    if (every := steps.pop()) > 1:
+        raise DataError(
+            f"{(every - 1) * (len(slices) - 1)} slices of {folder} are missing: InstanceNumber"
+            f" goes from {min(numbers)} to {max(numbers)} in steps of {every}",
+            fix="fetch the whole series again; of a scan with gaps, convert it to NIfTI",
+        )
+
+
+def _read_pixels(pydicom: Any, found: SliceHeader) -> np.ndarray:
     """Return a slice after rescale, float32 (H, W)."""
+    path, size = found.path, found.size
     image = pydicom.dcmread(path)
     if "PixelData" not in image:
         raise DataError(f"{path} has no pixels: it is truncated", fix="copy it again")
@@ -284,20 +245,7 @@ def _read_pixels(pydicom: Any, path: Path, size: tuple[int, int]) -> np.ndarray:
             f"{path} holds pixels {pixels.shape}, its header says {size}",
             fix="copy it again from its source",
         )
-    slope, intercept = image.get("RescaleSlope"), image.get("RescaleIntercept")
-    if slope is None or intercept is None:
-        if image.get("Modality") == "CT":
-            raise DataError(
-                f"{path} is CT without RescaleSlope and RescaleIntercept: its HU are unknown",
-                fix="export the series anew from the scanner or archive",
-            )
-        slope, intercept = 1.0, 0.0
-    slope, intercept = float(slope), float(intercept)
-    if not np.isfinite([slope, intercept]).all() or slope <= 0:
-        raise DataError(
-            f"{path} has RescaleSlope={slope:g}, RescaleIntercept={intercept:g}",
-            fix="export the series anew from the scanner or archive",
-        )
+    slope, intercept = found.rescale or (1.0, 0.0)
     return pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)
 
 
@@ -310,27 +258,15 @@ def _check_hounsfield(folder: Path, voxels: np.ndarray) -> None:
             " up to 3000",
             fix="the rescale of the headers is wrong: export the series anew",
         )
-
-
-def _quietly(path: Path, read: Callable[[], Any]) -> Any:
-    """Return what `read` returns, without pydicom's warnings; its errors name no more than a file.
-
-    Raises:
-        DataError: pydicom cannot read it.
-    """
-    # one thread at a time: the filters of warnings are those of the whole process
-    with _FILTERS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they quote the header
-        try:
-            return read()
-        except DataError:
-            raise
-        except Exception as error:
-            # its message may quote the header, which may identify: hence without the cause
-            kind = type(error).__name__
+    if high <= DENSE_HU:
+        return
+    # an odd step: an even one would see the same columns of every row
+    every = voxels.reshape(-1)[:: max(1, voxels.size // _HU_SAMPLE) | 1]
+    share = float((every > DENSE_HU).mean())
+    if share > DENSE_SHARE:
         raise DataError(
-            f"{path} cannot be read as DICOM ({kind}): it is damaged, or compressed in a way that"
-            " is not installed",
-            fix="copy it again from its source; for compressed pixels: pip install pylibjpeg"
-            " pylibjpeg-libjpeg pylibjpeg-openjpeg",
+            f"{folder} is CT of which {share:.1%} is above {DENSE_HU:g} HU after rescale: bone is"
+            " up to 3000",
+            fix="the rescale of the headers is wrong: export the series anew; if that is metal,"
+            " clip it and convert the series to NIfTI",
         )

@@ -101,8 +101,8 @@ def take_fingerprint(
     chosen = np.unique(np.linspace(0, count - 1, min(count, max_volumes)).round().astype(int))
     looks = [_look(source.pairs[number], number, max_voxels) for number in chosen.tolist()]
     sizes = [look.class_ml for look in looks]
-    highest = max(max(each, default=0) for each in sizes)
-    names = name_classes(class_names, source.class_names, highest, str(path))
+    labels = {label for each in sizes for label in each}
+    names = name_classes(class_names, source.class_names, labels, str(path))
     intensities = np.concatenate([look.intensities for look in looks])
     low, median, high = np.percentile(intensities, _PERCENTILES)
     found = [[each[number] for each in sizes if number in each] for number in range(1, len(names))]

@@ -4,53 +4,28 @@ Shapes: D H W voxels, K classes.
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from deepseek.datasets.nifti import write_nifti
 from deepseek.datasets.volume import Volume
-from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS, format_of, read_volume, stem_of
-from deepseek.datasets.volume_source import FOLDERS, find_volumes
+from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS, read_volume
 from deepseek.datasets.volume_store import check_places, read_labels
 from deepseek.errors import ConfigError, DataError
 from deepseek.medical.dicom_segmentation import write_dicom_segmentation
-from deepseek.medical.froc import Findings
-from deepseek.medical.luna16 import luna16_scans, read_findings
 from deepseek.medical.scan_findings import (
     FILE_NAME,
     FindingsFile,
     finding_rows,
     findings_of_labels,
 )
+from deepseek.medical.scans import Scan
 from deepseek.medical.segmentation_scores import dice_by_class, hausdorff_mm
 from deepseek.models.volume_detector import Centers, VolumeDetector
 from deepseek.models.volume_segmenter import VolumeSegmenter, measure_ml
-
-ANNOTATIONS = ("annotations.csv", "annotations_excluded.csv")
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A volume to be predicted, unread, and what is known of it.
-
-    Attributes:
-        image: file, or folder of a DICOM series.
-        labels: of its voxels.
-        findings: in it; `None` where they are not known.
-    """
-
-    image: Path
-    labels: Path | None = None
-    findings: Findings | None = None
-
-    @property
-    def name(self) -> str:
-        """What its results are called."""
-        return self.image.resolve().name if self.image.is_dir() else stem_of(self.image)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,56 +45,6 @@ class Result:
     found: Volume | Centers
     labels: Volume | None
     row: dict
-
-
-def find_scans(paths: Iterable[str | Path]) -> list[Scan]:
-    """Return the volumes at some paths, in an order that is always the same.
-
-    Args:
-        paths: files of volumes; folders of one DICOM series, of files, or of folders with a series
-            each; what `VolumeDataset` takes, with labels; or the folder of LUNA16. Of a folder with
-            `annotations.csv` the findings are known.
-
-    Raises:
-        DataError: a path has none; or two have the same name, and their results would have.
-    """
-    scans = [scan for path in paths for scan in _scans_at(Path(path))]
-    twice = [name for name, count in Counter(scan.name for scan in scans).items() if count > 1]
-    if twice:
-        raise DataError(
-            f"{len(twice)} names of volumes are there twice, such as {twice[0]}",
-            fix="predict them one after the other, into different folders",
-        )
-    return scans
-
-
-def _scans_at(path: Path) -> list[Scan]:
-    scans = _volumes_at(path)
-    annotations, excluded = (path / name for name in ANNOTATIONS)
-    if not annotations.is_file():
-        return scans
-    names = [scan.name for scan in scans]
-    known = read_findings(annotations, excluded if excluded.is_file() else None, names)
-    return [replace(scan, findings=known[scan.name]) for scan in scans]
-
-
-def _volumes_at(path: Path) -> list[Scan]:
-    is_set = any(
-        (path / images).is_dir() and (path / labels).is_dir() for images, labels in FOLDERS
-    )
-    if is_set or path.suffix.lower() == ".csv":
-        return [Scan(pair.image, pair.labels) for pair in find_volumes(path).pairs]
-    if not path.is_dir():
-        return [Scan(path)]
-    if subsets := sorted(path.glob("subset*/")):
-        return [Scan(file) for folder in subsets for file in luna16_scans(folder).values()]
-    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    volumes = [entry for entry in entries if entry.is_file() and format_of(entry)]
-    if volumes:
-        return [Scan(entry) for entry in volumes]
-    folders = [entry for entry in entries if entry.is_dir()]
-    is_series = not folders or any(entry.suffix.lower() == ".dcm" for entry in entries)
-    return [Scan(path)] if is_series else [Scan(folder) for folder in folders]
 
 
 def predict_scans(

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-AFFINE_RAS = np.array([[-0.7, 0, 0, 90], [0, 0.8, 0.1, -126], [0, -0.1, 2.5, -72], [0, 0, 0, 1.0]])
+COS, SIN = np.cos(0.1), np.sin(0.1)
+AFFINE_RAS = np.array(
+    [[-0.7, 0, 0, 90], [0, 0.8 * COS, 2.5 * SIN, -126], [0, -0.8 * SIN, 2.5 * COS, -72],
+     [0, 0, 0, 1.0]]
+)  # fmt: skip
+"""Turned about the first axis."""
 
 
 def draw(seed: int = 0, shape=(6, 8, 10)) -> np.ndarray:

@@ -1,8 +1,6 @@
 """What cannot be predicted is a row with the reason; the other scans and the page are done."""
 
-import gzip
 import re
-import struct
 
 import numpy as np
 import pytest
@@ -15,42 +13,10 @@ from deepseek.models import VolumeDetector, VolumeSegmenter
 
 from ..models.test_volume_detector import make_detector
 from ..models.test_volume_segmenter import make_engine
-from .slices import phantom, write_series
+from .broken_inputs import BROKEN_INPUTS, FILES, Broken
 
 pytest.importorskip("pydicom")
-nibabel = pytest.importorskip("nibabel")
-
-
-def save(folder, name, voxels):
-    path = folder / f"{name}.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(voxels.T, np.eye(4)), path)
-    return path
-
-
-def not_a_number(folder):
-    voxels = np.zeros((5, 6, 7), np.float32)
-    voxels[1, 2, 3] = np.nan
-    return save(folder, "nan", voxels)
-
-
-def truncated(folder):
-    path = save(folder, "cut", np.random.default_rng(0).integers(0, 99, (9, 9, 9), np.int16))
-    path.write_bytes(path.read_bytes()[:300])
-    return path
-
-
-def bomb(folder):
-    path = save(folder, "bomb", np.zeros((4, 4, 4), np.int16))
-    header = bytearray(gzip.decompress(path.read_bytes()))
-    struct.pack_into("<8h", header, 40, 3, 30000, 30000, 30000, 1, 1, 1, 1)
-    path.write_bytes(gzip.compress(bytes(header)))
-    return path
-
-
-def without_spacing(folder):
-    path = folder / "flat.npz"
-    np.savez(path, voxels=np.zeros((4, 4, 4), np.int16), affine=np.diag([0.0, 1, 1, 1]))
-    return path
+pytest.importorskip("nibabel")
 
 
 def channels(folder):
@@ -59,50 +25,14 @@ def channels(folder):
     return path
 
 
-def pickled(folder):
-    path = folder / "code.npy"
-    np.save(path, np.array([{"a": 1}], object), allow_pickle=True)
-    return path
-
-
-def mixed_series(folder):
-    def change(number, header):
-        header.SeriesInstanceUID = f"1.2.{number % 2}"
-
-    return write_series(folder / "mixed", change=change)
-
-
-def lost_slice(folder):
-    return write_series(folder / "lost", change=lambda number, header: number != 3)
-
-
-def other_rescale(folder):
-    def change(number, header):
-        header.RescaleIntercept = 0
-
-    return write_series(folder / "rescale", np.maximum(phantom(), 0), change)
-
-
-def truncated_slice(folder):
-    series = write_series(folder / "short")
-    path = series / "003.dcm"
-    path.write_bytes(path.read_bytes()[:-200])
-    return series
-
-
-def empty_folder(folder):
-    (folder / "empty").mkdir()
-    return folder / "empty"
-
-
 BROKEN = {
-    not_a_number: "1 of 210 voxels are NaN", truncated: "is no NIfTI file, or is damaged",
-    bomb: "declares 30000 x 30000 x 30000 voxels", without_spacing: "a spacing of 0 x 1 x 1 mm",
-    channels: "has 2 channels, the model takes 1", pickled: "holds object, not real numbers",
-    mixed_series: "holds 2 series", lost_slice: "1 slices of .* are missing",
-    other_rescale: "is CT from 1024 to 1924 HU", empty_folder: "holds no DICOM images",
-    truncated_slice: "declares 960 bytes of voxels and holds 760",
-}  # fmt: skip
+    **FILES,
+    "other channels": Broken(channels, "has 2 channels, the model takes 1"),
+    **{
+        name: BROKEN_INPUTS[f"series: {name}"]
+        for name in ("one slice missing", "two series", "intercept forgotten")
+    },
+}
 
 
 @pytest.fixture(params=["masks", "findings"])
@@ -113,14 +43,18 @@ def predictor(request) -> VolumeSegmenter | VolumeDetector:
 def test_every_broken_scan_is_a_row_and_the_others_are_done(predictor, tmp_path):
     good = tmp_path / "good.npy"
     np.save(good, np.zeros((6, 9, 9), np.float32))
-    paths = [make(tmp_path) for make in BROKEN]
+    paths = []
+    for number, broken in enumerate(BROKEN.values()):
+        (tmp_path / str(number)).mkdir()
+        path = broken.make(tmp_path / str(number))
+        paths.append(path.rename(path.with_name(f"{number}-{path.name}")))
     report = ScanReport(predictor.spec, {})
     scans = find_scans([*paths, good])
     rows = list(predict_scans(predictor, scans, tmp_path / "out", on_result=report.add))
     assert len(rows) == len(BROKEN) + 1
-    for row, (make, words) in zip(rows, BROKEN.items(), strict=False):
-        assert "error" in row, (make.__name__, row)
-        assert re.search(words, row["error"]), (make.__name__, row["error"])
+    for row, (name, broken) in zip(rows, BROKEN.items(), strict=False):
+        assert "error" in row, (name, row)
+        assert re.search(broken.message, row["error"]), (name, row["error"])
     assert "error" not in rows[-1]
     page = report.write(tmp_path / "page.html", rows).read_text()
     assert page.count('<tr><th scope="row">') >= len(BROKEN)

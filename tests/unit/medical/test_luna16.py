@@ -8,6 +8,16 @@ from deepseek.medical.luna16 import luna16_scans, read_findings, read_marks, wri
 HEADER = "seriesuid,coordX,coordY,coordZ,diameter_mm\n"
 
 
+WRONG_LISTS = [
+    ("", "has no column 'seriesuid', but nothing"),
+    ("seriesuid,x,y,z\n", "has no column 'coordX', but seriesuid, x, y, z"),
+    (HEADER + "a,1,2,3,6\na,1,2,x,6\n", "line 3: coordinates or diameter_mm are not numbers"),
+    (HEADER + "a,1,2,3\n", "line 2: coordinates or diameter_mm are not numbers"),
+    (HEADER + "a,1,nan,3,4\n", "line 2: coordinates or diameter_mm are not numbers"),
+]
+"""Lists of findings, and what is said of them."""
+
+
 def write(path, text):
     path.write_text(text)
     return path
@@ -54,16 +64,7 @@ def test_scans_are_found_in_their_subsets(tmp_path):
         luna16_scans(tmp_path / "gone")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "has no column 'seriesuid', but nothing"),
-        ("seriesuid,x,y,z\n", "has no column 'coordX', but seriesuid, x, y, z"),
-        (HEADER + "a,1,2,3,6\na,1,2,x,6\n", "line 3: coordinates or diameter_mm are not numbers"),
-        (HEADER + "a,1,2,3\n", "line 2: coordinates or diameter_mm are not numbers"),
-        (HEADER + "a,1,nan,3,4\n", "line 2: coordinates or diameter_mm are not numbers"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), WRONG_LISTS)
 def test_wrong_lists_are_refused(text, message, tmp_path):
     with pytest.raises(DataError, match=message):
         read_findings(write(tmp_path / "annotations.csv", text))

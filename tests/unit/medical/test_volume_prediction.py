@@ -10,12 +10,12 @@ from deepseek.medical import find_scans, predict_scans
 from deepseek.medical.volume_prediction import mean_scores
 from deepseek.models import VolumeSegmenter
 
+from ..datasets.volumes import AFFINE_RAS
 from ..models.test_volume_segmenter import make_engine
 from .slices import phantom, write_series
 from .test_dicom_segmentation import study
 
 nibabel = pytest.importorskip("nibabel")
-AFFINE = np.array([[-0.7, 0, 0, 90], [0, 0.8, 0.1, -126], [0, -0.1, 2.5, -72], [0, 0, 0, 1.0]])
 
 
 def box(shape=(6, 10, 9)):
@@ -28,7 +28,7 @@ def write_set(folder):
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True)
         for number in range(2):
-            image = nibabel.Nifti1Image(box().T, AFFINE)
+            image = nibabel.Nifti1Image(box().T, AFFINE_RAS)
             nibabel.save(image, folder / name / f"{number}.nii.gz")
     return folder
 
@@ -41,10 +41,10 @@ def test_masks_lie_on_the_scan_and_are_scored(tmp_path):
     assert [row["dice"] for row in rows] == [{"bright": 1.0}] * 2
     assert [row["hausdorff95_mm"] for row in rows] == [{"bright": 0.0}] * 2
     assert mean_scores(rows) == {"dice": 1.0, "hausdorff95_mm": 0.0}
-    voxel_ml = abs(np.linalg.det(AFFINE[:3, :3])) / 1000
+    voxel_ml = abs(np.linalg.det(AFFINE_RAS[:3, :3])) / 1000
     assert rows[0]["ml"]["bright"] == pytest.approx(75 * voxel_ml)
     mask = nibabel.load(rows[0]["mask"])
-    np.testing.assert_allclose(mask.affine, AFFINE, atol=1e-6)
+    np.testing.assert_allclose(mask.affine, AFFINE_RAS, atol=1e-6)
     np.testing.assert_array_equal(np.asarray(mask.dataobj), box().T)
     assert mask.get_data_dtype() == np.uint8
     with pytest.raises(ConfigError, match=r"0\.nii\.gz is there already"):
@@ -92,7 +92,7 @@ def test_several_channels_and_integers_are_written_as_they_are(tmp_path):
 
     rng = np.random.default_rng(0)
     voxels = rng.integers(0, 9, (2, 3, 4, 5)).astype(np.int16)
-    affine = np.array([[0, 0, 2.0, 1], [0.5, 0.1, 0, 2], [0.1, -1, 0, 3], [0, 0, 0, 1]])
+    affine = np.array([[0, 0, 2.0, 1], [0.5, 0.2, 0, 2], [0.1, -1, 0, 3], [0, 0, 0, 1]])
     write_nifti(tmp_path / "a.nii.gz", Volume(voxels, affine))
     for found in (
         read_volume(tmp_path / "a.nii.gz"),

@@ -7,7 +7,7 @@ import torch
 from deepseek.datasets import DataLoader, VolumeDataset
 from deepseek.errors import ConfigError, DataError
 
-from .volumes import write_pairs
+from .volumes import draw, write_metaimage, write_pairs
 
 TEXT = "zscore+patch_8x8x8+flip+rotate_15+elastic_1+gamma_0.3+noise_0.1"
 
@@ -77,6 +77,22 @@ def test_split_is_by_volume(dataset):
     )
     with pytest.raises(ConfigError, match="share=2 is not between"):
         dataset.split(2)
+
+
+def test_a_volume_is_made_anew_when_the_file_that_its_header_names_changes(tmp_path):
+    for name in ("images", "labels"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number, voxels in enumerate((draw(), draw(1))):
+            voxels = voxels if name == "images" else (voxels > 0).astype(np.uint8)
+            path = tmp_path / "set" / name / f"{number}.mhd"
+            write_metaimage(path, voxels, ElementDataFile=f"voxels-{number}.bin")
+            path.with_suffix(".raw").rename(path.with_name(f"voxels-{number}.bin"))
+    found = []
+    for sign in (1, -1):
+        (tmp_path / "set" / "images" / "voxels-0.bin").write_bytes((sign * draw()).tobytes())
+        dataset = VolumeDataset(tmp_path / "set", "patch_4x4x4", cache=tmp_path / "cache")
+        found.append(dataset.volume(0)[0].voxels)
+    np.testing.assert_array_equal(found[0], -found[1])
 
 
 def test_prepared_volumes_are_kept_and_made_anew_when_a_file_changes(folder, tmp_path, monkeypatch):
@@ -152,6 +168,10 @@ def damage(folder, case):
     elif case == "empty masks":
         for path in (folder / "labels").iterdir():
             np.savez(path, voxels=np.zeros_like(np.load(path)["voxels"]))
+    elif case in ("pictures", "gaps"):
+        for path in (folder / "labels").iterdir():
+            labels = np.load(path)["voxels"]
+            np.savez(path, voxels=3 * labels if case == "gaps" else np.uint8(255) * (labels > 0))
     elif case == "bomb":
         np.savez_compressed(image, voxels=np.zeros((300, 300, 300), np.int8))
     elif case == "class beyond":
@@ -167,29 +187,32 @@ def damage(folder, case):
         (folder / "images").rename(folder / "pictures")
 
 
-@pytest.mark.parametrize(
-    ("case", "message"),
-    [
-        ("no labels", "1 of 4 volumes in .* have no labels: 01"),
-        ("no image", "1 of 4 labels in .* have no volumes: 01"),
-        ("twice", "has 01 twice: 01.npy and 01.npz"),
-        ("another shape", "01.npz has 9 x 11 x 12 voxels, its volume 10 x 11 x 12"),
-        ("another place", r"lies up to 5\.5 mm beside its volume"),
-        ("fractions", "labels from 0.5 to 2.5 that are not all class numbers"),
-        ("negative", "labels from -1 to 1 that are not all class numbers"),
-        ("colour labels", "has 3 channels of labels"),
-        ("constant", "every voxel is 0: there is nothing to see"),
-        ("nan", r"128 of 1,320 voxels are NaN or infinite"),
-        ("channels", "volumes have 1 and 2 channels"),
-        ("empty masks", "no voxel has another label than 0"),
-        ("bomb", r"declares 300 x 300 x 300 voxels, more than max_voxels=1,000,000"),
-        ("class beyond", "holds the label 2, beyond the 2 class_names"),
-        ("gap", r"numbers its labels \[0, 2\], not 0, 1, 2"),
-        ("no json", "does not say its labels as number -> name"),
-        ("nothing", "images holds no volumes"),
-        ("no folders", "neither a folder with images/ and labels/ nor a CSV file"),
-    ],
-)
+BROKEN_SETS = [
+    ("no labels", "1 of 4 volumes in .* have no labels: 01"),
+    ("no image", "1 of 4 labels in .* have no volumes: 01"),
+    ("twice", "has 01 twice: 01.npy and 01.npz"),
+    ("another shape", "01.npz has 9 x 11 x 12 voxels, its volume 10 x 11 x 12"),
+    ("another place", r"lies up to 5\.5 mm beside its volume"),
+    ("fractions", "labels from 0.5 to 2.5 that are not all class numbers"),
+    ("negative", "labels from -1 to 1 that are not all class numbers"),
+    ("colour labels", "has 3 channels of labels"),
+    ("constant", "every voxel is 0: there is nothing to see"),
+    ("nan", r"128 of 1,320 voxels are NaN or infinite"),
+    ("channels", "volumes have 1 and 2 channels"),
+    ("empty masks", "no voxel has another label than 0"),
+    ("pictures", "labels are 0 and 255, the black and white of a picture"),
+    ("gaps", "labels go up to 6, and 4 below it never occur, such as 1, 2, 4"),
+    ("bomb", r"declares 300 x 300 x 300 voxels, more than max_voxels=1,000,000"),
+    ("class beyond", "holds the label 2, beyond the 2 class_names"),
+    ("gap", r"numbers its labels \[0, 2\], not 0, 1, 2"),
+    ("no json", "does not say its labels as number -> name"),
+    ("nothing", "images holds no volumes"),
+    ("no folders", "neither a folder with images/ and labels/ nor a CSV file"),
+]
+"""How a set is damaged, and what is said of it."""
+
+
+@pytest.mark.parametrize(("case", "message"), BROKEN_SETS)
 def test_a_set_that_cannot_be_learnt_from_is_refused_with_the_reason(case, message, tmp_path):
     folder = write_pairs(tmp_path / "set")
     damage(folder, case)

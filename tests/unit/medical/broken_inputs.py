@@ -17,6 +17,7 @@ from deepseek.medical import find_scans
 from deepseek.medical.luna16 import read_findings
 
 from ..datasets.broken_files import DAMAGED_NIFTI, WRONG_METAIMAGE
+from ..datasets.test_volume_dataset import BROKEN_SETS, damage
 from ..datasets.volumes import draw, write_metaimage, write_nifti, write_pairs
 from .slices import write_series
 from .test_luna16 import HEADER, WRONG_LISTS
@@ -288,22 +289,6 @@ FILES = {
 }  # fmt: skip
 
 
-def write_set(folder, labels):
-    """Write a set of which the first volume has these labels."""
-    write_pairs(folder / "set")
-    np.savez(folder / "set" / "labels" / "00.npz", voxels=labels)
-    return folder / "set"
-
-
-def every_label(folder, change):
-    write_pairs(folder / "set")
-    for path in (folder / "set" / "labels").iterdir():
-        with np.load(path) as kept:
-            labels = change(kept["voxels"])
-        np.savez(path, voxels=labels)
-    return folder / "set"
-
-
 def list_of(folder, text):
     np.save(folder / "a.npy", draw())
     (folder / "annotations.csv").write_text(text)
@@ -314,47 +299,16 @@ def find_findings(path):
     return find_scans([path])
 
 
-read_set = partial(VolumeDataset, transform="patch_4x4x4", cache="off")
-SHAPE = (9, 10, 11)
-SETS = {
+OTHERS = {
     "a patient of several series": Broken(
         several_series, "holds 2 folders of series: study/a, study/b"
-    ),
-    "masks of pictures": Broken(
-        partial(every_label, change=lambda labels: np.uint8(255) * (labels > 0)),
-        r"labels are 0 and 255, the black and white of a picture",
-        read_set,
-    ),
-    "labels with gaps": Broken(
-        partial(every_label, change=lambda labels: labels * 3),
-        "labels go up to 6, and 4 below it never occur, such as 1, 2, 4",
-        read_set,
-    ),
-    "empty masks": Broken(
-        partial(every_label, change=np.zeros_like), "no voxel has another label than 0", read_set
-    ),
-    "a mask of another shape": Broken(
-        partial(write_set, labels=np.ones((4, 5, 6), np.uint8)),
-        "has 4 x 5 x 6 voxels, its volume 9 x 10 x 11",
-        read_set,
-    ),
-    "labels below 0": Broken(
-        partial(write_set, labels=np.full(SHAPE, -1, np.int16)), "holds labels from -1", read_set
-    ),
-    "labels between numbers": Broken(
-        partial(write_set, labels=np.full(SHAPE, 0.5, np.float32)),
-        "not all class numbers",
-        read_set,
-    ),
-    "labels that are not numbers": Broken(
-        partial(write_set, labels=np.full(SHAPE, np.nan, np.float32)), "are NaN", read_set
     ),
     "a list of other scans": Broken(
         partial(list_of, text=HEADER + "b,1,2,3,4\n"),
         r"lists findings of 1 scans \(b\), and none of them is one of the 1 beside it \(a\)",
         find_findings,
     ),
-}  # fmt: skip
+}
 
 
 def _series(folder, change):
@@ -371,6 +325,11 @@ def _metaimage(folder, fields):
     return write_metaimage(folder / "a.mhd", draw(), **fields)
 
 
+def _set(folder, case):
+    damage(write_pairs(folder / "set"), case)
+    return folder / "set"
+
+
 def _list(folder, text):
     path = folder / "annotations.csv"
     path.write_text(text)
@@ -385,14 +344,16 @@ def _numbered(what, rows, make, read=read_volume):
     }
 
 
+read_set = partial(VolumeDataset, transform="patch_4x4x4", cache="off")
 BROKEN_INPUTS = {
     **{
         f"series: {name}": Broken(partial(_series, change=change), message)
         for name, (change, message) in BROKEN_SERIES.items()
     },
     **FILES,
-    **SETS,
+    **OTHERS,
     **_numbered("NIfTI", DAMAGED_NIFTI, _nifti),
     **_numbered("MetaImage", WRONG_METAIMAGE, _metaimage),
+    **_numbered("set", [row for row in BROKEN_SETS if row[0] != "bomb"], _set, read_set),
     **_numbered("list", WRONG_LISTS, _list, read_findings),
 }

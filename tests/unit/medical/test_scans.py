@@ -49,7 +49,7 @@ def test_a_series_that_is_damaged_is_found_as_well(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "1.dcm").write_bytes(b"damaged")
     (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "1").write_bytes((tmp_path / "a" / "000.dcm").read_bytes()[:140])
+    (tmp_path / "c" / "1").write_bytes((tmp_path / "a" / "000.dcm").read_bytes()[:300])
     assert [scan.name for scan in find_scans([tmp_path])] == ["a", "b", "c"]
 
 

@@ -78,6 +78,10 @@ def test_a_segmentation_from_a_file_to_its_evaluation(scans, capsys):
     Path("broken.nii.gz").write_bytes(b"not a scan")
     assert run([*predict, "broken.nii.gz"]) == 3
     assert "is no NIfTI file" in capsys.readouterr().out
+    assert run([*predict, "scans/images/0.npy", "--max-voxels", "1000"]) == 3
+    assert "10 x 11 x 12 voxels, more than max_voxels=1,000" in capsys.readouterr().out
+    assert run([*predict, "scans/images/0.npy", "--abnormal", "brigt"]) == 2
+    assert "abnormal='brigt' is none of the classes" in capsys.readouterr().err
     assert run([*predict, "scans/images/0.npy", "--text", "a"]) == 2
     assert run([*predict, "scans/images/0.npy", "--flips", "x"]) == 2
     assert "--flips dhw" in capsys.readouterr().err

@@ -70,6 +70,17 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE.html", help="Of volumes: a page of pictures and scores."),
     ] = None,
+    max_voxels: Annotated[
+        int | None, typer.Option(min=1, help="Of a volume; a larger one is refused: 536,870,912.")
+    ] = None,
+    abnormal: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLASS",
+            help="A class that DICOM segmentations call abnormal, may be repeated; by default by"
+            " its name: nodule, lesion, tumour, ...",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: an accelerator.")] = "auto",
     precision: Annotated[
         str, typer.Option(help="Of model files: fp32, bf16, fp16; auto: what the chip has.")
@@ -91,7 +102,7 @@ def predict(
     engine, context = open_model(model, device, precision, threads, trust)
     of_volumes = {
         "overlap": overlap, "flips": flips, "region": region, "compile": compiled or None,
-        "min_score": min_score, "report": report,
+        "min_score": min_score, "report": report, "max_voxels": max_voxels, "abnormal": abnormal,
     }  # fmt: skip
     if takes_volumes(engine.spec) or finds_centers(engine.spec):
         from deepseek.cli.predict_volumes import VolumeOptions, predict_volumes

@@ -28,6 +28,8 @@ class VolumeOptions:
         batch_size: windows at a time.
         min_score: of findings of a detector.
         report: a page to be written.
+        max_voxels: of a volume.
+        abnormal: classes that a DICOM segmentation calls so.
         model: file of the model.
         precision: that it computes in.
     """
@@ -39,6 +41,8 @@ class VolumeOptions:
     batch_size: int | None
     min_score: float | None
     report: Path | None
+    max_voxels: int | None
+    abnormal: list[str] | None
     model: Path
     precision: str
 
@@ -59,12 +63,14 @@ def predict_volumes(
     as_json: bool,
 ) -> None:
     """Find classes or centres in scans, and print how much of each there is."""
+    from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS
     from deepseek.medical.scan_findings import finding_scores
     from deepseek.medical.scan_report import ScanReport
     from deepseek.medical.scans import find_scans
     from deepseek.medical.volume_prediction import mean_scores, predict_scans
 
     predictor = _make_predictor(engine, options)
+    max_voxels = options.max_voxels or DEFAULT_MAX_VOXELS
     spec, report = predictor.spec, None
     if options.report is not None:
         _check_page(options.report)
@@ -74,6 +80,7 @@ def predict_volumes(
     with _progress(len(scans)) as (on_windows, on_scan), context():
         for row in predict_scans(
             predictor, scans, output, is_strict=is_strict, on_windows=on_windows,
+            max_voxels=max_voxels, abnormal=options.abnormal,
             on_result=report.add if report else lambda result: None,
         ):  # fmt: skip
             on_scan()
@@ -96,6 +103,7 @@ def predict_volumes(
 def _make_predictor(
     engine: "ModelEngine", options: VolumeOptions
 ) -> "VolumeSegmenter | VolumeDetector":
+    from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS
     from deepseek.errors import ConfigError
     from deepseek.medical.regions import find_region
     from deepseek.models import VolumeDetector, VolumeSegmenter
@@ -103,12 +111,13 @@ def _make_predictor(
     from deepseek.models.volume_detector import DEFAULT_MIN_SCORE, finds_centers
 
     overlap = DEFAULT_OVERLAP if options.overlap is None else options.overlap
+    max_voxels = options.max_voxels or DEFAULT_MAX_VOXELS
     flips, batch_size = _axes(options.flips or ""), options.batch_size or 4
     region = None if options.region is None else find_region(options.region)
     if finds_centers(engine.spec):
         return VolumeDetector(
             engine, overlap=overlap, batch_size=batch_size, flips=flips,
-            compiles=bool(options.compile), region=region,
+            compiles=bool(options.compile), region=region, max_voxels=max_voxels,
             min_score=DEFAULT_MIN_SCORE if options.min_score is None else options.min_score,
         )  # fmt: skip
     if options.min_score is not None:
@@ -118,7 +127,7 @@ def _make_predictor(
         )
     return VolumeSegmenter(
         engine, overlap=overlap, batch_size=batch_size, flips=flips,
-        compiles=bool(options.compile), region=region,
+        compiles=bool(options.compile), region=region, max_voxels=max_voxels,
     )  # fmt: skip
 
 

@@ -148,8 +148,10 @@ def _to_slice(header: Any, path: Path) -> SliceHeader:
 
 def _numbers(value: Any) -> tuple[float, ...]:
     """Return the values of an element; one alone is not a list in pydicom."""
-    is_list = isinstance(value, Sequence) and not isinstance(value, str)
-    return tuple(map(float, value)) if is_list else (float(value),)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(map(float, value))
+    number: Any = value
+    return (float(number),)
 
 
 def _modality(header: Any) -> str:

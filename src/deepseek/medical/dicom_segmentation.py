@@ -12,19 +12,35 @@ from typing import Any
 import numpy as np
 
 from deepseek.datasets.volume import Volume
-from deepseek.errors import DataError
+from deepseek.errors import ConfigError, DataError
 from deepseek.medical.dicom_series import read_headers
-from deepseek.registry import import_extra
+from deepseek.registry import did_you_mean, import_extra
 from deepseek.version import __version__
 from deepseek.whole_file import replacing
 
 SERIES_NUMBER = 900
 MAX_NAME = 64
 """Letters of a label in DICOM."""
+ABNORMAL = (
+    "nodule",
+    "lesion",
+    "tumor",
+    "tumour",
+    "cancer",
+    "carcinoma",
+    "metastasis",
+    "mass",
+    "cyst",
+)
+"""Words in the name of a class by which it is no part of healthy anatomy."""
 
 
 def write_dicom_segmentation(
-    path: Path, labels: Volume, series: Path, class_names: Sequence[str]
+    path: Path,
+    labels: Volume,
+    series: Path,
+    class_names: Sequence[str],
+    abnormal: Sequence[str] | None = None,
 ) -> None:
     """Write the classes but the first of the voxels of a series, and read them back.
 
@@ -33,13 +49,18 @@ def write_dicom_segmentation(
         labels: (1, D, H, W) on the voxels of the series, as `read_volume` has them.
         series: the folder of its slices.
         class_names: of class 0, 1, ...
+        abnormal: names of the classes whose category is "morphologically abnormal structure"; of
+            the others it is "anatomical structure". By default those with a word of `ABNORMAL`.
 
     Raises:
+        ConfigError: `abnormal` names no class.
         DataError: the labels are of another series, its headers lack what a segmentation needs, or
             what is read back is not what was written.
         MissingExtraError: highdicom is not installed.
     """
     highdicom = import_extra("highdicom", "medical")
+    abnormal = _find_abnormal(class_names) if abnormal is None else abnormal
+    check_abnormal(abnormal, class_names)
     headers = read_headers(series)
     size = (len(headers), int(headers[0].Rows), int(headers[0].Columns))
     if labels.voxels.shape != (1, *size):
@@ -52,7 +73,7 @@ def write_dicom_segmentation(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote headers
             try:
-                _make(highdicom, headers, found, class_names).save_as(temporary)
+                _make(highdicom, headers, found, class_names, abnormal).save_as(temporary)
             except (AttributeError, ValueError, TypeError, KeyError) as error:
                 # the message may quote a header: its kind alone
                 raise DataError(
@@ -100,17 +121,40 @@ def read_dicom_segmentation(path: Path, series: Path) -> np.ndarray:
     )
 
 
-def _make(highdicom: Any, headers: Sequence, labels: np.ndarray, names: Sequence[str]) -> Any:
+def check_abnormal(abnormal: Sequence[str], class_names: Sequence[str]) -> None:
+    """Refuse names that are of no class but the first.
+
+    Raises:
+        ConfigError: one is.
+    """
+    for name in abnormal:
+        if name not in class_names[1:]:
+            raise ConfigError(
+                f"abnormal={name!r} is none of the classes",
+                fix=did_you_mean(name, class_names[1:]),
+            )
+
+
+def _find_abnormal(class_names: Sequence[str]) -> list[str]:
+    return [name for name in class_names[1:] if any(word in name.lower() for word in ABNORMAL)]
+
+
+def _make(
+    highdicom: Any, headers: Sequence, labels: np.ndarray, names: Sequence[str],
+    abnormal: Sequence[str],
+) -> Any:  # fmt: skip
     codes = import_extra("pydicom.sr.codedict", "medical").codes
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="deepseek", version=__version__, family=codes.cid7162.ArtificialIntelligence
     )
     concept = highdicom.sr.CodedConcept
+    categories = {True: codes.SCT.MorphologicallyAbnormalStructure,
+                  False: codes.SCT.AnatomicalStructure}  # fmt: skip
     segments = [
         highdicom.seg.SegmentDescription(
             segment_number=number,
             segment_label=name[:MAX_NAME],
-            segmented_property_category=codes.SCT.AnatomicalStructure,
+            segmented_property_category=categories[name in abnormal],
             # what a class is called is the user's choice: no code of a standard says it
             segmented_property_type=concept(f"CLASS{number}", "99DEEPSEEK", name[:MAX_NAME]),
             algorithm_type="AUTOMATIC",

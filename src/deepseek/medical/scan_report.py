@@ -32,7 +32,7 @@ MAX_SCANS = 100
 MAX_NEAR = 6
 """Findings of a scan with a picture of their own."""
 MAX_LISTED = 20
-AROUND_MM = 25.0
+AROUND_MM, MARGIN_MM = 25.0, 10.0
 SURE = 0.5
 """Score from which a finding is counted in the summary, and a false one makes a case worse."""
 PERCENTILES = (0.5, 99.5)
@@ -207,6 +207,7 @@ def _pictures(slices: Slices, row: dict) -> str:
         _figure(slices.draw(0, circle.place, AROUND_MM), circle.words)
         for circle in [*missed[:MAX_NEAR], *found[:MAX_NEAR]]
     ]
+    near += _worst_parts(slices)
     body = f'<div class="slices">{views}</div>'
     if near:
         body += f'<div class="slices near">{"".join(near)}</div>'
@@ -216,14 +217,52 @@ def _pictures(slices: Slices, row: dict) -> str:
 def _largest(found: np.ndarray | None, known: np.ndarray | None) -> tuple[float, ...] | None:
     """Return a voxel in the middle of the largest connected part of what is found, else known."""
     for labels in (found, known):
-        if labels is None or not labels.any():
-            continue
-        ndimage = import_extra("scipy.ndimage", "medical")
-        parts, _ = ndimage.label(labels > 0)
-        inside = np.argwhere(parts == np.bincount(parts[parts > 0]).argmax())
-        nearest = np.abs(inside - inside.mean(0)).sum(1).argmin()
-        return tuple(inside[nearest].tolist())
+        part = None if labels is None else _largest_part(labels > 0)
+        if part is not None:
+            return part.place
     return None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A connected part of a mask: a voxel in its middle, its voxels, and its size along D, H, W."""
+
+    place: tuple[float, ...]
+    num_voxels: int
+    sizes: np.ndarray
+
+
+def _largest_part(mask: np.ndarray) -> _Part | None:
+    if not mask.any():
+        return None
+    ndimage = import_extra("scipy.ndimage", "medical")
+    parts, _ = ndimage.label(mask)
+    inside = np.argwhere(parts == np.bincount(parts[mask]).argmax())
+    nearest = np.abs(inside - inside.mean(0)).sum(1).argmin()
+    return _Part(tuple(inside[nearest].tolist()), len(inside), np.ptp(inside, 0) + 1)
+
+
+def _worst_parts(slices: Slices) -> list[str]:
+    """Return three views through the largest part that is missed, and through that which is false.
+
+    Where a voxel is of another class than was found, its part is missed, and false as well.
+    """
+    found, known = slices.found, slices.known
+    if found is None or known is None:
+        return []
+    wrong, spacing = found != known, np.array(slices.volume.spacing_mm)
+    figures = []
+    for name, mask in (("missed", wrong & (known > 0)), ("false", wrong & (found > 0))):
+        part = _largest_part(mask)
+        if part is None:
+            continue
+        around = max(AROUND_MM, float((part.sizes * spacing).max()) / 2 + MARGIN_MM)
+        words = f"the largest {name} part, {number(part.num_voxels * spacing.prod() / 1000)} ml"
+        figures += [
+            _figure(slices.draw(view, part.place, around), f"{words}: {title}")
+            for view, title in enumerate(VIEWS)
+        ]
+    return figures
 
 
 def _figure(svg: str, caption: str) -> str:

@@ -95,7 +95,8 @@ class Slices:
         overlay = self._overlay(tuple(cut), flip)
         if overlay is not None:
             layers.append(_image(overlay, "png", wide, tall, ' class="overlay"'))
-        size = wide / (12 if around_mm else 24)  # of letters
+        # of letters; in a flat view two must find room above each other
+        size = min(wide / (10 if around_mm else 18), tall / 2.4)
         circles = [
             drawn
             for circle in self.circles

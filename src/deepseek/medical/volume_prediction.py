@@ -4,7 +4,7 @@ Shapes: D H W voxels, K classes.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from deepseek.datasets.volume import Volume
 from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS, read_volume
 from deepseek.datasets.volume_store import check_places, read_labels
 from deepseek.errors import ConfigError, DataError
-from deepseek.medical.dicom_segmentation import write_dicom_segmentation
+from deepseek.medical.dicom_segmentation import check_abnormal, write_dicom_segmentation
 from deepseek.medical.scan_findings import (
     FILE_NAME,
     FindingsFile,
@@ -54,6 +54,7 @@ def predict_scans(
     *,
     is_strict: bool = False,
     max_voxels: int = DEFAULT_MAX_VOXELS,
+    abnormal: Sequence[str] | None = None,
     on_windows: Callable[[int, int], None] = lambda done, total: None,
     on_result: Callable[[Result], None] = lambda result: None,
 ) -> Iterator[dict]:
@@ -72,14 +73,16 @@ def predict_scans(
             written.
         is_strict: a scan that cannot be read ends it; else its row has the error.
         max_voxels: of a scan, above which it is refused unread.
+        abnormal: classes that a DICOM segmentation calls so; see `write_dicom_segmentation`.
         on_windows: told how many windows of a scan are done, and of how many.
         on_result: given what was found in each scan that could be read, with its voxels.
 
     Raises:
-        ConfigError: a file to be written is there already.
+        ConfigError: a file to be written is there already, or `abnormal` names no class.
         DataError: a scan cannot be read, and that is not allowed.
     """
     scans, folder = list(scans), None if output is None else Path(output)
+    check_abnormal(abnormal or (), predictor.spec.class_names)
     table = None
     if folder is not None:
         _check_new(folder, scans)
@@ -98,7 +101,7 @@ def predict_scans(
                 found = predictor(volume, where=where, on_windows=on_windows)
                 row = _mask_row(scan, found, labels, predictor.spec.class_names)
                 if folder is not None:
-                    row |= _write_mask(scan, found, folder, predictor.spec.class_names)
+                    row |= _write_mask(scan, found, folder, predictor.spec.class_names, abnormal)
         except DataError as error:
             if is_strict:
                 raise
@@ -140,12 +143,15 @@ def _mask_row(scan: Scan, found: Volume, known: Volume | None, names: tuple[str,
     return row if known is None else row | _scores(found, known, names)
 
 
-def _write_mask(scan: Scan, found: Volume, output: Path, names: tuple[str, ...]) -> dict:
+def _write_mask(
+    scan: Scan, found: Volume, output: Path, names: tuple[str, ...], abnormal: Sequence[str] | None
+) -> dict:
     written = {"mask": str(output / f"{scan.name}.nii.gz")}
     write_nifti(Path(written["mask"]), found)
     if scan.image.is_dir():
         written["segmentation"] = str(output / f"{scan.name}.dcm")
-        write_dicom_segmentation(Path(written["segmentation"]), found, scan.image, names)
+        segmentation = Path(written["segmentation"])
+        write_dicom_segmentation(segmentation, found, scan.image, names, abnormal)
     return written
 
 

@@ -63,8 +63,10 @@ class CenterDetector3D(Classifier):
         self.body = UNet3D(channels, None, features, blocks, strides, kernels)
         if not 0 <= skipped_levels <= len(features) - 2:
             raise ConfigError(
-                f"skipped_levels={skipped_levels} of {len(features)} levels",
-                fix=f"set it to 0..{len(features) - 2}",
+                f"skipped_levels={skipped_levels} of {len(features)} levels of features leaves no"
+                " decoder",
+                fix=f"give {max(skipped_levels, 0) + 2} levels or more, such as features:"
+                f" {[16, 32, 64, 96][: max(skipped_levels, 0) + 2]}, or skipped_levels=0",
             )
         if skipped_levels:
             del self.body.decoder[-skipped_levels:]

@@ -3,7 +3,7 @@ import pytest
 
 from deepseek.datasets import read_volume
 from deepseek.datasets.volume import Volume
-from deepseek.errors import DataError
+from deepseek.errors import ConfigError, DataError
 from deepseek.medical.dicom_segmentation import read_dicom_segmentation, write_dicom_segmentation
 
 from .slices import SECRET, write_series
@@ -58,6 +58,29 @@ def test_others_read_it_where_it_lies(series, tmp_path):
     found_mm = (there.affine @ np.column_stack([indices, np.ones(len(indices))]).T)[:3].T
     known_mm = volume.to_mm(np.argwhere(labels.voxels[0] == 2))
     np.testing.assert_allclose(np.sort(found_mm, 0), np.sort(known_mm, 0), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("abnormal", "expected"),
+    [
+        (None, ["Anatomical Structure", "Morphologically Abnormal Structure"]),
+        (["lung"], ["Morphologically Abnormal Structure", "Anatomical Structure"]),
+        ([], ["Anatomical Structure"] * 2),
+    ],
+)
+def test_what_is_abnormal_is_called_so(series, tmp_path, abnormal, expected):
+    import pydicom
+
+    labels = draw(read_volume(series))
+    write_dicom_segmentation(tmp_path / "a.dcm", labels, series, NAMES, abnormal)
+    header = pydicom.dcmread(tmp_path / "a.dcm")
+    categories = [
+        segment.SegmentedPropertyCategoryCodeSequence[0].CodeMeaning
+        for segment in header.SegmentSequence
+    ]
+    assert [name.lower() for name in categories] == [name.lower() for name in expected]
+    with pytest.raises(ConfigError, match="abnormal='bone' is none of the classes"):
+        write_dicom_segmentation(tmp_path / "b.dcm", labels, series, NAMES, ["bone"])
 
 
 def test_nothing_found_is_a_segmentation_as_well(series, tmp_path):

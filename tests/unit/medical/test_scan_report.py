@@ -12,8 +12,10 @@ from PIL import Image
 from deepseek.datasets.volume import Volume, make_affine
 from deepseek.medical import Findings, ScanReport, find_scans, predict_scans
 from deepseek.medical.scan_findings import finding_rows
+from deepseek.medical.scans import Scan
 from deepseek.medical.score_sections import score_sections
 from deepseek.medical.slice_views import Circle, Slices
+from deepseek.medical.volume_prediction import Result
 from deepseek.models import Centers, VolumeSegmenter
 
 from ..models.test_volume_detector import CENTERS, make_detector
@@ -121,6 +123,26 @@ def test_masks_and_their_scores_are_a_page_of_its_own(folder, tmp_path):
     assert "Masks of 2 scans" in page
     assert "Hausdorff 95 %, mm" in page
     assert page.index("Scans, the worst first") < page.index("How it was made")
+
+
+def test_what_is_missed_and_what_is_false_have_views_of_their_own(folder, tmp_path):
+    report = ScanReport(make_engine().spec, {})
+    volume = Volume(np.zeros((1, 12, 30, 30), np.int16), make_affine((2.0, 1, 1)))
+    found, known = (Volume(np.zeros((1, 12, 30, 30), np.uint8), volume.affine) for _ in "ab")
+    found.voxels[0, 2:6, 2:6, 2:6] = known.voxels[0, 7:10, 20:25, 20:25] = 1
+    row = {"file": "a", "ml": {"bright": 0.1}, "dice": {"bright": 0.0}}
+    row["hausdorff95_mm"] = {"bright": None}
+    report.add(Result(Scan(tmp_path / "a"), volume, found, known, row))
+    page = report.write(tmp_path / "page.html", [row]).read_text()
+    assert page.count("the largest missed part, 0.15 ml") == 3
+    assert page.count("the largest false part, 0.128 ml") == 3
+    assert page.count('<svg class="slice"') == 9
+
+
+def test_letters_of_a_flat_view_have_room_above_each_other():
+    flat = Slices(Volume(np.zeros((1, 4, 90, 90), np.int16), make_affine((2.0, 1, 1))), (0, 1))
+    (size,) = set(re.findall(r"font-size:([\d.]+)px", flat.draw(1, (0, 0, 0))))
+    assert 2 * float(size) < 8
 
 
 def test_of_scans_without_labels_the_page_has_no_scores(folder, tmp_path):

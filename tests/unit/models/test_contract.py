@@ -31,7 +31,8 @@ SMALL = {
 }
 WRONG = {
     "center_detector3d": [
-        ({"skipped_levels": 2}, "skipped_levels=2 of 3"),
+        ({"skipped_levels": 2}, "skipped_levels=2 of 3.*\n.*give 4 levels or more"),
+        ({"features": [4, 8]}, r"give 3 levels or more, .* or skipped_levels=0"),
         ({"features": [4]}, r"features=\[4\]"),
         ({"channels": 0}, "channels=0"),
     ],

@@ -9,7 +9,7 @@ from deepseek.medical.dicom_header import is_image, open_dicom, quietly
 
 MAX_DEPTH = 8
 NO_VOLUMES = frozenset(
-    ("CR", "DX", "MG", "PX", "IO", "RF", "XA", "US", "OT", "SC", "ES", "SEG", "PR", "KO", "SR")
+    ("CR", "DX", "MG", "PX", "IO", "RF", "XA", "US", "ES", "SEG", "PR", "KO", "SR")
 )
 """Modalities of pictures, and of what is said of images."""
 _SHOWN = 5

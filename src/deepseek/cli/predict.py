@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deepseek.cli.model_options import AnyModel, AsJson, Device, Precision, Threads, Trust
+
 if TYPE_CHECKING:
     from deepseek.deploy.scoring import Scoring
     from deepseek.models import ModelEngine
@@ -18,9 +20,7 @@ NO_RESULT = 3
 
 
 def predict(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Model file of a run, or file of a runtime.")
-    ],
+    model: AnyModel,
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -70,15 +70,11 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE.html", help="Of volumes: a page of pictures and scores."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: an accelerator.")] = "auto",
-    precision: Annotated[
-        str, typer.Option(help="Of model files: fp32, bf16, fp16; auto: what the chip has.")
-    ] = "fp32",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of a batch on the CPU.")] = None,
-    trust: Annotated[
-        str | None, typer.Option(metavar="SHA256", help="Of a file that can run code, and may.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    threads: Threads = None,
+    trust: Trust = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say what pictures show, of which class texts are, or where in volumes a class is."""
     paths, texts = paths or [], text or []

@@ -25,6 +25,8 @@ DRAIN_S = 10
 OPEN_S = 900
 """Until models are open: compiling takes minutes."""
 CPU_SHARE = 70
+TMP_SIZE = "4Gi"
+"""Of what compilers keep; a pod that writes more is moved, and does not fill its host."""
 OWN = ("--host", "--port", "--token-file", "--probe-port", "--new-token")
 
 
@@ -124,7 +126,7 @@ def _metadata(pod: PodOptions) -> dict:
 
 def _deployment(pod: PodOptions, serving: ServingOptions) -> dict:
     volumes: list[dict] = [
-        {"name": "tmp", "emptyDir": {}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}},
         {"name": "tokens", "secret": {"secretName": serving.token_secret, "defaultMode": 0o440}},
     ]
     if pod.data_claim:
@@ -135,6 +137,15 @@ def _deployment(pod: PodOptions, serving: ServingOptions) -> dict:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": pod_security(pod),
+        # a host that fails takes one pod with it, where there are hosts enough
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": pod.labels},
+            }
+        ],
         "containers": [_container(pod, serving)],
         "volumes": volumes,
     }
@@ -145,6 +156,8 @@ def _deployment(pod: PodOptions, serving: ServingOptions) -> dict:
         "spec": {
             # no `replicas`: their number is the autoscaler's
             "selector": {"matchLabels": pod.labels},
+            # by default ten minutes: less than a pod may take to open its models
+            "progressDeadlineSeconds": OPEN_S + DRAIN_S + 60,
             # a new pod answers before an old one goes
             "strategy": {
                 "type": "RollingUpdate",

@@ -24,6 +24,7 @@ from deepseek.deploy.service.question import (
     encode_texts,
     find_mask,
     parse_json,
+    parts_of,
     read_samples,
     to_samples,
 )
@@ -112,7 +113,10 @@ def make_app(
     _add_protocol(app, shelf, limits)
     _add_administration(app, shelf, measures)
     app.add_middleware(Counting, measures=measures)
-    app.add_middleware(Protection, limits=limits, hashes=hashes, is_loopback=is_loopback)
+    app.add_middleware(
+        Protection, limits=limits, hashes=hashes, is_loopback=is_loopback,
+        on_refusal=lambda status: measures.requests.labels("refused", status).inc(),
+    )  # fmt: skip
     return app
 
 
@@ -142,6 +146,10 @@ def explain_errors(app: FastAPI) -> None:
 
 _LABELS = "UINT16"
 _DATATYPES = {"uint8": "UINT8", "int64": "INT64", "float32": "FP32"}
+_ALL_DATATYPES = (
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16",
+    "FP32", "FP64", "BYTES",
+)  # fmt: skip
 _TENSORS = {
     "requestBody": {
         "required": True,
@@ -194,9 +202,13 @@ def _read_tensor(content: object) -> tuple[np.ndarray | list, dict]:
     """
     try:
         (tensor,) = content["inputs"]  # pyright: ignore[reportIndexIssue, reportCallIssue, reportArgumentType]
-        data, shape = np.array(tensor["data"]), [int(size) for size in tensor["shape"]]
-        array = data.reshape(shape)
-        is_text = tensor.get("datatype") == "BYTES"
+        shape, datatype = tensor["shape"], tensor["datatype"]
+        if not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError(f"shape {shape} is not a list of sizes")
+        if datatype not in _ALL_DATATYPES:
+            raise ValueError(f"datatype {datatype!r} is not one of the protocol's")
+        array = np.array(tensor["data"]).reshape(shape)
+        is_text = datatype == "BYTES"
     except (TypeError, KeyError, ValueError, OverflowError, AttributeError) as error:
         raise Refusal(
             400, f"the body is no request of the protocol: {str(error)[:120]}",
@@ -204,8 +216,15 @@ def _read_tensor(content: object) -> tuple[np.ndarray | list, dict]:
             ' "data": [...]}]}',
         ) from error  # fmt: skip
     id_ = content.get("id") if isinstance(content, dict) else None
-    known = {"id": id_} if isinstance(id_, str) else {}
+    # half of a surrogate pair is no text that an answer could hold
+    known = {"id": id_.encode("utf-8", "replace").decode()} if isinstance(id_, str) else {}
     return (array.reshape(-1).tolist() if is_text else array), known
+
+
+def _to_tensor(name: str, datatype: str, rows: np.ndarray) -> dict:
+    return {
+        "name": name, "datatype": datatype, "shape": list(rows.shape), "data": rows.ravel().tolist()
+    }  # fmt: skip
 
 
 async def _compute(request: Request, version: Version, limits: Limits) -> tuple[np.ndarray, bool]:
@@ -321,13 +340,16 @@ def _add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
         inputs = {"name": "inputs", "datatype": datatype, "shape": [-1, *sample]}
         if version.takes_texts:
             inputs = {"name": "text", "datatype": "BYTES", "shape": [-1]}
-        outputs = {"name": "probs", "datatype": "FP32", "shape": [-1, len(version.class_names)]}
+        outputs = [
+            {"name": name, "datatype": "FP32", "shape": [-1, width]}
+            for name, width in zip(version.outputs, version.widths, strict=True)
+        ]
         if version.takes_volumes:
             sizes = list(version.sample_shape[1:])
-            outputs = {"name": "labels", "datatype": _LABELS, "shape": [-1, *sizes]}
+            outputs = [{"name": "labels", "datatype": _LABELS, "shape": [-1, *sizes]}]
         return {
             "name": version.name, "versions": shelf.list_versions()[version.name],
-            "platform": "deepseek", "inputs": [inputs], "outputs": [outputs],
+            "platform": "deepseek", "inputs": [inputs], "outputs": outputs,
         }  # fmt: skip
 
     @app.get("/v2/models/{model}/ready", tags=["v2"])
@@ -347,13 +369,14 @@ def _add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
             else:
                 samples, _ = await aside(len(body), to_samples, found, version, limits)
             rows = await version.queue.submit(samples, limits.timeout_s)
-        data = rows.ravel().tolist()
-        name, kind = ("labels", _LABELS) if version.takes_volumes else ("probs", "FP32")
-        shape = [len(rows), *rows[0].shape]
-        output = {"name": name, "datatype": kind, "shape": shape, "data": data}
+        if version.takes_volumes:
+            outputs = [_to_tensor("labels", _LABELS, rows)]
+        else:
+            parts = parts_of(rows, version).items()
+            outputs = [_to_tensor(name, "FP32", part) for name, (part, _) in parts]
         return JSONResponse(
             {"model_name": version.name, "model_version": version.version, **known,
-             "outputs": [output]}
+             "outputs": outputs}
         )  # fmt: skip
 
 

@@ -18,14 +18,18 @@ from typing import TypeVar
 
 import numpy as np
 
+from deepseek.datasets import DataSpec
 from deepseek.deploy.service.protection import Limits
 from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.shelf import Version
 from deepseek.deploy.service.volumes import Mask
+from deepseek.models.joint_outputs import is_number, widths_of
 
 T = TypeVar("T")
 LARGE_BYTES = 64 << 10
 """Of a body that takes a millisecond or more to read."""
+PICTURES_AT_A_TIME = 2
+"""Of one request, that wait to be decoded: those of others have their turn between them."""
 _KEYS = {"inputs", "images", "text", "texts"}
 PICTURE_TYPES = ("image/", "application/octet-stream")
 VOLUME_TYPES = ("application/gzip", "application/x-gzip", "application/octet-stream")
@@ -130,7 +134,20 @@ async def _decode_all(
         contents = [base64.b64decode(each, validate=True) for each in pictures]
     except (binascii.Error, ValueError) as error:
         raise Refusal(400, f"a picture is not base64: {error}", fix="encode its bytes") from error
-    return list(await asyncio.gather(*(_decode(each, version) for each in contents))), False
+    turns = asyncio.Semaphore(PICTURES_AT_A_TIME)
+
+    async def decode(content: bytes) -> np.ndarray:
+        async with turns:
+            return await _decode(content, version)
+
+    try:
+        async with asyncio.timeout(limits.timeout_s):
+            return list(await asyncio.gather(*map(decode, contents))), False
+    except TimeoutError:
+        raise Refusal(
+            504, f"{len(contents)} pictures were not read within {limits.timeout_s:g} s",
+            fix="send fewer, or smaller ones",
+        ) from None  # fmt: skip
 
 
 async def encode_texts(texts: object, version: Version, limits: Limits) -> list[np.ndarray]:
@@ -216,10 +233,11 @@ def _cast(array: np.ndarray, dtype: str, version: Version) -> np.ndarray:
 def answer(rows: np.ndarray, version: Version, top_k: int) -> list[dict]:
     """Return one JSON-able prediction per row of (B, K), its classes best first.
 
+    Of a number it is `value`; of several tasks `tasks`, with either for each.
+
     Raises:
         Refusal: 422, a row is no row of classes; 500, it is not finite.
     """
-    names = version.class_names
     predictions = []
     for row in rows:
         if row.ndim != 1:
@@ -231,10 +249,31 @@ def answer(rows: np.ndarray, version: Version, top_k: int) -> list[dict]:
             raise Refusal(
                 500, "the model answers with values that are not finite", fix="see its data"
             )
-        indices = (-row).argsort(kind="stable")[:top_k]
-        top = [
-            {"label": names[at] if names else str(at), "index": at, "prob": prob}
-            for prob, at in zip(row[indices].tolist(), indices.tolist(), strict=True)
-        ]
-        predictions.append({**top[0], "top": top})
+        if not version.spec.tasks:
+            predictions.append(_said(row, version.spec, top_k))
+            continue
+        said = {n: _said(part, own, top_k) for n, (part, own) in parts_of(row, version).items()}
+        predictions.append({"tasks": said})
     return predictions
+
+
+def parts_of(rows: np.ndarray, version: Version) -> dict[str, tuple[np.ndarray, DataSpec]]:
+    """Return the part (..., K) of each output of rows (..., all), and what it is of."""
+    outputs = version.outputs
+    if len(outputs) == 1:
+        return {name: (rows, spec) for name, spec in outputs.items()}
+    ends = np.cumsum(widths_of(version.spec))[:-1]
+    parts = np.split(rows, ends, -1)
+    return dict(zip(outputs, zip(parts, outputs.values(), strict=True), strict=True))
+
+
+def _said(row: np.ndarray, spec: DataSpec, top_k: int) -> dict:
+    if is_number(spec):
+        return {"value": row.tolist() if len(row) > 1 else float(row[0])}
+    names = spec.class_names
+    indices = (-row).argsort(kind="stable")[:top_k]
+    top = [
+        {"label": names[at] if names else str(at), "index": at, "prob": prob}
+        for prob, at in zip(row[indices].tolist(), indices.tolist(), strict=True)
+    ]
+    return {**top[0], "top": top}

@@ -16,6 +16,7 @@ from deepseek.deploy.artefact import description_of, load_engine, read_descripti
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.device import resolve_device
+from deepseek.models.joint_outputs import rows_of
 from deepseek.models.volume_detector import finds_centers
 from deepseek.models.volume_segmenter import VolumeSegmenter, takes_volumes
 
@@ -140,6 +141,7 @@ class ServedModel:
                 "the model does not say what it takes: the file has no data spec",
                 fix="save it after training, or bind a spec: engine.bind(data.spec)",
             )
+        _refuse_tokens(engine.spec)
         if finds_centers(engine.spec):
             raise ConfigError(
                 "the model finds centres in volumes, which are not served",
@@ -185,8 +187,9 @@ class ServedModel:
         )
 
     def compute(self, batch: np.ndarray) -> np.ndarray:
-        """Return probabilities (B, ..., K), float32, of a batch (B, ...).
+        """Return probabilities, or numbers, (B, ..., K), float32, of a batch (B, ...).
 
+        Those of several tasks stand side by side, in the order of the spec.
         Of volumes, prepared, the class of each voxel: uint8 or uint16 (B, D, H, W).
         """
         kind = self._engine.device.type
@@ -197,7 +200,8 @@ class ServedModel:
             if self.segmenter is not None:
                 return np.stack([self.segmenter.find_labels(volume) for volume in batch])
             filled = self._fill(batch)
-            return self._engine.probs_of(torch.from_numpy(filled)).numpy()[: len(batch)]
+            outputs = self._engine.outputs_of(torch.from_numpy(filled))
+            return rows_of(outputs, self.facts.spec).cpu().numpy()[: len(batch)]
 
     def _fill(self, batch: np.ndarray) -> np.ndarray:
         """Return the batch with rows and tokens added, in a shape that the program takes."""
@@ -223,6 +227,16 @@ class ServedModel:
                     "the model answers zeros with values that are not finite",
                     fix="train it again, or serve another version",
                 )
+
+
+def _refuse_tokens(spec: DataSpec) -> None:
+    per_token = [n for n, own in spec.tasks.items() if own.task == "token_classification"]
+    if per_token:
+        raise ConfigError(
+            f"task {per_token[0]!r} answers for each token, which is served of a model of that"
+            " task alone",
+            fix="deepseek predict MODEL --text TEXT, or train the task of tokens apart",
+        )
 
 
 def _powers(limit: int) -> list[int]:

@@ -22,7 +22,7 @@ def join_outputs(outputs: Tensor | Mapping[str, Tensor]) -> Tensor:
     Raises:
         ConfigError: some are of samples, others of tokens.
     """
-    if isinstance(outputs, Tensor):
+    if not isinstance(outputs, Mapping):
         return outputs
     if len({each.ndim for each in outputs.values()}) != 1:
         shapes = ", ".join(f"{name} {list(each.shape)}" for name, each in outputs.items())
@@ -51,7 +51,7 @@ def rows_of(outputs: Tensor | Mapping[str, Tensor], spec: DataSpec) -> Tensor:
         outputs: of a model.
         spec: that it was trained on.
     """
-    if not isinstance(outputs, Tensor):
+    if isinstance(outputs, Mapping):
         parts = {name: rows_of(each, spec.tasks[name]) for name, each in outputs.items()}
         return join_outputs(parts)
     return outputs.float() if is_number(spec) else outputs.float().softmax(-1)

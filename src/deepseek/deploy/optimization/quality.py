@@ -9,6 +9,7 @@ Shapes: N samples, G groups, S sums of a metric, R draws.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,7 +132,7 @@ def sum_by_group(
         split = {key: tensor.tensor_split(parts) for key, tensor in batch.items()}
         for at, piece in enumerate(outputs.tensor_split(parts)):
             metrics = task.new_metrics()
-            own = piece if by_task is None else by_task(piece)
+            own: Any = piece if by_task is None else by_task(piece)
             task.update_metrics(metrics, own, {key: split[key][at] for key in split})
             found.append(metrics[metric].sums())
     return torch.tensor(found, dtype=torch.float64)

@@ -57,7 +57,7 @@ async def read_samples(
         if len(known) != 1 or not known.keys() <= _KEYS:
             raise Refusal(
                 400,
-                f"the JSON has the keys {sorted(known)[:5]}",
+                f"the JSON has the keys {str(sorted(known)[:5])[:120]}",
                 fix='send {"inputs": numbers}, {"images": [base64, ...]} or {"texts": [...]}',
             )  # fmt: skip
         if "inputs" in known:

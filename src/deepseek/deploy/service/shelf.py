@@ -238,6 +238,15 @@ class Shelf:
             name in self._active and self._active[name].is_up for name in self.list_versions()
         )
 
+    def check_ready(self) -> None:
+        """Check that every model answers.
+
+        Raises:
+            Refusal: 503, one does not.
+        """
+        if not self.is_ready:
+            raise Refusal(503, "a model is not loaded", fix="try again later", retry_after_s=2)
+
     @property
     def num_waiting(self) -> int:
         """Samples that wait for any model."""

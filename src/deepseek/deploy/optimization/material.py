@@ -126,7 +126,9 @@ def _open(engine: ModelEngine, data, batch_size: int) -> tuple[Samples, bool]:
     names = samples.spec.class_names if samples.spec else ()
     known = engine.spec.class_names if engine.spec else ()
     is_unnamed = names == tuple(map(str, range(len(names))))
-    if names and names != known and not is_unnamed:
+    if is_unnamed and engine.num_classes is not None:
+        _check_class(len(names) - 1, engine.num_classes)
+    elif names and names != known:
         raise DataError(
             f"the data have the classes {', '.join(names[:4])}, ..., the model"
             f" {', '.join(known[:4])}, ...",
@@ -142,12 +144,17 @@ def _check_targets(engine: ModelEngine, kept: dict[str, Tensor]) -> None:
     for name, count in (classes or {"targets": engine.num_classes}).items():
         labels = kept.get(name)
         largest = -1 if labels is None or labels.is_floating_point() else int(labels.max())
-        if count is not None and largest >= count:
-            raise DataError(
-                f"the data have a sample of class {largest}, the model has classes 0 to"
-                f" {count - 1}",
-                fix="give data of the classes that the model was trained on",
-            )
+        if count is not None:
+            _check_class(largest, count)
+
+
+def _check_class(largest: int, num_classes: int) -> None:
+    if largest >= num_classes:
+        raise DataError(
+            f"the data have a sample of class {largest}, the model has classes 0 to"
+            f" {num_classes - 1}",
+            fix="give data of the classes that the model was trained on",
+        )
 
 
 def _affordable(engine: ModelEngine, inputs: Tensor, budget_s: float) -> int:

@@ -106,12 +106,17 @@ class BidirectionalAttention(nn.Module):
         self.attend = attention  # an attribute: context parallelism puts its own in this place
 
     def forward(
-        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "B 1 1 T"] | None = None
-    ) -> Float[Tensor, "B T D"]:
-        """Let every token attend to those whose `mask` is `True`, or to all."""
+        self,
+        x: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "B 1 1 T"] | None = None,
+        first_alone: bool = False,
+    ) -> Float[Tensor, "B #T D"]:
+        """Let every token, or the first alone, attend to those whose `mask` is `True`, or to all."""
         # Heads are counted from the projection: under tensor parallelism a rank has some of them.
         qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if first_alone:
+            q = q[:, :, :1]
         mixed = self.attend(q, k, v, mask=mask, dropout=self.dropout if self.training else 0.0)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
@@ -131,10 +136,14 @@ class EncoderBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "B 1 1 T"] | None = None
-    ) -> Float[Tensor, "B T D"]:
-        """Return the tokens after both branches."""
-        x = self.norm1(x + self.dropout(self.attn(x, mask)))
+        self,
+        x: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "B 1 1 T"] | None = None,
+        first_alone: bool = False,
+    ) -> Float[Tensor, "B #T D"]:
+        """Return the tokens, or the first alone, after both branches."""
+        mixed = self.attn(x, mask, first_alone)
+        x = self.norm1((x[:, :1] if first_alone else x) + self.dropout(mixed))
         return self.norm2(x + self.dropout(self.fc2(F.gelu(self.fc1(x)))))
 
 
@@ -336,6 +345,29 @@ class Encoder(BlockModel):
             )
         if self._config["num_types"] > 1:
             self._config["type_separator"] = self.embedding.type_separator = separator
+
+    def forward(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "..."]:
+        """Return the logits, or what the last block returns; see `outputs`."""
+        if not self._reads_first_alone():
+            return super().forward(inputs)
+        x, beside = self.embed(inputs), self.beside(inputs)
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x, **beside)
+        return self.classify(last(x, first_alone=True, **beside))
+
+    def _reads_first_alone(self) -> bool:
+        """Whether the last block may leave out what no pooler sees.
+
+        Not where its weights or tokens are divided over ranks: there it does what all blocks do.
+        """
+        last = self.blocks[-1]
+        return (
+            self.pooler is not None
+            and isinstance(last, EncoderBlock)
+            and last.attn.attend is attention
+            and all(type(weight) is nn.Parameter for weight in last.parameters())
+        )
 
     def embed(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Return one vector per token.

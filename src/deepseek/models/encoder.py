@@ -29,6 +29,7 @@ from deepseek.models.checks import (
     missing_head,
 )
 from deepseek.models.classifier import BlockModel
+from deepseek.models.dropout import Dropout
 from deepseek.models.hints import ParallelHints
 
 OUTPUTS = ("sequence", "tokens", "vocabulary", "hidden")
@@ -69,7 +70,7 @@ class TokenEmbedding(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(num_positions, dim))
         self.type_embed = nn.Parameter(torch.empty(num_types, dim)) if num_types else None
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Return one vector per token."""
@@ -111,7 +112,7 @@ class BidirectionalAttention(nn.Module):
         mask: Bool[Tensor, "B 1 1 T"] | None = None,
         first_alone: bool = False,
     ) -> Float[Tensor, "B #T D"]:
-        """Let every token, or the first alone, attend to those whose `mask` is `True`, or to all."""
+        """Let all tokens, or the first alone, attend to those whose `mask` is `True`, or to all."""
         # Heads are counted from the projection: under tensor parallelism a rank has some of them.
         qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -133,7 +134,7 @@ class EncoderBlock(nn.Module):
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -154,7 +155,7 @@ class Pooler(nn.Module):
         super().__init__()
         self.activation = POOLERS[activation]
         self.linear = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
         """Return one vector per sequence."""
@@ -263,7 +264,7 @@ class Encoder(BlockModel):
         )
         self.pooler = Pooler(dim, dropout, pooler) if outputs == "sequence" else None
         self.transform = VocabularyTransform(dim, norm_eps) if outputs == "vocabulary" else None
-        self.dropout = nn.Dropout(dropout if outputs == "tokens" else 0.0)
+        self.dropout = Dropout(dropout if outputs == "tokens" else 0.0)
         self.head: nn.Linear | None = None
         self._positions: Tensor | slice | None = None
         self._reset_parameters()
@@ -346,28 +347,16 @@ class Encoder(BlockModel):
         if self._config["num_types"] > 1:
             self._config["type_separator"] = self.embedding.type_separator = separator
 
-    def forward(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "..."]:
-        """Return the logits, or what the last block returns; see `outputs`."""
-        if not self._reads_first_alone():
-            return super().forward(inputs)
-        x, beside = self.embed(inputs), self.beside(inputs)
-        *blocks, last = self.blocks
-        for block in blocks:
-            x = block(x, **beside)
-        return self.classify(last(x, first_alone=True, **beside))
+    def beside_in(self, block: nn.Module) -> Mapping[str, object]:
+        """Tell the last block to leave out the tokens that no pooler sees.
+
+        Where tokens are divided over ranks it does what all blocks do.
+        """
+        is_last = block is self.blocks[-1] and isinstance(block, EncoderBlock)
+        return {"first_alone": True} if is_last and self._reads_first_alone() else {}
 
     def _reads_first_alone(self) -> bool:
-        """Whether the last block may leave out what no pooler sees.
-
-        Not where its weights or tokens are divided over ranks: there it does what all blocks do.
-        """
-        last = self.blocks[-1]
-        return (
-            self.pooler is not None
-            and isinstance(last, EncoderBlock)
-            and last.attn.attend is attention
-            and all(type(weight) is nn.Parameter for weight in last.parameters())
-        )
+        return self.pooler is not None and not self.divides_tokens
 
     def embed(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Return one vector per token.

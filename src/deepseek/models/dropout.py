@@ -24,6 +24,6 @@ def dropout(x: Tensor, probability: float) -> Tensor:
 class Dropout(nn.Dropout):
     """`nn.Dropout` by `dropout`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x`, in training with elements dropped."""
-        return dropout(x, self.p) if self.training else x
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the input, in training with elements dropped."""
+        return dropout(input, self.p) if self.training else input

@@ -25,6 +25,7 @@ from deepseek.deploy.service.question import (
     find_mask,
     parse_json,
     read_samples,
+    to_rows,
     to_samples,
 )
 from deepseek.deploy.service.refusal import Refusal
@@ -49,6 +50,8 @@ _BODY = {
                         },
                         "text": {"type": "string"},
                         "texts": {"type": "array", "items": {"type": "string"}},
+                        "row": {"type": "object", "description": "Of a table: column to value."},
+                        "rows": {"type": "array", "items": {"type": "object"}},
                     },
                     "minProperties": 1, "maxProperties": 1, "additionalProperties": False,
                 },
@@ -257,7 +260,7 @@ def _add_predictions(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
     async def predict(
         request: Request, model: str = "", top_k: int = 5, mask: bool = False, spans: str = ""
     ) -> Response:
-        """Classify a picture, a text, its words, samples, or the voxels of a volume.
+        """Classify a picture, a text, its words, samples, rows, or the voxels of a volume.
 
         With `spans=tickers` each text comes with those that stand in it. Of a volume the answer is
         the millilitres of each class, or with `mask` a `.nii.gz` file.
@@ -316,12 +319,15 @@ def _add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
     async def metadata(model: str) -> dict:
         """Describe a model."""
         version = shelf.active(model)
-        datatype = _DATATYPES.get(version.spec.fields["inputs"].dtype, "FP32")
+        datatype = _DATATYPES.get(version.sample_field.dtype, "FP32")
         sample = [-1] if version.takes_any_length else version.sample_shape
         inputs = {"name": "inputs", "datatype": datatype, "shape": [-1, *sample]}
         if version.takes_texts:
             inputs = {"name": "text", "datatype": "BYTES", "shape": [-1]}
         outputs = {"name": "probs", "datatype": "FP32", "shape": [-1, len(version.class_names)]}
+        if version.spec.features is not None:
+            inputs = {"name": "rows", "datatype": "BYTES", "shape": [-1]}
+            outputs = {**outputs, "name": "scores", "shape": [-1, len(version.spec.features.label)]}
         if version.takes_volumes:
             sizes = list(version.sample_shape[1:])
             outputs = {"name": "labels", "datatype": _LABELS, "shape": [-1, *sizes]}
@@ -337,18 +343,22 @@ def _add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
 
     @app.post("/v2/models/{model}/infer", tags=["v2"], openapi_extra=_TENSORS)
     async def infer(request: Request, model: str) -> JSONResponse:
-        """Compute with numbers, or texts."""
+        """Compute with numbers, or texts; rows of a table are texts of JSON."""
         version = shelf.active(model)
         body = await request.body()
         with version.used():
             found, known = _read_tensor(await aside(len(body), parse_json, body))
-            if isinstance(found, list):
+            if version.packing is not None:
+                rows = [parse_json(str(each).encode()) for each in found]
+                samples = await aside(len(body), to_rows, rows, version, limits)
+            elif isinstance(found, list):
                 samples = await encode_texts(found, version, limits)
             else:
                 samples, _ = await aside(len(body), to_samples, found, version, limits)
             rows = await version.queue.submit(samples, limits.timeout_s)
         data = rows.ravel().tolist()
         name, kind = ("labels", _LABELS) if version.takes_volumes else ("probs", "FP32")
+        name = name if version.packing is None else "scores"
         shape = [len(rows), *rows[0].shape]
         output = {"name": name, "datatype": kind, "shape": shape, "data": data}
         return JSONResponse(

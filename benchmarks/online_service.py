@@ -50,8 +50,8 @@ def make_rows(count, seed):
     ]  # fmt: skip
 
 
-def write_model(path, rows):
-    """Write an untrained FM."""
+def write_model(path, rows, epochs=0):
+    """Write an FM, trained for some passes over the rows."""
     torch.manual_seed(0)
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     spec = infer_features(ColumnSource(columns), labels="click")
@@ -63,6 +63,14 @@ def write_model(path, rows):
     data = InteractionDataset(columns, spec, cache="off")
     engine = ModelEngine.wrap(FactorizationMachine(embedding_dim=8))
     engine.bind(data.spec)
+    batch = OnlineModel(engine).encode(rows)
+    labels = torch.tensor(columns["click"], dtype=torch.float32)
+    optimizer = torch.optim.Adagrad(engine.parameters(), lr=0.05)
+    for part in torch.arange(len(rows)).split(256) * epochs:
+        optimizer.zero_grad()
+        logits = engine({name: each[part] for name, each in batch.items()})
+        torch.nn.functional.binary_cross_entropy_with_logits(logits, labels[part]).backward()
+        optimizer.step()
     engine.save(path)
 
 
@@ -225,7 +233,7 @@ class Load:
 
 def start(folder):
     """Return a service of its own, and its address."""
-    write_model(folder / "model.bin", make_rows(5000, 2))
+    write_model(folder / "model.bin", make_rows(20_000, 2), epochs=2)
     content = settings_of(folder)
     content["join"]["labels"]["click"]["window"] = "2s"
     (folder / "cfg.yaml").write_text(json.dumps(content))
@@ -263,7 +271,9 @@ def load(arguments):
         ("event to prediction", np.array(measured.fresh), "s"),
     ):
         marks = [*(np.percentile(values, q) for q in (50, 90, 99)), max(values)]
-        shown = "  ".join(f"{q} {v:.2f}" for q, v in zip(("p50", "p90", "p99", "max"), marks, strict=True))
+        shown = "  ".join(
+            f"{q} {v:.2f}" for q, v in zip(("p50", "p90", "p99", "max"), marks, strict=True)
+        )
         print(f"{what}: {shown} {unit}")
     print(
         f"version {status['version']}, {status['refused']} turned down, learnt"

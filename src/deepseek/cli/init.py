@@ -12,7 +12,9 @@ VOLUMES, TABLE = "volumes", "table"
 
 
 def init(
-    template: Annotated[str, typer.Argument(help="digits, images, text, sentences, table or volumes.")],
+    template: Annotated[
+        str, typer.Argument(help="digits, images, text, sentences, table or volumes.")
+    ],
     data: Annotated[
         Path | None,
         typer.Option(

@@ -53,7 +53,9 @@ def fill_table(
         "LABELS": ", ".join(named),
         "FEATURES_FILE": str(features),
         "ARCHITECTURE": "deepfm" if len(named) == 1 else "mmoe",
-        "VAL_REASON": "a fifth, drawn by the seed" if time is None else "the last fifth of the time",
+        "VAL_REASON": "a fifth, drawn by the seed"
+        if time is None
+        else "the last fifth of the time",
         "TIME_LINE": "" if time is None else f"  time_column: {json.dumps(time)}\n",
     }
     for word, found in words.items():

@@ -96,7 +96,9 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        answering = await start_probes(shelf, *probes) if probes is not None else None
+        answering = (
+            await start_probes(lambda: shelf.is_ready, *probes) if probes is not None else None
+        )
         yield
         if answering is not None:
             answering.close()

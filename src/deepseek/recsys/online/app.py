@@ -23,6 +23,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from deepseek.deploy.service.app import explain_errors
 from deepseek.deploy.service.measures import Counting
+from deepseek.deploy.service.probes import start_probes
 from deepseek.deploy.service.protection import Limits, Protection
 from deepseek.deploy.service.question import aside, parse_json
 from deepseek.deploy.service.refusal import Refusal
@@ -156,8 +157,13 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        server, probes = settings.server, None
+        if server.probe_port is not None:
+            probes = await start_probes(lambda: True, server.host, server.probe_port)
         looking = asyncio.create_task(state.look_after())
         yield
+        if probes is not None:
+            probes.close()
         looking.cancel()
         with suppress(asyncio.CancelledError):
             await looking
@@ -240,14 +246,26 @@ def _add_versions(app: FastAPI, state: State) -> None:
             pointer = state.versions.roll_back(to)
         except DeepSeekError as error:
             raise Refusal(409, error.message, fix=error.fix or "") from None
+        except OSError as error:
+            raise _unwritable(error) from error
         await asyncio.to_thread(state.ranker.refresh)
         return {"version": pointer.version, "is_pinned": pointer.is_pinned}
 
     @app.post("/v1/release", tags=["versions"])
     async def release() -> dict:
         """Let new versions answer again."""
-        pointer = state.versions.release()
+        try:
+            pointer = state.versions.release()
+        except OSError as error:
+            raise _unwritable(error) from error
         return {"version": pointer.version, "is_pinned": pointer.is_pinned}
+
+
+def _unwritable(error: OSError) -> Refusal:
+    return Refusal(
+        409, f"versions cannot be written from here: {error.strerror}",
+        fix="deepseek online rollback, or release, where the learner runs",
+    )  # fmt: skip
 
 
 def _read_question(content: object, settings: OnlineSettings) -> tuple[dict, list, int | None]:

@@ -83,11 +83,24 @@ def _answer(settings: OnlineSettings, listener: socket.socket, hashes: tuple[str
 
 
 def _learn(settings: OnlineSettings) -> None:
+    os.nice(LEARNER_NICE)
+    forget_what_stays()
+    learn(settings)
+
+
+def learn(settings: OnlineSettings) -> None:
+    """Learn until a signal, and write a checkpoint.
+
+    Args:
+        settings: of the service; others answer.
+
+    Raises:
+        ConfigError: another process learns in this folder; the settings do not fit the model.
+    """
+    check_labels(OnlineModel.load(settings.model), settings)
     told: list[int] = []
     for number in ENDS:
         signal.signal(number, lambda number, frame: told.append(number))
-    os.nice(LEARNER_NICE)
-    forget_what_stays()
     run_learner(settings, lambda: bool(told))
 
 

@@ -162,6 +162,13 @@ def open_log(settings: OnlineSettings, *, writes: bool) -> EventLog:
         from deepseek.recsys.online.redis_log import RedisLog
 
         return RedisLog(address_of(settings), settings.log.stream, settings.log.max_waiting)
+    if settings.log.kind == "kafka":
+        from deepseek.recsys.online.kafka_log import KafkaLog
+
+        return KafkaLog(
+            address_of(settings), settings.log.stream.replace(":", "."), writes=writes,
+            max_waiting=settings.log.max_waiting, options=settings.log.options,
+        )  # fmt: skip
     from deepseek.recsys.online.sqlite_log import SqliteLog
 
     path = Path(settings.folder) / "log" / "events.db"

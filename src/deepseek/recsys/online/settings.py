@@ -35,14 +35,16 @@ class ServerSettings(Settings):
 class LogSettings(Settings):
     """Where events are kept."""
 
-    kind: Literal["sqlite", "redis"] = "sqlite"
-    """`sqlite`: a file in `folder`. `redis`: a stream of a Redis server."""
+    kind: Literal["sqlite", "redis", "kafka"] = "sqlite"
+    """`sqlite`: a file in `folder`. `redis`: a stream of a Redis server. `kafka`: a topic."""
     url: Name = "redis://127.0.0.1:6379/0"
-    """Of the Redis server."""
+    """Of the Redis server; of Kafka `host:9092`, several with commas between them."""
     url_variable: Name | None = None
     """Environment variable that holds the address, with its password; it goes before `url`."""
     stream: Name = "deepseek:events"
-    """Name of the stream."""
+    """Name of the stream, or topic."""
+    options: dict[Name, str] = Field(default_factory=dict)
+    """Of librdkafka, where the log is in Kafka; `$NAME` stands for an environment variable."""
     retention: Duration = "7d"
     """How long events stay after they were learnt from, and their ids are known."""
     max_waiting: Annotated[Whole, Field(ge=1)] = 50_000

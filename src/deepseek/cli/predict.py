@@ -48,7 +48,7 @@ def predict(
         bool, typer.Option("--strict", help="End at a sample that cannot be read.")
     ] = False,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Samples at a time: 32; windows of volumes: 4.")
+        int | None, typer.Option(min=1, help="Samples at a time: 32; rows: 4096; windows: 4.")
     ] = None,
     overlap: Annotated[
         float | None, typer.Option(min=0, max=0.95, help="Of windows of volumes: 0.25.")
@@ -109,7 +109,10 @@ def predict(
         from deepseek.cli.predict_tables import predict_tables
 
         _refuse_texts(texts)
-        predict_tables(engine, paths, output, context, strict=strict, as_json=as_json)
+        predict_tables(
+            engine, paths, output, context, batch_size=batch_size, top_k=top_k, strict=strict,
+            as_json=as_json,
+        )  # fmt: skip
         return
     if not takes_texts(engine):
         _refuse_texts(texts)

@@ -15,7 +15,7 @@ import typer
 from deepseek.datasets import ColumnSource, FeatureEncoder
 from deepseek.datasets.column_source import Columns
 from deepseek.deploy.scoring import write_table
-from deepseek.errors import DataError
+from deepseek.errors import ConfigError, DataError
 from deepseek.models import ModelEngine
 from deepseek.models.eval_mode import each_evaluating
 from deepseek.models.table_scores import features_of, table_scores
@@ -31,6 +31,8 @@ def predict_tables(
     output: Path | None,
     context: Callable[[], AbstractContextManager],
     *,
+    batch_size: int | None,
+    top_k: int,
     strict: bool,
     as_json: bool,
 ) -> None:
@@ -44,10 +46,20 @@ def predict_tables(
         paths: files, or folders of them.
         output: file to write to; `None`: they are printed.
         context: entered around each batch.
+        batch_size: rows at a time; by default 4,096.
+        top_k: classes of a sample; rows have none.
         strict: a row that cannot be read ends it; else it has an error.
         as_json: print JSON.
+
+    Raises:
+        ConfigError: `top_k` is given.
+        DataError: a row cannot be read, and that is not allowed.
     """
-    scorer = _RowScorer(engine, context, strict=strict)
+    if top_k != 1:
+        raise ConfigError(
+            f"--top-k {top_k}, and rows have a score for each label", fix="leave it out"
+        )
+    scorer = _RowScorer(engine, context, batch_size or ROWS_AT_ONCE, strict=strict)
     rows = each_evaluating(engine, chain.from_iterable(map(scorer.rows_of, paths)))
     if output is not None:
         write_table(output, rows)
@@ -68,10 +80,16 @@ class _RowScorer:
     """Scores the rows of tables, one table after the other; counts them."""
 
     def __init__(
-        self, engine: ModelEngine, context: Callable[[], AbstractContextManager], *, strict: bool
+        self,
+        engine: ModelEngine,
+        context: Callable[[], AbstractContextManager],
+        batch_size: int,
+        *,
+        strict: bool,
     ) -> None:
         spec = features_of(engine)
-        self._engine, self._context, self._strict = engine, context, strict
+        self._engine, self._context = engine, context
+        self._batch_size, self._strict = batch_size, strict
         self._encoder = FeatureEncoder(spec)
         self.names = [
             f"{name}_{'prob' if entry.kind == 'binary' else 'value'}"
@@ -85,9 +103,9 @@ class _RowScorer:
         wanted = [name for name in self._encoder.spec.columns if name in source.columns]
         for columns in source.chunks(wanted):
             size = len(next(iter(columns.values()), ()))
-            for start in range(0, size, ROWS_AT_ONCE):
-                part = {name: each[start : start + ROWS_AT_ONCE] for name, each in columns.items()}
-                yield from self._score(part)
+            for start in range(0, size, self._batch_size):
+                rows = slice(start, start + self._batch_size)
+                yield from self._score({name: each[rows] for name, each in columns.items()})
 
     def _score(self, columns: Columns) -> Iterator[dict]:
         size = len(next(iter(columns.values()), ()))

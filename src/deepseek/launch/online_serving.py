@@ -116,7 +116,8 @@ def _settings_of_pods(pod: PodOptions, settings: dict) -> dict:
     log = settings.get("log") or {}
     if log.get("kind") != "redis":
         raise ConfigError(
-            f"log.kind={log.get('kind', 'sqlite')} is for one machine", fix="set log.kind: redis"
+            f"log.kind={log.get('kind', 'sqlite')}: pods keep events in Redis",
+            fix="set log.kind: redis",
         )
     if "url" in log:
         raise ConfigError(

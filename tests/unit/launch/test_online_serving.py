@@ -99,7 +99,7 @@ def test_the_settings_are_those_of_a_service_that_ranks():
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"log": {}}, "log.kind=sqlite is for one machine"),
+        ({"log": {}}, "log.kind=sqlite: pods keep events in Redis"),
         ({"log": {"kind": "redis", "url": "redis://:x@y"}}, "log.url would be in a ConfigMap"),
         ({"model": "runs/m.bin"}, "model=runs/m.bin is relative"),
         ({"gate": {"holdout": "h.csv"}}, "gate.holdout=h.csv is relative"),

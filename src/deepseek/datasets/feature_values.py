@@ -195,8 +195,8 @@ def lists_of(column: Column, separator: str | None, name: str) -> tuple[Column, 
         DataError: a cell is no sequence.
     """
     if isinstance(column, Repeated):
-        items, lengths = lists_of([column.value], separator, name)
-        return list(items) * column.count, np.repeat(lengths, column.count)
+        cell = _items(column.value, separator, name)
+        return cell * column.count, np.full(column.count, len(cell), np.int64)
     if isinstance(column, list):
         cells = [_items(cell, separator, name) for cell in column]
         return [item for cell in cells for item in cell], np.array(

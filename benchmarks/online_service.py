@@ -241,7 +241,7 @@ def start(folder):
     service = subprocess.Popen(
         [*command, str(folder / "cfg.yaml")], stdout=subprocess.PIPE, text=True
     )
-    for line in service.stdout:
+    for line in service.stdout or ():
         for word in line.split():
             if word.startswith("http://"):
                 return service, word

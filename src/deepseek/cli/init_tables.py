@@ -78,7 +78,7 @@ def _label_of(source: ColumnSource, name: str) -> LabelFeature:
     if {token.lower() for token in counts} <= _YES_OR_NO and len(counts) <= 2:
         return LabelFeature(column=name)
     if len(counts) == 2:
-        return LabelFeature(column=name, positive=[min(counts, key=lambda token: counts[token])])
+        return LabelFeature(column=name, positive=(min(counts, key=lambda token: counts[token]),))
     if is_number and counts:
         return LabelFeature(column=name, kind="number")
     raise ConfigError(

@@ -7,8 +7,8 @@ offsets are Kafka's, with gaps where something came again.
 
 Departures from the other logs: ids are in memory (reckoned at 250 bytes each); what is old is
 forgotten by the topic's own `retention.ms`; times of several writers may differ by what their
-clocks do; and what is acknowledged is with all replicas that are in sync, not necessarily on a disk: a topic of
-less than two replicas is warned of.
+clocks do; and what is acknowledged is with all replicas that are in sync, not necessarily on a
+disk: a topic of less than two replicas is warned of.
 """
 
 import logging

@@ -11,8 +11,9 @@ on the same draws.
 - lift: MovieLens-100K in the order of time; the second half in slates of ten events of a user.
   Everything is scored by what was before the first event of the slate. `popularity` is the share
   of likes of a film so far; `frozen` a model of the first half whose counters stand still; `live`
-  the same weights with counters that move; `online` is trained on each day of slates after it was
-  scored.
+  the same weights with counters that move; `nightly` is trained anew before each day, on all slates
+  before it and with the counters of that night; `online` is trained on each day of slates after it
+  was scored.
 
     python benchmarks/recsys.py --data ../shared/data --movielens FOLDER --only crossing
 """

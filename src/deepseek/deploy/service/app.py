@@ -48,6 +48,8 @@ _BODY = {
                         },
                         "text": {"type": "string"},
                         "texts": {"type": "array", "items": {"type": "string"}},
+                        "row": {"type": "object", "description": "Of a table: column to value."},
+                        "rows": {"type": "array", "items": {"type": "object"}},
                     },
                     "minProperties": 1, "maxProperties": 1, "additionalProperties": False,
                 },
@@ -107,7 +109,9 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        answering = await start_probes(shelf, *probes) if probes is not None else None
+        answering = (
+            await start_probes(lambda: shelf.is_ready, *probes) if probes is not None else None
+        )
         yield
         if answering is not None:
             answering.close()
@@ -241,7 +245,7 @@ def _add_predictions(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
 
     @app.post("/predict", openapi_extra={**_BODY, **_QUERY}, tags=["predictions"])
     async def predict(request: Request) -> Response:
-        """Classify a picture, a text, its words, samples, or the voxels of a volume.
+        """Classify a picture, a text, its words, samples, rows, or the voxels of a volume.
 
         With `spans=tickers` each text comes with those that stand in it. Of a volume the answer is
         the millilitres of each class, or with `mask` a `.nii.gz` file.

@@ -10,6 +10,7 @@ from deepseek.deploy.service.question import (
     encode_texts,
     parse_json,
     parts_of,
+    to_rows,
     to_samples,
 )
 from deepseek.deploy.service.refusal import Refusal
@@ -97,7 +98,7 @@ def add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
 
     @app.post("/v2/models/{model}/infer", tags=["v2"], openapi_extra=_TENSORS)
     async def infer(request: Request, model: str) -> JSONResponse:
-        """Compute with numbers, or texts."""
+        """Compute with numbers, or texts; rows of a table are texts of JSON."""
         return await _infer(request, shelf.active(model), limits)
 
     @app.post("/v2/models/{model}/versions/{version}/infer", tags=["v2"], openapi_extra=_TENSORS)
@@ -112,7 +113,10 @@ async def _infer(request: Request, version: Version, limits: Limits) -> JSONResp
         content = await aside(len(body), parse_json, body)
         found, known = _read_tensor(content)
         wanted = _read_wanted(content, version)
-        if isinstance(found, list):
+        if version.packing is not None:
+            rows = [parse_json(str(each).encode()) for each in found]
+            samples = await aside(len(body), to_rows, rows, version, limits)
+        elif isinstance(found, list):
             samples = await encode_texts(found, version, limits)
         else:
             samples, _ = await aside(len(body), to_samples, found, version, limits)
@@ -164,11 +168,13 @@ def _find(shelf: Shelf, model: str, version: str) -> Version:
 
 
 def _describe(version: Version, shelf: Shelf) -> dict:
-    datatype = _DATATYPES.get(version.spec.fields["inputs"].dtype, "FP32")
+    datatype = _DATATYPES.get(version.sample_field.dtype, "FP32")
     sample = [-1] if version.takes_any_length else version.sample_shape
     inputs = {"name": "inputs", "datatype": datatype, "shape": [-1, *sample]}
     if version.takes_texts:
         inputs = {"name": "text", "datatype": "BYTES", "shape": [-1]}
+    if version.packing is not None:
+        inputs = {"name": "rows", "datatype": "BYTES", "shape": [-1]}
     outputs = [
         {"name": name, "datatype": "FP32", "shape": [-1, width]}
         for name, width in zip(version.outputs, version.widths, strict=True)

@@ -182,7 +182,7 @@ def serve(
             shelf, measures, settings.limits, hashes, is_loopback=settings.is_loopback,
             probes=probes,
         )  # fmt: skip
-        _forget_what_stays()
+        forget_what_stays()
         on_ready(shelf, url_of(settings.host, listener))
         answer_requests(app, listener, timeout_s=settings.limits.timeout_s)
     finally:
@@ -253,7 +253,7 @@ def answer_requests(app: FastAPI, listener: socket.socket, *, timeout_s: float) 
     uvicorn.Server(config).run(sockets=[listener])
 
 
-def _forget_what_stays() -> None:
+def forget_what_stays() -> None:
     """Take modules and models out of what is searched for garbage: 0.3 s every other second."""
     gc.collect()
     gc.freeze()

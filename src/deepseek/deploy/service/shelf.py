@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepseek.datasets import DataSpec
+from deepseek.datasets.feature_encoder import FeatureEncoder
+from deepseek.datasets.packed_features import PackedFeatures
 from deepseek.deploy.artefact import description_of
 from deepseek.deploy.service.decoding import Decoder
 from deepseek.deploy.service.protection import Limits
 from deepseek.deploy.service.queueing import Queue
 from deepseek.deploy.service.refusal import Refusal
-from deepseek.deploy.service.served_model import Model
+from deepseek.deploy.service.served_model import Model, sample_field
 from deepseek.deploy.service.volumes import WAITING
 from deepseek.errors import ConfigError, DeepSeekError
 from deepseek.models.joint_outputs import is_number, widths_of
@@ -72,8 +74,13 @@ class Version:
         self.spec = models[0].facts.spec
         self.num_tokens = models[0].facts.num_tokens or 2**31
         """Of its vocabulary; without one, any number."""
-        self.sample_shape = self.spec.fields["inputs"].shape
+        self.sample_field = sample_field(self.spec)
+        self.sample_shape = self.sample_field.shape
         """Of what the model takes, without the batch."""
+        features = self.spec.features
+        self.encoder = None if features is None else FeatureEncoder(features)
+        """Of a model of tables."""
+        self.packing = None if features is None else PackedFeatures(features)
         room = min(pace.max_waiting, WAITING) if self.takes_volumes else pace.max_waiting
         self.queue = Queue(models, max_waiting=room)
         self.decoder: Decoder | None = None
@@ -99,7 +106,8 @@ class Version:
     @property
     def takes_any_length(self) -> bool:
         """Whether a sample is a row of tokens, which may be shorter or longer."""
-        return len(self.sample_shape) == 1 and self.spec.fields["inputs"].dtype == "int64"
+        is_row = len(self.sample_shape) == 1 and self.sample_field.dtype == "int64"
+        return is_row and self.encoder is None
 
     @property
     def takes_texts(self) -> bool:
@@ -119,7 +127,9 @@ class Version:
 
     @property
     def takes(self) -> str:
-        """What a client sends: `text`, `picture`, `volume` or `numbers`."""
+        """What a client sends: `text`, `picture`, `volume`, `rows` of a table, or `numbers`."""
+        if self.encoder is not None:
+            return "rows"
         if self.decoder is None:
             return "numbers"
         if self.takes_volumes:
@@ -134,11 +144,15 @@ class Version:
     @property
     def outputs(self) -> dict[str, DataSpec]:
         """What a row holds, by name; several tasks side by side."""
+        if self.packing is not None:
+            return {"scores": self.spec}
         return self.spec.tasks or {"values" if is_number(self.spec) else "probs": self.spec}
 
     @property
     def widths(self) -> list[int]:
         """How many numbers of a row each output has; -1 where the spec does not say."""
+        if self.spec.features is not None:
+            return [len(self.spec.features.label)]
         if self.spec.tasks:
             return widths_of(self.spec)
         known = self.class_names or "targets" in self.spec.fields

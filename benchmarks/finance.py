@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--head-steps", type=int, default=200)
     parser.add_argument("--lr", type=float, default=2e-4, help="of adaptation")
     parser.add_argument("--replay", type=float, default=0.1)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     args = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread: times that can be compared
     rows = []

@@ -144,7 +144,7 @@ def test_an_equal_figure_is_equal_in_its_decimals():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("title: On Testing", "titel: On Testing", "titel"),
+        ("title: On Testing", "titles: On Testing", "titles"),
         ("[python,", "[rm,", "'rm' is neither of deepseek, python"),
         ("time: seconds", f"time: seconds\nmeasured: [{RUN}]", "2 values of d for 1 figures"),
         ("title: On Testing", "title: [", "cannot be read"),

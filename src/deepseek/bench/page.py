@@ -85,7 +85,8 @@ def _training(result: BenchResult) -> Section:
     ]  # fmt: skip
     body = table(head, rows, caption="Training of standard models", numeric=tuple(range(3, 9)))
     return Section(
-        "training", "Training with our defaults", f'<div class="charts">{chart}</div>{body}' if rates else "",
+        "training", "Training with our defaults",
+        f'<div class="charts">{chart}</div>{body}' if rates else "",
         "nothing was trained.",
     )  # fmt: skip
 

@@ -318,7 +318,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(parts), default=list(parts))
     parser.add_argument("--tables", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--seeds", type=int, default=3, help="models whose mean is taken")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     args = parser.parse_args()
     records = [record for part in args.only for record in parts[part](args)]
     columns = ["auc", "auc_lead", "log_loss", "ctr@1", "over_random", "over_popularity", "ndcg@10"]

@@ -1,6 +1,8 @@
 """Writes `llms.txt` (https://llmstxt.org): the pages of the table of contents, a line each.
 
-A page is listed under the caption that it has in `index.md`, with its first sentence.
+A page is listed under the caption that it has in `index.md`, with its first sentence. The address
+is that of its Markdown, which Sphinx keeps beside the pages; where that only says what to
+include, it is the page's.
 """
 
 from pathlib import Path
@@ -14,6 +16,8 @@ MAX_CHARACTERS = 160
 def first_sentence(document: nodes.document) -> str:
     """Return the first sentence of a page, cut at `MAX_CHARACTERS`."""
     for paragraph in document.findall(nodes.paragraph):
+        if not isinstance(paragraph.parent, nodes.section):
+            continue  # a cell of a table, an item of a list
         text = " ".join(paragraph.astext().split())
         sentence = text.split(". ")[0].rstrip(".:")
         if len(sentence) > MAX_CHARACTERS:
@@ -30,6 +34,14 @@ def pages_below(app, name: str) -> list[str]:
     return found
 
 
+def address_of(app, name: str) -> str:
+    """Return where a page can be read, beside `llms.txt`."""
+    source = Path(app.env.doc2path(name)).read_text(encoding="utf-8")
+    if "```{include}" in source or "```{public-names}" in source:
+        return app.builder.get_target_uri(name)
+    return f"_sources/{name}.md.txt"
+
+
 def write(app, error: Exception | None) -> None:
     """Write the file beside the pages."""
     if error is not None or app.builder.format != "html":
@@ -43,8 +55,8 @@ def write(app, error: Exception | None) -> None:
             for name in pages_below(app, entry):
                 title = app.env.titles[name].astext()
                 about = first_sentence(app.env.get_doctree(name))
-                address = app.builder.get_target_uri(name)
-                lines.append(f"- [{title}]({address})" + (f": {about}" if about else ""))
+                line = f"- [{title}]({address_of(app, name)})"
+                lines.append(line + (f": {about}" if about else ""))
         lines.append("")
     Path(app.outdir, "llms.txt").write_text("\n".join(lines), encoding="utf-8")
 

@@ -84,12 +84,13 @@ EXAMPLES = {
         DIGITS,
     ),
     "generate": Example(
-        ("generate runs/text-1/model.bin 'the cat' --max-tokens 40 --seed 1",),
+        ("generate runs/text-1/model.bin 'the cat' --max-new-tokens 50 --temperature 0.5",),
         "[Text](../text.md)",
         (
             "init text --data rhyme.txt --output text.yaml --force",
-            "train text.yaml data.sequence_length=64 model.args.context_length=64 "
-            "model.args.dim=64 trainer.max_steps=60 --run-dir runs/text-1",
+            "train text.yaml data.tokenizer=characters data.sequence_length=64 trainer.lr=3e-3 "
+            "model.args.context_length=64 model.args.dim=64 trainer.max_steps=80 "
+            "--run-dir runs/text-1",
         ),
     ),
     "prune": Example(
@@ -104,14 +105,14 @@ EXAMPLES = {
         TONE,
     ),
     "calibrate": Example(
-        ("calibrate runs/tone-1/model.bin calibrated.bin --data tone.csv",),
+        (f"calibrate {MODEL} calibrated.bin --data digits",),
         "[Fine-tuning](../fine_tuning.md#probabilities-that-come-true)",
-        TONE,
+        DIGITS,
     ),
     "report": Example(("report digits-1",), "[Report](../report.md)", DIGITS),
     "optimize": Example(
         (
-            f"optimize {MODEL} --data digits --budget 1m --runtime eager --runtime exported "
+            f"optimize {MODEL} --data digits --budget 3m --runtime eager --runtime exported "
             "--max-samples 128",
         ),
         "[The best way to run it](../optimize.md)",

@@ -407,6 +407,7 @@ def serve(command: str) -> str:
 def trimmed(text: str, folder: str, keep: int) -> list[str]:
     """Return the lines of an output, without this machine's paths, cut to `keep`."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text).replace(f"{folder}/", "").replace(folder, ".")
+    text = text.replace(sys.executable, "python")
     lines = [line.rpartition("\r")[2].rstrip() for line in text.rstrip().splitlines()]
     if len(lines) > keep:
         return [*lines[: keep - 1], "..."]

@@ -35,6 +35,8 @@ napoleon_use_ivar = True
 copybutton_prompt_text = "$ "
 copybutton_exclude = ".linenos, .gp, .go"
 
+smartquotes = False  # options such as --resume keep their hyphens
+
 html_theme = "furo"
 html_title = f"deepseek {__version__}"
 html_static_path = ["static"]

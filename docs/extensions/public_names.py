@@ -81,8 +81,10 @@ def described(module: ModuleType, name: str) -> list[str]:
     """Return the directive that fits one name."""
     value = getattr(module, name)
     if inspect.isclass(value):
-        is_settings = issubclass(value, BaseModel)
-        options = ["   :exclude-members: model_config, model_post_init"] if is_settings else []
+        hidden = []  # settings have tables of their own, with their defaults: docs/config.md
+        if issubclass(value, BaseModel):
+            hidden = ["model_config", "model_post_init", *value.model_fields]
+        options = [f"   :exclude-members: {', '.join(hidden)}"] if hidden else []
         return [f".. autoclass:: {name}", *options, ""]
     if inspect.isroutine(value):
         return [f".. autofunction:: {name}", ""]
@@ -124,7 +126,7 @@ def as_restructured_text(app, what, name, obj, options, lines: list[str]) -> Non
 
 
 def short_signature(app, what, name, obj, options, signature, return_annotation):
-    """Leave out the signature of a pydantic model: its fields stand below, one by one."""
+    """Leave out the signature of a pydantic model, which is every setting with its checks."""
     del app, name, options, signature, return_annotation
     if what == "class" and inspect.isclass(obj) and issubclass(obj, BaseModel):
         return "", None

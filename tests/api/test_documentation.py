@@ -32,12 +32,10 @@ def test_page_of_each_command_has_the_options_of_its_function(command_pages):
         assert page.startswith(options), f"run tools/command_pages.py: {name}"
 
 
-def test_each_command_is_in_the_list_and_has_an_example(command_pages):
+def test_each_command_is_in_the_list(command_pages):
     listed = (DOCS / "cli.md").read_text(encoding="utf-8")
     for name, _ in command_pages.option_parts():
         assert f"](commands/{name}.md)" in listed
-        page = (DOCS / "commands" / f"{name}.md").read_text(encoding="utf-8")
-        assert command_pages.EXAMPLE in page, f"run tools/command_pages.py --run {name}"
 
 
 def in_tables_of_contents(page):

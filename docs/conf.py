@@ -38,6 +38,7 @@ copybutton_exclude = ".linenos, .gp, .go"
 smartquotes = False  # options such as --resume keep their hyphens
 
 html_theme = "furo"
+pygments_dark_style = "monokai"  # the theme's own underlines names
 html_title = f"deepseek {__version__}"
 html_static_path = ["static"]
 html_css_files = ["deepseek.css"]

@@ -37,9 +37,11 @@ from deepseek.config import (
 )
 from deepseek.config.parallel import ParallelConfig
 from deepseek.errors import DeepSeekError
+from deepseek.models.zoo import ARCHITECTURES
+from deepseek.trainer import LOGGERS, RUN_OUTPUTS
 
 ROOT = Path(__file__).parents[2]
-DOCS = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "tutorials").glob("*.md")])
+DOCS = sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)
 README, CHINESE_README = ROOT / "README.md", ROOT / "README.zh-CN.md"
 PAGES = [
     README,
@@ -61,6 +63,8 @@ def in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPSEEK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data_home"))
     handler = signal.getsignal(signal.SIGTERM)
+    for registry in (ARCHITECTURES, LOGGERS, RUN_OUTPUTS):  # what a page adds goes with it
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     yield
     signal.signal(signal.SIGTERM, handler)
     shutil.rmtree(tmp_path / "runs", ignore_errors=True)  # pytest keeps the folders of three runs

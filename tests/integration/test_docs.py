@@ -39,7 +39,8 @@ from deepseek.config.parallel import ParallelConfig
 from deepseek.errors import DeepSeekError
 
 ROOT = Path(__file__).parents[2]
-DOCS = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "tutorials").glob("*.md")])
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS += sorted(page for part in ("tutorials", "zh") for page in (ROOT / "docs" / part).glob("*.md"))
 README, CHINESE_README = ROOT / "README.md", ROOT / "README.zh-CN.md"
 PAGES = [
     README,
@@ -50,7 +51,8 @@ PAGES = [
     *DOCS,
 ]
 BLOCK = re.compile(
-    r"(?:^<!-- (?P<mark>[^\n]+?) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.M | re.S
+    r"(?:^<!-- (?P<mark>[^\n]+?) -->\n)?^```(?P<language>\S*)[^\n]*\n(?P<body>.*?)^```$",
+    re.M | re.S,
 )
 
 

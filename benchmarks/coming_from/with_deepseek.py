@@ -11,6 +11,7 @@ from digits_task import BATCH_SIZE, CLIP, LR, SmallConvNet, load_split
 
 def train(folder: Path, epochs: int, resume: bool = False) -> float:
     """Train up to epoch `epochs`; return the best accuracy on the validation data."""
+    torch.manual_seed(0)
     train_data, val_data = load_split()
     trainer = Trainer(
         SmallConvNet(),

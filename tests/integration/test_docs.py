@@ -37,6 +37,8 @@ from deepseek.config import (
 )
 from deepseek.config.parallel import ParallelConfig
 from deepseek.errors import DeepSeekError
+from deepseek.models.zoo import ARCHITECTURES
+from deepseek.trainer import RUN_OUTPUTS
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -62,6 +64,8 @@ def in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.delenv("DEEPSEEK_DEBUG", raising=False)
     monkeypatch.setenv("DEEPSEEK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data_home"))
+    for registry in (ARCHITECTURES, RUN_OUTPUTS):  # what a page adds ends with it
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)

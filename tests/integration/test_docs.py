@@ -41,8 +41,7 @@ from deepseek.models.zoo import ARCHITECTURES
 from deepseek.trainer import RUN_OUTPUTS
 
 ROOT = Path(__file__).parents[2]
-DOCS = sorted((ROOT / "docs").glob("*.md"))
-DOCS += sorted(page for part in ("tutorials", "zh") for page in (ROOT / "docs" / part).glob("*.md"))
+DOCS = sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)
 README, CHINESE_README = ROOT / "README.md", ROOT / "README.zh-CN.md"
 PAGES = [
     README,

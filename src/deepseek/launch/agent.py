@@ -193,7 +193,7 @@ class Agent:
                     self._log.flush()
                 elif found[1] == b"0":
                     self._shows_rank_0 = True
-                    # a reader that has gone (`deepseek launch ... | head`) must not end the training
+                    # a reader that has gone (`deepseek launch ... | head`) must not end it all
                     with contextlib.suppress(OSError):
                         os.write(target, PREFIX.sub(b"", line))
 

@@ -1,0 +1,98 @@
+"""Draw the pictures of the tutorials from real data: flowers, and tinyshakespeare.
+
+    python docs/tutorials/make_pictures.py DATA images_run text_run
+
+`DATA` holds `flowers5/` (class folders of photographs) and `tinyshakespeare/input.txt`. Runs that
+are there already are drawn again without training. The confusion matrix is cut out of the report
+by a Chromium on the path.
+"""
+
+import argparse
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from PIL import Image, ImageChops
+
+from deepseek import Trainer
+from deepseek.cli.main import run
+from deepseek.datasets import TextDataset
+from deepseek.models import GPT
+from deepseek.trainer.history import History
+
+HERE = Path(__file__).parent
+NUM_PHOTOGRAPHS = 120  # of each kind
+
+
+def train_images(data: Path, run_dir: Path) -> None:
+    """Train as `images.md` does, for longer."""
+    flowers = run_dir.with_name("flowers")
+    for kind in sorted(path for path in (data / "flowers5").iterdir() if path.is_dir()):
+        (flowers / kind.name).mkdir(parents=True)
+        for photograph in sorted(kind.iterdir())[:NUM_PHOTOGRAPHS]:
+            (flowers / kind.name / photograph.name).symlink_to(photograph.resolve())
+    configuration = str(run_dir.with_name("images.yaml"))
+    run(["init", "images", "--data", str(flowers), "--output", configuration])
+    settings = [
+        "model.architecture=resnet20", "data.transform=resize_56+random_crop_48+hflip",
+        "data.num_workers=0", "trainer.epochs=10",
+    ]  # fmt: skip
+    run(["train", configuration, *settings, "--run-dir", str(run_dir)])
+
+
+def train_text(data: Path, run_dir: Path) -> None:
+    """Train as `text.md` does."""
+    text = data / "tinyshakespeare" / "input.txt"
+    train_data, val_data = TextDataset(text, tokenizer="characters", sequence_length=64).split(0.1)
+    model = GPT(context_length=64, num_layers=2, dim=64, heads=4)
+    settings = {"batch_size": 32, "max_steps": 120, "lr": 3e-3, "eval_every": 40}
+    Trainer(model, train_data, val_data, run_dir=run_dir, **settings).fit()
+
+
+def cut_confusion_matrix(report: Path, picture: Path) -> None:
+    """Photograph the part of a report with the confusion matrix."""
+    page = report.read_text(encoding="utf-8")
+    begin = page.index("<svg", page.index("Confusion matrix</h2>"))
+    svg = page[begin : page.index("</svg>", begin) + len("</svg>")]
+    style = page[page.index("<style") : page.index("</style>") + len("</style>")]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "part.html").write_text(
+            f"<!doctype html><meta charset=utf-8>{style}<div style='width:640px'>{svg}</div>",
+            encoding="utf-8",
+        )
+        raw = Path(folder) / "raw.png"
+        browser = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
+        subprocess.run(
+            [
+                browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=680,900",
+                f"--user-data-dir={folder}/profile", f"--screenshot={raw}",
+                (Path(folder) / "part.html").as_uri(),
+            ],
+            check=True,
+            capture_output=True,
+        )  # fmt: skip
+        shot = Image.open(raw).convert("RGB")
+    paper = Image.new("RGB", shot.size, shot.getpixel((0, 0)))
+    left, top, right, bottom = ImageChops.difference(shot, paper).getbbox() or (0, 0, *shot.size)
+    cut = shot.crop((max(0, left - 8), max(0, top - 8), right + 8, bottom + 8))
+    cut.quantize(64).save(picture, optimize=True)
+
+
+def main() -> None:
+    """Train what is missing, and draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("images_run", type=Path)
+    parser.add_argument("text_run", type=Path)
+    args = parser.parse_args()
+    for train, run_dir in ((train_images, args.images_run), (train_text, args.text_run)):
+        if not run_dir.exists():
+            train(args.data.resolve(), run_dir.resolve())
+    History.read(args.images_run).plot(HERE / "images_curves.svg")
+    History.read(args.text_run).plot(HERE / "text_curves.svg")
+    cut_confusion_matrix(args.images_run / "report.html", HERE / "images_confusion.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -3,8 +3,8 @@
     python docs/tutorials/make_pictures.py DATA images_run text_run
 
 `DATA` holds `flowers5/` (class folders of photographs) and `tinyshakespeare/input.txt`. Runs that
-are there already are drawn again without training. The confusion matrix is cut out of the report
-by a Chromium on the path.
+are there already are drawn again without training. They are sections of
+the reports, taken by a Chromium on the path.
 """
 
 import argparse
@@ -19,7 +19,6 @@ from deepseek import Trainer
 from deepseek.cli.main import run
 from deepseek.datasets import TextDataset
 from deepseek.models import GPT
-from deepseek.trainer.history import History
 
 HERE = Path(__file__).parent
 NUM_PHOTOGRAPHS = 120  # of each kind
@@ -50,28 +49,19 @@ def train_text(data: Path, run_dir: Path) -> None:
     Trainer(model, train_data, val_data, run_dir=run_dir, **settings).fit()
 
 
-def cut_confusion_matrix(report: Path, picture: Path) -> None:
-    """Photograph the part of a report with the confusion matrix."""
+def photograph(report: Path, section: str, picture: Path) -> None:
+    """Take one section of a report as a picture of at most 64 colours."""
     page = report.read_text(encoding="utf-8")
-    begin = page.index("<svg", page.index("Confusion matrix</h2>"))
-    svg = page[begin : page.index("</svg>", begin) + len("</svg>")]
+    begin = page.index(f'<section id="{section}"')
+    part = page[begin : page.index("</section>", begin)]
     style = page[page.index("<style") : page.index("</style>") + len("</style>")]
+    browser = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "part.html").write_text(
-            f"<!doctype html><meta charset=utf-8>{style}<div style='width:640px'>{svg}</div>",
-            encoding="utf-8",
-        )
-        raw = Path(folder) / "raw.png"
-        browser = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
-        subprocess.run(
-            [
-                browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=680,900",
-                f"--user-data-dir={folder}/profile", f"--screenshot={raw}",
-                (Path(folder) / "part.html").as_uri(),
-            ],
-            check=True,
-            capture_output=True,
-        )  # fmt: skip
+        source, raw = Path(folder) / "part.html", Path(folder) / "raw.png"
+        source.write_text(f"<!doctype html><meta charset=utf-8>{style}{part}", encoding="utf-8")
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=860,1400"]
+        command += [f"--user-data-dir={folder}/profile", f"--screenshot={raw}", source.as_uri()]
+        subprocess.run(command, check=True, capture_output=True)
         shot = Image.open(raw).convert("RGB")
     paper = Image.new("RGB", shot.size, shot.getpixel((0, 0)))
     left, top, right, bottom = ImageChops.difference(shot, paper).getbbox() or (0, 0, *shot.size)
@@ -89,9 +79,9 @@ def main() -> None:
     for train, run_dir in ((train_images, args.images_run), (train_text, args.text_run)):
         if not run_dir.exists():
             train(args.data.resolve(), run_dir.resolve())
-    History.read(args.images_run).plot(HERE / "images_curves.svg")
-    History.read(args.text_run).plot(HERE / "text_curves.svg")
-    cut_confusion_matrix(args.images_run / "report.html", HERE / "images_confusion.png")
+    photograph(args.images_run / "report.html", "curves", HERE / "images_curves.png")
+    photograph(args.images_run / "report.html", "confusion", HERE / "images_confusion.png")
+    photograph(args.text_run / "report.html", "curves", HERE / "text_curves.png")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ the reports, taken by a Chromium on the path.
 """
 
 import argparse
+import re
 import shutil
 import subprocess
 import tempfile
@@ -45,27 +46,31 @@ def train_text(data: Path, run_dir: Path) -> None:
     text = data / "tinyshakespeare" / "input.txt"
     train_data, val_data = TextDataset(text, tokenizer="characters", sequence_length=64).split(0.1)
     model = GPT(context_length=64, num_layers=2, dim=64, heads=4)
-    settings = {"batch_size": 32, "max_steps": 120, "lr": 3e-3, "eval_every": 40}
+    settings = {"batch_size": 32, "max_steps": 120, "lr": 3e-3, "eval_every": 40, "log_every": 5}
     Trainer(model, train_data, val_data, run_dir=run_dir, **settings).fit()
 
 
-def photograph(report: Path, section: str, picture: Path) -> None:
-    """Take one section of a report as a picture of at most 64 colours."""
+def photograph(report: Path, section: str, picture: Path, num_cards: int) -> None:
+    """Take the first cards of a section of a report as a picture of at most 64 colours."""
     page = report.read_text(encoding="utf-8")
     begin = page.index(f'<section id="{section}"')
     part = page[begin : page.index("</section>", begin)]
+    cards = re.split(r'(?=<(?:figure|div) class="card)', part)[1 : num_cards + 1]
+    part = f"<div class=charts>{''.join(cards)}</div>"
     style = page[page.index("<style") : page.index("</style>") + len("</style>")]
     browser = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
     with tempfile.TemporaryDirectory() as folder:
         source, raw = Path(folder) / "part.html", Path(folder) / "raw.png"
-        source.write_text(f"<!doctype html><meta charset=utf-8>{style}{part}", encoding="utf-8")
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=860,1400"]
+        body = f"<body style='padding:16px'>{part}"
+        source.write_text(f"<!doctype html><meta charset=utf-8>{style}{body}", encoding="utf-8")
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1000,800"]
         command += [f"--user-data-dir={folder}/profile", f"--screenshot={raw}", source.as_uri()]
         subprocess.run(command, check=True, capture_output=True)
         shot = Image.open(raw).convert("RGB")
     paper = Image.new("RGB", shot.size, shot.getpixel((0, 0)))
     left, top, right, bottom = ImageChops.difference(shot, paper).getbbox() or (0, 0, *shot.size)
-    cut = shot.crop((max(0, left - 8), max(0, top - 8), right + 8, bottom + 8))
+    box = (left - 8, top - 8, right + 8, bottom + 8)
+    cut = shot.crop((max(0, box[0]), max(0, box[1]), min(shot.width, box[2]), min(800, box[3])))
     cut.quantize(64).save(picture, optimize=True)
 
 
@@ -79,9 +84,9 @@ def main() -> None:
     for train, run_dir in ((train_images, args.images_run), (train_text, args.text_run)):
         if not run_dir.exists():
             train(args.data.resolve(), run_dir.resolve())
-    photograph(args.images_run / "report.html", "curves", HERE / "images_curves.png")
-    photograph(args.images_run / "report.html", "confusion", HERE / "images_confusion.png")
-    photograph(args.text_run / "report.html", "curves", HERE / "text_curves.png")
+    photograph(args.images_run / "report.html", "curves", HERE / "images_curves.png", 2)
+    photograph(args.images_run / "report.html", "confusion", HERE / "images_confusion.png", 1)
+    photograph(args.text_run / "report.html", "curves", HERE / "text_curves.png", 2)
 
 
 if __name__ == "__main__":

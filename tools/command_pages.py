@@ -150,6 +150,7 @@ EXAMPLES = {
     "config": Example(
         ("config check trainer.epochs=5",), "[Configuration](../config.md)", DIGITS[:1], keep=30
     ),
+    "bench": Example(("bench --budget 1m",), "[Bench](../bench.md)", keep=40),
     "version": Example(("version",), "[Install](../install.md)"),
     "online": Example(
         ("online serve online.yaml --port 0 &",),

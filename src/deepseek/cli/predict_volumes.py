@@ -27,6 +27,7 @@ class VolumeOptions:
         compile: whether the model is compiled.
         batch_size: windows at a time.
         min_score: of findings of a detector.
+        scores: file of a `NoduleScorer`.
         report: a page to be written.
         model: file of the model.
         precision: that it computes in.
@@ -38,13 +39,14 @@ class VolumeOptions:
     compile: bool | None
     batch_size: int | None
     min_score: float | None
+    scores: Path | None
     report: Path | None
     model: Path
     precision: str
 
     def shown(self) -> dict[str, str]:
         """Return the settings that a report names."""
-        names = ("model", "precision", "overlap", "flips", "region", "min_score")
+        names = ("model", "precision", "overlap", "flips", "region", "min_score", "scores")
         given = {name: getattr(self, name) for name in names}
         return {name.replace("_", " "): str(value) for name, value in given.items() if value}
 
@@ -59,12 +61,14 @@ def predict_volumes(
     as_json: bool,
 ) -> None:
     """Find classes or centres in scans, and print how much of each there is."""
+    from deepseek.medical.nodule_scorer import NoduleScorer
     from deepseek.medical.scan_findings import finding_scores
     from deepseek.medical.scan_report import ScanReport
     from deepseek.medical.volume_prediction import find_scans, mean_scores, predict_scans
 
     predictor = _make_predictor(engine, options)
     spec, report = predictor.spec, None
+    scorer = None if options.scores is None else NoduleScorer.load(options.scores)
     if options.report is not None:
         _check_page(options.report)
         about = {**options.shown(), "transform": spec.transform or "none"}
@@ -72,7 +76,7 @@ def predict_volumes(
     scans, rows = find_scans(paths), []
     with _progress(len(scans)) as (on_windows, on_scan), context():
         for row in predict_scans(
-            predictor, scans, output, is_strict=is_strict, on_windows=on_windows,
+            predictor, scans, output, scorer=scorer, is_strict=is_strict, on_windows=on_windows,
             on_result=report.add if report else lambda result: None,
         ):  # fmt: skip
             on_scan()
@@ -102,7 +106,7 @@ def _make_predictor(
     from deepseek.models.volume_detector import DEFAULT_MIN_SCORE, finds_centers
 
     overlap = DEFAULT_OVERLAP if options.overlap is None else options.overlap
-    flips, batch_size = _axes(options.flips or ""), options.batch_size or 4
+    flips, batch_size = axes_of(options.flips or ""), options.batch_size or 4
     region = None if options.region is None else find_region(options.region)
     if finds_centers(engine.spec):
         return VolumeDetector(
@@ -130,7 +134,7 @@ def _check_page(path: Path) -> None:
         )
 
 
-def _axes(flips: str) -> list[int]:
+def axes_of(flips: str) -> list[int]:
     from deepseek.errors import ConfigError
 
     if not set(flips) <= set("dhw") or len(set(flips)) < len(flips):

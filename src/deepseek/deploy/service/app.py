@@ -22,7 +22,7 @@ from deepseek.deploy.service.question import (
     answer,
     aside,
     encode_texts,
-    find_mask,
+    look_at_volume,
     parse_json,
     read_samples,
     to_samples,
@@ -30,6 +30,7 @@ from deepseek.deploy.service.question import (
 from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.shelf import Shelf, Version
 from deepseek.deploy.service.spans import entities_of, find_pattern, texts_of
+from deepseek.deploy.service.volumes import SHAPE_OF_CENTERS, Mask
 from deepseek.version import __version__
 
 LOG = logging.getLogger("deepseek.service")
@@ -55,6 +56,7 @@ _BODY = {
             },
             "image/*": {"schema": {"type": "string", "format": "binary"}},
             "application/gzip": {"schema": {"type": "string", "format": "binary"}},
+            "application/zip": {"schema": {"type": "string", "format": "binary"}},
         },
     },
 }  # fmt: skip
@@ -219,12 +221,17 @@ async def _compute(request: Request, version: Version, limits: Limits) -> tuple[
 async def _segment(request: Request, version: Version, limits: Limits, mask: bool) -> Response:
     content_type = request.headers.get("content-type", "")
     body = await request.body()
+    if mask and version.finds_centers:
+        raise Refusal(422, "mask=true, and a detector has none", fix="leave it out")
     with version.used():
-        found = await find_mask(body, content_type, version, limits)
+        found = await look_at_volume(body, content_type, version, limits)
+    about = {"model": version.name, "version": version.version}
+    if not isinstance(found, Mask):
+        return JSONResponse({**about, "findings": found})
     if mask:
         name = {"Content-Disposition": 'attachment; filename="mask.nii.gz"'}
         return Response(found.content, media_type="application/gzip", headers=name)
-    return JSONResponse({"model": version.name, "version": version.version, "ml": found.ml})
+    return JSONResponse({**about, "ml": found.ml})
 
 
 async def _with_spans(
@@ -260,7 +267,7 @@ def _add_predictions(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
         """Classify a picture, a text, its words, samples, or the voxels of a volume.
 
         With `spans=tickers` each text comes with those that stand in it. Of a volume the answer is
-        the millilitres of each class, or with `mask` a `.nii.gz` file.
+        the millilitres of each class, or with `mask` a `.nii.gz` file; of a detector the findings.
         """
         if not 1 <= top_k <= MAX_TOP_K:
             raise Refusal(422, f"top_k={top_k}", fix=f"give 1 to {MAX_TOP_K}")
@@ -325,6 +332,8 @@ def _add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
         if version.takes_volumes:
             sizes = list(version.sample_shape[1:])
             outputs = {"name": "labels", "datatype": _LABELS, "shape": [-1, *sizes]}
+        if version.finds_centers:
+            outputs = {"name": "centers", "datatype": "FP32", "shape": [-1, *SHAPE_OF_CENTERS]}
         return {
             "name": version.name, "versions": shelf.list_versions()[version.name],
             "platform": "deepseek", "inputs": [inputs], "outputs": [outputs],
@@ -349,6 +358,8 @@ def _add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
             rows = await version.queue.submit(samples, limits.timeout_s)
         data = rows.ravel().tolist()
         name, kind = ("labels", _LABELS) if version.takes_volumes else ("probs", "FP32")
+        if version.finds_centers:
+            name, kind = "centers", "FP32"
         shape = [len(rows), *rows[0].shape]
         output = {"name": name, "datatype": kind, "shape": shape, "data": data}
         return JSONResponse(

@@ -135,6 +135,11 @@ def _check_page(path: Path) -> None:
 
 
 def axes_of(flips: str) -> list[int]:
+    """Return the axes that letters name: 0 for `d`, 1 for `h`, 2 for `w`.
+
+    Raises:
+        ConfigError: a letter is another one, or is there twice.
+    """
     from deepseek.errors import ConfigError
 
     if not set(flips) <= set("dhw") or len(set(flips)) < len(flips):

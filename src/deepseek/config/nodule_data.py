@@ -13,8 +13,8 @@ class NoduleDataConfig(Settings):
     format: Literal["nodules"]
     """Kind of data."""
     train: str = Field(min_length=1)
-    """Path of the cubes: a `.npz` file, or its folder; or of scans to cut them from: a folder in the
-    layout of LUNA16, or of DICOM series or volumes with `annotations.csv`."""
+    """Path of the cubes: a `.npz` file, or its folder; or of scans that they are cut from: a folder
+    in the layout of LUNA16, or of DICOM series or volumes with `annotations.csv`."""
     targets: Literal["centers", "masks"] = "centers"
     """What is learnt: where nodules are and how large, or their outlines."""
     fold: Whole | None = Field(default=0, ge=0)

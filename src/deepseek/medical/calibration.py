@@ -108,8 +108,8 @@ def calibration_section(found: VoxelCalibration, class_names: Sequence[str]) -> 
         return Section("calibration", "Calibration of voxels", "")
     head = ("Class", "Voxels", "Expected error", "Largest error")
     note = (
-        "Is a voxel that is given a class with probability p of it in a share p of the cases? Voxels"
-        f" with a probability of {percent(found.least)} and more."
+        "Is a voxel that is given a class with probability p of it in a share p of the cases?"
+        f" Voxels with a probability of {percent(found.least)} and more."
     )
     body = card(
         "Each class",

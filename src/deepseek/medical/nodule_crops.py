@@ -1,4 +1,4 @@
-"""A cube of a scan around a nodule, at 1 mm: its place, its shades, and what of it is the nodule."""
+"""A cube of a scan around a nodule, at 1 mm: its place, its shades, and which voxels are it."""
 
 import numpy as np
 

@@ -1,8 +1,8 @@
 """Cubes of nodules cut from whole scans, once: what a detector is trained on, from LUNA16 or DICOM.
 
-Around each finding a cube is resampled; its mask is what is labelled near the finding, else a ball of
-its diameter. Cubes of candidates that are no findings (`class` 0 of LUNA16's `candidates_v2.csv`)
-show no nodule. A cube that another finding reaches into is left out: it could not say which of
+Around each finding a cube is resampled; its mask is what is labelled near the finding, else a ball
+of its diameter. Cubes of candidates that are no findings (`class` 0 of `candidates_v2.csv`) show no
+nodule. A cube that another finding reaches into is left out: it could not say which of
 them is meant. Setio et al. 2017, arXiv 1612.08012, for the files.
 """
 

@@ -72,7 +72,7 @@ class NoduleScorer:
             num_folds: parts of the patients, each left out once.
 
         Raises:
-            ConfigError: a score is not known, or the cubes are not at 1 mm or have too few patients.
+            ConfigError: a score is not known, or the cubes are not at 1 mm or of too few patients.
             DataError: the cubes have no such score, or of fewer than two nodules.
         """
         for name in names:
@@ -211,4 +211,4 @@ def _left_out(features: np.ndarray, cubes: NoduleCubes, num_folds: int) -> Inter
     labels = np.where(np.isnan(said), np.nan, malignancy_labels(cubes.scores))
     if not {0.0, 1.0} <= set(labels[~np.isnan(labels)].tolist()):
         return None
-    return auc_interval(said, labels, cubes.patients)
+    return auc_interval(said, labels, cubes.patients.tolist())

@@ -66,7 +66,7 @@ def test_a_page_has_the_errors_of_each_class_but_the_first():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(DataError, match=r"probabilities \(2, 3, 3, 3\) and labels \(3, 3, 3\)"):
         VoxelCalibration(3).update(np.zeros((2, 3, 3, 3)), np.zeros((3, 3, 3)))
-    with pytest.raises(DataError, match="not in 0..1"):
+    with pytest.raises(DataError, match=r"not in 0\.\.1"):
         VoxelCalibration(1).update(np.full((1, 3, 3, 3), 2.0), np.zeros((3, 3, 3)))
     with pytest.raises(ConfigError, match="least=1"):
         VoxelCalibration(1, least=1)

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.install-stamp
 
-.PHONY: install demo test test-long check format docs bench clean
+.PHONY: install demo test test-long check format docs docs-links bench audit clean
 
 install: $(STAMP)
 
@@ -40,8 +40,13 @@ docs: install
 	$(BIN)/python -m sphinx -W -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
+docs-links: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/links
+
 bench: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python benchmarks/coming_from.py
 	$(BIN)/python benchmarks/loop_overhead.py
 	$(BIN)/python benchmarks/checkpoint_overhead.py
 	$(BIN)/python benchmarks/logger_overhead.py
@@ -50,5 +55,14 @@ bench: install
 	$(BIN)/python benchmarks/train_images.py
 	$(BIN)/python benchmarks/parallel.py
 
+# Known vulnerabilities and licences of what is installed in .venv; the tools are in an environment
+# of their own. Needs the network.
+AUDIT := .venv-audit
+audit: install
+	test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit pip-licenses
+	$(AUDIT)/bin/pip-licenses --python=$(BIN)/python --order=license --format=markdown
+	$(AUDIT)/bin/pip-audit --strict --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
 clean:
-	rm -rf $(VENV) build dist docs/_build runs demo
+	rm -rf $(VENV) $(AUDIT) build dist docs/_build runs demo

@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", help="where checkpoints are written; the temporary folder")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     args = parser.parse_args()
     found: dict[str, list[float]] = {mode: [] for mode in MODES}
     state = 0.0

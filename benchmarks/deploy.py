@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--budget", default="4m", help="of each search")
     parser.add_argument("--seconds", type=float, default=4.0, help="of timing a batch size")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     records = []

@@ -14,7 +14,7 @@ import torch
 from deepseek.datasets import TextDataset
 from deepseek.finance.datasets import read_phrasebank
 from deepseek.trainer import Callback, Trainer
-from finance_phrasebank import minilm, minilm_folder
+from finance_models import as_data, minilm, minilm_folder
 
 BATCH_SIZE, ROUNDS = 32, 3
 HAS_BF16 = torch.cuda.is_available() or torch.cpu.get_capabilities().get("avx512_bf16", False)
@@ -77,13 +77,8 @@ def theirs(data: TextDataset, args: argparse.Namespace) -> float:
 
 def run(args: argparse.Namespace) -> list[dict]:
     """Return a row for each trainer."""
-    args.output.mkdir(parents=True, exist_ok=True)
     sentences = read_phrasebank(args.data / "financial_phrasebank", "All")
-    data = TextDataset(
-        sentences.save(args.output / "phrasebank_All.jsonl"), "sequence_classification",
-        tokenizer=str(minilm_folder()), sequence_length=128, class_names=sentences.class_names,
-        cache=args.output / "tokens",
-    )  # fmt: skip
+    data = as_data(args, sentences, str(minilm_folder()), "speed")
     num_tokens = int(data.lengths.sum()) * (1 - BATCH_SIZE / len(data))
     seconds: dict[str, list[float]] = {"deepseek": [], "transformers": []}
     for turn in range(ROUNDS):

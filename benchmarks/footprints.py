@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=[*list_models(own_only=True), *TIMM])
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     args = parser.parse_args()
     records, skipped = [], []
     for name in args.models:

@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--graph", default="dynamic")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     args = parser.parse_args()
     with silenced(), tempfile.TemporaryDirectory() as folder:
         tokenizer = train_tokenizer(read_texts(args.text), "bpe", vocab_size=8192)

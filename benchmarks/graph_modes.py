@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="steps of a repetition")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     args = parser.parse_args()
     records = [record for name in MODELS for record in measure(name, args)]
     header = ("model", "precision", "graph", "step, ms", "x dynamic", "x fp32", "compiled in, s")

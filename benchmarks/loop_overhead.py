@@ -334,7 +334,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="interleaved repetitions")
     parser.add_argument("--target-ms", type=float, default=5.0, help="bare step of the MLP")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     records = compare("Linear(8, 8)", make_linear, 8, args.tiny_steps, args.repeats)

@@ -6,9 +6,13 @@ import io
 import json
 import logging
 import platform
+import shlex
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from statistics import median, quantiles
 
 import torch
@@ -22,12 +26,15 @@ def machine() -> dict[str, object]:
         capabilities = torch.cpu.get_capabilities()
         chip = capabilities.get("cpu_name") or _cpu_model() or platform.machine()
     packages = ("torch", "lightning", "accelerate", "transformers", "timm")
-    return {
+    found: dict[str, object] = {
         "chip": chip,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{package: version(package) for package in packages},
     }
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _cpu_model() -> str | None:
@@ -68,13 +75,47 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def report(args: argparse.Namespace, records: list[dict], table: str, notes: str) -> None:
-    """Print the table with machine and notes, or everything as JSON."""
+    """Print the table with machine and notes, or everything as JSON, or write that to a file.
+
+    `--json` prints JSON; `--json FILE` writes what `tools/benchmarks_page.py` makes a page of, and
+    prints the table as well.
+    """
     if args.json:
-        settings = {name: value for name, value in vars(args).items() if name != "json"}
-        body = {"machine": machine(), "settings": settings, "records": records, "notes": notes}
-        print(json.dumps(body, indent=1))
-        return
+        found = _as_json(args, records, table, notes)
+        # where data lie on a machine is nobody's business
+        body = json.dumps(found, indent=1, ensure_ascii=False, default=lambda path: path.name)
+        if args.json == "-":
+            print(body)
+            return
+        Path(args.json).write_text(body + "\n", encoding="utf-8")
     print(f"{table}\n\n{notes}\nMachine: {machine_line()}.")
+
+
+def _as_json(args: argparse.Namespace, records: list[dict], table: str, notes: str) -> dict:
+    main = sys.modules["__main__"]
+    program = Path(sys.argv[0]).stem
+    words = [
+        Path(word).name if Path(word).is_absolute() else word
+        for at, word in enumerate(sys.argv[1:])
+        if not _is_json(sys.argv[1:], at)
+    ]
+    return {
+        "title": (main.__doc__ or program).strip().splitlines()[0].rstrip("."),
+        "benchmark": program,
+        "command": shlex.join(["python", f"benchmarks/{program}.py", *words]),
+        "machine": machine(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "settings": {name: value for name, value in vars(args).items() if name != "json"},
+        "notes": notes,
+        "table": table,
+        "records": records,
+    }
+
+
+def _is_json(words: Sequence[str], at: int) -> bool:
+    """Whether a word of the command is `--json`, or its file."""
+    is_value = at > 0 and words[at - 1] == "--json" and not words[at].startswith("--")
+    return words[at].split("=")[0] == "--json" or is_value
 
 
 @contextlib.contextmanager

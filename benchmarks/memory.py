@@ -252,7 +252,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="compiled baseline, and policies")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     args = parser.parse_args()
     if args.device == "cpu":
         torch.set_num_threads(1)

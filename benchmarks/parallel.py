@@ -30,7 +30,7 @@ from statistics import median
 
 import torch
 
-from measure import machine, machine_line, markdown_table, spread
+from measure import markdown_table, report, spread
 from parallel_loops import LOOPS, Setup
 
 WORKER = Path(__file__).with_name("parallel_loops.py")
@@ -273,7 +273,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=128, help="tokens of a sample")
     parser.add_argument("--vocabulary", type=int, default=256)
     parser.add_argument("--show-logs", action="store_true", help="print the log of what failed")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything there, too")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda, and there is no GPU")
@@ -303,11 +303,7 @@ def main() -> None:
         "CPU ms", "ours takes less by", "loss",
     ]  # fmt: skip
     notes = describe(args, records)
-    print(f"{markdown_table(header, rows)}\n\n{notes}\nMachine: {machine_line()}.")
-    if args.json is not None:
-        settings = {name: str(value) for name, value in vars(args).items()}
-        body = {"machine": machine(), "settings": settings, "records": records, "notes": notes}
-        args.json.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    report(args, records, markdown_table(header, rows), notes)
     different = [r["contestant"] for r in records if not r.get("trains_the_same", True)]
     if different:
         sys.exit(f"error: not the same training: {', '.join(different)}")

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=10_000)
     parser.add_argument("--texts", type=int, default=4_846, help="half of them to train with")
     parser.add_argument("--epochs", type=int, default=2, help="of MiniLM")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     args = parser.parse_args()
     rows = []
     for name in args.only:

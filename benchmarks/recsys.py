@@ -11,8 +11,9 @@ on the same draws.
 - lift: MovieLens-100K in the order of time; the second half in slates of ten events of a user.
   Everything is scored by what was before the first event of the slate. `popularity` is the share
   of likes of a film so far; `frozen` a model of the first half whose counters stand still; `live`
-  the same weights with counters that move; `online` is trained on each day of slates after it was
-  scored.
+  the same weights with counters that move; `nightly` is trained anew before each day, on all slates
+  before it and with the counters of that night; `online` is trained on each day of slates after it
+  was scored.
 
     python benchmarks/recsys.py --data ../shared/data --movielens FOLDER --only crossing
 """
@@ -317,7 +318,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(parts), default=list(parts))
     parser.add_argument("--tables", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--seeds", type=int, default=3, help="models whose mean is taken")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     args = parser.parse_args()
     records = [record for part in args.only for record in parts[part](args)]
     columns = ["auc", "auc_lead", "log_loss", "ctr@1", "over_random", "over_popularity", "ndcg@10"]

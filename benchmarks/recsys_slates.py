@@ -49,6 +49,7 @@ class Stream:
         halves = [cut_slates(users[:HALF], SIZE), cut_slates(users[HALF:], SIZE) + HALF]
         self.slates = np.concatenate(halves)
         self.first = {int(slate[0]): slate for slate in self.slates}
+        self.day = (self.time // DAY_S).astype(np.int64)
 
     def event(self, row: int, time: float | None = None) -> dict:
         """Return an event, at its own time or another."""
@@ -61,14 +62,22 @@ class Stream:
         return self.slates[(self.slates[:, 0] >= start) & (self.slates[:, 0] < stop)]
 
 
-def counters(stream: Stream, freeze_at: int | None = None) -> dict[str, np.ndarray]:
-    """Return the counters of each event as they stood before the first event of its slate."""
+def counters(
+    stream: Stream, freeze_at: int | None = None, *, nightly: bool = False
+) -> dict[str, np.ndarray]:
+    """Return the counters of each event as they stood before the first event of its slate.
+
+    `nightly`: as they stood when its day began.
+    """
     crosses = RealTimeCrosses(KEYS, windows=["all"], prior=0.55, smoothing=5)
     found = {name: np.zeros(len(stream.time), np.float32) for name in crosses.feature_names}
     waiting: list[dict] = []
+    taken = stream.day[0]
     for row in range(len(stream.time)):
         if row in stream.first:
-            if waiting:
+            is_due = not nightly or row == 0 or stream.day[row] > taken
+            if waiting and is_due:
+                taken = stream.day[row]
                 crosses.update(waiting)
                 waiting = []
             slate = stream.first[row]
@@ -98,22 +107,34 @@ def residuals(stream: Stream) -> np.ndarray:
 
 
 def affinity(
-    stream: Stream, values: np.ndarray, strength: float, freeze_at: int | None = None
+    stream: Stream,
+    values: np.ndarray,
+    strength: float,
+    freeze_at: int | None = None,
+    *,
+    nightly: bool = False,
 ) -> np.ndarray:
-    """Return what EASE says of each event, by what its user did before the slate."""
+    """Return what EASE says of each event, by what its user did before the slate.
+
+    `nightly`: before the day of it.
+    """
     num_items = int(stream.item.max()) + 1
     met = np.zeros((int(stream.user.max()) + 1, num_items), np.float32)
-    model, found = None, np.zeros(len(stream.time), np.float32)
+    model, found, taken = None, np.zeros(len(stream.time), np.float32), 0
     for row in range(len(stream.time)):
         is_open = freeze_at is None or row <= freeze_at
+        if nightly and row and stream.day[row] > stream.day[row - 1]:
+            met[stream.user[taken:row], stream.item[taken:row]] = values[taken:row]
+            taken = row
         if row and row % REFIT == REFIT // 2 and is_open:
+            end = taken if nightly else row
             model = EASE(strength).fit(
-                stream.user[:row], stream.item[:row], num_items, values[:row]
+                stream.user[:end], stream.item[:end], num_items, values[:end]
             )
         if model is not None and row in stream.first:
             slate = stream.first[row]
             found[slate] = met[stream.user[row]] @ model.weights[:, stream.item[slate]]
-        if is_open:
+        if is_open and not nightly:
             met[stream.user[row], stream.item[row]] = values[row]
     return found
 
@@ -168,6 +189,21 @@ def online_scores(model: ModelEngine, data: InteractionDataset, days: np.ndarray
     return np.concatenate(found)
 
 
+def nightly_scores(stream: Stream, numbers: Mapping, slates: np.ndarray) -> np.ndarray:
+    """Return scores of slates by a model that is trained anew before each day, on all before it."""
+    data = table_of(stream, numbers, stream.between(TRAIN_FROM, HALF))
+    found = np.zeros(slates.shape, np.float32)
+    days = stream.day[slates[:, 0]]
+    for day in np.unique(days):
+        start = int(np.searchsorted(stream.day, day))
+        before = stream.between(TRAIN_FROM, start)
+        before = before[before.max(1) < start]  # a slate may end on a later day
+        model = fit(table_of(stream, numbers, before, data.features), 0)
+        given = table_of(stream, numbers, slates[days == day], data.features)
+        found[days == day] = scores_of(model, given)
+    return found
+
+
 def choose_strength(stream: Stream, counted: Mapping, values: np.ndarray, seed: int) -> tuple:
     """Return the strength that is best on the slates before the second half, and its numbers."""
     best = (-1.0, 0.0, {})
@@ -200,8 +236,12 @@ def measure_lift(args: argparse.Namespace) -> list[dict]:
         "frozen": scores_of(model, table_of(stream, frozen, slates, data.features)),
         "live": scores_of(model, on_live),
     }
-    days = (stream.time[slates[:, 0]] // DAY_S).astype(np.int64)
-    scores["online"] = online_scores(model, on_live, days)
+    by_night = {
+        **counters(stream, nightly=True),
+        "affinity": affinity(stream, values, strength, nightly=True),
+    }
+    scores["nightly"] = nightly_scores(stream, by_night, slates)
+    scores["online"] = online_scores(model, on_live, stream.day[slates[:, 0]])
     replay = replay_slates(scores, stream.click[slates], stream.users[slates[:, 0]])
     records = []
     for name in ("random", *scores):

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--cpu-time", action="store_true", help="seconds of the processor: on a shared machine"
     )
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = [*rates(args), *quality(args)]

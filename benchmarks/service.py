@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of the model")
     parser.add_argument("--dim", type=int, default=192, help="width of the model")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     args = parser.parse_args()
     names = ["deepseek", "deepseek, one by one"]
     if importlib.util.find_spec("litserve") is not None:

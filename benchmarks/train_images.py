@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--warm-steps", type=int, default=1, help="steps before them")
     parser.add_argument("--repeats", type=int, default=2, help="interleaved trials")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     args = parser.parse_args()
     if args.warm_steps < 1 or args.steps < 1:
         parser.error("--warm-steps and --steps count from 1")

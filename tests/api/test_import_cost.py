@@ -27,7 +27,9 @@ LIGHT = [
     "deepseek.config",
     "deepseek.cli.main",
     "deepseek.doctor",
+    "deepseek.bench",
     "deepseek.planner",
+    "deepseek.reproduce",
     "deepseek.launch.supervisor",
     "deepseek.launch.manifest_rules",
 ]

@@ -7,6 +7,16 @@ import pytest
 
 PUBLIC = {
     "deepseek": ["DataLoader", "ModelEngine", "Optimizer", "Trainer", "__version__"],
+    "deepseek.bench": ["BenchResult", "Rate", "TrainingRate", "bench_machine", "write_page"],
+    "deepseek.reproduce": [
+        "Figure",
+        "Outcome",
+        "Paper",
+        "Reproduction",
+        "find_paper",
+        "read_papers",
+        "reproduce",
+    ],
     "deepseek.config": [
         "ConfigFileError",
         "DataConfig",

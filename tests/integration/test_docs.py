@@ -10,6 +10,7 @@ may stand
 """
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -37,9 +38,12 @@ from deepseek.config import (
 )
 from deepseek.config.parallel import ParallelConfig
 from deepseek.errors import DeepSeekError
+from deepseek.models.zoo import ARCHITECTURES
+from deepseek.trainer import LOGGERS, RUN_OUTPUTS
 
 ROOT = Path(__file__).parents[2]
-DOCS = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "tutorials").glob("*.md")])
+DATA = Path(os.environ.get("DEEPSEEK_TEST_DATA", ROOT.parent / "shared" / "data"))
+DOCS = sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)
 README, CHINESE_README = ROOT / "README.md", ROOT / "README.zh-CN.md"
 PAGES = [
     README,
@@ -50,7 +54,8 @@ PAGES = [
     *DOCS,
 ]
 BLOCK = re.compile(
-    r"(?:^<!-- (?P<mark>[^\n]+?) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.M | re.S
+    r"(?:^<!-- (?P<mark>[^\n]+?) -->\n)?^```(?P<language>\S*)[^\n]*\n(?P<body>.*?)^```$",
+    re.M | re.S,
 )
 
 
@@ -61,6 +66,8 @@ def in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPSEEK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data_home"))
     handler = signal.getsignal(signal.SIGTERM)
+    for registry in (ARCHITECTURES, LOGGERS, RUN_OUTPUTS):  # what a page adds goes with it
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     yield
     signal.signal(signal.SIGTERM, handler)
     shutil.rmtree(tmp_path / "runs", ignore_errors=True)  # pytest keeps the folders of three runs
@@ -123,6 +130,29 @@ def run_page(page, capsys, short=False):
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.relative_to(ROOT / "docs").as_posix())
 def test_blocks_of_a_page_run_in_their_order(page, capsys):
     run_page(page, capsys)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("page", ["tutorials/images.md", "zh/images.md"])
+def test_tutorials_on_pictures_run_on_photographs(page, tmp_path, capsys):
+    if not (DATA / "flowers5").exists():
+        pytest.skip(f"no photographs at {DATA}; set DEEPSEEK_TEST_DATA")
+    for kind in (path for path in (DATA / "flowers5").iterdir() if path.is_dir()):
+        (tmp_path / "flowers" / kind.name).mkdir(parents=True)
+        for photograph in sorted(kind.iterdir())[:20]:
+            (tmp_path / "flowers" / kind.name / photograph.name).symlink_to(photograph.resolve())
+    run_page(ROOT / "docs" / page, capsys)
+
+
+def test_every_picture_of_a_page_is_there_and_small():
+    pictures = [
+        page.parent / name
+        for page in PAGES
+        for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+        if not name.startswith("https://")
+    ]
+    assert pictures
+    assert all(picture.stat().st_size <= 60 * 1024 for picture in pictures)
 
 
 def test_blocks_of_the_readme_run_in_few_epochs(capsys):

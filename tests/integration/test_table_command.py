@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from deepseek.cli.main import run
 from deepseek.config import load_config
 from deepseek.datasets import read_features
+from deepseek.models import ModelEngine
+from deepseek.recsys import Scorer
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples" / "recsys").glob("*.yaml"))
@@ -83,3 +86,79 @@ def test_mistakes_in_the_configuration_are_named(clicks, capsys):
     Path("features.yaml").write_text("sparze: {user: {}}\n")
     assert run(["train", "a.yaml"]) == 2
     assert "sparse" in capsys.readouterr().err
+
+
+def test_rows_are_predicted_printed_and_written(clicks, capsys):
+    Path("features.yaml").write_text("sparse: {user: {}, item: {}}\nlabel: {click: {}}\n")
+    assert run(["train", "a.yaml", "trainer.epochs=1"]) == 0
+    model = "runs/clicks-1/model.bin"
+    Path("new.csv").write_text("item,user\ni1,u0\ni2,u0\n")
+    capsys.readouterr()
+    assert run(["predict", model, "new.csv", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    wanted = Scorer(ModelEngine.load(model))([{"user": "u0", "item": f"i{n}"} for n in (1, 2)])
+    assert [row["index"] for row in rows] == [0, 1]
+    assert [row["click_prob"] for row in rows] == pytest.approx(wanted["click"].tolist())
+    assert run(["predict", model, "new.csv"]) == 0
+    assert capsys.readouterr().out.startswith("0         click_prob 0.")
+    for name in ("out.parquet", "out.csv"):
+        assert run(["predict", model, "new.csv", "new.csv", "--output", name]) == 0
+    assert pq.read_table("out.parquet").column("click_prob").to_pylist() == pytest.approx(
+        [row["click_prob"] for row in rows] * 2
+    )
+    assert run(["predict", model, "clicks.csv", "--text", "x"]) == 2
+    Path("lacks.csv").write_text("item\ni1\n")
+    assert run(["predict", model, "lacks.csv"]) == 3
+    assert "'user' is missing" in capsys.readouterr().err
+
+
+def test_a_row_that_cannot_be_read_has_an_error_and_the_others_are_scored(capsys):
+    lines = [f"{n % 7},{n % 2}" for n in range(100)]
+    Path("clicks.csv").write_text("\n".join(["price,click", *lines]))
+    Path("a.yaml").write_text(CLICKS.replace("time_column: time", "").replace("0.25", "null"))
+    Path("features.yaml").write_text("dense: {price: {}}\nlabel: {click: {}}\n")
+    assert run(["train", "a.yaml", "trainer.epochs=1"]) == 0
+    Path("new.csv").write_text("price\n1\ndear\n3\n")
+    capsys.readouterr()
+    told = ["predict", "runs/clicks-1/model.bin", "new.csv"]
+    assert run([*told, "--json"]) == 3
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["error"] is None for row in rows] == [True, False, True]
+    assert "price='dear'" in rows[1]["error"]
+    assert run([*told, "--strict"]) == 3
+    assert "price='dear'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("values", "told", "wanted"),
+    [
+        (("0", "1"), [], {"positive": None, "kind": "binary"}),
+        (("no", "no", "yes"), [], {"positive": ("yes",)}),
+        (("1.5", "2.5", "4"), [], {"kind": "number"}),
+    ],
+)
+def test_settings_are_made_from_a_table_and_train(values, told, wanted, capsys):
+    lines = [f"u{n % 5},{n},{values[n % len(values)]}" for n in range(80)]
+    Path("own.csv").write_text("\n".join(["user,time,bought", *lines]))
+    assert run(["init", "table", "--data", "own.csv"]) == 2
+    assert "--label NAME" in capsys.readouterr().err
+    told = ["init", "table", "--data", "own.csv", "--label", "bought"]
+    assert run(told) == 0
+    label = read_features("model_config_features.yaml").label["bought"]
+    assert {name: getattr(label, name) for name in wanted} == wanted
+    config = load_config("model_config.yaml")
+    assert (config.data.format, config.data.time_column) == ("table", "time")
+    assert run(["train", "model_config.yaml", "trainer.epochs=1"]) == 0
+    assert Path("runs/table-1/model.bin").is_file()
+    assert run(told) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert run([*told, "--force"]) == 0
+
+
+def test_a_label_that_is_not_learnt_is_refused(capsys):
+    Path("own.csv").write_text("user,label\n" + "\n".join(f"u{n % 3},v{n % 3}" for n in range(9)))
+    assert run(["init", "table", "--data", "own.csv"]) == 2
+    assert "the label label has 3 values, such as v0, v1, v2" in capsys.readouterr().err
+    assert not Path("model_config_features.yaml").exists()
+    assert run(["init", "images", "--data", ".", "--label", "x"]) == 2
+    assert "--label=x would be ignored" in capsys.readouterr().err

@@ -7,17 +7,16 @@ from typing import Annotated
 
 import typer
 
+from deepseek.cli.model_options import AsJson, Device, ModelFile, Settings
+
 
 def calibrate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.bin", help="Model file of a run.")],
+    model: ModelFile,
     output: Annotated[Path, typer.Argument(metavar="OUT.bin", help="Model file to write.")],
     data: Annotated[str, typer.Option(help="Labelled data that were not trained on.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="How text is read: label_column=sentiment."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: an accelerator.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    settings: Settings = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Divide the logits of a classifier by the temperature that fits labelled data best."""
     from deepseek.cli.build_run import build_evaluation_data

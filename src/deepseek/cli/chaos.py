@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from deepseek.cli.model_options import AsJson
 from deepseek.cli.train import split_arguments
 
 
@@ -25,7 +26,7 @@ def chaos(
         str | None, typer.Option(metavar="NAME,...", help="Only these kinds of faults.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all random moments and places.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Inject faults into short runs of a configuration, and say what they came to."""
     path, overrides = split_arguments(arguments or [])

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from deepseek.cli.model_options import AsJson
+
 app = typer.Typer(no_args_is_help=True, help="Check a configuration; print its schema.")
 
 
@@ -29,7 +31,7 @@ def check(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look for mistakes in a configuration, model arguments included; start nothing."""
     from deepseek.cli.model_args import check_args

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deepseek.cli.model_options import AsJson
 from deepseek.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def doctor(
         Path | None,
         typer.Option(help="SVG file to draw --bandwidth into.", metavar="FILE.svg"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what is wrong with this machine for training, and how to mend it.
 

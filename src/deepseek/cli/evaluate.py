@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deepseek.cli.model_options import AnyModel, AsJson, Device, Precision, Settings, Threads, Trust
 from deepseek.whole_file import replacing
 
 if TYPE_CHECKING:
@@ -13,17 +14,9 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Model file of a run, or file of a runtime.")
-    ],
+    model: AnyModel,
     data: Annotated[str, typer.Option(help="Labelled data: pictures or text, as in training.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...",
-            help="How text is read: label_column=sentiment; of several tasks, which: task=NAME.",
-        ),
-    ] = None,
+    settings: Settings = None,
     output: Annotated[
         Path | None, typer.Option(help="Write model, data and metrics to this .json file.")
     ] = None,
@@ -32,15 +25,11 @@ def evaluate(
         typer.Option(help="Write a row per sample to this .parquet, .jsonl or .csv file."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 32,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: an accelerator.")] = "auto",
-    precision: Annotated[
-        str, typer.Option(help="Of model files: fp32, bf16, fp16; auto: what the chip has.")
-    ] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of a batch on the CPU.")] = None,
-    trust: Annotated[
-        str | None, typer.Option(metavar="SHA256", help="Of a file that can run code, and may.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    threads: Threads = None,
+    trust: Trust = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a model on labelled data."""
     from deepseek.cli.build_run import build_evaluation_data

@@ -6,21 +6,20 @@ from typing import Annotated
 
 import typer
 
+from deepseek.cli.model_options import AsJson, Device, ModelFile, Settings
+
 
 def explain(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.bin", help="Model file of a run.")],
+    model: ModelFile,
     data: Annotated[str, typer.Option(help="Labelled data that were not trained on.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="How text is read: label_column=sentiment."),
-    ] = None,
+    settings: Settings = None,
     output: Annotated[Path, typer.Option(help="The .html file to write.")] = Path("mistakes.html"),
     shown: Annotated[int, typer.Option(min=0, help="Mistakes on the page.")] = 20,
     steps: Annotated[
         int, typer.Option(min=0, help="Of integrated gradients; 0: words are not coloured.")
     ] = 32,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: an accelerator.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Show where a classifier is wrong, how sure it is, and which words made it so."""
     from deepseek.cli.build_run import build_evaluation_data

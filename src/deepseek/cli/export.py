@@ -6,19 +6,18 @@ from typing import Annotated
 
 import typer
 
+from deepseek.cli.model_options import AsJson, ModelFile, Settings
+
 
 def export(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.bin", help="Model file of a run.")],
+    model: ModelFile,
     out: Annotated[
         Path,
         typer.Argument(
             metavar="OUT", help="File to write: .pt2, .aoti.pt2, .onnx, .xml (OpenVINO) or .pte."
         ),
     ],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="How text is read: label_column=sentiment."),
-    ] = None,
+    settings: Settings = None,
     format: Annotated[
         str | None,
         typer.Option(help="pt2, aoti, onnx, openvino or executorch; else what OUT ends with."),
@@ -34,7 +33,7 @@ def export(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of one batch, when the file is opened.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a model for another runtime, and compare what it computes."""
     from deepseek.cli.build_run import build_evaluation_data

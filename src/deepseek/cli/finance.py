@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deepseek.cli.model_options import AsJson
+
 if TYPE_CHECKING:
     from deepseek.finance import Adaptation
 
@@ -15,7 +17,6 @@ Output = Annotated[Path, typer.Argument(metavar="OUT", help="Folder for what is 
 Corpus = Annotated[str, typer.Option(help="Text: a file, a folder or a pattern.")]
 Column = Annotated[str, typer.Option(help="Column with the text, of tables.")]
 Encoding = Annotated[str, typer.Option(help="Of text files and CSV.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("grow-vocabulary")

@@ -1,27 +1,33 @@
 """`deepseek init`: write a configuration to start from."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 TEMPLATES = ("digits", "images", "text", "sentences")
-VOLUMES = "volumes"
+VOLUMES, TABLE = "volumes", "table"
 
 
 def init(
-    template: Annotated[str, typer.Argument(help="digits, images, text, sentences or volumes.")],
+    template: Annotated[
+        str, typer.Argument(help="digits, images, text, sentences, table or volumes.")
+    ],
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Your data: a folder with one folder per class, a file of text, or a folder with"
-            " images/ and labels/."
+            help="Your data: a folder with one folder per class, a file of text, a table, or a"
+            " folder with images/ and labels/."
         ),
     ] = None,
     memory: Annotated[
         str | None,
         typer.Option(help="Of volumes: memory to keep to, 8GiB; by default what there is."),
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Of a table: a column to learn; may be repeated.")
     ] = None,
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("model_config.yaml"),
     force: Annotated[bool, typer.Option(help="Replace the file if it is there.")] = False,
@@ -29,13 +35,13 @@ def init(
     """Write a configuration to start from, and its JSON schema for editors."""
     from deepseek.config import json_schema
 
-    text = filled_template(template, data, output, memory)
     if output.exists() and not force:
         from deepseek.errors import ConfigError
 
         raise ConfigError(
             f"{output} is there already", fix="give another --output, or --force to replace it"
         )
+    text = filled_template(template, data, output, memory, label or (), force)
     schema = output.with_suffix(".schema.json")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
@@ -47,7 +53,12 @@ def init(
 
 
 def filled_template(
-    template: str, data: Path | None, output: Path, memory: str | None = None
+    template: str,
+    data: Path | None,
+    output: Path,
+    memory: str | None = None,
+    labels: Sequence[str] = (),
+    replaces: bool = False,
 ) -> str:
     """Return the text of a template with its names filled in.
 
@@ -59,12 +70,17 @@ def filled_template(
     from deepseek.errors import ConfigError
     from deepseek.registry import did_you_mean
 
-    known = (*TEMPLATES, VOLUMES)
+    known = (*TEMPLATES, TABLE, VOLUMES)
     if template not in known:
         raise ConfigError(f"unknown template {template!r}", fix=did_you_mean(template, known))
     if memory is not None and template != VOLUMES:
         raise ConfigError(
             f"--memory={memory} would be ignored: the template {template} does not depend on it",
+            fix="leave it away",
+        )
+    if labels and template != TABLE:
+        raise ConfigError(
+            f"--label={labels[0]} would be ignored: the template {template} is of no table",
             fix="leave it away",
         )
     text = (files("deepseek.config") / "templates" / f"{template}.yaml").read_text("utf-8")
@@ -88,6 +104,12 @@ def filled_template(
 
         text, chosen = fill_volumes(text, data, memory)
         print(f"{chosen.fingerprint.describe()}\n\n{chosen.describe()}\n")
+    if template == TABLE and data is not None:
+        from deepseek.cli.init_tables import fill_table
+
+        features = output.with_name(f"{output.stem}_features.yaml")
+        text = fill_table(text, data, features, labels, replaces=replaces)
+        print(f"wrote {features}: what the columns mean")
     # JSON's form of a text is YAML's too, whatever is in it; the name alone where that is safe.
     path = str(data)
     plain = path.replace("/", "").replace("_", "").replace("-", "").replace(".", "").isalnum()

@@ -22,7 +22,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     "kubernetes": (
         *("kind", "image", "namespace", "memory", "shm_size", "user"),
         *("runs_claim", "runs_size", "data_claim", "egress"),
-        *("replicas", "token_secret", "ingress"),
+        *("replicas", "token_secret", "log_secret", "ingress"),
     ),
 }
 """Options that mean something in one place alone."""
@@ -181,6 +181,13 @@ def launch(
             help="Secret whose key `tokens` holds the file of hashes.", rich_help_panel=SERVICE
         ),
     ] = None,
+    log_secret: Annotated[
+        str | None,
+        typer.Option(
+            help="Secret whose key `url` is the address of Redis, of `online serve`.",
+            rich_help_panel=SERVICE,
+        ),
+    ] = None,
     ingress: Annotated[
         list[str] | None,
         typer.Option(
@@ -199,6 +206,11 @@ def launch(
         from deepseek.cli.launch_service import launch_service
 
         launch_service(options, _given(context))
+        return
+    if on == "kubernetes" and words[:2] == ("online", "serve") and not module:
+        from deepseek.cli.launch_online import launch_online
+
+        launch_online(options, _given(context))
         return
     _refuse_options_of_services(_given(context))
     job = _job(options)
@@ -337,7 +349,7 @@ def _given(context: typer.Context) -> set[str]:
 def _refuse_options_of_services(given: set[str]) -> None:
     from deepseek.errors import ConfigError
 
-    for name in sorted(given & {"replicas", "token_secret", "ingress"}):
+    for name in sorted(given & {"replicas", "token_secret", "log_secret", "ingress"}):
         raise ConfigError(
             f"--{name.replace('_', '-')} is for `serve` on kubernetes", fix="leave it away"
         )

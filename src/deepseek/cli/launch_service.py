@@ -9,6 +9,7 @@ MEANINGLESS = {
     "kind": "a service is a Deployment",
     "runs_claim": "a service writes nothing",
     "runs_size": "a service writes nothing",
+    "log_secret": "it is of `online serve`",
     "shm_size": "a service has no loader workers",
     "max_restarts": "Kubernetes starts pods again",
     "supervise": "there are no hosts that meet",

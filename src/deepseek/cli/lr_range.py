@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from deepseek.cli.model_options import AsJson
 from deepseek.cli.train import split_arguments
 
 
@@ -23,7 +24,7 @@ def lr_range(
     plot: Annotated[Path, typer.Option(help="Where the picture is written.")] = Path(
         "lr_range.svg"
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Raise the learning rate step by step, and draw what the loss does."""
     path, overrides = split_arguments(arguments or [])

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from deepseek.cli import (
+    bench,
     calibrate,
     chaos,
     config,
@@ -35,6 +36,7 @@ from deepseek.cli import (
     prune,
     quantize,
     report,
+    reproduce,
     runs,
     serve,
     train,
@@ -73,6 +75,8 @@ app.command("chaos")(chaos.chaos)
 app.command("launch", context_settings=launch.CONTEXT_SETTINGS)(launch.launch)
 app.command("doctor")(doctor.doctor)
 app.command("plan")(plan.plan)
+app.command("bench")(bench.bench)
+app.command("reproduce")(reproduce.reproduce)
 app.add_typer(online.app, name="online")
 app.add_typer(runs.app, name="runs")
 app.add_typer(config.app, name="config")

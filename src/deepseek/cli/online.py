@@ -13,6 +13,15 @@ Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings: docs/o
 def serve(
     config: Config,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any that is free.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address; others than loopback need a token.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Hashes of the tokens that are let in.")
+    ] = None,
+    probe_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of /health and /ready alone.")
+    ] = None,
 ) -> None:
     """Take events, learn from them, and rank, until Ctrl-C."""
     from deepseek.registry import import_extra
@@ -24,9 +33,13 @@ def serve(
     from deepseek.recsys.online.settings import read_settings
 
     settings = read_settings(config)
-    if port is not None:
-        server = settings.server.model_copy(update={"port": port})
-        settings = settings.model_copy(update={"server": server})
+    given = {
+        "port": port, "host": host, "probe_port": probe_port,
+        "token_file": None if token_file is None else str(token_file),
+    }  # fmt: skip
+    told = {name: value for name, value in given.items() if value is not None}
+    server = settings.server.model_copy(update=told)
+    settings = settings.model_copy(update={"server": server})
     log_to_stderr("deepseek.online")
 
     def announce(url: str) -> None:
@@ -34,6 +47,17 @@ def serve(
         print(f"{url}  (page /, interface /docs, counters /metrics; Ctrl-C ends)", flush=True)
 
     raise typer.Exit(run(settings, announce))
+
+
+@app.command("learn")
+def learn(config: Config) -> None:
+    """Learn alone, until a signal: others take events and rank, with `trains: false`."""
+    from deepseek.cli.serve import log_to_stderr
+    from deepseek.recsys.online.service import learn as run
+    from deepseek.recsys.online.settings import read_settings
+
+    log_to_stderr("deepseek.online")
+    run(read_settings(config))
 
 
 @app.command("status")

@@ -6,16 +6,15 @@ from typing import Annotated
 
 import typer
 
+from deepseek.cli.model_options import AsJson, ModelFile, Settings
+
 
 def optimize(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.bin", help="Model file of a run.")],
+    model: ModelFile,
     data: Annotated[
         str, typer.Option(help="Labelled data that were not trained on, or pictures without.")
     ],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="How text is read: label_column=sentiment."),
-    ] = None,
+    settings: Settings = None,
     target: Annotated[
         str, typer.Option(help="latency, throughput, size or memory: what is to be best.")
     ] = "latency",
@@ -34,7 +33,7 @@ def optimize(
         list[str] | None, typer.Option(help="Try this one, not all; may be repeated.")
     ] = None,
     max_samples: Annotated[int | None, typer.Option(min=1, help="To measure on.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure ways to run a model on this machine, and write the best."""
     from deepseek.cli.build_run import build_evaluation_data

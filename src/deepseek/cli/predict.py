@@ -1,4 +1,4 @@
-"""`deepseek predict`: a model and pictures, texts or volumes -> classes and probabilities."""
+"""`deepseek predict`: a model and pictures, texts, tables or volumes -> what it says of them."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from deepseek.cli.model_options import AnyModel, AsJson, Device, Precision, Threads, Trust
 
 if TYPE_CHECKING:
     from deepseek.deploy.scoring import Scoring
@@ -18,15 +20,13 @@ NO_RESULT = 3
 
 
 def predict(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Model file of a run, or file of a runtime.")
-    ],
+    model: AnyModel,
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
             metavar="PATH...",
             help="Pictures, folders, or tables of paths; for texts, files with a line or row each;"
-            " for volumes, files, folders, DICOM series.",
+            " for tables, tables; for volumes, files, folders, DICOM series.",
         ),
     ] = None,
     text: Annotated[
@@ -48,7 +48,7 @@ def predict(
         bool, typer.Option("--strict", help="End at a sample that cannot be read.")
     ] = False,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Samples at a time: 32; windows of volumes: 4.")
+        int | None, typer.Option(min=1, help="Samples at a time: 32; rows: 4096; windows: 4.")
     ] = None,
     overlap: Annotated[
         float | None, typer.Option(min=0, max=0.95, help="Of windows of volumes: 0.25.")
@@ -74,17 +74,13 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE.html", help="Of volumes: a page of pictures and scores."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: an accelerator.")] = "auto",
-    precision: Annotated[
-        str, typer.Option(help="Of model files: fp32, bf16, fp16; auto: what the chip has.")
-    ] = "fp32",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of a batch on the CPU.")] = None,
-    trust: Annotated[
-        str | None, typer.Option(metavar="SHA256", help="Of a file that can run code, and may.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    threads: Threads = None,
+    trust: Trust = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Say what pictures show, of which class texts are, or where in volumes a class is."""
+    """Say what pictures show, of which class texts are, how rows score, or where a class is."""
     paths, texts = paths or [], text or []
     _check_given(paths, texts)
     from deepseek.cli.opened_model import open_model
@@ -109,6 +105,15 @@ def predict(
     _refuse_window_options(of_volumes)
     if output is not None:
         check_output(output)
+    if engine.spec is not None and engine.spec.features is not None:
+        from deepseek.cli.predict_tables import predict_tables
+
+        _refuse_texts(texts)
+        predict_tables(
+            engine, paths, output, context, batch_size=batch_size, top_k=top_k, strict=strict,
+            as_json=as_json,
+        )  # fmt: skip
+        return
     if not takes_texts(engine):
         _refuse_texts(texts)
     column = int(text_column) if text_column.isdecimal() else text_column

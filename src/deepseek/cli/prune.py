@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deepseek.cli.model_options import AsJson, ModelFile, Settings
+
 if TYPE_CHECKING:
     from deepseek.deploy import Pruning
     from deepseek.models import ModelEngine
@@ -16,12 +18,9 @@ VAL_SHARE = 0.1
 
 
 def prune(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.bin", help="Model file of a run.")],
+    model: ModelFile,
     target: Annotated[Path, typer.Argument(metavar="OUT.bin", help="Where the pruned one goes.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="How text is read: label_column=sentiment."),
-    ] = None,
+    settings: Settings = None,
     flops: Annotated[str | None, typer.Option(help="FLOPs that are left, such as 50%.")] = None,
     parameters: Annotated[str | None, typer.Option(help="Parameters left, such as 50%.")] = None,
     pattern: Annotated[str | None, typer.Option(help="2:4, two zeros in four weights.")] = None,
@@ -44,7 +43,7 @@ def prune(
     distill: Annotated[
         bool, typer.Option("--distill", help="Learn from the original as well as from labels.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Cut a model down, and train it on."""
     from deepseek.cli.build_run import build_evaluation_data

@@ -6,16 +6,14 @@ from typing import Annotated
 
 import typer
 
+from deepseek.cli.model_options import AsJson, ModelFile, Settings
 from deepseek.errors import ConfigError
 
 
 def quantize(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.bin", help="Model file of a run.")],
+    model: ModelFile,
     output: Annotated[Path, typer.Argument(metavar="OUT.bin", help="Where the new one goes.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="How text is read: label_column=sentiment."),
-    ] = None,
+    settings: Settings = None,
     scheme: Annotated[
         str,
         typer.Option(help="fp16, bf16, int8_weight_only, int8_dynamic or int8_static."),
@@ -42,7 +40,7 @@ def quantize(
     ] = False,
     samples: Annotated[int, typer.Option(min=1, help="To calibrate with, at most.")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 64,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a model in 8 or 16 bits, within a tolerance."""
     allowed = None if tolerance is None else read_share(tolerance)

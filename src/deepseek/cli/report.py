@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from deepseek.cli.model_options import AsJson
 from deepseek.cli.run_folders import find_run
 
 
@@ -12,7 +13,7 @@ def report(
     run: Annotated[
         str, typer.Argument(metavar="RUN", help="Name or folder of a run, or latest.")
     ] = "latest",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Draw report.html of a run again, from what is in its folder."""
     folder = find_run(run)

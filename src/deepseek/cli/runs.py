@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from deepseek.cli.model_options import AsJson
 from deepseek.cli.run_folders import CONFIG, RUNS, RunRecord, find_run, find_runs, read_record
 
 app = typer.Typer(invoke_without_command=True, help="List runs; compare two of them.")
 Root = Annotated[Path, typer.Option(help="Folder of the runs.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback()

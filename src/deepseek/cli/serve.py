@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from deepseek.cli.model_options import Device
+
 
 def serve(
     models: Annotated[
@@ -34,7 +36,7 @@ def serve(
         Path | None,
         typer.Option(help="Print a new token, add its hash to this file, and end."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: an accelerator.")] = "auto",
+    device: Device = "auto",
     precision: Annotated[
         str, typer.Option(help="Of model files: fp32, or bf16; other files have their own.")
     ] = "fp32",

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from deepseek.cli.model_options import AsJson
 from deepseek.cli.train import split_arguments
 
 
@@ -21,7 +22,7 @@ def verify_resume(
     steps: Annotated[int, typer.Option(min=2, help="Optimizer steps of each run.")] = 30,
     kills: Annotated[int, typer.Option(min=1, help="SIGKILLs at random moments.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Of the moments.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train, kill, resume, and compare bit for bit with a run that was left alone."""
     path, overrides = split_arguments(arguments or [])

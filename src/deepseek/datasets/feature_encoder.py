@@ -30,6 +30,7 @@ from deepseek.config.features import (
 )
 from deepseek.datasets.feature_values import (
     Column,
+    Repeated,
     distinct,
     hash_of,
     lists_of,
@@ -194,7 +195,11 @@ class FeatureEncoder:
 
     def _sequence(self, name: str, columns: Mapping[str, Column]) -> tuple[np.ndarray, np.ndarray]:
         entry = self.spec.sequence[name]
-        items, lengths = lists_of(columns[entry.column], entry.separator, name)
+        column = columns[entry.column]
+        if isinstance(column, Repeated):
+            ids, lengths = self._sequence(name, {entry.column: [column.value]})
+            return np.tile(ids, column.count), np.repeat(lengths, column.count)
+        items, lengths = lists_of(column, entry.separator, name)
         values, places = distinct(items)
         ids = self._ids_of(name, entry, [token_of(value) for value in values])[places]
         rows = np.repeat(np.arange(len(lengths)), lengths)

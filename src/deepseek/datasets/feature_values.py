@@ -1,12 +1,13 @@
 """Cells of a table -> texts and numbers: one reading of a value, whether it comes from a file.
 
 A column is an Arrow array, of a file, an array of numbers, or a list of Python values, of rows that
-come one by one.
+come one by one; or one value that all rows have, as the candidates of a request have their user.
 What a value *is* is decided here and nowhere else, so that both ways agree to the bit.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,24 @@ import xxhash
 
 from deepseek.errors import DataError
 
-Column = pa.Array | np.ndarray | list
+
+@dataclass(frozen=True)
+class Repeated:
+    """A column with one value in all rows, which is read once.
+
+    Attributes:
+        value: as a row has it.
+        count: of rows.
+    """
+
+    value: object
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+
+Column = pa.Array | np.ndarray | list | Repeated
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -78,6 +96,8 @@ def distinct(column: Column) -> tuple[list, np.ndarray]:
         return values.tolist(), places
     if isinstance(column, list):
         return column, np.arange(len(column))
+    if isinstance(column, Repeated):
+        return [column.value], np.zeros(column.count, np.int64)
     array: Any = column
     if isinstance(array, pa.DictionaryArray):
         array = array.dictionary_decode()
@@ -91,6 +111,8 @@ def numbers_of(column: Column, name: str) -> np.ndarray:
     Raises:
         DataError: a value is no number, or not finite.
     """
+    if isinstance(column, Repeated):
+        return np.repeat(numbers_of([column.value], name), column.count)
     if isinstance(column, np.ndarray) and column.dtype.kind in "iufb":
         numbers = column.astype(np.float64)
     elif isinstance(column, list | np.ndarray):
@@ -172,6 +194,9 @@ def lists_of(column: Column, separator: str | None, name: str) -> tuple[Column, 
     Raises:
         DataError: a cell is no sequence.
     """
+    if isinstance(column, Repeated):
+        cell = _items(column.value, separator, name)
+        return cell * column.count, np.full(column.count, len(cell), np.int64)
     if isinstance(column, list):
         cells = [_items(cell, separator, name) for cell in column]
         return [item for cell in cells for item in cell], np.array(

@@ -4,23 +4,26 @@ Conversions can be wrong without a word: a batch size that was fixed, a constant
 bias of the wrong shape.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from deepseek.errors import CheckpointError
+from deepseek.models.joint_outputs import join_outputs
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 0.5, "quantised": 0.05}
 """Largest difference of an output, relative to the largest; above it a conversion is wrong, and not
 merely coarse: what a lower precision costs is measured on data. A model that is `quantised` already
 is compared with itself: numbers between two codes may fall to the other."""
 
+Compute = Callable[[Tensor], Tensor | Mapping[str, Tensor]]
+
 
 def compare_outputs(
-    original: Callable[[Tensor], Tensor],
-    converted: Callable[[Tensor], Tensor],
+    original: Compute,
+    converted: Compute,
     inputs: Tensor,
     precision: str,
     path: Path,
@@ -46,8 +49,8 @@ def compare_outputs(
 
 
 def compare_batch(
-    original: Callable[[Tensor], Tensor],
-    converted: Callable[[Tensor], Tensor],
+    original: Compute,
+    converted: Compute,
     batch: Tensor,
     precision: str,
     path: Path,
@@ -55,9 +58,9 @@ def compare_batch(
     """Return the largest difference for one batch (B, ...), as `compare_outputs` does for some."""
     shape = tuple(batch.shape)
     with torch.no_grad():
-        want = original(batch).float()
+        want = join_outputs(original(batch)).float()
         try:
-            found = converted(batch)
+            found = join_outputs(converted(batch))
         except Exception as error:  # of any type: runtimes are foreign code
             raise _other(path, shape, f"nothing: {error}") from error
     if want.shape != found.shape:

@@ -136,11 +136,13 @@ def largest_difference(one: nn.Module, other: nn.Module, inputs: Tensor) -> floa
 
 
 def first_tensor(outputs: object) -> Tensor:
-    """Return the outputs of a model, or the first tensor of several."""
+    """Return the outputs of a model, (B, ...): those of several tasks as one, or the first."""
     if isinstance(outputs, Tensor):
         return outputs
-    values = outputs.values() if isinstance(outputs, dict) else outputs
-    return next(value for value in values if isinstance(value, Tensor))  # pyright: ignore[reportGeneralTypeIssues]
+    values = list(outputs.values() if isinstance(outputs, dict) else outputs)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if type(outputs) is dict and all(isinstance(value, Tensor) for value in values):
+        return torch.cat([value.flatten(1) for value in values], 1)
+    return next(value for value in values if isinstance(value, Tensor))
 
 
 def _fuse_attention(module: nn.Module) -> tuple[str, ...]:

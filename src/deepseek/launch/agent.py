@@ -185,16 +185,17 @@ class Agent:
 
     def _pump(self, source: IO[bytes], target: int) -> None:
         """Show lines of rank 0; keep those of torchrun itself in a file."""
-        for line in source:
-            found = PREFIX.search(line)
-            if found is None:
-                self._log.write(line)
-                self._log.flush()
-            elif found[1] == b"0":
-                self._shows_rank_0 = True
-                # a reader that has gone (`deepseek launch ... | head`) must not end the training
-                with contextlib.suppress(OSError):
-                    os.write(target, PREFIX.sub(b"", line))
+        with source:
+            for line in source:
+                found = PREFIX.search(line)
+                if found is None:
+                    self._log.write(line)
+                    self._log.flush()
+                elif found[1] == b"0":
+                    self._shows_rank_0 = True
+                    # a reader that has gone (`deepseek launch ... | head`) must not end it all
+                    with contextlib.suppress(OSError):
+                        os.write(target, PREFIX.sub(b"", line))
 
 
 def _tie_to_this_process() -> Callable[[], object] | None:

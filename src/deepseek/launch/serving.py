@@ -4,7 +4,7 @@ A Deployment, a Service before it, an autoscaler, a budget of disruptions and a 
 hashes of the tokens come from a Secret that is there already; models from the image or a claim.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -25,6 +25,8 @@ DRAIN_S = 10
 OPEN_S = 900
 """Until models are open: compiling takes minutes."""
 CPU_SHARE = 70
+TMP_SIZE = "4Gi"
+"""Of what compilers keep; a pod that writes more is moved, and does not fill its host."""
 OWN = ("--host", "--port", "--token-file", "--probe-port", "--new-token")
 
 
@@ -73,9 +75,12 @@ def serving_manifests(pod: PodOptions, serving: ServingOptions) -> list[dict]:
         if word.partition("=")[0] in OWN:
             raise ConfigError(f"{word} is set for pods already", fix="leave it out")
     return [
-        _deployment(pod, serving), _service(pod), _autoscaler(pod, serving), _budget(pod),
-        _network_policy(pod, serving),
-    ]  # fmt: skip
+        _deployment(pod, serving),
+        service(pod),
+        autoscaler(pod, serving.min_replicas, serving.max_replicas),
+        budget(pod),
+        network_policy(pod, serving.ingress),
+    ]
 
 
 def serving_problems(manifests: list[dict]) -> list[Problem]:
@@ -118,13 +123,14 @@ def _name_problems(manifests: list[dict], deployment: dict) -> Iterator[Problem]
 # -- the parts --------------------------------------------------------------------------------
 
 
-def _metadata(pod: PodOptions) -> dict:
+def metadata_of(pod: PodOptions) -> dict:
+    """Return name, namespace and labels."""
     return {"name": pod.name, "namespace": pod.namespace, "labels": pod.labels}
 
 
 def _deployment(pod: PodOptions, serving: ServingOptions) -> dict:
     volumes: list[dict] = [
-        {"name": "tmp", "emptyDir": {}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}},
         {"name": "tokens", "secret": {"secretName": serving.token_secret, "defaultMode": 0o440}},
     ]
     if pod.data_claim:
@@ -135,16 +141,27 @@ def _deployment(pod: PodOptions, serving: ServingOptions) -> dict:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": pod_security(pod),
+        # a host that fails takes one pod with it, where there are hosts enough
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": pod.labels},
+            }
+        ],
         "containers": [_container(pod, serving)],
         "volumes": volumes,
     }
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": _metadata(pod),
+        "metadata": metadata_of(pod),
         "spec": {
             # no `replicas`: their number is the autoscaler's
             "selector": {"matchLabels": pod.labels},
+            # by default ten minutes: less than a pod may take to open its models
+            "progressDeadlineSeconds": OPEN_S + DRAIN_S + 60,
             # a new pod answers before an old one goes
             "strategy": {
                 "type": "RollingUpdate",
@@ -184,9 +201,9 @@ def _container(pod: PodOptions, serving: ServingOptions) -> dict:
             {"name": "probes", "containerPort": PROBE_PORT},
         ],
         "resources": {"requests": resources, "limits": resources},
-        "startupProbe": _probe("/ready", period=5, failures=OPEN_S // 5),
-        "readinessProbe": _probe("/ready", period=5, failures=2),
-        "livenessProbe": _probe("/health", period=10, failures=6),
+        "startupProbe": probe("/ready", period=5, failures=OPEN_S // 5),
+        "readinessProbe": probe("/ready", period=5, failures=2),
+        "livenessProbe": probe("/health", period=10, failures=6),
         "lifecycle": {"preStop": {"sleep": {"seconds": DRAIN_S}}},
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -197,7 +214,8 @@ def _container(pod: PodOptions, serving: ServingOptions) -> dict:
     }  # fmt: skip
 
 
-def _probe(path: str, *, period: int, failures: int) -> dict:
+def probe(path: str, *, period: int, failures: int) -> dict:
+    """Return a probe that asks the port `probes`."""
     return {
         "httpGet": {"path": path, "port": "probes"},
         "periodSeconds": period,
@@ -206,11 +224,12 @@ def _probe(path: str, *, period: int, failures: int) -> dict:
     }
 
 
-def _service(pod: PodOptions) -> dict:
+def service(pod: PodOptions) -> dict:
+    """Return one address for all pods."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _metadata(pod),
+        "metadata": metadata_of(pod),
         "spec": {
             "selector": pod.labels,
             "ports": [{"name": "http", "port": 80, "targetPort": "http"}],
@@ -218,41 +237,43 @@ def _service(pod: PodOptions) -> dict:
     }
 
 
-def _autoscaler(pod: PodOptions, serving: ServingOptions) -> dict:
+def autoscaler(pod: PodOptions, low: int, high: int) -> dict:
+    """Return what keeps the CPUs of pods busy to 70 %, by their number."""
     target = {"type": "Utilization", "averageUtilization": CPU_SHARE}
     return {
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",
-        "metadata": _metadata(pod),
+        "metadata": metadata_of(pod),
         "spec": {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": pod.name},
-            "minReplicas": serving.min_replicas,
-            "maxReplicas": serving.max_replicas,
+            "minReplicas": low,
+            "maxReplicas": high,
             "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}],
         },
     }
 
 
-def _budget(pod: PodOptions) -> dict:
+def budget(pod: PodOptions) -> dict:
+    """Return that one pod at a time may be taken away."""
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": _metadata(pod),
+        "metadata": metadata_of(pod),
         "spec": {"maxUnavailable": 1, "selector": {"matchLabels": pod.labels}},
     }
 
 
-def _network_policy(pod: PodOptions, serving: ServingOptions) -> dict:
+def network_policy(pod: PodOptions, ingress: Sequence[str]) -> dict:
     """Return a policy by which pods are asked on one port, and reach nobody by themselves."""
     others = [
         {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
-        for name in serving.ingress
+        for name in ingress
     ]
     outside = [{"to": [{"ipBlock": {"cidr": cidr}} for cidr in pod.egress]}, name_look_up()]
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": _metadata(pod),
+        "metadata": metadata_of(pod),
         "spec": {
             "podSelector": {"matchLabels": pod.labels},
             "policyTypes": ["Ingress", "Egress"],

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from deepseek.models.dropout import dropout as drop
+
 MAX_EXPLICIT_SCORES = 512 * 512
 """Scores (T x S) of one head of one sample up to which a CPU keeps them: half a MiB in bfloat16."""
 
@@ -116,4 +118,4 @@ def _explicit_attention(
     if mask is not None and can_be_empty:
         # turns the NaN of a row without any key into zeros, and so its gradient
         probs = probs.masked_fill(~mask, 0.0)
-    return F.dropout(probs, dropout) @ v if dropout else probs @ v
+    return (drop(probs, dropout) if dropout else probs) @ v

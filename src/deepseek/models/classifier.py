@@ -49,12 +49,15 @@ class BlockModel(Classifier):
         keeps_tokens: whether there are logits for every token, and `classify` treats each alone.
         is_causal: whether tokens attend to those before them only.
         token_arguments: names in `beside` of what goes with the tokens of the stream, (B, T, ...).
+        divides_tokens: whether this rank has some of the tokens between the blocks; set by what
+            divides them.
     """
 
     blocks: nn.ModuleList
     keeps_tokens = False
     is_causal = False
     token_arguments: tuple[str, ...] = ()
+    divides_tokens = False
 
     @abstractmethod
     def embed(self, inputs: Tensor) -> Tensor:
@@ -73,6 +76,11 @@ class BlockModel(Classifier):
         del inputs
         return {}
 
+    def beside_in(self, block: nn.Module) -> Mapping[str, object]:
+        """Return what one block takes beside that."""
+        del block
+        return {}
+
     @abstractmethod
     def classify(self, x: Tensor) -> Tensor:
         """Return the logits of what the last block returns, (B, T, D).
@@ -85,5 +93,5 @@ class BlockModel(Classifier):
         """Return the logits."""
         x, beside = self.embed(inputs), self.beside(inputs)
         for block in self.blocks:
-            x = block(x, **beside)
+            x = block(x, **beside, **self.beside_in(block))
         return self.classify(x)

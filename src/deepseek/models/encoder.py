@@ -29,6 +29,7 @@ from deepseek.models.checks import (
     missing_head,
 )
 from deepseek.models.classifier import BlockModel
+from deepseek.models.dropout import Dropout
 from deepseek.models.hints import ParallelHints
 
 OUTPUTS = ("sequence", "tokens", "vocabulary", "hidden")
@@ -69,7 +70,7 @@ class TokenEmbedding(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(num_positions, dim))
         self.type_embed = nn.Parameter(torch.empty(num_types, dim)) if num_types else None
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Return one vector per token."""
@@ -106,12 +107,17 @@ class BidirectionalAttention(nn.Module):
         self.attend = attention  # an attribute: context parallelism puts its own in this place
 
     def forward(
-        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "B 1 1 T"] | None = None
-    ) -> Float[Tensor, "B T D"]:
-        """Let every token attend to those whose `mask` is `True`, or to all."""
+        self,
+        x: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "B 1 1 T"] | None = None,
+        first_alone: bool = False,
+    ) -> Float[Tensor, "B #T D"]:
+        """Let all tokens, or the first alone, attend to those whose `mask` is `True`, or to all."""
         # Heads are counted from the projection: under tensor parallelism a rank has some of them.
         qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if first_alone:
+            q = q[:, :, :1]
         mixed = self.attend(q, k, v, mask=mask, dropout=self.dropout if self.training else 0.0)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
@@ -128,13 +134,17 @@ class EncoderBlock(nn.Module):
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "B 1 1 T"] | None = None
-    ) -> Float[Tensor, "B T D"]:
-        """Return the tokens after both branches."""
-        x = self.norm1(x + self.dropout(self.attn(x, mask)))
+        self,
+        x: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "B 1 1 T"] | None = None,
+        first_alone: bool = False,
+    ) -> Float[Tensor, "B #T D"]:
+        """Return the tokens, or the first alone, after both branches."""
+        mixed = self.attn(x, mask, first_alone)
+        x = self.norm1((x[:, :1] if first_alone else x) + self.dropout(mixed))
         return self.norm2(x + self.dropout(self.fc2(F.gelu(self.fc1(x)))))
 
 
@@ -145,7 +155,7 @@ class Pooler(nn.Module):
         super().__init__()
         self.activation = POOLERS[activation]
         self.linear = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
         """Return one vector per sequence."""
@@ -254,7 +264,7 @@ class Encoder(BlockModel):
         )
         self.pooler = Pooler(dim, dropout, pooler) if outputs == "sequence" else None
         self.transform = VocabularyTransform(dim, norm_eps) if outputs == "vocabulary" else None
-        self.dropout = nn.Dropout(dropout if outputs == "tokens" else 0.0)
+        self.dropout = Dropout(dropout if outputs == "tokens" else 0.0)
         self.head: nn.Linear | None = None
         self._positions: Tensor | slice | None = None
         self._reset_parameters()
@@ -336,6 +346,17 @@ class Encoder(BlockModel):
             )
         if self._config["num_types"] > 1:
             self._config["type_separator"] = self.embedding.type_separator = separator
+
+    def beside_in(self, block: nn.Module) -> Mapping[str, object]:
+        """Tell the last block to leave out the tokens that no pooler sees.
+
+        Where tokens are divided over ranks it does what all blocks do.
+        """
+        is_last = block is self.blocks[-1] and isinstance(block, EncoderBlock)
+        return {"first_alone": True} if is_last and self._reads_first_alone() else {}
+
+    def _reads_first_alone(self) -> bool:
+        return self.pooler is not None and not self.divides_tokens
 
     def embed(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Return one vector per token.

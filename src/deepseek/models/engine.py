@@ -18,6 +18,7 @@ from deepseek.models.classifier import Classifier
 from deepseek.models.decoder import Decoder
 from deepseek.models.eval_mode import evaluating
 from deepseek.models.hints import ParallelHints
+from deepseek.models.joint_outputs import Divided
 from deepseek.models.model_file import ModelFile, read_model_file, write_model_file
 from deepseek.models.multi_head import MultiHead
 from deepseek.models.prompts import Generation, Prompt, Vocabulary, Writer
@@ -175,8 +176,9 @@ class ModelEngine(nn.Module):
         cls, program: nn.Module, architecture: str, num_classes: int | None, spec: DataSpec
     ) -> "ModelEngine":
         """Return an engine around a converted model, which prepares its inputs by itself."""
+        module = Divided(program, spec) if spec.tasks else program
         engine = cls._around(
-            program, architecture, {}, num_classes=num_classes, is_foreign=True, spec=spec
+            module, architecture, {}, num_classes=num_classes, is_foreign=True, spec=spec
         )
         engine._prepares_inside = True
         return engine
@@ -370,12 +372,11 @@ class ModelEngine(nn.Module):
 
     def predict_batch(self, batch: Tensor, class_names: tuple[str, ...], top_k: int) -> list:
         """Return what `predict` says of a batch; the mode is the caller's."""
-        if isinstance(self.module, MultiHead) and self.spec is not None:
-            outputs = self._outputs_of(batch)
-            values = {name: each.float().cpu() for name, each in outputs.items()}
+        if isinstance(self.module, MultiHead | Divided) and self.spec is not None:
+            values = {name: each.float().cpu() for name, each in self.outputs_of(batch).items()}
             return name_outputs(values, batch, self.spec, top_k)
         if self.spec is not None and self.spec.task == "sequence_regression":
-            return numbers_of(self._outputs_of(batch).float().cpu())
+            return numbers_of(self.outputs_of(batch).float().cpu())
         return prediction.name_probs(self.probs_of(batch), class_names, top_k)
 
     def probs_of(self, batch: Tensor) -> Tensor:
@@ -383,12 +384,13 @@ class ModelEngine(nn.Module):
 
         The mode is the caller's: `predict` lets the model be in `eval`.
         """
-        outputs = self._outputs_of(batch)
+        outputs = self.outputs_of(batch)
         if not isinstance(outputs, Tensor):
             raise not_one_head(outputs)
         return outputs.float().softmax(-1).cpu()
 
-    def _outputs_of(self, batch: Tensor) -> Any:
+    def outputs_of(self, batch: Tensor) -> Any:
+        """Return the outputs of a batch (B, ...) from anywhere, where the module is."""
         on_device = batch.to(self.device)
         if on_device.is_floating_point():
             on_device = on_device.to(self._compute_dtype(on_device.device.type))

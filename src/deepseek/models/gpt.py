@@ -20,6 +20,7 @@ from deepseek.errors import ConfigError
 from deepseek.models.attention import attention, causal_attention
 from deepseek.models.checks import check_choice, check_positive, check_share
 from deepseek.models.decoder import INIT_STD, Decoder, reset_blocks
+from deepseek.models.dropout import Dropout
 from deepseek.models.hints import ParallelHints
 from deepseek.models.kv_cache import LayerCache
 
@@ -71,7 +72,7 @@ class GPTBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.fc1 = nn.Linear(dim, hidden_dim, bias=bias)
         self.fc2 = nn.Linear(hidden_dim, dim, bias=bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -143,7 +144,7 @@ class GPT(Decoder):
         self.document_token = document_token
         self.tok_embed: nn.Embedding | None = None
         self.pos_embed = nn.Parameter(torch.empty(context_length, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
             GPTBlock(dim, heads, hidden_dim, dropout, bias, activation) for _ in range(num_layers)
         )

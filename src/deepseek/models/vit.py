@@ -22,6 +22,7 @@ from deepseek.errors import ConfigError
 from deepseek.models.attention import attention
 from deepseek.models.checks import check_choice, check_positive, check_share, missing_head
 from deepseek.models.classifier import BlockModel
+from deepseek.models.dropout import Dropout
 from deepseek.models.hints import ParallelHints
 
 POOLS = ("cls", "mean")
@@ -68,7 +69,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Return the transformed tokens."""
@@ -107,7 +108,7 @@ class Block(nn.Module):
         self.attn = Attention(dim, heads, dropout)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = FeedForward(dim, hidden_dim, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
@@ -194,7 +195,7 @@ class VisionTransformer(BlockModel):
         is_distilled = distillation != "none"
         self.dist_token = nn.Parameter(torch.empty(1, 1, dim)) if is_distilled else None
         self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         rates = [drop_path * i / max(1, num_layers - 1) for i in range(num_layers)]
         self.blocks = nn.ModuleList(
             Block(dim, heads, hidden_dim, dropout, rate, norm_eps) for rate in rates

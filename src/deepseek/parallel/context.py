@@ -153,6 +153,7 @@ class ContextParallel:
 
     def adopt(self, model: BlockModel) -> None:
         """Put our attention in the place of the model's, and cut what goes with its tokens."""
+        model.divides_tokens = True
         for module in model.modules():
             if "attend" in vars(module):
                 vars(module)["attend"] = ContextAttention(self._share, self.entry)

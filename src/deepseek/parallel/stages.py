@@ -64,7 +64,8 @@ class Stage(nn.Module):
             if isinstance(self.model, BlockModel):
                 x = self.model.embed(x)
         for block in self.blocks:
-            x = block(x, **beside)
+            own = self.model.beside_in(block) if isinstance(self.model, BlockModel) else {}
+            x = block(x, **beside, **own)
         if self.is_last and isinstance(self.model, BlockModel):
             x = self.model.classify(x)
         return x.contiguous()  # it is sent as it lies

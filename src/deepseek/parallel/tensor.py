@@ -76,6 +76,7 @@ def divide_tensors(
         parallelize_module(block, mesh, _block_plan(block, hints, sequence))
     if sequence and blocks:
         _cut_tokens(blocks[0][1], blocks[-1][1], mesh)
+        model.divides_tokens = True
     if vocabulary and isinstance(model, Decoder):
         divisions |= _divide_vocabulary(model, mesh)
     return divisions

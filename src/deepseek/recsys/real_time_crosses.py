@@ -152,7 +152,23 @@ class RealTimeCrosses:
         """
         if isinstance(events, Mapping):
             return {name: float(row[0]) for name, row in self.read([events]).items()}
-        columns = _columns_of(events, [*self._key_columns, self.time])
+        return self.read_columns(_columns_of(events, [*self._key_columns, self.time]))
+
+    def read_columns(self, columns: Mapping[str, Column]) -> dict[str, np.ndarray]:
+        """Return what events see, without taking them.
+
+        Args:
+            columns: of the keys and the time, all of one length.
+
+        Returns:
+            The features by name, float32 (N,).
+
+        Raises:
+            DataError: a column is missing, or the time is before that of an event already taken.
+        """
+        for name in [*self._key_columns, self.time]:
+            if name not in columns:
+                raise missing_feature_column(name, columns)
         hashes, times = self._hashes(columns), self._times(columns)
         order = np.argsort(times, kind="stable")
         nothing = np.zeros(len(times), np.int64)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from deepseek.datasets.feature_encoder import FeatureEncoder
-from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.eval_mode import evaluating
+from deepseek.models.table_scores import features_of, table_scores
 
 Row = Mapping[str, object]
 
@@ -24,14 +24,8 @@ class Scorer:
     """
 
     def __init__(self, engine: ModelEngine) -> None:
-        if engine.spec is None or engine.spec.features is None:
-            raise ConfigError(
-                f"{engine.architecture!r} does not say what the columns of a row mean: it was not"
-                " trained on a table",
-                fix="load a model that was trained on an InteractionDataset",
-            )
         self.engine = engine
-        self.encoder = FeatureEncoder(engine.spec.features)
+        self.encoder = FeatureEncoder(features_of(engine))
 
     def __call__(self, rows: Sequence[Row], batch_size: int = 4096) -> dict[str, Tensor]:
         """Return a score for each row and label, float32 (N,), on the CPU.
@@ -45,16 +39,10 @@ class Scorer:
         Raises:
             DataError: a column is missing, or holds a value of another kind.
         """
-        labels = self.encoder.spec.label
-        found: dict[str, list[Tensor]] = {name: [] for name in labels}
+        labels = tuple(self.encoder.spec.label)
+        found = [torch.zeros(0, len(labels))]
         with evaluating(self.engine), torch.inference_mode():
             for start in range(0, len(rows), batch_size):
                 batch = self.encoder.encode_rows(rows[start : start + batch_size]).batch()
-                on_device = {name: each.to(self.engine.device) for name, each in batch.items()}
-                outputs = self.engine(on_device)
-                if isinstance(outputs, Tensor):
-                    outputs = {next(iter(labels)): outputs}
-                for name, entry in labels.items():
-                    score = outputs[name].float().reshape(-1)
-                    found[name].append((score.sigmoid() if entry.kind == "binary" else score).cpu())
-        return {name: torch.cat([*parts, torch.zeros(0)]) for name, parts in found.items()}
+                found.append(table_scores(self.engine, batch))
+        return dict(zip(labels, torch.cat(found).unbind(1), strict=True))

@@ -191,7 +191,7 @@ class MultiTask(Task):
 
 
 class MeanOf(Metric):
-    """The mean of other metrics; it has no sums of its own.
+    """The mean of other metrics; its sums are theirs.
 
     Args:
         metrics: those that are not a number (without a label) are left out.
@@ -210,11 +210,15 @@ class MeanOf(Metric):
         return sum(known) / len(known) if known else math.nan
 
     def sums(self) -> list[float]:
-        """Return nothing."""
-        return []
+        """Return those of all."""
+        return [value for metric in self._metrics for value in metric.sums()]
 
     def take_sums(self, sums: Sequence[float]) -> None:
-        """Take nothing."""
+        """Replace those of all."""
+        for metric in self._metrics:
+            count = len(metric.sums())
+            metric.take_sums(sums[:count])
+            sums = sums[count:]
 
 
 def _rows(tensor: Tensor, rows: Tensor | None) -> Tensor:

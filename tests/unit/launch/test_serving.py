@@ -70,6 +70,20 @@ def test_a_pod_serves_with_a_token_and_is_probed_without_one():
     )
 
 
+def test_pods_have_time_to_open_a_host_each_and_no_more_than_their_disk():
+    deployment = kind_of(made(), "Deployment")
+    pod = deployment["template"]["spec"]
+    [container] = pod["containers"]
+    probe = container["startupProbe"]
+    assert (
+        deployment["progressDeadlineSeconds"] > probe["periodSeconds"] * probe["failureThreshold"]
+    )
+    [spread] = pod["topologySpreadConstraints"]
+    assert spread["labelSelector"]["matchLabels"] == deployment["selector"]["matchLabels"]
+    [tmp] = [volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "tmp"]
+    assert tmp["sizeLimit"] == "4Gi"
+
+
 BREAKS = {
     "no Service selects": lambda m: m[1]["spec"]["selector"].update(x="y"),
     "no PodDisruptionBudget selects": lambda m: m.pop(3),

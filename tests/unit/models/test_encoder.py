@@ -133,6 +133,26 @@ def test_padding_does_not_change_the_logits(grad):
         assert not torch.allclose(model(padded), model(tokens))
 
 
+def test_the_last_block_computes_the_first_token_alone_with_the_numbers_of_all(monkeypatch):
+    model, tokens = make_encoder(dropout=0.0, pad_token=0), make_tokens(3, 11)
+    tokens[1, 6:] = 0
+    found = []
+    for reads_first_alone in (model._reads_first_alone(), False):
+        monkeypatch.setattr(model, "_reads_first_alone", lambda value=reads_first_alone: value)
+        model.zero_grad()
+        logits = model(tokens)
+        logits.square().sum().backward()
+        found.append([logits, *(weight.grad for weight in model.parameters())])
+    assert Encoder._reads_first_alone(model)
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("outputs", ["tokens", "hidden", "vocabulary"])
+def test_what_is_read_at_every_token_is_computed_at_every_token(outputs):
+    model = Encoder(**SMALL, outputs=outputs, num_classes=3 if outputs == "tokens" else None)
+    assert model(make_tokens(2, 7)).shape[:2] == (2, 7)
+
+
 def test_without_a_pad_token_no_mask_is_made():
     seen = []
 

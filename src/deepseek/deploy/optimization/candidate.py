@@ -1,11 +1,11 @@
 """A way to run a model: what is done to its weights, the runtime, the precision, the threads."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from deepseek.deploy.optimization.preparation import METHODS, prepares_for
+from deepseek.deploy.optimization.preparation import METHODS, MIXED, prepares_for
 from deepseek.deploy.runtimes import RUNTIMES
 
 ORIGINAL = "model"
@@ -30,7 +30,7 @@ class Candidate:
     Attributes:
         runtime: a name of `RUNTIMES`.
         precision: of the conversion.
-        method: of `quantize`, applied before the conversion; empty: none.
+        method: of `quantize`, applied before the conversion, all of it or `mixed`; empty: none.
         source: `model`, or the name of another file that was given along.
         threads: of one batch; `None`: as many as the process may use.
     """
@@ -44,7 +44,7 @@ class Candidate:
     @property
     def name(self) -> str:
         """What people call it."""
-        words = [self.runtime, self.method or self.precision]
+        words = [self.runtime, self.method.replace(MIXED, " mixed") or self.precision]
         if self.source != ORIGINAL:
             words.append(f"of {self.source}")
         if self.threads is not None:
@@ -60,6 +60,18 @@ class Candidate:
             int(self.source != ORIGINAL), _PRECISIONS.index(precision), runtime,
             self.threads is not None,
         )  # fmt: skip
+
+    @property
+    def mixed(self) -> "Candidate | None":
+        """The same with the layers that hurt in float; `None` where no layers are chosen."""
+        if not self.method or self.is_mixed:
+            return None
+        return replace(self, method=self.method + MIXED)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether layers that hurt stay in float."""
+        return self.method.endswith(MIXED)
 
     def to_json(self) -> dict:
         """Return it as data."""

@@ -4,7 +4,6 @@ They are drawn from all the data in an order of their own. What is calibrated on
 on. All processes read the same file: no candidate is measured on other samples than another.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -15,13 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from deepseek.datasets import DataLoader, ImageDataset, TextDataset, TokenDataset
-from deepseek.datasets.foreign_dataset import ForeignDataset
+from deepseek.datasets import DataLoader
+from deepseek.datasets.batch_source import BatchSource
 from deepseek.deploy.artefact import sha256
+from deepseek.deploy.samples import Samples, Unlabelled, join_batches, spec_of
 from deepseek.errors import ConfigError, DataError
 from deepseek.models import ModelEngine
 from deepseek.models.eval_mode import evaluating
-from deepseek.models.prediction import to_batches
 from deepseek.whole_file import replacing
 
 MAX_CALIBRATION = 128
@@ -36,7 +35,8 @@ class Material:
     """A file of samples.
 
     Attributes:
-        path: `inputs` (N, ...), `targets` (N, ...) where there are labels, `calibration` (M, ...).
+        path: `inputs` (N, ...), `targets` (N, ...) where there are labels, and `targets.TASK` of
+            several tasks; `calibration` (M, ...).
         num_samples: N.
         num_available: samples that the data have.
         has_labels: whether there are targets.
@@ -66,6 +66,12 @@ def count_rows(path: Path, name: str) -> int:
         return file.get_slice(name).get_shape()[0] if name in file.keys() else 0  # noqa: SIM118
 
 
+def label_names(path: Path) -> list[str]:
+    """Return the names of the labels in a safetensors file: `targets`, `targets.TASK`."""
+    with safe_open(path, framework="pt") as file:
+        return [name for name in file.keys() if name.partition(".")[0] == "targets"]  # noqa: SIM118
+
+
 def gather(
     engine: ModelEngine, data, path: Path, batch_size: int, budget_s: float, count: int | None
 ) -> Material:
@@ -83,84 +89,70 @@ def gather(
         ConfigError: there are too few samples, or they are of another kind than the model's.
         DataError: a label is of no class of the model.
     """
-    read, num_available, has_labels = _open(engine, data)
-    if num_available < 4:
-        raise DataError(
-            f"{num_available} samples: they are to be measured on and calibrated on",
-            fix="give 4 or more, better hundreds",
-        )
-    order = torch.randperm(num_available, generator=torch.Generator().manual_seed(0)).tolist()
-    num_calibration = min(MAX_CALIBRATION, num_available // 4)
-    rest = num_available - num_calibration
+    samples, has_labels = _open(engine, data, batch_size)
+    calibration = [{"inputs": inputs} for inputs in samples.calibration()]
+    rest = samples.num_held_out
     if count is None:
-        count = _affordable(engine, read(order[: min(batch_size, rest)])[0], budget_s)
+        count = _affordable(engine, calibration[0]["inputs"], budget_s)
     count = min(count, rest)
     count = count - count % batch_size if count >= batch_size else count
-    inputs, targets = read(order[: num_calibration + count])
-    kept = {"calibration": inputs[:num_calibration], "inputs": inputs[num_calibration:]}
-    if targets is not None:
-        _check_targets(engine, targets)
-        kept["targets"] = targets[num_calibration:]
+    measured, num_drawn = [], 0
+    for batch in samples.batches(held_out_only=True):
+        measured.append(batch)
+        num_drawn += len(batch["inputs"])
+        if num_drawn >= count:
+            break
+    spec = spec_of(engine)
+    found = join_batches(measured, spec)
+    names = [name for name in found if name.partition(".")[0] == "targets"] if has_labels else []
+    kept = {name: found[name][:count] for name in ("inputs", *names)}
+    kept["calibration"] = join_batches(calibration, spec)["inputs"][:MAX_CALIBRATION]
+    _check_targets(engine, kept)
     with replacing(path) as draft:
         save_file({name: tensor.contiguous() for name, tensor in kept.items()}, draft)
-    return Material(path, len(kept["inputs"]), num_available, has_labels, sha256(path))
+    return Material(path, len(kept["inputs"]), len(samples), has_labels, sha256(path))
 
 
-Reader = Callable[[list[int]], tuple[Tensor, Tensor | None]]
-
-
-def _open(engine: ModelEngine, data) -> tuple[Reader, int, bool]:
-    """Return what reads samples by their numbers, how many there are, and whether with labels."""
-    if isinstance(data, DataLoader):
-        data = data.dataset
-    if isinstance(data, Dataset | ImageDataset | TextDataset | TokenDataset):
-        return _labelled(engine, data)
-    if isinstance(data, str | Path):
-        raise ConfigError(
-            f"data={str(data)!r} is a path, which does not say how it is read",
-            fix="give a data set, such as ImageDataset(path, transform=...), or a list of pictures",
-        )
-    if not isinstance(data, Tensor | list | tuple):
+def _open(engine: ModelEngine, data, batch_size: int) -> tuple[Samples, bool]:
+    """Return the samples, and whether they have labels."""
+    if isinstance(data, Tensor | list | tuple):
+        return Samples(Unlabelled(data, engine.spec), batch_size, MAX_CALIBRATION), False
+    if not isinstance(data, str | Path | Dataset | DataLoader | BatchSource):
         raise ConfigError(
             f"data is a {type(data).__name__}, which holds no samples",
             fix="give a data set, or a list or tensor of what predict takes",
         )
-
-    def read(indices: list[int]) -> tuple[Tensor, None]:
-        chosen = data[indices] if isinstance(data, Tensor) else [data[at] for at in indices]
-        batches, _ = to_batches(chosen, engine.spec, len(indices))
-        return torch.cat(list(batches)), None
-
-    return read, len(data), False
-
-
-def _labelled(engine: ModelEngine, data) -> tuple[Reader, int, bool]:
-    if isinstance(data, TextDataset):
-        data = data.evaluation_view()
-    is_own = isinstance(data, ImageDataset | TextDataset | TokenDataset)
-    source = data if is_own else ForeignDataset(data, 0)
-    names = source.spec.class_names
+    samples = Samples(data, batch_size, MAX_CALIBRATION)
+    names = samples.spec.class_names if samples.spec else ()
     known = engine.spec.class_names if engine.spec else ()
-    if is_own and names and names != known:
+    is_unnamed = names == tuple(map(str, range(len(names))))
+    if is_unnamed and engine.num_classes is not None:
+        _check_class(len(names) - 1, engine.num_classes)
+    elif names and names != known:
         raise DataError(
             f"the data have the classes {', '.join(names[:4])}, ..., the model"
             f" {', '.join(known[:4])}, ...",
             fix="give data of the classes that the model was trained on, class_names=spec's",
         )
-
-    def read(indices: list[int]) -> tuple[Tensor, Tensor]:
-        batch, _ = source.get_batch(indices, 0)
-        return batch["inputs"], batch["targets"]
-
-    return read, len(source), True
+    return samples, samples.spec is not None and "targets" in samples.spec.fields
 
 
-def _check_targets(engine: ModelEngine, targets: Tensor) -> None:
-    largest = int(targets.max()) if not targets.is_floating_point() else 0
-    if engine.num_classes is not None and largest >= engine.num_classes:
+def _check_targets(engine: ModelEngine, kept: dict[str, Tensor]) -> None:
+    """Refuse labels of classes that the model does not have."""
+    tasks = engine.spec.tasks if engine.spec else {}
+    classes = {f"targets.{name}": own.num_classes or None for name, own in tasks.items()}
+    for name, count in (classes or {"targets": engine.num_classes}).items():
+        labels = kept.get(name)
+        largest = -1 if labels is None or labels.is_floating_point() else int(labels.max())
+        if count is not None:
+            _check_class(largest, count)
+
+
+def _check_class(largest: int, num_classes: int) -> None:
+    if largest >= num_classes:
         raise DataError(
             f"the data have a sample of class {largest}, the model has classes 0 to"
-            f" {engine.num_classes - 1}",
+            f" {num_classes - 1}",
             fix="give data of the classes that the model was trained on",
         )
 

@@ -1,17 +1,48 @@
 """What may be done to the weights before a runtime gets them."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from deepseek.deploy.optimization.material import label_names, read_rows
+from deepseek.deploy.optimization.quality import is_share
 from deepseek.deploy.quantization.draft import fold_norms
+from deepseek.deploy.quantization.judge import COSINE
 from deepseek.deploy.quantization.quantize import Calibration, quantize
+from deepseek.deploy.quantization.result import HURTS
+from deepseek.deploy.samples import spec_of
+from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
+from deepseek.whole_file import replacing
 
 METHODS = ("int8_static", "int8_dynamic", "int8_weight_only")
 """Schemes of `quantize` that are tried."""
+MIXED = "_mixed"
+"""Ends a method that leaves the layers that hurt in float, until the tolerance holds."""
 _WITH_KERNELS = ("compiled", "aoti", "onnxruntime", "openvino")
 """Runtimes that compute in integers what a scheme marks as such; eager only simulates them."""
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How the layers are found that stay in float.
+
+    Attributes:
+        data: file of the samples that the metric is measured on.
+        metric: of the task.
+        tolerance: largest drop of the metric.
+        known: JSON file of the layers, once they are found; other runtimes take the same.
+    """
+
+    data: Path
+    metric: str
+    tolerance: float
+    known: Path
 
 
 def prepares_for(method: str, runtime: str) -> bool:
@@ -21,14 +52,59 @@ def prepares_for(method: str, runtime: str) -> bool:
     return runtime in _WITH_KERNELS
 
 
-def prepare(engine: ModelEngine, method: str, calibration: Sequence[Tensor]) -> ModelEngine:
+def prepare(
+    engine: ModelEngine, method: str, calibration: Sequence[Tensor], mixing: Mixing
+) -> tuple[ModelEngine, list[str]]:
     """Return an engine with its batch norms folded, or as a scheme makes it.
 
     Args:
         engine: with its data spec; left as it is.
-        method: of `METHODS`, or empty.
+        method: of `METHODS`, with or without `MIXED`; or empty.
         calibration: batches as the engine takes them.
+        mixing: for `MIXED`.
+
+    Returns:
+        The engine, and the layers that were left in float for the tolerance.
+
+    Raises:
+        ConfigError: the tolerance cannot be held, or is not lost by int8.
     """
     if not method:
-        return fold_norms(engine, calibration[0])[0]
-    return quantize(engine, method, calibration=Calibration(data=list(calibration))).model
+        return fold_norms(engine, calibration[0])[0], []
+    scheme, own = method.removesuffix(MIXED), Calibration(data=list(calibration))
+    if scheme == method:
+        return quantize(engine, scheme, calibration=own).model, []
+    if mixing.known.is_file():
+        kept = json.loads(mixing.known.read_text(encoding="utf-8"))
+        return quantize(engine, scheme, keep=kept, calibration=own).model, kept
+    metric = mixing.metric if is_share(mixing.metric) else COSINE
+    done = quantize(
+        engine, scheme, _Measured(engine, mixing.data), calibration=own,
+        # half of it: a runtime rounds otherwise than torch
+        tolerance=mixing.tolerance / 2,
+        metric=metric if label_names(mixing.data) else COSINE,
+    )  # fmt: skip
+    kept = [layer.name for layer in done.layers if layer.scheme is None and layer.why == HURTS]
+    if not kept:
+        raise ConfigError(
+            f"{scheme} holds the tolerance in torch: what is lost is lost by the runtime",
+            fix="use another runtime",
+        )
+    with replacing(mixing.known) as draft:
+        draft.write_text(json.dumps(kept), encoding="utf-8")
+    return done.model, kept
+
+
+class _Measured(Dataset):
+    """The samples of a file, as a data set of what the model was trained on."""
+
+    def __init__(self, engine: ModelEngine, path: Path) -> None:
+        names = ["inputs", *label_names(path)]
+        self._fields = {name: read_rows(path, name) for name in names}
+        self.spec = spec_of(engine)
+
+    def __len__(self) -> int:
+        return len(self._fields["inputs"])
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: torch.as_tensor(values[index]) for name, values in self._fields.items()}

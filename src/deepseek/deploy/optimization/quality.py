@@ -9,6 +9,7 @@ Shapes: N samples, G groups, S sums of a metric, R draws.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ def metric_of(task: Task, metric: str) -> str:
 
 def is_share(name: str) -> bool:
     """Return whether a metric is a share, to be as large as possible; else as small."""
-    return is_higher_better(name) or name in ("agreement", "cosine")
+    return is_higher_better(name) or name in ("agreement", "cosine", "score")
 
 
 def sum_by_group(
@@ -100,6 +101,7 @@ def sum_by_group(
     metric: str,
     num_samples: int,
     batch_size: int,
+    by_task: Callable[[Tensor], dict[str, Tensor]] | None = None,
 ) -> Tensor:
     """Return the sums of a metric over groups of samples, (G, S) float64.
 
@@ -110,6 +112,7 @@ def sum_by_group(
         metric: a name of its metrics.
         num_samples: N.
         batch_size: B; where it does not divide N the last is smaller.
+        by_task: of a model of several tasks, from joined outputs to those of each.
 
     Raises:
         CheckpointError: an output is not finite.
@@ -129,7 +132,8 @@ def sum_by_group(
         split = {key: tensor.tensor_split(parts) for key, tensor in batch.items()}
         for at, piece in enumerate(outputs.tensor_split(parts)):
             metrics = task.new_metrics()
-            task.update_metrics(metrics, piece, {key: split[key][at] for key in split})
+            own: Any = piece if by_task is None else by_task(piece)
+            task.update_metrics(metrics, own, {key: split[key][at] for key in split})
             found.append(metrics[metric].sums())
     return torch.tensor(found, dtype=torch.float64)
 

@@ -3,6 +3,7 @@
 ```
 original          converted, opened, measured: the base of all comparisons
 every candidate   converted, opened, measured; a failure is a row        60 % of the budget
+int8 too coarse   again, with the layers that hurt in float              75 % of the budget
 the best four     timed for twice as long, the best two of them for four times
 the best          with fewer threads
 ```
@@ -42,6 +43,8 @@ from deepseek.trainer.task import Task
 
 FIRST_SHARE = 0.6
 """Of the budget, after which no further candidate is begun."""
+RETRY_SHARE = 0.75
+"""After which none is tried again."""
 TRIAL_SHARE = 0.3
 """Of the budget, that one trial may take, and `LEAST_TRIAL_S` at least."""
 LEAST_TRIAL_S = 30.0
@@ -50,6 +53,8 @@ MOST_TIMING_S = 4.0
 BASE_LIMIT_S = 3600.0
 CLOSE = 1.25
 """Of the best's cost, up to which a candidate is timed longer."""
+MANY_LAYERS = 4
+"""That a row names."""
 _HALVING = ((4, 2), (2, 4))
 
 
@@ -131,16 +136,32 @@ class Search:
                 fix=f"see {self._folder(BASE) / 'log.txt'}",
             )
         for candidate, reason in plan.candidates:
-            if candidate == BASE:
-                continue
-            if not reason and plan.left_s < (1 - FIRST_SHARE) * plan.budget_s:
-                done = self._journal.find(self._what(candidate, "first"))
-                reason = "" if done else "the budget was used up"
-            self._try(candidate, reason, self._trial_limit_s())
+            if candidate != BASE:
+                self._try_in_time(candidate, reason, FIRST_SHARE)
+        self._retry_mixed()
         if plan.target in ("latency", "throughput"):
             for count, factor in _HALVING:
                 self._time_longer(count, factor * plan.timing_s)
             self._choose_threads()
+
+    def _try_in_time(self, candidate: Candidate, reason: str, share: float) -> None:
+        """Try a candidate, unless this share of the budget is used up."""
+        plan = self.plan
+        if not reason and plan.left_s < (1 - share) * plan.budget_s:
+            done = self._journal.find(self._what(candidate, "first"))
+            reason = "" if done else "the budget was used up"
+        self._try(candidate, reason, self._trial_limit_s())
+
+    def _retry_mixed(self) -> None:
+        """Try int8 that lost too much again, with the layers that hurt in float."""
+        coarse = [row.candidate for row in self.rows.values() if row.status == REJECTED]
+        retries = [mixed for each in coarse if (mixed := each.mixed) is not None]
+        self._num_left += len(retries)
+        unknown = [each for each in retries if not self._journal.find(self._what(each, "first"))]
+        if unknown and not (self._folder(BASE) / SUMS).is_file():
+            self._first_trial(BASE, BASE_LIMIT_S)  # an earlier search has removed them
+        for candidate in retries:
+            self._try_in_time(candidate, "", RETRY_SHARE)
 
     def convert(self, candidate: Candidate) -> str:
         """Convert a candidate where its file is not there; return why it failed, or ""."""
@@ -210,6 +231,10 @@ class Search:
             status, reason = REJECTED, f"{self.plan.metric} drops by more than the tolerance"
         elif quality.interval[1] > self.plan.tolerance and candidate != BASE:
             reason = "with more samples the drop may turn out larger than the tolerance"
+        if in_float := entry.get("in_float"):
+            layers = f"{len(in_float)} layers in float: {', '.join(in_float[:MANY_LAYERS])}"
+            layers += ", ..." if len(in_float) > MANY_LAYERS else ""
+            reason = "; ".join(filter(None, [reason, layers]))
         return Row(
             candidate, status, reason, one, many, entry["num_many"], quality,
             entry["file_bytes"], entry["peak_bytes"] or 0, entry["ready_s"],
@@ -275,7 +300,8 @@ class Search:
             f"{runtime.__module__}:{runtime.__qualname__}",
             str(plan.sources[candidate.source]), str(self.artefact_of(BASE)),
             str(self.artefact_of(candidate)), str(plan.material.path), plan.batch_size,
-            candidate.threads, plan.threads, metric,
+            candidate.threads, plan.threads, metric, plan.metric, plan.tolerance,
+            str(plan.work / f"{candidate.source}-{candidate.method}-{plan.tolerance:g}.json"),
             "" if is_reference else str(self._folder(BASE) / OUTPUTS), seconds,
             str(folder / "result.json"),
         )  # fmt: skip
@@ -296,7 +322,10 @@ class Search:
 
     def _what(self, candidate: Candidate, stage: str) -> dict:
         source = self.plan.hashes[candidate.source]
-        return {"candidate": candidate.to_json(), "stage": stage, "source": source}
+        found = {"candidate": candidate.to_json(), "stage": stage, "source": source}
+        if candidate.is_mixed:  # the tolerance says which layers are in float
+            found |= {"tolerance": self.plan.tolerance, "metric": self.plan.metric}
+        return found
 
     def _full_limit_s(self) -> float:
         return max(TRIAL_SHARE * self.plan.budget_s, LEAST_TRIAL_S)
@@ -305,7 +334,10 @@ class Search:
         return min(self._full_limit_s(), max(self.plan.left_s, 1.0))
 
     def _folder(self, candidate: Candidate) -> Path:
-        return self.plan.work / re.sub(r"[^\w.]+", "-", candidate.name)
+        name = candidate.name
+        if candidate.is_mixed:
+            name += f" {self.plan.tolerance:g}"
+        return self.plan.work / re.sub(r"[^\w.]+", "-", name)
 
     def _needs_base_sums(self) -> bool:
         """Return whether there is something to compare, and nothing to compare it with."""

@@ -21,15 +21,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deepseek.datasets import DataSpec
 from deepseek.deploy.artefact import convert, load_engine, read_description
 from deepseek.deploy.comparison import compare_batch
-from deepseek.deploy.optimization.material import count_rows, read_rows
+from deepseek.deploy.optimization.material import count_rows, label_names, read_rows
 from deepseek.deploy.optimization.turns import take_turns
 from deepseek.deploy.runtimes import RUNTIMES, Conversion, Execution
+from deepseek.deploy.samples import spec_of
 from deepseek.errors import CheckpointError, DeepSeekError
 from deepseek.launch.worker import die_with_agent
 from deepseek.models import ModelEngine
+from deepseek.models.joint_outputs import divide, join_outputs
 
 SUMS = "sums.safetensors"
 OUTPUTS = "outputs.safetensors"
@@ -50,6 +51,9 @@ class TrialTask:
         threads: of a batch; `None`: `base_threads`.
         base_threads: of the original in timing.
         metric: of the task; empty: quality is not measured.
+        quality_metric: the same, where quality decides what is converted.
+        tolerance: largest drop of it.
+        known_layers: file of the layers that stay in float for it, once they are found.
         reference: outputs of the original, where the data have no labels; else empty.
         seconds: of timing, for each batch size.
         result: file that is written.
@@ -67,6 +71,9 @@ class TrialTask:
     threads: int | None
     base_threads: int
     metric: str
+    quality_metric: str
+    tolerance: float
+    known_layers: str
     reference: str
     seconds: float
     result: str
@@ -88,11 +95,13 @@ def run_convert(task: TrialTask) -> dict:
     engine = ModelEngine.load(task.source)
     data = Path(task.data)
     calibration = read_rows(data, "calibration").split(task.batch_size)
+    in_float: list[str] = []
     if (task.runtime, task.precision, task.method) != ("eager", "fp32", ""):
         # brings the trainer, which the process that measures is to do without
-        from deepseek.deploy.optimization.preparation import prepare
+        from deepseek.deploy.optimization.preparation import Mixing, prepare
 
-        engine = prepare(engine, task.method, calibration)
+        mixing = Mixing(data, task.quality_metric, task.tolerance, Path(task.known_layers))
+        engine, in_float = prepare(engine, task.method, calibration, mixing)
     inputs = read_rows(data, "inputs", 0, max(2, task.batch_size))
     conversion = Conversion(
         task.precision, calibration if task.precision.startswith("int8") else ()
@@ -102,7 +111,7 @@ def run_convert(task: TrialTask) -> dict:
     compares = RUNTIMES.get(task.runtime).suffix != ".bin"
     path = Path(task.artefact)
     convert(engine, path, inputs, task.runtime, conversion, execution, compares=compares)
-    return {"convert_s": perf_counter() - began}
+    return {"convert_s": perf_counter() - began, "in_float": in_float}
 
 
 def run_measure(task: TrialTask) -> dict:
@@ -146,9 +155,9 @@ def _measure_quality(task: TrialTask, engine: ModelEngine, own: Callable[[Tensor
     data, folder = Path(task.data), Path(task.result).parent
     count, has_labels = count_rows(data, "inputs"), count_rows(data, "targets") > 0
     if has_labels:
-        answers, name = data, "targets"
+        answers, names = data, label_names(data)
     else:
-        answers, name = Path(task.reference or folder / OUTPUTS), "outputs"
+        answers, names = Path(task.reference or folder / OUTPUTS), ["outputs"]
         if not task.reference:
             starts = range(0, count, task.batch_size)
             outputs = [
@@ -158,12 +167,17 @@ def _measure_quality(task: TrialTask, engine: ModelEngine, own: Callable[[Tensor
             save_file({"outputs": torch.cat(outputs).contiguous()}, answers)
 
     def read(start: int, stop: int) -> dict[str, Tensor]:
-        inputs = read_rows(data, "inputs", start, stop)
-        return {"inputs": inputs, "targets": read_rows(answers, name, start, stop)}
+        labels = {
+            name if name.startswith("targets") else "targets": read_rows(answers, name, start, stop)
+            for name in names
+        }
+        return {"inputs": read_rows(data, "inputs", start, stop), **labels}
 
-    what = task_of(engine.spec or DataSpec("unknown", {}), engine.num_classes, has_labels)
+    spec = spec_of(engine)
+    what = task_of(spec, engine.num_classes, has_labels)
     metric = metric_of(what, task.metric)
-    sums = sum_by_group(own, read, what, metric, count, task.batch_size)
+    by_task = (lambda outputs: divide(outputs, spec)) if has_labels and spec.tasks else None
+    sums = sum_by_group(own, read, what, metric, count, task.batch_size, by_task)
     save_file({"sums": sums}, folder / SUMS)
 
 
@@ -174,7 +188,7 @@ def _caller(engine: ModelEngine, threads: int) -> Callable[[Tensor], Tensor]:
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         with torch.inference_mode():
-            return engine(inputs)
+            return join_outputs(engine(inputs))
 
     return call
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from deepseek.deploy.fusion import first_tensor
+from deepseek.deploy.pruning.importance import BATCH_SIZE, Data
 from deepseek.deploy.pruning.masks import PRUNABLE
-from deepseek.deploy.pruning.samples import Data, some_batches
+from deepseek.deploy.samples import Samples
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.eval_mode import evaluating
@@ -42,7 +43,7 @@ def measure_influence(engine: ModelEngine, data: Data | None) -> dict[tuple[str,
     hooks = [block.register_forward_hook(_watch(sums, key)) for key, block in blocks.items()]
     try:
         with evaluating(engine), torch.inference_mode():
-            for batch in some_batches(data, NUM_BATCHES):
+            for batch in Samples(data, BATCH_SIZE, as_learnt=True).first(NUM_BATCHES):
                 engine(batch["inputs"].to(engine.device))
                 num_samples += len(batch["inputs"])
     finally:

@@ -17,17 +17,19 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import Dataset
 
-from deepseek.datasets import infer_spec
-from deepseek.deploy.pruning.samples import Data, dataset_of, some_batches
+from deepseek.datasets import DataLoader, DataSpec
 from deepseek.deploy.pruning.units import Cut, Group
+from deepseek.deploy.samples import UNKNOWN, Samples
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.cut import find_tensor
 from deepseek.models.eval_mode import evaluating
 from deepseek.trainer.task import resolve_task
 
-NUM_TAYLOR_BATCHES = 16
+NUM_TAYLOR_BATCHES, BATCH_SIZE = 16, 64
+Data = Dataset | DataLoader
 Importance = dict[str, Tensor]
 
 
@@ -89,7 +91,8 @@ def _taylor(engine: ModelEngine, groups: Sequence[Group], data: Data | None) -> 
             'criterion="taylor" measures a loss, and there are no data',
             fix='give data=, a labelled data set, or use criterion="magnitude"',
         )
-    task = resolve_task("auto", infer_spec(dataset_of(data)), 0.0)
+    samples = Samples(data, BATCH_SIZE, as_learnt=True)
+    task = resolve_task("auto", samples.spec or DataSpec(UNKNOWN, {}), 0.0)
     ranked = {group.name: torch.zeros(group.num_units) for group in groups}
     # what makes the units is enough, and counts a unit once: its weights and its norm's scale
     made = [(group, cut) for group in groups for cut in group.cuts if not cut.reads]
@@ -98,7 +101,7 @@ def _taylor(engine: ModelEngine, groups: Sequence[Group], data: Data | None) -> 
     ]
     tensors = [find_tensor(engine.module, cut.tensor) for _, cut in made]
     with evaluating(engine), torch.enable_grad():
-        for batch in some_batches(data, NUM_TAYLOR_BATCHES):
+        for batch in samples.first(NUM_TAYLOR_BATCHES):
             moved = {name: value.to(engine.device) for name, value in batch.items()}
             loss = task.loss(engine(moved["inputs"]), moved) / max(1, task.count_items(batch))
             sums = {group.name: torch.zeros(group.num_units) for group in groups}

@@ -16,9 +16,8 @@ from deepseek.deploy.fusion import sample_inputs
 from deepseek.deploy.pruning.cost import Cost, costs
 from deepseek.deploy.pruning.depth import measure_influence
 from deepseek.deploy.pruning.groups import find_groups
-from deepseek.deploy.pruning.importance import rank_units
+from deepseek.deploy.pruning.importance import Data, rank_units
 from deepseek.deploy.pruning.masks import PRUNABLE
-from deepseek.deploy.pruning.samples import Data
 from deepseek.deploy.pruning.selection import Budget, choose_blocks, choose_units
 from deepseek.deploy.pruning.semi_structured import PATTERN, zero_two_of_four
 from deepseek.deploy.pruning.units import cut_tensors

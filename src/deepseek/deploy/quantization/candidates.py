@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from deepseek.deploy.quantization.observation import find_called
 from deepseek.errors import ConfigError
-from deepseek.models import ModelEngine
+from deepseek.models import ModelEngine, MultiHead
 from deepseek.models.assembly import head_names
 from deepseek.models.quantized import CANDIDATES, why_not
 from deepseek.registry import did_you_mean
@@ -47,7 +47,7 @@ def find_candidates(
     """
     parts = {name: part for name, part in engine.module.named_modules() if _is_meant(part)}
     _check_names(keep, parts)
-    heads = () if engine.is_foreign else head_names(engine.module)
+    heads = _find_heads(engine)
     shared = _shared_weights(engine.module)
     found = Candidates()
     for name, part in parts.items():
@@ -70,6 +70,12 @@ def find_candidates(
             del found.layers[name]
             found.kept[name] = "is not called by itself"
     return found
+
+
+def _find_heads(engine: ModelEngine) -> tuple[str, ...]:
+    if isinstance(engine.module, MultiHead):
+        return tuple(f"heads.{name}.linear" for name in engine.module.heads)
+    return () if engine.is_foreign else head_names(engine.module)
 
 
 def _is_meant(part: nn.Module) -> bool:

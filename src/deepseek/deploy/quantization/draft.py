@@ -12,6 +12,7 @@ from deepseek.deploy.quantization.observation import measure_noise
 from deepseek.deploy.quantization.result import Layer
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
+from deepseek.models.joint_outputs import join_outputs
 from deepseek.models.quantization_aware import CHANGE, QuantizationAwareLayer
 from deepseek.models.quantized import make_layer
 
@@ -78,7 +79,7 @@ class Draft:
             return made
         try:
             with torch.no_grad():
-                outputs = made(self.probe.to(made.device))
+                outputs = join_outputs(made(self.probe.to(made.device)))
         except Exception as error:  # a module that looks into the weights of another
             raise ConfigError(
                 f"the quantised model does not run: {error}",

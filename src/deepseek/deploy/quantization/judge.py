@@ -1,17 +1,17 @@
 """What a model is worth on samples that were not used to quantise it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
-from deepseek.datasets import DataLoader, infer_spec
-from deepseek.datasets.evaluation_view import evaluation_dataset
 from deepseek.datasets.spec import DataSpec
-from deepseek.errors import ConfigError, DataError
+from deepseek.deploy.report.quantity import is_higher_better
+from deepseek.deploy.samples import Samples
+from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.eval_mode import evaluating
+from deepseek.models.joint_outputs import join_outputs
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.world import World
 from deepseek.trainer.evaluation_pass import evaluate
@@ -20,65 +20,6 @@ from deepseek.trainer.precision import Precision
 from deepseek.trainer.task import TASKS, Task, resolve_task
 
 COSINE = "cosine"
-LEAST_SAMPLES = 8
-"""Fewer say too little of what goes into a layer."""
-
-
-class Samples:
-    """Samples in an order that is random and always the same: the first are for calibration.
-
-    Args:
-        data: a data set, a bound `DataLoader`, or batches (B, ...) of inputs.
-        batch_size: samples at a time.
-        num_calibration: samples for calibration at most; never more than half of all.
-
-    Raises:
-        DataError: they are too few.
-    """
-
-    def __init__(self, data, batch_size: int, num_calibration: int) -> None:
-        self.spec: DataSpec | None = None
-        if isinstance(data, Tensor) or (isinstance(data, Sequence) and _are_tensors(data)):
-            inputs = data if isinstance(data, Tensor) else torch.cat(list(data))
-            order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
-            dataset = TensorDataset(inputs[order])
-        else:
-            dataset = evaluation_dataset(data)
-            self.spec = infer_spec(dataset)  # pyright: ignore[reportArgumentType]
-        count = len(dataset)  # pyright: ignore[reportArgumentType]
-        if count < LEAST_SAMPLES:
-            raise DataError(
-                f"{count} samples are too few to calibrate with",
-                fix=f"give {LEAST_SAMPLES} or more",
-            )
-        self._num_calibration = min(num_calibration, count // 2)
-        recipe = DataLoader(batch_size=min(batch_size, self._num_calibration), seed=0)
-        self._loader = recipe.bind(dataset)  # pyright: ignore[reportArgumentType]
-        self._held_out_from = 0
-
-    @property
-    def has_labels(self) -> bool:
-        """Whether a task is known for the samples."""
-        return self.spec is not None and self.spec.task in TASKS
-
-    def calibration(self) -> list[Tensor]:
-        """Return the inputs of the batches that are for calibration."""
-        found, count = [], 0
-        for batch in self._from(0):
-            found.append(batch["inputs"])
-            count += len(batch["inputs"])
-            if count >= self._num_calibration:
-                self._held_out_from = self._loader.position
-                break
-        return found
-
-    def batches(self, held_out_only: bool) -> Iterator[dict[str, Tensor]]:
-        """Return all batches, or those that were not for calibration; the same at each call."""
-        return self._from(self._held_out_from if held_out_only else 0)
-
-    def _from(self, position: int) -> Iterator[dict[str, Tensor]]:
-        self._loader.load_state_dict({"epoch": 0, "position": position})
-        return iter(self._loader)
 
 
 class Judge:
@@ -100,8 +41,9 @@ class Judge:
         self._engine, self._samples, self._held_out_only = engine, samples, held_out_only
         self._task: Task | None = None
         self.metric = COSINE
-        if samples.has_labels and metric != COSINE and samples.spec is not None:
-            self._task = resolve_task("auto", _spec_of_task(engine, samples.spec), 0.0)
+        spec = samples.spec
+        if spec is not None and spec.task in TASKS and metric != COSINE:
+            self._task = resolve_task("auto", _spec_of_task(engine, spec), 0.0)
             self.metric = _choose_metric(self._task, metric)
         elif metric not in (None, COSINE):
             raise ConfigError(
@@ -124,19 +66,18 @@ class Judge:
         with evaluating(engine), evaluating(self._engine), torch.no_grad():
             for batch in batches:
                 inputs = batch["inputs"].to(engine.device)
-                want, found = (each(inputs).float().flatten(1) for each in (self._engine, engine))
+                want, found = (
+                    join_outputs(each(inputs)).float().flatten(1) for each in (self._engine, engine)
+                )
                 mean.update(torch.cosine_similarity(want, found).sum(), len(inputs))
         return mean.compute()
 
 
-def _are_tensors(data: Sequence) -> bool:
-    return len(data) > 0 and all(isinstance(each, Tensor) for each in data)
-
-
 def _choose_metric(task: Task, metric: str | None) -> str:
-    known = [name for name in task.new_metrics() if name not in ("loss", "perplexity")]
+    best = task.monitor.removeprefix("val_")
+    watched = (best,) if task.higher_is_better else ()
+    known = [name for name in task.new_metrics() if is_higher_better(name) or name in watched]
     if metric is None:
-        best = task.monitor.removeprefix("val_")
         metric = best if best in known else next(iter(known), COSINE)
     if metric not in known:
         raise ConfigError(

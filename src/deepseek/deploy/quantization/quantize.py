@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from deepseek.deploy.quantization.candidates import Candidates, find_candidates
 from deepseek.deploy.quantization.draft import Draft, find_probe, float_copy
-from deepseek.deploy.quantization.judge import Judge, Samples
+from deepseek.deploy.quantization.judge import Judge
 from deepseek.deploy.quantization.observation import RANGES, find_codes
-from deepseek.deploy.quantization.result import Quantization, count_bytes
+from deepseek.deploy.quantization.result import HURTS, Quantization, count_bytes
 from deepseek.deploy.quantization.sensitivity import find_fewest, rank_by_harm
+from deepseek.deploy.samples import Samples
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.quantization_aware import is_aware
@@ -143,10 +144,11 @@ def _open_data(
     engine: ModelEngine, scheme: str, data: object, calibration: Calibration, batch_size: int
 ) -> tuple[Samples | None, list[Tensor]]:
     """Return what the model is judged on, and batches to calibrate with."""
-    samples = None if data is None else Samples(data, batch_size, calibration.num_samples)
+    count = calibration.num_samples
+    samples = None if data is None else Samples(data, batch_size, count, num_workers="auto")
     source = samples
     if calibration.data is not None:
-        source = Samples(calibration.data, batch_size, calibration.num_samples)
+        source = Samples(calibration.data, batch_size, count)
     if source is None and scheme == "int8_static" and not is_aware(engine.module):
         raise ConfigError(
             "int8_static needs samples, to find the ranges of the inputs",
@@ -203,5 +205,5 @@ def _leave_out(
             f" {min(drop, before - after):.4f} at least, from {before:.4f}",
             fix="allow more, choose bf16 or int8_weight_only, or train it: quantization_aware",
         )
-    draft.keep(ranked[:count], "hurts most")
+    draft.keep(ranked[:count], HURTS)
     return before - drop

@@ -6,6 +6,9 @@ from torch import nn
 
 from deepseek.models import ModelEngine
 
+HURTS = "hurts most"
+"""Why a layer stays in float that would cost more than the tolerance."""
+
 
 @dataclass(frozen=True)
 class Layer:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from deepseek.deploy.quantization.observation import signal_to_noise
 from deepseek.models import ModelEngine
 from deepseek.models.eval_mode import evaluating
+from deepseek.models.joint_outputs import join_outputs
 
 
 def rank_by_harm(
@@ -30,12 +31,12 @@ def rank_by_harm(
     batch = batch.to(engine.device)
     ratios = {}
     with evaluating(engine), torch.no_grad():
-        want = engine(batch).float()
+        want = join_outputs(engine(batch)).float()
         for number, (name, layer) in enumerate(quantized.items(), 1):
             original = engine.module.get_submodule(name)
             engine.module.set_submodule(name, layer)
             try:
-                ratios[name] = signal_to_noise(want, engine(batch).float())
+                ratios[name] = signal_to_noise(want, join_outputs(engine(batch)).float())
             finally:
                 engine.module.set_submodule(name, original)
             say(f"layer {number} of {len(quantized)} by itself")

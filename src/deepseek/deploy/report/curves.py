@@ -69,11 +69,11 @@ def _chart(name: str, run: RunFolder, marks: Marks) -> str:
         found = [entry for entry in found if entry[0] != "epoch" or entry[2] != name]
     found.sort(key=lambda entry: (entry[2] != name, entry[0]))
     x_name = found[0][1].axis()[0]
-    series = []
+    lines: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for kind, records, column in found:
-        x, y = records.points(column)
         if records.axis()[0] == x_name:
-            series.append(Series(_label(kind, column, name), x, y, has_markers=kind != "train"))
+            lines.setdefault(_label(kind, column, name), []).append(records.points(column))
+    series = [_joined(label, parts) for label, parts in lines.items()]
     values = [entry.y for entry in series]
     largest = max((float(np.abs(y).max()) for y in values if len(y)), default=0.0)
     unit = Unit() if name == "lr" else unit_of(name, largest)
@@ -82,9 +82,16 @@ def _chart(name: str, run: RunFolder, marks: Marks) -> str:
     return line_chart(series, title=shown, x_name=x_name, unit=unit, is_log=is_log, marks=marks)
 
 
+def _joined(label: str, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Series:
+    """Return one line of the points of all parts, in the order of x."""
+    x, y = (np.concatenate(values) for values in zip(*parts, strict=True))
+    order = np.argsort(x, kind="stable")
+    return Series(label, x[order], y[order], has_markers=label != "training")
+
+
 def _label(kind: str, column: str, name: str) -> str:
-    if column != name:
-        return "validation" if kind == "epoch" else f"validation ({kind})"
+    if column != name:  # evaluations within an epoch and at its end are one line
+        return "validation"
     return {"train": "training", "epoch": "per epoch"}.get(kind, kind)
 
 

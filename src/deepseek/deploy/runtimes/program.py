@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.classifier import Classifier
+from deepseek.models.joint_outputs import join_outputs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,11 +32,11 @@ class Program(nn.Module):
         self._dtype = DTYPES[precision]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the outputs (B, ...), float32."""
+        """Return the outputs (B, ...), float32; those of several tasks side by side."""
         if self._dtype is torch.float32:
-            return self.module(self._prepare(inputs)).float()
+            return join_outputs(self.module(self._prepare(inputs))).float()
         with torch.autocast(inputs.device.type, dtype=self._dtype):
-            return self.module(self._prepare(inputs)).float()
+            return join_outputs(self.module(self._prepare(inputs))).float()
 
 
 def open_dims(engine: ModelEngine) -> tuple[str, ...]:

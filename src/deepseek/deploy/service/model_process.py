@@ -87,6 +87,7 @@ class ModelProcess:
         self._restarting: asyncio.Task | None = None
         self._is_closed = False
         self._on_batch, self._number = on_batch, 0
+        self._digest = ""  # of the file that was opened first
         self._link, self._facts = self._start()
         self._starting = None
 
@@ -114,9 +115,10 @@ class ModelProcess:
         link = self._link
         if link is None:
             raise _down()
-        if link.attaching is None:
-            link.attaching = asyncio.create_task(self._attach(link))
-        await asyncio.shield(link.attaching)
+        if link.writer is None:
+            if link.attaching is None:
+                link.attaching = asyncio.create_task(self._attach(link))
+            await asyncio.shield(link.attaching)
         self._number += 1
         answer = asyncio.get_running_loop().create_future()
         count = len(samples)
@@ -226,6 +228,13 @@ class ModelProcess:
             link.end()
             kind = CheckpointError if head["kind"] == "CheckpointError" else ConfigError
             raise kind(head["error"], fix=head["fix"])
+        self._digest = self._digest or head["digest"]
+        if head["digest"] != self._digest:
+            link.end()
+            raise CheckpointError(
+                f"{self._settings.path} is not the file that was opened as this version",
+                fix="put the old file back, or the new one beside it as another version",
+            )
         for said in head["warnings"]:
             LOG.warning("%s", said)
         own.setblocking(False)

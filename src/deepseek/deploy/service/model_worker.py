@@ -53,6 +53,7 @@ def _serve(channel: socket.socket) -> None:
     order, _ = receive(source)
     import torch
 
+    from deepseek.deploy.artefact import sha256
     from deepseek.deploy.service.batching import Batcher
     from deepseek.deploy.service.served_model import ModelSettings, ServedModel
 
@@ -60,6 +61,7 @@ def _serve(channel: socket.socket) -> None:
     torch.set_num_threads(settings.threads)
     try:
         with warnings.catch_warnings(record=True) as found:
+            digest = sha256(settings.path)
             model = ServedModel.open(settings)
     except DeepSeekError as error:
         kind = type(error).__name__
@@ -70,7 +72,7 @@ def _serve(channel: socket.socket) -> None:
         send(channel, {"error": said, "fix": "export it again", "kind": ""})
         return
     said = [str(each.message) for each in found if each.category is UserWarning]
-    send(channel, {"facts": model.facts.to_json(), "warnings": said})
+    send(channel, {"facts": model.facts.to_json(), "warnings": said, "digest": digest})
     # volumes may be large, and their windows are a batch already
     max_batch = 1 if model.takes_volumes else settings.max_batch
     batcher = Batcher(max_batch=max_batch, target_s=settings.target_s, pad=model.pad)

@@ -5,17 +5,21 @@ status alone.
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
-
-from deepseek.deploy.service.shelf import Shelf
 
 SECONDS = 5.0
 MAX_LINE = 1024
 _REASONS = {200: "OK", 404: "Not Found", 503: "Service Unavailable"}
 
 
-async def start_probes(shelf: Shelf, host: str, port: int) -> asyncio.Server:
+async def start_probes(is_ready: Callable[[], bool], host: str, port: int) -> asyncio.Server:
     """Return the server, which listens already.
+
+    Args:
+        is_ready: whether every model answers.
+        host: address that is bound to.
+        port: of it.
 
     Raises:
         OSError: the port cannot be used.
@@ -28,7 +32,7 @@ async def start_probes(shelf: Shelf, host: str, port: int) -> asyncio.Server:
                 status = 404
                 if len(words) == 3 and words[0] == b"GET":
                     status = {
-                        b"/health": 200, b"/ready": 200 if shelf.is_ready else 503,
+                        b"/health": 200, b"/ready": 200 if is_ready() else 503,
                     }.get(words[1], 404)  # fmt: skip
                 head = f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Length: 0\r\n"
                 writer.write(f"{head}Connection: close\r\n\r\n".encode())

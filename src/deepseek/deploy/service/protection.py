@@ -9,7 +9,7 @@ any                  a body of limited size, which comes at some pace
 
 import asyncio
 import json
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +18,10 @@ from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.tokens import is_known
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+SMALL_BYTES = 256 << 10
+"""Of a body that is always taken."""
+LARGE_BODIES = 16
+"""Of the largest size, that may be held at a time; large ones beyond that are refused."""
 
 
 @dataclass(frozen=True)
@@ -51,38 +55,52 @@ class Protection:
         limits: of a request.
         hashes: of tokens; empty: none is asked for.
         is_loopback: whether only this machine can reach the service.
+        on_refusal: told the status of each request that is turned down.
     """
 
     def __init__(
-        self, app: ASGIApp, limits: Limits, hashes: tuple[str, ...], *, is_loopback: bool
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        hashes: tuple[str, ...],
+        *,
+        is_loopback: bool,
+        on_refusal: Callable[[int], None] = lambda status: None,
     ) -> None:
         self._app = app
         self._limits = limits
         self._hashes = hashes
         self._is_loopback = is_loopback
+        self._on_refusal = on_refusal
+        self._held_bytes = 0  # of large bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or turn it down."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # as GET; the server leaves the body away
+            scope = {**scope, "method": "GET"}
         headers = {name.lower(): value for name, value in scope["headers"]}
+        held = _Held()
         try:
             self._check_host(headers.get(b"host", b""))
             self._check_origin(headers)
             self._check_token(headers.get(b"authorization", b""))
-            body = await self._read_body(headers, receive)
+            body = await self._read_body(headers, receive, held)
+            if body is None:  # the client has gone
+                return
+            messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+            async def replay() -> Message:
+                return messages.pop() if messages else await receive()
+
+            await self._app(scope, replay, send)
         except Refusal as refusal:
+            self._on_refusal(refusal.status)
             await _answer(refusal, send)
-            return
-        if body is None:  # the client has gone
-            return
-        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def replay() -> Message:
-            return messages.pop() if messages else await receive()
-
-        await self._app(scope, replay, send)
+        finally:
+            self._held_bytes -= held.num_bytes
 
     def _check_host(self, host: bytes) -> None:
         name = host.decode("latin-1").lower()
@@ -105,30 +123,52 @@ class Protection:
         if scheme.lower() != "bearer" or not is_known(token.strip(), self._hashes):
             raise Refusal(401, "no valid token", fix="send Authorization: Bearer TOKEN")
 
-    async def _read_body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
+    async def _read_body(
+        self, headers: dict[bytes, bytes], receive: Receive, held: "_Held"
+    ) -> bytes | None:
         limit = self._limits.max_body_bytes
         declared = headers.get(b"content-length", b"0")
         if not declared.isdigit():
             raise Refusal(400, "Content-Length is not a number", fix="leave it to the client")
         if int(declared) > limit:
             raise _too_large(int(declared), limit)
-        parts, size, expires = [], 0, time.monotonic() + self._limits.body_s
-        while True:
-            try:
-                message = await asyncio.wait_for(receive(), max(0.0, expires - time.monotonic()))
-            except TimeoutError:
-                raise Refusal(
-                    408, f"the body had not come after {self._limits.body_s:g} s",
-                    fix="send it faster, or less of it",
-                ) from None  # fmt: skip
-            if message["type"] == "http.disconnect":
-                return None
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > limit:
-                raise _too_large(size, limit)
-            if not message.get("more_body", False):
-                return b"".join(parts)
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(self._limits.body_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > limit:
+                        raise _too_large(size, limit)
+                    if size > SMALL_BYTES:
+                        self._hold(size, held)
+                    if not message.get("more_body", False):
+                        return b"".join(parts) if len(parts) > 1 else parts[0]
+        except TimeoutError:
+            raise Refusal(
+                408, f"the body had not come after {self._limits.body_s:g} s",
+                fix="send it faster, or less of it",
+            ) from None  # fmt: skip
+
+    def _hold(self, size: int, held: "_Held") -> None:
+        """Count a large body, of which `size` bytes have come, against what all may take."""
+        self._held_bytes += size - held.num_bytes
+        held.num_bytes = size
+        if self._held_bytes > LARGE_BODIES * max(self._limits.max_body_bytes, SMALL_BYTES):
+            raise Refusal(
+                429, f"large bodies of other requests take {self._held_bytes >> 20} MiB already",
+                fix="send it again later", retry_after_s=self._limits.body_s,
+            )  # fmt: skip
+
+
+@dataclass
+class _Held:
+    """What the body of one request takes of the room for large ones."""
+
+    num_bytes: int = 0
 
 
 def _too_large(size: int, limit: int) -> Refusal:

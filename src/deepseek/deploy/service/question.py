@@ -6,6 +6,7 @@ application/gzip, octet-stream       one volume, as .nii.gz or .nii
 application/json  {"inputs": ...}    numbers, nested as the sample is, or a list of samples
                   {"images": [...]}  pictures in base64
                   {"text": "..."}, {"texts": [...]}
+                  {"row": {...}}, {"rows": [...]}   of a table: column -> value
 ```
 """
 
@@ -18,15 +19,20 @@ from typing import TypeVar
 
 import numpy as np
 
+from deepseek.datasets import DataSpec
 from deepseek.deploy.service.protection import Limits
 from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.shelf import Version
 from deepseek.deploy.service.volumes import Mask, findings_in
+from deepseek.errors import DataError
+from deepseek.models.joint_outputs import is_number, widths_of
 
 T = TypeVar("T")
 LARGE_BYTES = 64 << 10
 """Of a body that takes a millisecond or more to read."""
-_KEYS = {"inputs", "images", "text", "texts"}
+PICTURES_AT_A_TIME = 2
+"""Of one request, that wait to be decoded: those of others have their turn between them."""
+_KEYS = {"inputs", "images", "text", "texts", "row", "rows"}
 PICTURE_TYPES = ("image/", "application/octet-stream")
 VOLUME_TYPES = (
     "application/gzip", "application/x-gzip", "application/octet-stream", "application/zip",
@@ -56,11 +62,21 @@ async def read_samples(
         if len(known) != 1 or not known.keys() <= _KEYS:
             raise Refusal(
                 400,
-                f"the JSON has the keys {sorted(known)[:5]}",
-                fix='send {"inputs": numbers}, {"images": [base64, ...]} or {"texts": [...]}',
+                f"the JSON has the keys {str(sorted(known)[:5])[:120]}",
+                fix='send {"inputs": numbers}, {"images": [base64, ...]}, {"texts": [...]} or'
+                ' {"rows": [...]}',
             )  # fmt: skip
+        if version.packing is not None:
+            is_single = "row" in known
+            rows = [known["row"]] if is_single else known.get("rows")
+            return await aside(len(body), to_rows, rows, version, limits), is_single
         if "inputs" in known:
             return await aside(len(body), to_samples, known["inputs"], version, limits)
+    if known.keys() & {"row", "rows"}:
+        raise Refusal(
+            422, f"{version.name} does not take rows: it was not trained on a table",
+            fix='send {"inputs": numbers}',
+        )  # fmt: skip
     if "images" in known:
         return await _decode_all(known["images"], version, limits)
     if "text" in known:
@@ -137,7 +153,20 @@ async def _decode_all(
         contents = [base64.b64decode(each, validate=True) for each in pictures]
     except (binascii.Error, ValueError) as error:
         raise Refusal(400, f"a picture is not base64: {error}", fix="encode its bytes") from error
-    return list(await asyncio.gather(*(_decode(each, version) for each in contents))), False
+    turns = asyncio.Semaphore(PICTURES_AT_A_TIME)
+
+    async def decode(content: bytes) -> np.ndarray:
+        async with turns:
+            return await _decode(content, version)
+
+    try:
+        async with asyncio.timeout(limits.timeout_s):
+            return list(await asyncio.gather(*map(decode, contents))), False
+    except TimeoutError:
+        raise Refusal(
+            504, f"{len(contents)} pictures were not read within {limits.timeout_s:g} s",
+            fix="send fewer, or smaller ones",
+        ) from None  # fmt: skip
 
 
 async def encode_texts(texts: object, version: Version, limits: Limits) -> list[np.ndarray]:
@@ -178,7 +207,7 @@ def to_samples(numbers: object, version: Version, limits: Limits) -> tuple[list[
     Raises:
         Refusal: 400 or 422, they are not what the model takes.
     """
-    spec, shape = version.spec, version.sample_shape
+    shape = version.sample_shape
     try:
         array = np.array(numbers)
     except (ValueError, OverflowError) as error:
@@ -200,7 +229,25 @@ def to_samples(numbers: object, version: Version, limits: Limits) -> tuple[list[
             fix=f"send {list(shape)}, or a list of such samples",
         )  # fmt: skip
     _check_count(len(array), limits)
-    return list(_cast(array, spec.fields["inputs"].dtype, version)), is_single
+    return list(_cast(array, version.sample_field.dtype, version)), is_single
+
+
+def to_rows(rows: object, version: Version, limits: Limits) -> list[np.ndarray]:
+    """Return rows of a table, packed.
+
+    Raises:
+        Refusal: 400, they are no rows; 422, they are too many, lack a column, or hold a value of
+            another kind.
+    """
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise Refusal(400, "rows is no list of objects", fix='send {"rows": [{column: value}]}')
+    if version.encoder is None or version.packing is None:
+        raise Refusal(422, f"{version.name} does not take rows", fix='send {"inputs": numbers}')
+    _check_count(len(rows), limits)
+    try:
+        return list(version.packing.pack(version.encoder.encode_rows(rows)))
+    except DataError as error:
+        raise Refusal(422, error.message, fix=error.fix or "") from None
 
 
 def _cast(array: np.ndarray, dtype: str, version: Version) -> np.ndarray:
@@ -223,10 +270,15 @@ def _cast(array: np.ndarray, dtype: str, version: Version) -> np.ndarray:
 def answer(rows: np.ndarray, version: Version, top_k: int) -> list[dict]:
     """Return one JSON-able prediction per row of (B, K), its classes best first.
 
+    Of a number it is `value`; of several tasks `tasks`, with either for each; of a row of a table a
+    score for each label.
+
     Raises:
         Refusal: 422, a row is no row of classes; 500, it is not finite.
     """
-    names = version.class_names
+    if version.packing is not None:
+        labels = version.spec.features.label if version.spec.features else ()
+        return [{"scores": dict(zip(labels, row, strict=True))} for row in rows.tolist()]
     predictions = []
     for row in rows:
         if row.ndim != 1:
@@ -238,10 +290,31 @@ def answer(rows: np.ndarray, version: Version, top_k: int) -> list[dict]:
             raise Refusal(
                 500, "the model answers with values that are not finite", fix="see its data"
             )
-        indices = (-row).argsort(kind="stable")[:top_k]
-        top = [
-            {"label": names[at] if names else str(at), "index": at, "prob": prob}
-            for prob, at in zip(row[indices].tolist(), indices.tolist(), strict=True)
-        ]
-        predictions.append({**top[0], "top": top})
+        if not version.spec.tasks:
+            predictions.append(_said(row, version.spec, top_k))
+            continue
+        said = {n: _said(part, own, top_k) for n, (part, own) in parts_of(row, version).items()}
+        predictions.append({"tasks": said})
     return predictions
+
+
+def parts_of(rows: np.ndarray, version: Version) -> dict[str, tuple[np.ndarray, DataSpec]]:
+    """Return the part (..., K) of each output of rows (..., all), and what it is of."""
+    outputs = version.outputs
+    if len(outputs) == 1:
+        return {name: (rows, spec) for name, spec in outputs.items()}
+    ends = np.cumsum(widths_of(version.spec))[:-1]
+    parts = np.split(rows, ends, -1)
+    return dict(zip(outputs, zip(parts, outputs.values(), strict=True), strict=True))
+
+
+def _said(row: np.ndarray, spec: DataSpec, top_k: int) -> dict:
+    if is_number(spec):
+        return {"value": row.tolist() if len(row) > 1 else float(row[0])}
+    names = spec.class_names
+    indices = (-row).argsort(kind="stable")[:top_k]
+    top = [
+        {"label": names[at] if names else str(at), "index": at, "prob": prob}
+        for prob, at in zip(row[indices].tolist(), indices.tolist(), strict=True)
+    ]
+    return {**top[0], "top": top}

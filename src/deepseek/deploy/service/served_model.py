@@ -12,13 +12,17 @@ import numpy as np
 import torch
 
 from deepseek.datasets import DataSpec
+from deepseek.datasets.packed_features import PackedFeatures
+from deepseek.datasets.spec import FieldSpec
 from deepseek.datasets.volume_transforms import parse_volume_transform
 from deepseek.deploy.artefact import description_of, load_engine, read_description
 from deepseek.deploy.service.volumes import fill_rows
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.device import resolve_device
+from deepseek.models.joint_outputs import rows_of
 from deepseek.models.sliding_window import DEFAULT_OVERLAP
+from deepseek.models.table_scores import table_scores
 from deepseek.models.volume_detector import VolumeDetector, finds_centers
 from deepseek.models.volume_segmenter import VolumeSegmenter, takes_volumes
 
@@ -87,6 +91,11 @@ class Facts:
         return cls(DataSpec.from_json(content["spec"]), content["num_tokens"])
 
 
+def sample_field(spec: DataSpec) -> FieldSpec:
+    """Return shape and dtype of a sample, without the batch; a row of a table is packed."""
+    return spec.fields["inputs"] if spec.features is None else PackedFeatures(spec.features).field
+
+
 class Model(Protocol):
     """Something that computes: here, or in a process of its own.
 
@@ -148,25 +157,28 @@ class ServedModel:
         overlap: float = DEFAULT_OVERLAP,
         flips: Sequence[int] = (),
     ) -> None:
-        if engine.spec is None or "inputs" not in engine.spec.fields:
+        spec = engine.spec
+        if spec is None or ("inputs" not in spec.fields and spec.features is None):
             raise ConfigError(
                 "the model does not say what it takes: the file has no data spec",
                 fix="save it after training, or bind a spec: engine.bind(data.spec)",
             )
+        _refuse_tokens(spec)
         self._engine, self._is_half = engine.eval(), is_half
         self._sizes, self._has_one_length = sorted(sizes), has_one_length
-        self._field = engine.spec.fields["inputs"]
+        self._field = sample_field(spec)
+        self._packing = None if spec.features is None else PackedFeatures(spec.features)
         self.segmenter: VolumeSegmenter | None = None
         """Of a model that finds a class for every voxel of a volume, of any size."""
         self.detector: VolumeDetector | None = None
         """Of a model that finds centres in a volume of any size."""
         windows = min(max(self._sizes, default=WINDOWS), WINDOWS)
-        if takes_volumes(engine.spec):
+        if takes_volumes(spec):
             self.segmenter = VolumeSegmenter(
                 engine, batch_size=windows, overlap=overlap, flips=flips
             )
-        if finds_centers(engine.spec):
-            spacing = parse_volume_transform(engine.spec.transform or "").spacing_mm
+        if finds_centers(spec):
+            spacing = parse_volume_transform(spec.transform or "").spacing_mm
             if spacing is None:
                 raise ConfigError(
                     "the detector does not say the spacing of its volumes",
@@ -174,13 +186,14 @@ class ServedModel:
                 )
             self._spacing_mm = spacing
             self.detector = VolumeDetector(engine, batch_size=windows, overlap=overlap, flips=flips)
-        takes_tokens = len(self._field.shape) == 1 and self._field.dtype == "int64"
+        is_whole_row = len(self._field.shape) == 1 and self._field.dtype == "int64"
+        takes_tokens = is_whole_row and self._packing is None
         vocabulary = engine.config.get("vocab_size") or (
-            engine.num_classes if takes_tokens and not engine.spec.class_names else None
+            engine.num_classes if takes_tokens and not spec.class_names else None
         )
-        self.pad = engine.spec.pad_token if takes_tokens else None
+        self.pad = spec.pad_token if takes_tokens else None
         """What rows of tokens are filled up with, so that they fit together."""
-        self.facts = Facts(engine.spec, vocabulary)
+        self.facts = Facts(spec, vocabulary)
         self._warm_up()
 
     @classmethod
@@ -211,11 +224,12 @@ class ServedModel:
         )
 
     def compute(self, batch: np.ndarray) -> np.ndarray:
-        """Return probabilities (B, ..., K), float32, of a batch (B, ...).
+        """Return probabilities, or numbers, (B, ..., K), float32, of a batch (B, ...).
 
-        Of volumes, prepared, the class of each voxel: uint8 or uint16 (B, D, H, W); of a detector
-        its centres, `SHAPE_OF_CENTERS` each. A channel more than the model takes is a mask of where
-        there is something to look for.
+        Those of several tasks stand side by side, in the order of the spec. Of volumes, prepared,
+        the class of each voxel: uint8 or uint16 (B, D, H, W); of a detector its centres,
+        `SHAPE_OF_CENTERS` each. A channel more than the model takes is a mask of where there is
+        something to look for. Of packed rows of a table the score of each label (B, T).
         """
         kind = self._engine.device.type
         with (
@@ -224,8 +238,11 @@ class ServedModel:
         ):
             if self.takes_volumes:
                 return np.stack([self._look_at(volume) for volume in batch])
+            if self._packing is not None:
+                return table_scores(self._engine, self._packing.unpack(batch)).numpy()
             filled = self._fill(batch)
-            return self._engine.probs_of(torch.from_numpy(filled)).numpy()[: len(batch)]
+            outputs = self._engine.outputs_of(torch.from_numpy(filled))
+            return rows_of(outputs, self.facts.spec).cpu().numpy()[: len(batch)]
 
     @property
     def takes_volumes(self) -> bool:
@@ -265,6 +282,16 @@ class ServedModel:
                     "the model answers zeros with values that are not finite",
                     fix="train it again, or serve another version",
                 )
+
+
+def _refuse_tokens(spec: DataSpec) -> None:
+    per_token = [n for n, own in spec.tasks.items() if own.task == "token_classification"]
+    if per_token:
+        raise ConfigError(
+            f"task {per_token[0]!r} answers for each token, which is served of a model of that"
+            " task alone",
+            fix="deepseek predict MODEL --text TEXT, or train the task of tokens apart",
+        )
 
 
 def _powers(limit: int) -> list[int]:

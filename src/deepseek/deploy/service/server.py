@@ -30,6 +30,8 @@ from deepseek.models.sliding_window import DEFAULT_OVERLAP
 LOG = logging.getLogger("deepseek.service")
 SILENT_S = 15.0
 """A connection that has not sent the head of a request by then is closed."""
+MAX_HEAD_BYTES = 64 << 10
+"""Of the head of a request, beyond what has come at once."""
 SILENT_MODEL_S = 20.0
 """A model that has something to do, and does not answer for so long, is ended: at least."""
 
@@ -81,14 +83,39 @@ class ServiceSettings:
 
 
 class _Impatient(HttpToolsProtocol):
-    """Closes connections that send no request, or the head of one too slowly."""
+    """Closes connections that send no request, or the head of one too slowly or without an end."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._is_in_head, self._head_bytes = False, 0
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        was_in_head = self._is_in_head
+        super().data_received(data)
+        if was_in_head and self._is_in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.transport.close()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_head, self._head_bytes = True, 0
+        self._closing.cancel()
+        self._wait()
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._closing.cancel()
+        super().on_headers_complete()
+
+    def _wait(self) -> None:
         self._closing = self.loop.call_later(SILENT_S, self._close_if_silent)
 
     def _close_if_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._wait()  # one is being answered, the next has begun
+        elif not self.transport.is_closing():
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -162,7 +189,7 @@ def serve(
             shelf, measures, settings.limits, hashes, is_loopback=settings.is_loopback,
             probes=probes,
         )  # fmt: skip
-        _forget_what_stays()
+        forget_what_stays()
         on_ready(shelf, url_of(settings.host, listener))
         answer_requests(app, listener, timeout_s=settings.limits.timeout_s)
     finally:
@@ -226,14 +253,14 @@ def answer_requests(app: FastAPI, listener: socket.socket, *, timeout_s: float) 
     """Answer until a signal; requests that have begun are answered first, for so long."""
     _raise_file_limit()
     config = uvicorn.Config(
-        app, http=_Impatient, loop="uvloop", ws="none", lifespan="on", log_level="warning",
+        app, http=_Impatient, loop="uvloop", ws="none", lifespan="on", log_level="error",
         access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=30,
         timeout_graceful_shutdown=int(timeout_s) + 1,
     )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listener])
 
 
-def _forget_what_stays() -> None:
+def forget_what_stays() -> None:
     """Take modules and models out of what is searched for garbage: 0.3 s every other second."""
     gc.collect()
     gc.freeze()

@@ -14,14 +14,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepseek.datasets import DataSpec
+from deepseek.datasets.feature_encoder import FeatureEncoder
+from deepseek.datasets.packed_features import PackedFeatures
 from deepseek.deploy.artefact import description_of
 from deepseek.deploy.service.decoding import Decoder
 from deepseek.deploy.service.protection import Limits
 from deepseek.deploy.service.queueing import Queue
 from deepseek.deploy.service.refusal import Refusal
-from deepseek.deploy.service.served_model import Model
+from deepseek.deploy.service.served_model import Model, sample_field
 from deepseek.deploy.service.volumes import WAITING
 from deepseek.errors import ConfigError, DeepSeekError
+from deepseek.models.joint_outputs import is_number, widths_of
+from deepseek.models.multi_head import head_of
+from deepseek.models.text_batches import TASKS as TEXT_TASKS
 from deepseek.models.volume_detector import finds_centers
 from deepseek.models.volume_segmenter import takes_volumes
 from deepseek.registry import import_extra
@@ -71,8 +77,13 @@ class Version:
         self.spec = models[0].facts.spec
         self.num_tokens = models[0].facts.num_tokens or 2**31
         """Of its vocabulary; without one, any number."""
-        self.sample_shape = self.spec.fields["inputs"].shape
+        self.sample_field = sample_field(self.spec)
+        self.sample_shape = self.sample_field.shape
         """Of what the model takes, without the batch."""
+        features = self.spec.features
+        self.encoder = None if features is None else FeatureEncoder(features)
+        """Of a model of tables."""
+        self.packing = None if features is None else PackedFeatures(features)
         room = min(pace.max_waiting, WAITING) if self.takes_volumes else pace.max_waiting
         self.queue = Queue(models, max_waiting=room)
         self.decoder: Decoder | None = None
@@ -99,12 +110,13 @@ class Version:
     @property
     def takes_any_length(self) -> bool:
         """Whether a sample is a row of tokens, which may be shorter or longer."""
-        return len(self.sample_shape) == 1 and self.spec.fields["inputs"].dtype == "int64"
+        is_row = len(self.sample_shape) == 1 and self.sample_field.dtype == "int64"
+        return is_row and self.encoder is None
 
     @property
     def takes_texts(self) -> bool:
-        """Whether it says of which class a text is, or its words."""
-        tasks = ("sequence_classification", "token_classification")
+        """Whether it says of which class or number a text is, or of which class its words."""
+        tasks = (*TEXT_TASKS, "token_classification")
         return self.spec.tokenizer is not None and self.spec.task in tasks
 
     @property
@@ -124,7 +136,9 @@ class Version:
 
     @property
     def takes(self) -> str:
-        """What a client sends: `text`, `picture`, `volume` or `numbers`."""
+        """What a client sends: `text`, `picture`, `volume`, `rows` of a table, or `numbers`."""
+        if self.encoder is not None:
+            return "rows"
         if self.decoder is None:
             return "numbers"
         if self.takes_volumes:
@@ -135,6 +149,23 @@ class Version:
     def class_names(self) -> tuple[str, ...]:
         """Of class 0, 1, ..."""
         return self.spec.class_names
+
+    @property
+    def outputs(self) -> dict[str, DataSpec]:
+        """What a row holds, by name; several tasks side by side."""
+        if self.packing is not None:
+            return {"scores": self.spec}
+        return self.spec.tasks or {"values" if is_number(self.spec) else "probs": self.spec}
+
+    @property
+    def widths(self) -> list[int]:
+        """How many numbers of a row each output has; -1 where the spec does not say."""
+        if self.spec.features is not None:
+            return [len(self.spec.features.label)]
+        if self.spec.tasks:
+            return widths_of(self.spec)
+        known = self.class_names or "targets" in self.spec.fields
+        return [head_of(self.spec)["outputs"] if known else -1]
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -176,6 +207,7 @@ class Shelf:
         self._files, self._folder, self._build = files, folder, build
         self._active: dict[str, Version] = {}
         self._before: dict[str, Version] = {}
+        self._stamps: dict[tuple[str, str], tuple[int, int]] = {}
         self._lock = asyncio.Lock()
         self._closing: set[asyncio.Task] = set()
         self._loading = threading.Lock()  # one model at a time: memory
@@ -216,8 +248,11 @@ class Shelf:
             raise Refusal(
                 503, f"model {name} is not loaded", fix="try again later", retry_after_s=2
             )
+        raise self._no_model(name)
+
+    def _no_model(self, name: str) -> Refusal:
         known = ", ".join(self.list_versions())
-        raise Refusal(404, f"there is no model {name[:64]!r}", fix=f"ask for one of: {known}")
+        return Refusal(404, f"there is no model {name[:64]!r}", fix=f"ask for one of: {known}")
 
     @property
     def is_ready(self) -> bool:
@@ -225,6 +260,15 @@ class Shelf:
         return bool(self._active) and all(
             name in self._active and self._active[name].is_up for name in self.list_versions()
         )
+
+    def check_ready(self) -> None:
+        """Check that every model answers.
+
+        Raises:
+            Refusal: 503, one does not.
+        """
+        if not self.is_ready:
+            raise Refusal(503, "a model is not loaded", fix="try again later", retry_after_s=2)
 
     @property
     def num_waiting(self) -> int:
@@ -270,6 +314,11 @@ class Shelf:
             )
         async with self._lock:
             if name in self._active and self._active[name].version == version:
+                if self._stamp(name, version) != self._stamps.get((name, version)):
+                    raise Refusal(
+                        409, f"the file of {name}/{version} is another one since it was loaded",
+                        fix="put it there as another version",
+                    )  # fmt: skip
                 return self._active[name]
             if name in self._before and self._before[name].version == version:
                 return self._swap_back(name)
@@ -293,8 +342,10 @@ class Shelf:
         """Put the version back that answered before; it is still loaded.
 
         Raises:
-            Refusal: 409, there is none.
+            Refusal: 404, there is no such model; 409, it has had no other version.
         """
+        if name not in self.list_versions():
+            raise self._no_model(name)
         async with self._lock:
             if name not in self._before:
                 raise Refusal(
@@ -313,7 +364,13 @@ class Shelf:
 
     def _load(self, name: str, version: str) -> Version:
         with self._loading:
+            self._stamps[name, version] = self._stamp(name, version)
             return self._build(name, version, self._all_files()[name, version])
+
+    def _stamp(self, name: str, version: str) -> tuple[int, int]:
+        """Return what changes where a file is replaced."""
+        found = self._all_files()[name, version].stat()
+        return found.st_mtime_ns, found.st_size
 
 
 def _version_of(path: Path) -> str | None:

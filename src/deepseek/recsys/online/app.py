@@ -23,12 +23,13 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from deepseek.deploy.service.app import explain_errors
 from deepseek.deploy.service.measures import Counting
+from deepseek.deploy.service.probes import start_probes
 from deepseek.deploy.service.protection import Limits, Protection
-from deepseek.deploy.service.question import parse_json
+from deepseek.deploy.service.question import aside, parse_json
 from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.tokens import hash_token
 from deepseek.errors import DataError, DeepSeekError
-from deepseek.recsys.online.event_log import EventLog, LogFullError, Receipt
+from deepseek.recsys.online.event_log import Entry, EventLog, LogFullError, Receipt
 from deepseek.recsys.online.events import EventReader, tick_entry
 from deepseek.recsys.online.learner_process import read_status
 from deepseek.recsys.online.measures import OnlineMeasures
@@ -41,6 +42,8 @@ LOG = logging.getLogger("deepseek.online")
 REFRESH_S = 0.05
 WAITING_TICK_S = 1.0
 TRIM_S = 60.0
+MANY_EVENTS = 64
+"""Of a request: so many are checked in a thread, since it takes half a millisecond."""
 
 
 class State:
@@ -69,7 +72,7 @@ class State:
         known = [self.versions.about(each) for each in self.versions.numbers()[-10:]]
         return {
             **status, "version": pointer.version, "is_pinned": pointer.is_pinned,
-            "ranks_with": self.ranker.version, "versions": known, "end": self.end,
+            "ranks_with": self.ranker.answers.version, "versions": known, "end": self.end,
         }  # fmt: skip
 
     async def look_after(self) -> None:
@@ -79,7 +82,7 @@ class State:
             await asyncio.sleep(REFRESH_S)
             try:
                 if await asyncio.to_thread(self.ranker.refresh):
-                    self.measures.version.set(self.ranker.version)
+                    self.measures.version.set(self.ranker.answers.version)
                 if time.monotonic() >= self._ticked_at + tick_s:
                     await self._tick()
                 if time.monotonic() >= self._trimmed_at + TRIM_S:
@@ -111,12 +114,10 @@ class State:
         Raises:
             Refusal: 422, one is no event; 429, too many wait; nothing was taken.
         """
-        entries = []
-        for place, content in enumerate(contents):
-            try:
-                entries.append(self.reader.entry(content, client))
-            except DataError as error:
-                raise Refusal(422, f"event {place}: {error.message}", fix=error.fix or "") from None
+        if len(contents) < MANY_EVENTS:
+            entries = self._entries(contents, client)
+        else:
+            entries = await asyncio.to_thread(self._entries, contents, client)
         try:
             done = self.log.submit(entries)
         except LogFullError as error:
@@ -124,6 +125,15 @@ class State:
         receipts = await asyncio.wrap_future(done)
         self.end = max([self.end, *(each.offset + 1 for each in receipts)])
         return receipts
+
+    def _entries(self, contents: list, client: str | None) -> list[Entry]:
+        entries = []
+        for place, content in enumerate(contents):
+            try:
+                entries.append(self.reader.entry(content, client))
+            except DataError as error:
+                raise Refusal(422, f"event {place}: {error.message}", fix=error.fix or "") from None
+        return entries
 
 
 def make_app(
@@ -147,8 +157,13 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        server, probes = settings.server, None
+        if server.probe_port is not None:
+            probes = await start_probes(lambda: True, server.host, server.probe_port)
         looking = asyncio.create_task(state.look_after())
         yield
+        if probes is not None:
+            probes.close()
         looking.cancel()
         with suppress(asyncio.CancelledError):
             await looking
@@ -174,7 +189,8 @@ def _add_work(app: FastAPI, state: State, *, has_tokens: bool) -> None:
 
         An event that was taken before gets the answer it got then.
         """
-        content = parse_json(await request.body())
+        body = await request.body()
+        content = await aside(len(body), parse_json, body)
         several = isinstance(content, dict) and "events" in content
         contents = content["events"] if several else [content]  # pyright: ignore
         limit = state.settings.server.max_events
@@ -196,19 +212,23 @@ def _add_work(app: FastAPI, state: State, *, has_tokens: bool) -> None:
 
     @app.post("/v1/rank", tags=["ranking"])
     async def rank(request: Request) -> JSONResponse:
-        """Order candidates by the probability of the first label."""
+        """Order candidates by the probability of the first label.
+
+        `offset`: the version that answered has learnt the events before it.
+        """
         content = parse_json(await request.body())
         shared, candidates, top_k = _read_question(content, state.settings)
         try:
-            order, probs = state.ranker.rank(shared, candidates, time.time(), top_k)
+            found = state.ranker.rank(shared, candidates, time.time(), top_k)
         except DataError as error:
             raise Refusal(422, error.message, fix=error.fix or "") from None
         return JSONResponse(
             {
                 "request_id": uuid.uuid4().hex,
-                "version": state.ranker.version,
-                "order": order,
-                "probs": {name: [round(p, 6) for p in each] for name, each in probs.items()},
+                "version": found.version,
+                "offset": found.offset,
+                "order": found.order,
+                "probs": {name: [round(p, 6) for p in each] for name, each in found.probs.items()},
             }
         )
 
@@ -226,14 +246,26 @@ def _add_versions(app: FastAPI, state: State) -> None:
             pointer = state.versions.roll_back(to)
         except DeepSeekError as error:
             raise Refusal(409, error.message, fix=error.fix or "") from None
+        except OSError as error:
+            raise _unwritable(error) from error
         await asyncio.to_thread(state.ranker.refresh)
         return {"version": pointer.version, "is_pinned": pointer.is_pinned}
 
     @app.post("/v1/release", tags=["versions"])
     async def release() -> dict:
         """Let new versions answer again."""
-        pointer = state.versions.release()
+        try:
+            pointer = state.versions.release()
+        except OSError as error:
+            raise _unwritable(error) from error
         return {"version": pointer.version, "is_pinned": pointer.is_pinned}
+
+
+def _unwritable(error: OSError) -> Refusal:
+    return Refusal(
+        409, f"versions cannot be written from here: {error.strerror}",
+        fix="deepseek online rollback, or release, where the learner runs",
+    )  # fmt: skip
 
 
 def _read_question(content: object, settings: OnlineSettings) -> tuple[dict, list, int | None]:
@@ -282,7 +314,7 @@ def _add_views(app: FastAPI, state: State) -> None:
     @app.get("/ready", tags=["state"])
     async def ready() -> dict:
         """Say which version answers."""
-        return {"status": "ready", "version": state.ranker.version}
+        return {"status": "ready", "version": state.ranker.answers.version}
 
     @app.get("/metrics", tags=["state"])
     async def metrics() -> Response:

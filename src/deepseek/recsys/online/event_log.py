@@ -8,6 +8,7 @@ An entry has an id. One that comes twice gets the offset of the first, and is in
 same id with another content is refused. Every record has a checksum.
 """
 
+import os
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import xxhash
 
-from deepseek.errors import DataError
+from deepseek.errors import ConfigError, DataError
 from deepseek.recsys.online.settings import OnlineSettings
 
 
@@ -130,6 +131,22 @@ def records_from(log: EventLog, start: int, limit: int = 4096) -> Iterator[Recor
         start = records[-1].offset + 1
 
 
+def address_of(settings: OnlineSettings) -> str:
+    """Return the address of the server that keeps the log.
+
+    Raises:
+        ConfigError: the environment variable that holds it is not set.
+    """
+    name = settings.log.url_variable
+    if name is None:
+        return settings.log.url
+    if not os.environ.get(name):
+        raise ConfigError(
+            f"log.url_variable={name}, and there is no such variable", fix=f"export {name}=..."
+        )
+    return os.environ[name]
+
+
 def open_log(settings: OnlineSettings, *, writes: bool) -> EventLog:
     """Return the log of a service.
 
@@ -144,7 +161,14 @@ def open_log(settings: OnlineSettings, *, writes: bool) -> EventLog:
     if settings.log.kind == "redis":
         from deepseek.recsys.online.redis_log import RedisLog
 
-        return RedisLog(settings.log.url, settings.log.stream, settings.log.max_waiting)
+        return RedisLog(address_of(settings), settings.log.stream, settings.log.max_waiting)
+    if settings.log.kind == "kafka":
+        from deepseek.recsys.online.kafka_log import KafkaLog
+
+        return KafkaLog(
+            address_of(settings), settings.log.stream.replace(":", "."), writes=writes,
+            max_waiting=settings.log.max_waiting, options=settings.log.options,
+        )  # fmt: skip
     from deepseek.recsys.online.sqlite_log import SqliteLog
 
     path = Path(settings.folder) / "log" / "events.db"

@@ -2,13 +2,13 @@
 
 ```
 finite      all weights are numbers
-hold-out    log-loss against the version that answers, AUC against the first model
+hold-out    log-loss against the version that answers, AUC against the best that was published
 slices      log-loss of each, against the first model
 recent      what was predicted before it was learnt, against an older version: one that had
-            seen none of it, and passed
+            seen none of it, and passed; a rise of less than two standard errors is chance
 ```
-What moves slowly is held by the first model: a thousand versions, each a little worse, pass the
-comparison with the one before, and not this one.
+What moves slowly is held by the best version, and slices by the first model: a thousand versions,
+each a little worse, pass the comparison with the one before, and not this one.
 """
 
 from collections.abc import Sequence
@@ -123,6 +123,7 @@ class Gate:
         self._settings, self._holdout = settings, holdout
         self._first = None if holdout is None else holdout.measure(first)
         self._answers = self._first
+        self._best_auc: float | None = None if self._first is None else self._first["auc"]
 
     def judge(self, model: OnlineModel, older: OnlineModel, recent: Sequence[Learnt]) -> Verdict:
         """Return whether a version may answer.
@@ -142,7 +143,8 @@ class Gate:
         if len(recent) >= MIN_RECENT:
             metrics["recent"] = _compare_recent(older, recent)
             rise = metrics["recent"]["loss"] - metrics["recent"]["loss_of_older"]
-            if rise > self._settings.max_loss_rise:
+            # of few examples a rise may be chance
+            if rise > max(self._settings.max_loss_rise, 2 * metrics["recent"]["error"]):
                 reasons.append(f"recent log-loss is {rise:.4f} above that of an older version")
         return Verdict(tuple(reasons), metrics)
 
@@ -154,10 +156,10 @@ class Gate:
         rise = found["loss"] - answers["loss"]
         if rise > settings.max_loss_rise:
             reasons.append(f"hold-out log-loss is {rise:.4f} above that of the current version")
-        if None not in (found["auc"], first["auc"]):
-            drop = first["auc"] - found["auc"]
+        if self._best_auc is not None and found["auc"] is not None:
+            drop = self._best_auc - found["auc"]
             if drop > settings.max_auc_drop:
-                reasons.append(f"hold-out AUC is {drop:.4f} below that of the first model")
+                reasons.append(f"hold-out AUC is {drop:.4f} below that of the best version")
         for name, loss in found["slices"].items():
             rise = loss - first["slices"][name]
             if rise > settings.max_slice_rise:
@@ -167,6 +169,14 @@ class Gate:
     def note_published(self, verdict: Verdict) -> None:
         """Compare with this version from now on."""
         self._answers = verdict.metrics.get("holdout", self._answers)
+        if self._answers is not None:
+            self.note_best(self._answers["auc"])
+
+    def note_best(self, auc: float | None) -> None:
+        """Take the AUC of a version that was published, on the hold-out."""
+        self._best_auc = max(
+            (each for each in (self._best_auc, auc) if each is not None), default=None
+        )
 
 
 def _compare_recent(older: OnlineModel, recent: Sequence[Learnt]) -> dict:
@@ -175,8 +185,10 @@ def _compare_recent(older: OnlineModel, recent: Sequence[Learnt]) -> dict:
         probs = older.probs(older.encode(rows))
     labels = np.array(values)
     scored = probs[np.arange(len(rows)), np.array(numbers)]
+    own, of_older = losses(np.array(before, np.float32), labels), losses(scored, labels)
     return {
-        "loss": float(losses(np.array(before, np.float32), labels).mean()),
-        "loss_of_older": float(losses(scored, labels).mean()),
+        "loss": float(own.mean()),
+        "loss_of_older": float(of_older.mean()),
+        "error": float((own - of_older).std() / len(rows) ** 0.5),
         "examples": len(rows),
     }

@@ -32,7 +32,7 @@ from deepseek.recsys.online.guard import (
 )
 from deepseek.recsys.online.join import Example, Join, Shown
 from deepseek.recsys.online.online_model import TIME, OnlineModel, Row, check_labels, make_crosses
-from deepseek.recsys.online.recent import Recent, losses
+from deepseek.recsys.online.recent import Recent
 from deepseek.recsys.online.settings import OnlineSettings
 
 _SPARSE = ("adagrad", "sgd")
@@ -144,8 +144,8 @@ class Learner:
         numbers = np.array([each.label for each in examples])
         verdicts = np.array(
             [
-                self.guard.judge(each.client, loss)
-                for each, loss in zip(examples, losses(probs, values).tolist(), strict=True)
+                self.guard.judge(each.client, prob, each.value)
+                for each, prob in zip(examples, probs.tolist(), strict=True)
             ]
         )
         is_known = (verdicts != CAPPED) & (verdicts != FLIPPED)

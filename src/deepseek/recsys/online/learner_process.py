@@ -42,6 +42,7 @@ class Publisher:
 
     Attributes:
         num_refused: versions that did not pass.
+        num_refused_since: those since one passed; above 0: what answers is not the newest.
         last: what the gate said last.
     """
 
@@ -54,7 +55,7 @@ class Publisher:
             crosses = make_crosses(settings)
             holdout = Holdout(gate.holdout, first, crosses, gate.slices, gate.min_slice)
         self.gate = Gate(gate, holdout, first)
-        self.num_refused = 0
+        self.num_refused = self.num_refused_since = 0
         self.last = Verdict()
         self._published_at = -1
         self._anchor, self._anchored_at = first, learner.guard.counts["learnt"]
@@ -65,6 +66,9 @@ class Publisher:
                 self.gate.note_published(
                     Verdict(metrics={"holdout": holdout.measure(self._anchor)})
                 )
+                for each in self.versions.numbers():
+                    metrics = self.versions.about(each).get("metrics", {})
+                    self.gate.note_best(metrics.get("holdout", {}).get("auc"))
 
     def offer(self) -> int | None:
         """Publish what was learnt since, if it passes; return the number of the version."""
@@ -80,9 +84,11 @@ class Publisher:
         verdict = {**about, "time": time.time(), "reasons": list(self.last.reasons)}
         if not self.last.passes:
             self.num_refused += 1
+            self.num_refused_since += 1
             self.versions.note(verdict)
             LOG.warning("offset %d is not published: %s", learner.offset, verdict["reasons"])
             return None
+        self.num_refused_since = 0
         version = self.versions.publish(self._write, about)
         self.versions.note({**verdict, "version": version})
         if version is not None:
@@ -227,6 +233,7 @@ class _Loop:
             "version": pointer.version,
             "is_pinned": pointer.is_pinned,
             "refused": publisher.num_refused,
+            "refused_since": publisher.num_refused_since,
             "gate": {
                 "reasons": list(publisher.last.reasons), "metrics": publisher.last.metrics,
             },

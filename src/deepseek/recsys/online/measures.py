@@ -16,6 +16,7 @@ _NUMBERS = {
     "skipped": "Updates that were not finite.",
     "waiting": "Impressions whose labels may still come.",
     "refused": "Versions that did not pass the gate, since the learner began.",
+    "refused_since": "Versions that did not pass since one did; above 0: an old one answers.",
     "is_pinned": "1 where a version is kept by a rollback.",
 }
 _METRICS = ("auc", "loss", "rate", "calibration", "drift")

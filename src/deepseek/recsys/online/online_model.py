@@ -4,16 +4,18 @@ What a row of an impression becomes is decided here alone, so that a ranker cann
 features than the learner.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepseek.datasets.feature_encoder import FeatureEncoder
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
+from deepseek.models.model_file import read_model_file
 from deepseek.models.table_model import TableModel
 from deepseek.recsys.online.settings import OnlineSettings
 from deepseek.recsys.real_time_crosses import RealTimeCrosses
@@ -56,6 +58,34 @@ class OnlineModel:
     def load(cls, path: str | Path) -> "OnlineModel":
         """Return the model in a file."""
         return cls(ModelEngine.load(path))
+
+    def with_weights(self, path: str | Path) -> "OnlineModel":
+        """Return this model with the weights in a file, in the mode it is in.
+
+        Nothing is built or drawn that only loading replaces, which would hold requests up. A file
+        of another model is loaded as a whole.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        engine, content = self.engine, read_model_file(path)
+        own = engine.module.state_dict(keep_vars=True)
+        is_other = (
+            (content.architecture, content.config, content.changes)
+            != (engine.architecture, engine.config, engine.changes)
+            or content.spec != engine.spec
+            or content.state.keys() != own.keys()
+        )
+        if is_other:
+            return OnlineModel.load(path)
+        memo: dict[int, object] = {id(engine.spec): engine.spec}
+        for name, tensor in own.items():
+            new = content.state[name]
+            is_weight = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(new, requires_grad=False) if is_weight else new
+        made = copy.copy(self)
+        made.engine = copy.deepcopy(engine, memo)
+        return made
 
     def encode(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Return what the model takes.

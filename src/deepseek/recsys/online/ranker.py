@@ -1,10 +1,12 @@
 """Ranks candidates with the version that answers; a new one steps in between two requests."""
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from deepseek.errors import DataError
+from deepseek.datasets.feature_values import Column, Repeated
 from deepseek.recsys.online.events import check_columns
 from deepseek.recsys.online.online_model import (
     TIME,
@@ -18,6 +20,40 @@ from deepseek.recsys.online.versions import CROSSES, MODEL, Versions
 from deepseek.recsys.real_time_crosses import RealTimeCrosses
 
 
+@dataclass(frozen=True)
+class Answering:
+    """A version that answers.
+
+    Attributes:
+        model: in evaluation mode.
+        crosses: its counters; `None`: it has none.
+        version: its number; 0: the first model, nothing was published yet.
+        offset: it has learnt the events of the log before this one.
+    """
+
+    model: OnlineModel
+    crosses: RealTimeCrosses | None
+    version: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """An order of candidates.
+
+    Attributes:
+        order: numbers of candidates, the best first.
+        probs: label -> probabilities in that order.
+        version: which version said so.
+        offset: what it had learnt, see `Answering`.
+    """
+
+    order: list[int]
+    probs: dict[str, list[float]]
+    version: int
+    offset: int
+
+
 class Ranker:
     """See the module.
 
@@ -25,16 +61,17 @@ class Ranker:
         settings: of the service.
 
     Attributes:
-        version: which version answers; 0: the first model, nothing was published yet.
+        answers: the version that answers.
+        columns: that user, context and candidate must have between them.
     """
 
     def __init__(self, settings: OnlineSettings) -> None:
         self._versions = Versions(settings.path / "versions")
-        self.version = 0
-        self._answers = self._ready(OnlineModel.load(settings.model)), make_crosses(settings)
-        self.columns = columns_to_send(*self._answers)
+        self._taking = threading.Lock()
+        model, crosses = _ready(OnlineModel.load(settings.model)), make_crosses(settings)
+        self.answers = Answering(model, crosses)
+        self.columns = columns_to_send(model, crosses)
         self._column_set = frozenset(self.columns)
-        self.labels = self._answers[0].labels
         self.refresh()
 
     def refresh(self) -> bool:
@@ -43,27 +80,23 @@ class Ranker:
         Raises:
             CheckpointError: it is damaged; the one that was there goes on answering.
         """
-        number = self._versions.current().version
-        if number == self.version:
-            return False
-        folder = self._versions.path(number)
-        model = self._ready(OnlineModel.load(folder / MODEL))
-        crosses = None
-        if (folder / CROSSES).exists():
-            crosses = RealTimeCrosses.load(folder / CROSSES)
-        self._answers, self.version = (model, crosses), number
-        return True
-
-    def _ready(self, model: OnlineModel) -> OnlineModel:
-        model.engine.eval()
-        for parameter in model.engine.parameters():
-            parameter.requires_grad_(False)
-        return model
+        with self._taking:
+            number = self._versions.current().version
+            if number == self.answers.version:
+                return False
+            folder = self._versions.path(number)
+            model = _ready(self.answers.model.with_weights(folder / MODEL))
+            crosses = None
+            if (folder / CROSSES).exists():
+                crosses = RealTimeCrosses.load(folder / CROSSES)
+            offset = self._versions.about(number)["offset"]
+            self.answers = Answering(model, crosses, number, offset)
+            return True
 
     def rank(
         self, shared: Row, candidates: Sequence[Row], now: float, top_k: int | None = None
-    ) -> tuple[list[int], dict[str, list[float]]]:
-        """Return the order of candidates, by the first label, and probabilities in that order.
+    ) -> Ranking:
+        """Return the order of candidates, by the first label.
 
         Args:
             shared: columns of user and context.
@@ -74,23 +107,37 @@ class Ranker:
         Raises:
             DataError: a column is missing, or holds a value of another kind.
         """
-        rows = [{**shared, **each} for each in candidates]
-        for row in rows:
-            check_columns(row, self._column_set)
-        probs = self._score(rows, now)
-        order = np.argsort(-probs[:, 0], kind="stable")[:top_k]
-        return order.tolist(), {
-            name: probs[order, number].tolist() for number, name in enumerate(self.labels)
-        }
-
-    def _score(self, rows: Sequence[Row], now: float) -> np.ndarray:
-        model, crosses = self._answers
-        columns: Mapping = {name: [row[name] for row in rows] for name in self.columns}
+        columns = self._columns(shared, candidates)
+        answers = self.answers  # a newer one may take its place meanwhile
+        model, crosses = answers.model, answers.crosses
         if crosses is not None:
-            keys = {column for key in crosses.keys for column in key}
-            for name in keys:
-                if any(isinstance(value, list) for value in columns[name]):
-                    raise DataError(f"{name} is a list", fix="give a text or a number")
-            events = [{**row, TIME: now} for row in rows]
-            columns = {**columns, **crosses.read(events)}
-        return model.probs(model.encoder.encode(columns).batch())
+            columns |= crosses.read_columns({**columns, TIME: Repeated(now, len(candidates))})
+        found = model.probs(model.encoder.encode(columns).batch())
+        order = np.argsort(-found[:, 0], kind="stable")[:top_k]
+        probs = {name: found[order, n].tolist() for n, name in enumerate(model.labels)}
+        return Ranking(order.tolist(), probs, answers.version, answers.offset)
+
+    def _columns(self, shared: Row, candidates: Sequence[Row]) -> dict[str, Column]:
+        """Return the columns of candidates; what no candidate has of its own is read once."""
+        own = set().union(*candidates)
+        columns: dict[str, Column] = {}
+        try:
+            for name in self.columns:
+                if name not in own:
+                    columns[name] = Repeated(shared[name], len(candidates))
+                elif name in shared:
+                    columns[name] = [each.get(name, shared[name]) for each in candidates]
+                else:
+                    columns[name] = [each[name] for each in candidates]
+        except KeyError:
+            for each in candidates:
+                check_columns({**shared, **each}, self._column_set)
+            raise
+        return columns
+
+
+def _ready(model: OnlineModel) -> OnlineModel:
+    model.engine.eval()
+    for parameter in model.engine.parameters():
+        parameter.requires_grad_(False)
+    return model

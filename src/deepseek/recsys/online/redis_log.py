@@ -10,25 +10,20 @@ server must flush every write before it answers (`appendonly yes`, `appendfsync 
 would acknowledge what a power cut can take, and is refused.
 """
 
-import queue
 import struct
-import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Any
 
 from deepseek.errors import CommunicationError, ConfigError
 from deepseek.recsys.online.event_log import (
     Entry,
-    EventLog,
-    LogFullError,
     Receipt,
     Record,
     check,
     checksum_of,
     id_of,
 )
+from deepseek.recsys.online.queued_log import QueuedLog
 from deepseek.registry import import_extra
 
 MAX_GROUP = 1024
@@ -57,7 +52,7 @@ return found
 """
 
 
-class RedisLog(EventLog):
+class RedisLog(QueuedLog):
     """See the module.
 
     Args:
@@ -70,11 +65,10 @@ class RedisLog(EventLog):
     """
 
     def __init__(self, url: str, stream: str, max_waiting: int = 50_000) -> None:
+        super().__init__(max_waiting)
         self._redis: Any = import_extra("redis", "redis")
         self._db = self._redis.Redis.from_url(url, health_check_interval=10)
         self._names = [stream, f"{stream}:keys", f"{stream}:state"]
-        self._max_waiting, self._num_waiting = max_waiting, 0
-        self._lock = threading.Lock()
         try:
             settings = self._db.config_get("append*")
         except self._redis.RedisError as error:
@@ -84,35 +78,10 @@ class RedisLog(EventLog):
                 f"the server at {url} does not flush every write before it answers",
                 fix="start it with --appendonly yes --appendfsync always",
             )
-        self._queue: queue.SimpleQueue = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
-        self._thread.start()
+        self.begin()
 
-    def submit(self, entries: Sequence[Entry]) -> "Future[list[Receipt]]":
-        """Hand entries over; see `EventLog`."""
-        done: Future[list[Receipt]] = Future()
-        with self._lock:
-            if self._num_waiting + len(entries) > self._max_waiting:
-                raise LogFullError(
-                    f"{self._num_waiting} events wait for the server, the limit is"
-                    f" {self._max_waiting}",
-                    fix="send them again later",
-                )
-            self._num_waiting += len(entries)
-        self._queue.put((list(entries), done))
-        return done
-
-    def _write(self) -> None:
-        while (group := self._queue.get()) is not None:
-            entries, done = group
-            try:
-                done.set_result(self._add(entries))
-            except Exception as error:
-                done.set_exception(error)
-            with self._lock:
-                self._num_waiting -= len(entries)
-
-    def _add(self, entries: list[Entry]) -> list[Receipt]:
+    def add(self, entries: list[Entry]) -> list[Receipt]:
+        """Write entries; see `QueuedLog`."""
         receipts: list[Receipt] = []
         for start in range(0, len(entries), MAX_GROUP):
             receipts += self._add_group(entries[start : start + MAX_GROUP])
@@ -190,6 +159,5 @@ class RedisLog(EventLog):
 
     def close(self) -> None:
         """Write what waits, and end."""
-        self._queue.put(None)
-        self._thread.join()
+        self.end()
         self._db.close()

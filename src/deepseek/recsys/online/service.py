@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from deepseek.deploy.service.server import (
     answer_requests,
     bind,
+    forget_what_stays,
     is_loopback,
     tokens_for,
     url_of,
@@ -36,6 +38,10 @@ ENDS = (signal.SIGTERM, signal.SIGINT)
 STABLE_S = 30.0
 """A process that ran for so long may be made again at once."""
 MAX_FAILURES = 5
+SWITCH_S = 0.0005
+"""What a thread that reads a new version may hold a request up for, at a time."""
+LEARNER_NICE = 5
+"""Where processors are short, requests go before updates."""
 
 
 def serve(settings: OnlineSettings, on_ready: Callable[[str], None]) -> int:
@@ -71,10 +77,27 @@ def _answer(settings: OnlineSettings, listener: socket.socket, hashes: tuple[str
     log = open_log(settings, writes=True)
     is_own = is_loopback(settings.server.host)
     app = make_app(settings, log, Ranker(settings), hashes, is_loopback=is_own)
+    sys.setswitchinterval(SWITCH_S)
+    forget_what_stays()
     answer_requests(app, listener, timeout_s=5.0)
 
 
 def _learn(settings: OnlineSettings) -> None:
+    os.nice(LEARNER_NICE)
+    forget_what_stays()
+    learn(settings)
+
+
+def learn(settings: OnlineSettings) -> None:
+    """Learn until a signal, and write a checkpoint.
+
+    Args:
+        settings: of the service; others answer.
+
+    Raises:
+        ConfigError: another process learns in this folder; the settings do not fit the model.
+    """
+    check_labels(OnlineModel.load(settings.model), settings)
     told: list[int] = []
     for number in ENDS:
         signal.signal(number, lambda number, frame: told.append(number))

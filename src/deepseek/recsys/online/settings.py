@@ -24,6 +24,8 @@ class ServerSettings(Settings):
     """0: any that is free."""
     token_file: Name | None = None
     """Hashes of the tokens that are let in: `deepseek serve --new-token FILE`."""
+    probe_port: Annotated[Whole, Field(ge=1, le=65535)] | None = None
+    """Port that answers /health and /ready alone, without a token."""
     max_candidates: Annotated[Whole, Field(ge=1)] = 1000
     """Of a request to rank."""
     max_events: Annotated[Whole, Field(ge=1)] = 1000
@@ -33,12 +35,16 @@ class ServerSettings(Settings):
 class LogSettings(Settings):
     """Where events are kept."""
 
-    kind: Literal["sqlite", "redis"] = "sqlite"
-    """`sqlite`: a file in `folder`. `redis`: a stream of a Redis server."""
+    kind: Literal["sqlite", "redis", "kafka"] = "sqlite"
+    """`sqlite`: a file in `folder`. `redis`: a stream of a Redis server. `kafka`: a topic."""
     url: Name = "redis://127.0.0.1:6379/0"
-    """Of the Redis server."""
+    """Of the Redis server; of Kafka `host:9092`, several with commas between them."""
+    url_variable: Name | None = None
+    """Environment variable that holds the address, with its password; it goes before `url`."""
     stream: Name = "deepseek:events"
-    """Name of the stream."""
+    """Name of the stream, or topic."""
+    options: dict[Name, str] = Field(default_factory=dict)
+    """Of librdkafka, where the log is in Kafka; `$NAME` stands for an environment variable."""
     retention: Duration = "7d"
     """How long events stay after they were learnt from, and their ids are known."""
     max_waiting: Annotated[Whole, Field(ge=1)] = 50_000
@@ -98,7 +104,7 @@ class GateSettings(Settings):
     holdout: Name | None = None
     """A table with labels that no version learns from. `null`: only what is recent counts."""
     max_auc_drop: Annotated[Number, Field(ge=0)] = 0.01
-    """Against the model that the service began with."""
+    """Against the best version that was published, or the model that the service began with."""
     max_loss_rise: Annotated[Number, Field(ge=0, json_schema_extra=unit("nats"))] = 0.02
     """On the hold-out against the version that answers, on what is recent against an older one."""
     slices: list[Name] = Field(default_factory=list)
@@ -117,13 +123,16 @@ class GuardSettings(Settings):
     window: Annotated[Whole, Field(ge=10, json_schema_extra=unit("examples"))] = 10_000
     """Over which clients are counted."""
     client_share: Annotated[Number, Field(gt=0, le=1)] = 0.1
-    """Most that one client may have of the window, where there are `min_clients`."""
+    """Most that one client may have of what was learnt in the window, with `min_clients` there."""
     min_clients: Annotated[Whole, Field(ge=2)] = 10
     """With fewer clients there is no limit."""
     outlier_nats: Annotated[Number, Field(gt=0)] = 8.0
     """An example with a higher loss before it is learnt is set aside."""
     flip_margin: Annotated[Number, Field(gt=0, json_schema_extra=unit("nats"))] = 0.5
     """A client whose mean loss is so much above that of all is set aside."""
+    flip_errors: Annotated[Number, Field(gt=0, json_schema_extra=unit("standard errors"))] = 3.0
+    """A client whose labels go against the predictions by so much, while others' go with them, is
+    set aside."""
     flip_examples: Annotated[Whole, Field(ge=1)] = 50
     """Examples that a client is judged by, at least."""
 

@@ -12,13 +12,10 @@ how far that is. It is not flushed, so that after a power cut it may be behind, 
 
 import fcntl
 import os
-import queue
 import sqlite3
 import struct
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,25 +25,25 @@ from deepseek.checkpoint.durable_file import flush_folder
 from deepseek.errors import ConfigError
 from deepseek.recsys.online.event_log import (
     Entry,
-    EventLog,
     LogDamagedError,
-    LogFullError,
     Receipt,
     Record,
     check,
     checksum_of,
     id_of,
 )
+from deepseek.recsys.online.queued_log import QueuedLog
 
 _TABLE = """CREATE TABLE IF NOT EXISTS events (
     offset INTEGER PRIMARY KEY, time REAL NOT NULL, key BLOB NOT NULL UNIQUE,
     content BLOB NOT NULL, checksum INTEGER NOT NULL)"""
 _COLUMNS = "offset, time, key, content, checksum"
-MAX_GROUP = 8192
+TRIM_AT_ONCE = 4096
+"""Records forgotten in one transaction: entries wait for it."""
 LOST = b'{"kind":"lost"}'
 
 
-class SqliteLog(EventLog):
+class SqliteLog(QueuedLog):
     """See the module.
 
     Args:
@@ -63,9 +60,9 @@ class SqliteLog(EventLog):
     def __init__(
         self, path: Path, *, writes: bool = True, max_waiting: int = 50_000, page_bytes: int = 4096
     ) -> None:
-        self.path, self._max_waiting = Path(path), max_waiting
+        super().__init__(max_waiting)
+        self.path = Path(path)
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
         if not writes:
             self._reading = self._open(f"file:{self.path}?mode=rw")
             self._reading.execute("PRAGMA query_only=1")
@@ -88,10 +85,7 @@ class SqliteLog(EventLog):
         self._mark = os.open(self._mark_path, os.O_WRONLY | os.O_CREAT, 0o600)
         flush_folder(self.path.parent)
         self._reading = self._open(f"file:{self.path}")
-        self._queue: queue.SimpleQueue = queue.SimpleQueue()
-        self._num_waiting = 0
-        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
-        self._thread.start()
+        self.begin()
 
     @property
     def _mark_path(self) -> Path:
@@ -112,52 +106,20 @@ class SqliteLog(EventLog):
 
     # -- writing -----------------------------------------------------------------------------
 
-    def submit(self, entries: Sequence[Entry]) -> "Future[list[Receipt]]":
-        """Hand entries over; see `EventLog`."""
-        done: Future[list[Receipt]] = Future()
-        with self._lock:
-            if self._num_waiting + len(entries) > self._max_waiting:
-                raise LogFullError(
-                    f"{self._num_waiting} events wait for the disk, the limit is"
-                    f" {self._max_waiting}",
-                    fix="send them again later",
-                )
-            self._num_waiting += len(entries)
-        self._queue.put((list(entries), done))
-        return done
-
-    def _write(self) -> None:
-        ends = False
-        while not ends:
-            groups = [self._queue.get()]
-            count = 0
-            while groups[-1] is not None and count < MAX_GROUP:
-                count += len(groups[-1][0])
-                try:
-                    groups.append(self._queue.get_nowait())
-                except queue.Empty:
-                    break
-            ends = groups[-1] is None
-            self._commit([group for group in groups if group is not None])
-
-    def _commit(self, groups: list) -> None:
+    def add(self, entries: list[Entry]) -> list[Receipt]:
+        """Write entries in one transaction; see `QueuedLog`."""
         end, newest = self._end, self._time
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            found = [[self._add(entry) for entry in entries] for entries, _ in groups]
+            found = [self._add(entry) for entry in entries]
             self._db.execute("COMMIT")
-        except Exception as error:  # a full disk, most likely: those who wait must hear of it
+        except Exception:
             self._end, self._time = end, newest
             with suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
-            for _, done in groups:
-                done.set_exception(error)
-        else:
-            os.pwrite(self._mark, _mark_of(self._end), 0)
-            for (_, done), receipts in zip(groups, found, strict=True):
-                done.set_result(receipts)
-        with self._lock:
-            self._num_waiting -= sum(len(entries) for entries, _ in groups)
+            raise
+        os.pwrite(self._mark, _mark_of(self._end), 0)
+        return found
 
     def _add(self, entry: Entry) -> Receipt:
         name, content = entry
@@ -189,17 +151,23 @@ class SqliteLog(EventLog):
 
     def trim(self, before: int, older_than: float) -> int:
         """Forget records; see `EventLog`."""
-        last = self.span()[1] - 1
+        first, end = self.span()
+        stop, count = min(before, end - 1), 0
         query = "DELETE FROM events WHERE offset < ? AND time < ?"
-        with self._lock:
-            return self._reading.execute(query, (min(before, last), older_than)).rowcount
+        while first < stop:
+            first = min(stop, first + TRIM_AT_ONCE)
+            with self._lock:
+                done = self._reading.execute(query, (first, older_than)).rowcount
+            count += done
+            if done == 0:  # what follows is newer
+                break
+        return count
 
     def close(self) -> None:
         """Write what waits, and end."""
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
-            self._thread = None
+        is_writer = self._thread is not None
+        self.end()
+        if is_writer:
             self._db.close()
             os.close(self._mark)
             os.close(self._held)

@@ -18,7 +18,8 @@ def trial(faulty, model_file, digits, tmp_path):
     def run(name, seconds=60.0, memory_bytes=None):
         task = TrialTask(
             name.lower(), "fp32", "", f"faulty_runtimes:{name}", str(model_file), str(model_file),
-            str(tmp_path / "best.bin"), str(tmp_path / "data.safetensors"), 4, None, 1, "", "", 0.1,
+            str(tmp_path / "best.bin"), str(tmp_path / "data.safetensors"), 4, None, 1, "", "", 0.0,
+            "", "", 0.1,
             str(tmp_path / "result.json"),
         )  # fmt: skip
         return run_trial("convert", task, tmp_path, Limits(seconds, memory_bytes))

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,14 @@ SPEEDS = {"eager": 1.0, "compiled": 3.0, "openvino": 4.0}
 @pytest.fixture
 def trials(monkeypatch):
     """What is asked of trials, and how they answer: `speeds`, `hits`, `others`, `errors`."""
-    known = {"speeds": dict(SPEEDS), "hits": {}, "others": 0.0, "errors": {}, "asked": []}
+    known = {
+        "speeds": dict(SPEEDS),
+        "hits": {},
+        "methods": {},
+        "others": 0.0,
+        "errors": {},
+        "asked": [],
+    }
 
     def run(kind, task, folder, limits, tick):
         known["asked"].append((kind, task.runtime, task.threads, bool(task.metric), task.seconds))
@@ -34,9 +42,11 @@ def trials(monkeypatch):
             return known["errors"][kind, task.runtime]
         if kind == "convert":
             description_of(Path(task.artefact)).write_text("{}")
-            return {"convert_s": 1.0}
+            in_float = {"in_float": ["a", "b"]} if task.method.endswith("_mixed") else {}
+            return {"convert_s": 1.0, **in_float}
         hits = torch.zeros(100, 2, dtype=torch.float64)
-        hits[: known["hits"].get(task.runtime, 90), 0] = 1
+        count = known["methods"].get(task.method, known["hits"].get(task.runtime, 90))
+        hits[:count, 0] = 1
         hits[:, 1] = 1
         if task.metric:
             save_file({"sums": hits}, Path(task.result).parent / SUMS)
@@ -160,3 +170,19 @@ def test_a_model_that_cannot_be_measured_at_all_is_an_error(make, trials):
     trials["errors"] = {("convert", "eager"): {"error": "crashed with SIGSEGV"}}
     with pytest.raises(search.ConfigError, match="the model as it is could not be measured: crash"):
         make().run()
+
+
+def test_int8_that_loses_too_much_is_tried_again_with_layers_in_float(make, trials):
+    static = Candidate("openvino", "fp32", "int8_static")
+    found = make()
+    found = Search(
+        replace(found.plan, candidates=[(BASE, ""), (static, "")]), found._journal, found._console
+    )
+    trials["methods"] = {"int8_static": 80}
+    found.run()
+    assert found.rows[static].status == REJECTED
+    mixed = found.rows[static.mixed]
+    assert (mixed.status, mixed.candidate.name) == (KEPT, "openvino int8_static mixed")
+    assert mixed.reason == "2 layers in float: a, b"
+    assert mixed.candidate.mixed is None
+    assert choose(list(found.rows.values()), "latency").candidate.is_mixed

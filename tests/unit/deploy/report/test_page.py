@@ -95,6 +95,19 @@ def test_a_run_that_has_only_begun_gives_a_report(tmp_path):
     assert "Left out" in section(page, "optimization")
 
 
+def test_evaluations_within_an_epoch_and_at_its_end_are_one_line(tmp_path):
+    rows = [
+        {"kind": "eval", "step": 40, "val_loss": 3.0},
+        {"kind": "epoch", "step": 60, "epoch": 1, "loss": 2.5, "val_loss": 2.0},
+        {"kind": "eval", "step": 80, "val_loss": 1.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = section(write_report(tmp_path).read_text(), "curves")
+    line = re.search(r'"name":"validation".*?"x":(\[.*?\]),"y":(\[.*?\])', page)
+    assert line is not None
+    assert [json.loads(values) for values in line.groups()] == [["40", "60", "80"], ["3", "2", "1"]]
+
+
 def test_unknown_kinds_and_extreme_values_are_drawn_or_left_out(tmp_path):
     rows = [
         {"kind": "probe", "step": 10 ** (at * 60), "dice": at, "odd<name": -1e308 * at}

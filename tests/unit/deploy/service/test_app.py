@@ -118,10 +118,15 @@ def test_pixels_that_are_none_are_refused(ask, values):
         ("GET", "/metrics", 200), ("GET", "/models", 200), ("GET", "/openapi.json", 200),
         ("GET", "/v2/health/live", 200), ("GET", "/v2/health/ready", 200),
         ("GET", "/v2/models/digits", 200), ("GET", "/v2/models/digits/ready", 200),
+        ("GET", "/v2", 200), ("GET", "/v2/models/digits/versions/v10", 200),
+        ("GET", "/v2/models/digits/versions/v10/ready", 200),
+        ("GET", "/v2/models/digits/versions/v1", 404), ("GET", "/predict/", 404),
+        ("HEAD", "/health", 200), ("HEAD", "/ready", 200), ("HEAD", "/", 200),
+        ("OPTIONS", "/predict", 405), ("POST", "/predict?mask=x", 422),
         ("GET", "/v2/models/none", 404), ("GET", "/none", 404), ("DELETE", "/predict", 405),
         ("POST", "/predict?model=none", 404), ("POST", "/predict?top_k=0", 422),
         ("POST", "/predict?top_k=x", 422), ("POST", "/models/digits/rollback", 409),
-        ("POST", "/models/none/rollback", 409),
+        ("POST", "/models/none/rollback", 404),
     ],
 )  # fmt: skip
 def test_routes_answer_and_errors_have_one_form(ask, method, path, status):
@@ -133,6 +138,88 @@ def test_routes_answer_and_errors_have_one_form(ask, method, path, status):
     assert answer.headers["x-content-type-options"] == "nosniff"
     if status >= 400:
         assert {"error", "fix"} == answer.json().keys()
+
+
+TENSOR = {"name": "inputs", "shape": [1, 1, 8, 8], "datatype": "UINT8", "data": [7] * 64}
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ({"datatype": "FP99"}, 400, "datatype 'FP99'"),
+        ({"shape": [-1, 1, 8, 8]}, 400, "is not a list of sizes"),
+        ({"shape": "1188"}, 400, "is not a list of sizes"),
+        ({"shape": [10**30]}, 400, "no request of the protocol"),
+        ({"shape": [0, 1, 8, 8], "data": []}, 422, "0 samples"),
+        ({"data": "abc"}, 400, "no request of the protocol"),
+        ({"datatype": "BYTES", "shape": [1], "data": ["x"]}, 422, "does not take texts"),
+    ],
+)
+def test_tensors_that_are_none_are_refused(ask, change, status, words):
+    async def talk(client):
+        body = {"inputs": [{**TENSOR, **change}]}
+        return await client.post("/v2/models/digits/infer", json=body)
+
+    answer = ask(talk)
+    assert (answer.status_code, words in answer.json()["error"]) == (status, True)
+
+
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [
+        ({"outputs": [{"name": "probs"}]}, 200), ({"outputs": []}, 200), ({"outputs": 5}, 400),
+        ({"outputs": ["probs"]}, 400), ({"outputs": [{"name": "none"}]}, 400),
+        ({"id": "\ud800"}, 200),
+    ],
+)  # fmt: skip
+def test_outputs_and_id_of_the_protocol_are_checked(ask, more, status):
+    async def talk(client):
+        path = "/v2/models/digits/versions/v10/infer"
+        content = json.dumps({"inputs": [TENSOR], **more}).encode()
+        return await client.post(path, content=content)
+
+    assert ask(talk).status_code == status
+
+
+def test_a_mask_is_asked_of_models_of_volumes(ask):
+    async def talk(client):
+        return await client.post("/predict?mask=true", json={"inputs": [[[7] * 8] * 8]})
+
+    answer = ask(talk)
+    assert (answer.status_code, "makes no masks" in answer.json()["error"]) == (422, True)
+
+
+def test_large_bodies_have_a_room_of_their_own(ask, monkeypatch):
+    from deepseek.deploy.service import protection
+
+    monkeypatch.setattr(protection, "SMALL_BYTES", 1000)
+    monkeypatch.setattr(protection, "LARGE_BODIES", 0.5)
+
+    async def talk(client):
+        large = await client.post("/predict", content=b"[" + b" " * 150_000 + b"]")
+        small = await client.post("/predict", json={"inputs": [[[7] * 8] * 8]})
+        again = await client.post("/predict", content=b"[" + b" " * 90_000 + b"]", headers=JSON)
+        page = (await client.get("/metrics")).text
+        return large, small, again, page
+
+    large, small, again, page = ask(talk)
+    assert (large.status_code, small.status_code, again.status_code) == (429, 200, 400)
+    assert 'deepseek_requests_total{route="refused",status="429"} 1.0' in page
+
+
+def test_a_file_that_was_replaced_is_not_taken_for_the_version_that_answers(ask, model_folder):
+    path = model_folder / "digits" / "v10.bin"
+    content = path.read_bytes()
+
+    async def talk(client):
+        path.write_bytes(content + b" ")
+        return await client.post("/models/digits/activate", json={"version": "v10"})
+
+    try:
+        answer = ask(talk)
+    finally:
+        path.write_bytes(content)
+    assert (answer.status_code, "is another one" in answer.json()["error"]) == (409, True)
 
 
 def test_versions_are_swapped_and_rolled_back(ask):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import time
 
@@ -33,7 +34,8 @@ def soon():
     return time.monotonic() + 20
 
 
-def test_it_answers_as_the_model_and_is_back_after_its_death(path):
+def test_it_answers_as_the_model_and_is_back_after_its_death(path, tmp_path):
+    path = shutil.copy(path, tmp_path)
     process = start(path, max_batch=4)
     expected = make_engine().eval().probs_of(torch.from_numpy(PIXELS)).detach()
 
@@ -70,6 +72,10 @@ def test_it_answers_as_the_model_and_is_back_after_its_death(path):
         asyncio.run(run())
     finally:
         process.close()
+    # another file under the name is not served as the same version
+    make_engine(1).save(path)
+    with pytest.raises(CheckpointError, match="is not the file that was opened"):
+        process._start()
 
 
 def test_a_file_that_cannot_be_served_is_said_so(path, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import random
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from deepseek.errors import ConfigError
 from deepseek.recsys.online.gate import Gate, Holdout
 from deepseek.recsys.online.learner import Cuts, Learner
 from deepseek.recsys.online.learner_process import Publisher
+from deepseek.recsys.online.measures import OnlineMeasures
 from deepseek.recsys.online.online_model import OnlineModel
 from deepseek.recsys.online.recent import auc, drift, histogram, losses
 
@@ -55,6 +57,44 @@ def test_what_learns_well_is_published_and_what_is_poisoned_is_not(settings, hol
     assert publisher.versions.current().version == 2
     lines = (publisher.versions.folder / "gate.jsonl").read_text().splitlines()
     assert [bool(json.loads(line)["reasons"]) for line in lines] == [False, False, True]
+
+
+def test_a_learner_that_is_fed_with_flipped_labels_publishes_nothing_more(settings, holdout):
+    made = settings(gate={"holdout": holdout, "window": 500}, guard={"min_clients": 100})
+    learner = new(made)
+    publisher = Publisher(learner, made)
+    learn(learner, make_rows(900))
+    good = publisher.offer()
+    best = publisher.last.metrics["holdout"]["auc"]
+    draw = random.Random(0)
+    poison = [{**row, "click": row["click"] ^ (draw.random() < 0.5)} for row in make_rows(2000, 7)]
+    published = [good]
+    for number, cut in enumerate(Cuts(ListLog(stream(poison)), 0, 32)):
+        learner.learn(cut)
+        if number % 5 == 4:
+            published.append(publisher.offer() or published[-1])
+    for version in published:
+        found = publisher.versions.about(version)["metrics"]["holdout"]
+        assert found["auc"] >= best - 0.01
+    assert publisher.offer() is None
+    assert "hold-out AUC is" in " ".join(publisher.last.reasons)
+    assert publisher.last.metrics["holdout"]["auc"] < best - 0.02
+    assert publisher.versions.current().version == published[-1]
+    assert 0 < publisher.num_refused_since <= publisher.num_refused
+    measures = OnlineMeasures()
+    measures.take({"refused_since": publisher.num_refused_since})
+    said = f"deepseek_online_refused_since {float(publisher.num_refused_since)}"
+    assert said in measures.page().decode()
+
+
+def test_a_restarted_service_holds_versions_to_the_best_that_was_published(settings, holdout):
+    made = settings(gate={"holdout": holdout})
+    first = new(made)
+    learn(first, make_rows(600))
+    assert Publisher(first, made).offer() == 1
+    second = Publisher(new(made), made)  # as untrained as in the beginning
+    assert second.offer() is None
+    assert any("below that of the best version" in reason for reason in second.last.reasons)
 
 
 def test_weights_that_are_not_finite_are_never_published(settings):

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 from tests.unit.recsys.online.conftest import make_rows, stream
 
@@ -10,22 +12,27 @@ def make(**settings):
     return Guard(validate_settings(GuardSettings, {"window": 1000, **settings}))
 
 
+def judge(guard, client, loss):
+    """Let a guard judge a 1 of that loss: labels that are all alike agree with nothing."""
+    return guard.judge(client, math.exp(-loss), 1)
+
+
 def test_a_loud_client_is_capped_where_there_are_others():
     guard, draw = make(), np.random.default_rng(0)
     loud = [0, 0]
     for n in range(3000):
         if n >= 1000 and draw.random() < 0.7:
-            verdict = guard.judge("loud", 0.5)
+            verdict = judge(guard, "loud", 0.5)
             loud[verdict == CAPPED] += 1
         else:
-            assert guard.judge(f"client {draw.integers(20)}", 0.5) == LEARNT
+            assert judge(guard, f"client {draw.integers(20)}", 0.5) == LEARNT
     assert loud[0] <= 0.1 * 3000
     assert loud[1] > 1000
 
 
 def test_few_clients_have_no_limit():
     guard = make()
-    assert {guard.judge(f"client {n % 9}", 0.5) for n in range(2000)} == {LEARNT}
+    assert {judge(guard, f"client {n % 9}", 0.5) for n in range(2000)} == {LEARNT}
 
 
 def test_a_client_whose_labels_are_flipped_is_set_aside():
@@ -34,23 +41,56 @@ def test_a_client_whose_labels_are_flipped_is_set_aside():
     for _ in range(4000):
         number = int(draw.integers(20))
         loss = 2.0 if number == 7 else 0.3
-        verdict = guard.judge(f"client {number}", loss)
+        verdict = judge(guard, f"client {number}", loss)
         verdicts += [verdict] if number == 7 else []
         assert number == 7 or verdict == LEARNT
     assert verdicts.count(FLIPPED) > len(verdicts) - 60
 
 
+def test_a_client_whose_labels_go_against_the_predictions_is_set_aside():
+    guard, draw = make(window=20_000), np.random.default_rng(0)
+    verdicts, of_liar = {}, []
+    for _ in range(12_000):
+        number = int(draw.integers(20))
+        prob = float(draw.uniform(0.15, 0.45))  # the losses of a liar are within the margin
+        value = int(draw.random() < prob)
+        if number == 7:
+            value = 1 - value
+            of_liar.append(guard.judge("client 7", prob, value))
+        else:
+            verdict = guard.judge(f"client {number}", prob, value)
+            verdicts[verdict] = verdicts.get(verdict, 0) + 1
+    assert list(verdicts) == [LEARNT]
+    assert of_liar[-1] == FLIPPED
+    assert of_liar.count(FLIPPED) > 50
+    first, *others = guard.loudest()
+    assert (first["client"], first["is_set_aside"]) == ("client 7", True)
+    assert not any(each["is_set_aside"] for each in others)
+
+
+def test_where_labels_say_nothing_of_predictions_nobody_is_set_aside():
+    guard, draw = make(window=4000), np.random.default_rng(0)
+    verdicts = {
+        guard.judge(f"client {n % 20}", float(draw.uniform(0.3, 0.7)), int(draw.integers(2)))
+        for n in range(4000)
+    }
+    assert verdicts == {LEARNT}
+
+
 def test_outliers_are_set_aside_until_there_are_so_many_that_the_model_is_wrong():
     guard = make()
     for _ in range(1000):
-        guard.judge("a", 0.3)
-    assert [guard.judge("a", 9.0) for _ in range(240)] == [OUTLIER] * 240
-    assert [guard.judge("a", 9.0) for _ in range(100)][-1] == LEARNT
+        judge(guard, "a", 0.3)
+    assert [judge(guard, "a", 9.0) for _ in range(240)] == [OUTLIER] * 240
+    assert [judge(guard, "a", 9.0) for _ in range(100)][-1] == LEARNT
 
 
 def test_a_restart_judges_as_before():
     draw = np.random.default_rng(0)
-    events = [(f"client {draw.integers(15)}", float(draw.exponential())) for _ in range(1500)]
+    events = [
+        (f"client {draw.integers(15)}", float(draw.random()), int(draw.integers(2)))
+        for _ in range(1500)
+    ]
     whole = make(window=200)
     wanted = [whole.judge(*event) for event in events]
     first, second = make(window=200), make(window=200)

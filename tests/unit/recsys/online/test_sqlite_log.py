@@ -79,7 +79,7 @@ def test_a_second_writer_is_refused(path):
 
 def test_too_many_waiting_entries_are_refused(path):
     log = SqliteLog(path, max_waiting=2)
-    with pytest.raises(LogFullError, match="0 events wait for the disk, the limit is 2"):
+    with pytest.raises(LogFullError, match="0 events wait to be written, the limit is 2"):
         log.submit([(name, b"{}") for name in "abc"])
     write(log, "ab")
     log.close()

@@ -1,0 +1,119 @@
+"""Three tasks by one encoder, beside an encoder for each: PhraseBank, Twitter, FiQA.
+
+Macro-F1 on the first fold of PhraseBank (AllAgree) and on Twitter's validation file, R2 on FiQA's
+test files (headlines and posts, mean score of a sentence). All begin as MiniLM and have the same
+recipe and as many epochs over each task's sentences; the last weights count.
+"""
+
+import argparse
+from statistics import fmean
+from time import monotonic
+
+import numpy as np
+import torch
+
+from deepseek.datasets import MultiTaskDataset, TextDataset
+from deepseek.finance.datasets import (
+    Sentences,
+    read_fiqa,
+    read_phrasebank,
+    read_twitter_news,
+)
+from deepseek.models import MultiHead
+from deepseek.trainer import Trainer
+from deepseek.trainer.cross_validation import choose_folds
+from deepseek.trainer.evaluation import evaluate_model
+from finance_models import RECIPE, as_data, minilm, minilm_folder
+
+SCORES = {"phrasebank": "macro_f1", "twitter": "macro_f1", "fiqa": "r2"}
+
+
+def run(args: argparse.Namespace) -> list[dict]:
+    """Return a row for the single tasks together, and for each weighting."""
+    train, test = read_tasks(args)
+    began = monotonic()
+    alone = {name: learn_alone(args, name, train[name], test[name]) for name in train}
+    rows = [describe("an encoder for each", alone, 3 * 22.7, monotonic() - began)]
+    for weighting in args.weightings:
+        began = monotonic()
+        found = learn_together(args, weighting, train, test)
+        rows.append(describe(f"one, {weighting}", found, 22.7, monotonic() - began))
+    return rows
+
+
+def read_tasks(args: argparse.Namespace) -> tuple[dict[str, TextDataset], dict[str, TextDataset]]:
+    """Return training and test data of each task."""
+    sentences = read_phrasebank(args.data / "financial_phrasebank", "All")
+    whole = as_data(args, sentences, str(minilm_folder()), "multi_phrasebank")
+    is_test = choose_folds(whole, args.num_folds, args.seed).fold_of == 0
+    twitter, fiqa = args.data / "twitter_financial_news", args.data / "fiqa_absa"
+    parts = {
+        "train": {
+            "phrasebank": part_of(sentences, ~is_test),
+            "twitter": read_twitter_news(twitter / "sent_train.csv"),
+            "fiqa": read_fiqa(*sorted(fiqa.glob("task1_*_train.json"))),
+        },
+        "test": {
+            "phrasebank": part_of(sentences, is_test),
+            "twitter": read_twitter_news(twitter / "sent_valid.csv"),
+            "fiqa": read_fiqa(*sorted(fiqa.glob("task1_*_test.json"))),
+        },
+    }
+    folder = str(minilm_folder())
+    train, test = (
+        {name: as_data(args, own, folder, f"multi_{name}_{part}") for name, own in tasks.items()}
+        for part, tasks in parts.items()
+    )
+    return train, test
+
+
+def part_of(sentences: Sentences, is_chosen: np.ndarray) -> Sentences:
+    """Return some of the sentences."""
+    where = np.flatnonzero(is_chosen)
+    texts, labels = ([own[at] for at in where] for own in (sentences.texts, sentences.labels))
+    return Sentences(tuple(texts), tuple(labels), sentences.class_names, sentences.licence)
+
+
+def learn_alone(
+    args: argparse.Namespace, name: str, train: TextDataset, test: TextDataset
+) -> float:
+    """Return the score of an encoder of one task."""
+    torch.manual_seed(args.seed)
+    recipe = dict(RECIPE)
+    if SCORES[name] == "r2":
+        recipe.pop("label_smoothing")  # of classes
+    trainer = Trainer(
+        minilm(), train, seed=args.seed, device=args.device, loggers=(),
+        run_dir=args.output / f"multi_{name}", **{**recipe, **args.recipe},
+    )  # fmt: skip
+    trainer.fit()
+    return evaluate_model(trainer.model, test, device=args.device)[SCORES[name]]
+
+
+def learn_together(
+    args: argparse.Namespace,
+    weighting: str,
+    train: dict[str, TextDataset],
+    test: dict[str, TextDataset],
+) -> dict[str, float]:
+    """Return the scores of one encoder of all tasks."""
+    torch.manual_seed(args.seed)
+    model = MultiHead.around(minilm(outputs="hidden"))
+    recipe = {name: value for name, value in RECIPE.items() if name != "label_smoothing"}
+    trainer = Trainer(
+        model, MultiTaskDataset(train, seed=args.seed), seed=args.seed, device=args.device,
+        loggers=(), run_dir=args.output / f"multi_{weighting}", weighting=weighting,
+        **{**recipe, **args.recipe},
+    )  # fmt: skip
+    trainer.fit()
+    found = evaluate_model(trainer.model, MultiTaskDataset(test), device=args.device)
+    return {name: found[f"{name}_{metric}"] for name, metric in SCORES.items()}
+
+
+def describe(name: str, scores: dict[str, float], millions: float, seconds: float) -> dict:
+    """Return a row of the table."""
+    named = {f"{task}, {SCORES[task]}": 100 * score for task, score in scores.items()}
+    return {
+        "models": name, **named, "mean": 100 * fmean(scores.values()),
+        "million weights": millions, "minutes": seconds / 60,
+    }  # fmt: skip

@@ -1,0 +1,27 @@
+"""Arguments and options that several commands have, declared once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL.bin", help="Model file of a run.")]
+AnyModel = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Model file of a run, or file of a runtime.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="How text is read: label_column=sentiment; of several tasks, which: task=NAME.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: an accelerator.")]
+Precision = Annotated[
+    str, typer.Option(help="Of model files: fp32, bf16, fp16; auto: what the chip has.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Of a batch on the CPU.")]
+Trust = Annotated[
+    str | None, typer.Option(metavar="SHA256", help="Of a file that can run code, and may.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -1,0 +1,229 @@
+"""The Open Inference Protocol, version 2, as KServe and Triton speak it: `/v2/...`."""
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from deepseek.deploy.service.protection import Limits
+from deepseek.deploy.service.question import (
+    aside,
+    encode_texts,
+    parse_json,
+    parts_of,
+    to_rows,
+    to_samples,
+)
+from deepseek.deploy.service.refusal import Refusal
+from deepseek.deploy.service.shelf import Shelf, Version
+from deepseek.deploy.service.volumes import SHAPE_OF_CENTERS
+from deepseek.version import __version__
+
+_DATATYPES = {"uint8": "UINT8", "int64": "INT64", "float32": "FP32"}
+_ALL_DATATYPES = (
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16",
+    "FP32", "FP64", "BYTES",
+)  # fmt: skip
+_TENSORS = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["inputs"],
+                    "properties": {
+                        "id": {"type": "string"},
+                        "outputs": {
+                            "type": "array", "items": {"type": "object", "required": ["name"]},
+                        },
+                        "inputs": {
+                            "type": "array", "minItems": 1, "maxItems": 1,
+                            "items": {
+                                "type": "object",
+                                "required": ["name", "shape", "datatype", "data"],
+                                "properties": {
+                                    "name": {"type": "string"},
+                                    "shape": {"type": "array", "items": {"type": "integer"}},
+                                    "datatype": {"type": "string"},
+                                    "data": {"type": "array"},
+                                },
+                            },
+                        },
+                    },
+                },
+            },
+        },
+    },
+}  # fmt: skip
+
+
+def add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
+    """Add the routes of the protocol to an application."""
+
+    @app.get("/v2", tags=["v2"])
+    async def server() -> dict:
+        """Describe the service."""
+        return {"name": "deepseek", "version": __version__, "extensions": []}
+
+    @app.get("/v2/health/live", tags=["v2"])
+    async def live() -> dict:
+        """Say that the service runs."""
+        return {"live": True}
+
+    @app.get("/v2/health/ready", tags=["v2"])
+    async def ready() -> dict:
+        """Say whether every model answers."""
+        shelf.check_ready()
+        return {"ready": True}
+
+    @app.get("/v2/models/{model}", tags=["v2"])
+    async def metadata(model: str) -> dict:
+        """Describe a model."""
+        return _describe(shelf.active(model), shelf)
+
+    @app.get("/v2/models/{model}/versions/{version}", tags=["v2"])
+    async def metadata_of_version(model: str, version: str) -> dict:
+        """Describe a model, if this version answers."""
+        return _describe(_find(shelf, model, version), shelf)
+
+    @app.get("/v2/models/{model}/ready", tags=["v2"])
+    async def model_ready(model: str) -> dict:
+        """Say whether a model answers."""
+        return {"name": shelf.active(model).name, "ready": True}
+
+    @app.get("/v2/models/{model}/versions/{version}/ready", tags=["v2"])
+    async def version_ready(model: str, version: str) -> dict:
+        """Say whether this version of a model answers."""
+        return {"name": _find(shelf, model, version).name, "ready": True}
+
+    @app.post("/v2/models/{model}/infer", tags=["v2"], openapi_extra=_TENSORS)
+    async def infer(request: Request, model: str) -> JSONResponse:
+        """Compute with numbers, or texts; rows of a table are texts of JSON."""
+        return await _infer(request, shelf.active(model), limits)
+
+    @app.post("/v2/models/{model}/versions/{version}/infer", tags=["v2"], openapi_extra=_TENSORS)
+    async def infer_with_version(request: Request, model: str, version: str) -> JSONResponse:
+        """Compute, if this version answers."""
+        return await _infer(request, _find(shelf, model, version), limits)
+
+
+async def _infer(request: Request, version: Version, limits: Limits) -> JSONResponse:
+    body = await request.body()
+    with version.used():
+        content = await aside(len(body), parse_json, body)
+        found, known = _read_tensor(content)
+        wanted = _read_wanted(content, version)
+        if version.packing is not None:
+            rows = [parse_json(str(each).encode()) for each in found]
+            samples = await aside(len(body), to_rows, rows, version, limits)
+        elif isinstance(found, list):
+            samples = await encode_texts(found, version, limits)
+        else:
+            samples, _ = await aside(len(body), to_samples, found, version, limits)
+        rows = await version.queue.submit(samples, limits.timeout_s)
+    if version.takes_volumes:
+        outputs = [_to_tensor(*_output_of_volumes(version), rows)]
+    else:
+        parts = parts_of(rows, version).items()
+        outputs = [_to_tensor(name, "FP32", part) for name, (part, _) in parts]
+    return JSONResponse(
+        {"model_name": version.name, "model_version": version.version, **known,
+         "outputs": [each for each in outputs if each["name"] in wanted]}
+    )  # fmt: skip
+
+
+def _read_wanted(content: object, version: Version) -> tuple[str, ...]:
+    """Return the names of the outputs that are asked for; all by default.
+
+    Raises:
+        Refusal: 400, the model has no such output.
+    """
+    known = tuple(version.outputs)
+    if version.takes_volumes:
+        known = _output_of_volumes(version)[:1]
+    asked = content.get("outputs") if isinstance(content, dict) else None
+    if not asked:
+        return known
+    rows = asked if isinstance(asked, list) else [None]
+    names = [str(each.get("name")) if isinstance(each, dict) else "" for each in rows]
+    if not {*names} <= {*known}:
+        raise Refusal(
+            400, f"outputs={str(asked)[:80]} are not those of {version.name}",
+            fix=f"leave them out, or ask for {', '.join(known)}",
+        )  # fmt: skip
+    return tuple(names)
+
+
+def _output_of_volumes(version: Version) -> tuple[str, str]:
+    """Return name and datatype of what is said of a volume."""
+    return ("centers", "FP32") if version.finds_centers else ("labels", "UINT16")
+
+
+def _find(shelf: Shelf, model: str, version: str) -> Version:
+    """Return the version that answers, if it is the one that is named.
+
+    Raises:
+        Refusal: 404, another one answers.
+    """
+    active = shelf.active(model)
+    if version != active.version:
+        raise Refusal(
+            404, f"version {version[:64]!r} of {active.name} does not answer now",
+            fix=f"ask for {active.version}, or activate it: /models/{active.name}/activate",
+        )  # fmt: skip
+    return active
+
+
+def _describe(version: Version, shelf: Shelf) -> dict:
+    datatype = _DATATYPES.get(version.sample_field.dtype, "FP32")
+    sample = [-1] if version.takes_any_length else version.sample_shape
+    inputs = {"name": "inputs", "datatype": datatype, "shape": [-1, *sample]}
+    if version.takes_texts:
+        inputs = {"name": "text", "datatype": "BYTES", "shape": [-1]}
+    if version.packing is not None:
+        inputs = {"name": "rows", "datatype": "BYTES", "shape": [-1]}
+    outputs = [
+        {"name": name, "datatype": "FP32", "shape": [-1, width]}
+        for name, width in zip(version.outputs, version.widths, strict=True)
+    ]
+    if version.takes_volumes:
+        sizes = SHAPE_OF_CENTERS if version.finds_centers else version.sample_shape[1:]
+        name, kind = _output_of_volumes(version)
+        outputs = [{"name": name, "datatype": kind, "shape": [-1, *sizes]}]
+    return {
+        "name": version.name, "versions": shelf.list_versions()[version.name],
+        "platform": "deepseek", "inputs": [inputs], "outputs": outputs,
+    }  # fmt: skip
+
+
+def _read_tensor(content: object) -> tuple[np.ndarray | list, dict]:
+    """Return the one tensor of a request, texts as a list; and the id that its answer repeats.
+
+    Raises:
+        Refusal: 400, it is not as the protocol says.
+    """
+    try:
+        (tensor,) = content["inputs"]  # pyright: ignore[reportIndexIssue, reportCallIssue, reportArgumentType]
+        shape, datatype = tensor["shape"], tensor["datatype"]
+        if not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError(f"shape {shape} is not a list of sizes")
+        if datatype not in _ALL_DATATYPES:
+            raise ValueError(f"datatype {datatype!r} is not one of the protocol's")
+        array = np.array(tensor["data"]).reshape(shape)
+        is_text = datatype == "BYTES"
+    except (TypeError, KeyError, ValueError, OverflowError, AttributeError) as error:
+        raise Refusal(
+            400, f"the body is no request of the protocol: {str(error)[:120]}",
+            fix='send {"inputs": [{"name": "inputs", "shape": [...], "datatype": "FP32",'
+            ' "data": [...]}]}',
+        ) from error  # fmt: skip
+    id_ = content.get("id") if isinstance(content, dict) else None
+    # half of a surrogate pair is no text that an answer could hold
+    known = {"id": id_.encode("utf-8", "replace").decode()} if isinstance(id_, str) else {}
+    return (array.reshape(-1).tolist() if is_text else array), known
+
+
+def _to_tensor(name: str, datatype: str, rows: np.ndarray) -> dict:
+    return {
+        "name": name, "datatype": datatype, "shape": list(rows.shape), "data": rows.ravel().tolist()
+    }  # fmt: skip

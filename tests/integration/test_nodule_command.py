@@ -66,12 +66,6 @@ def test_outlines_of_nodules_are_learnt_and_evaluated(cubes, capsys):
     assert "--min-score 0.5 would be ignored" in capsys.readouterr().err
 
 
-def test_a_service_of_a_detector_is_refused(cubes, capsys):
-    assert run(["train", "n.yaml"]) == 0
-    assert run(["serve", "runs/nodules-1/model.bin"]) == 2
-    assert "the model finds centres in volumes, which are not served" in capsys.readouterr().err
-
-
 def test_nodules_without_validation_cannot_stop_early(cubes, capsys):
     assert run(["train", "n.yaml", "data.fold=null", "trainer.early_stopping=3"]) == 2
     assert "data.fold=null" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from deepseek.config import NoduleDataConfig
 from deepseek.datasets import DataSpec
+from deepseek.medical.nodule_cubes import NoduleCubes, holds_scans
 from deepseek.medical.nodule_dataset import NoduleDataset
 
 
@@ -13,8 +14,14 @@ def build_nodules(
     Raises:
         ConfigError: there is no such fold.
     """
+    cubes = config.train
+    if holds_scans(cubes):
+        cubes = NoduleCubes.from_scans(
+            cubes, cube_voxels=config.cube_voxels, cache=config.cache,
+            negatives_per_scan=config.negatives_per_scan, max_voxels=config.max_voxels,
+        )  # fmt: skip
     dataset = NoduleDataset(
-        config.train,
+        cubes,
         transform=config.transform,
         targets=config.targets,
         negative_share=config.negative_share,

@@ -66,6 +66,10 @@ def predict(
     min_score: Annotated[
         float | None, typer.Option(min=0, max=1, help="Of findings of a detector: 0.1.")
     ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Of NoduleScorer.save: malignancy and more of findings."),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(metavar="FILE.html", help="Of volumes: a page of pictures and scores."),
@@ -98,7 +102,8 @@ def predict(
     engine, context = open_model(model, device, precision, threads, trust)
     of_volumes = {
         "overlap": overlap, "flips": flips, "region": region, "compile": compiled or None,
-        "min_score": min_score, "report": report, "max_voxels": max_voxels, "abnormal": abnormal,
+        "min_score": min_score, "scores": scores, "report": report, "max_voxels": max_voxels,
+        "abnormal": abnormal,
     }  # fmt: skip
     if takes_volumes(engine.spec) or finds_centers(engine.spec):
         from deepseek.cli.predict_volumes import VolumeOptions, predict_volumes

@@ -27,6 +27,7 @@ class VolumeOptions:
         compile: whether the model is compiled.
         batch_size: windows at a time.
         min_score: of findings of a detector.
+        scores: file of a `NoduleScorer`.
         report: a page to be written.
         max_voxels: of a volume.
         abnormal: classes that a DICOM segmentation calls so.
@@ -40,6 +41,7 @@ class VolumeOptions:
     compile: bool | None
     batch_size: int | None
     min_score: float | None
+    scores: Path | None
     report: Path | None
     max_voxels: int | None
     abnormal: list[str] | None
@@ -48,7 +50,7 @@ class VolumeOptions:
 
     def shown(self) -> dict[str, str]:
         """Return the settings that a report names."""
-        names = ("model", "precision", "overlap", "flips", "region", "min_score")
+        names = ("model", "precision", "overlap", "flips", "region", "min_score", "scores")
         given = {name: getattr(self, name) for name in names}
         return {name.replace("_", " "): str(value) for name, value in given.items() if value}
 
@@ -64,6 +66,7 @@ def predict_volumes(
 ) -> None:
     """Find classes or centres in scans, and print how much of each there is."""
     from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS
+    from deepseek.medical.nodule_scorer import NoduleScorer
     from deepseek.medical.scan_findings import finding_scores
     from deepseek.medical.scan_report import ScanReport
     from deepseek.medical.scans import find_scans
@@ -72,6 +75,7 @@ def predict_volumes(
     predictor = _make_predictor(engine, options)
     max_voxels = options.max_voxels or DEFAULT_MAX_VOXELS
     spec, report = predictor.spec, None
+    scorer = None if options.scores is None else NoduleScorer.load(options.scores)
     if options.report is not None:
         _check_page(options.report)
         about = {**options.shown(), "transform": spec.transform or "none"}
@@ -79,7 +83,7 @@ def predict_volumes(
     scans, rows = find_scans(paths), []
     with _progress(len(scans)) as (on_windows, on_scan), context():
         for row in predict_scans(
-            predictor, scans, output, is_strict=is_strict, on_windows=on_windows,
+            predictor, scans, output, scorer=scorer, is_strict=is_strict, on_windows=on_windows,
             max_voxels=max_voxels, abnormal=options.abnormal,
             on_result=report.add if report else lambda result: None,
         ):  # fmt: skip
@@ -112,7 +116,7 @@ def _make_predictor(
 
     overlap = DEFAULT_OVERLAP if options.overlap is None else options.overlap
     max_voxels = options.max_voxels or DEFAULT_MAX_VOXELS
-    flips, batch_size = _axes(options.flips or ""), options.batch_size or 4
+    flips, batch_size = axes_of(options.flips or ""), options.batch_size or 4
     region = None if options.region is None else find_region(options.region)
     if finds_centers(engine.spec):
         return VolumeDetector(
@@ -140,7 +144,12 @@ def _check_page(path: Path) -> None:
         )
 
 
-def _axes(flips: str) -> list[int]:
+def axes_of(flips: str) -> list[int]:
+    """Return the axes that letters name: 0 for `d`, 1 for `h`, 2 for `w`.
+
+    Raises:
+        ConfigError: a letter is another one, or is there twice.
+    """
     from deepseek.errors import ConfigError
 
     if not set(flips) <= set("dhw") or len(set(flips)) < len(flips):

@@ -62,6 +62,14 @@ def serve(
     decoders: Annotated[
         int, typer.Option(min=1, help="Processes that read pictures, texts and volumes.")
     ] = 1,
+    region: Annotated[
+        str | None, typer.Option(help="Of a chest CT, body or lungs: nothing is looked for beside.")
+    ] = None,
+    overlap: Annotated[float, typer.Option(min=0, max=0.95, help="Of windows of volumes.")] = 0.25,
+    flips: Annotated[
+        str,
+        typer.Option(metavar="AXES", help="Of d, h, w: means over volumes mirrored along them."),
+    ] = "",
 ) -> None:
     """Answer requests for predictions, by HTTP."""
     from deepseek.errors import ConfigError
@@ -82,8 +90,15 @@ def serve(
     files = dict(named_file(entry) for entry in models or [])
     if len(files) < len(models or []):
         raise ConfigError("two model files have the same name", fix="name them: NAME=MODEL.bin")
+    from deepseek.cli.predict_volumes import axes_of
     from deepseek.registry import import_extra
 
+    axes = axes_of(flips)
+    if region is not None:
+        from deepseek.medical.regions import find_region
+
+        find_region(region)
+        import_extra("scipy.ndimage", "medical")
     for module in ("fastapi", "uvicorn", "httptools", "uvloop", "prometheus_client"):
         import_extra(module, "serve")
     from deepseek.deploy.service import Limits, Pace, ServiceSettings
@@ -98,6 +113,7 @@ def serve(
                 int(max_body_mib * (1 << 20)), body_s, timeout_s, max_pixels, max_chars=max_chars,
                 max_voxels=max_voxels,
             ),
+            region, overlap, tuple(axes),
         ),
         _announce,
     )  # fmt: skip

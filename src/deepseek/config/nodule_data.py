@@ -13,7 +13,8 @@ class NoduleDataConfig(Settings):
     format: Literal["nodules"]
     """Kind of data."""
     train: str = Field(min_length=1)
-    """Path of the cubes: a `.npz` file, or its folder."""
+    """Path of the cubes: a `.npz` file, or its folder; or of scans that they are cut from: a folder
+    in the layout of LUNA16, or of DICOM series or volumes with `annotations.csv`."""
     targets: Literal["centers", "masks"] = "centers"
     """What is learnt: where nodules are and how large, or their outlines."""
     fold: Whole | None = Field(default=0, ge=0)
@@ -33,6 +34,13 @@ class NoduleDataConfig(Settings):
     """Samples of each cube in an epoch."""
     max_voxels: Whole = Field(default=2**29, ge=1, json_schema_extra=unit("voxels"))
     """Voxels of all cubes together above which the file is refused unread."""
+    cube_voxels: Whole = Field(default=51, ge=8, json_schema_extra=unit("voxels of 1 mm"))
+    """Along each side of the cubes that are cut from scans."""
+    negatives_per_scan: Whole = Field(default=2, ge=0, json_schema_extra=unit("cubes"))
+    """Of scans: cubes without a nodule, of candidates whose `class` is 0."""
+    cache: str = Field(default="auto", min_length=1)
+    """Where cubes of scans are kept. `auto`: in the user's cache folder; `off`: nowhere; or a
+    folder."""
     num_workers: Annotated[Whole, Field(ge=0)] | Auto = Field(
         default="auto", json_schema_extra=unit("processes")
     )

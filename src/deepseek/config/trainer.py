@@ -121,6 +121,9 @@ class TrainerConfig(Settings):
     state from one micro-batch to the next; costs the activations of all of them at once."""
     label_smoothing: Number = Field(default=0.0, ge=0, lt=1, json_schema_extra=unit("probability"))
     """Probability taken from the true class and spread over all classes."""
+    loss: str | dict[str, Any] | None = None
+    """Loss of a segmentation: `dice_ce`, `dice_focal`, `focal`, `tversky`; or with settings,
+    `{name: tversky, alpha: 0.3, beta: 0.7}`. `null`: the task's own, `dice_ce`."""
     class_weights: Literal["balanced"] | list[Annotated[Number, Field(gt=0)]] | None = None
     """What a sample of each class counts in the loss: a number each, or `balanced`, by which all
     classes count the same. `null`: every sample 1."""
@@ -306,6 +309,7 @@ class TrainerSettings(TypedDict, total=False):
     lora: Mapping[str, object] | LoraConfig | None
     keep_graph: bool
     label_smoothing: float
+    loss: str | dict[str, Any] | None
     class_weights: Literal["balanced"] | Sequence[float] | None
     weighting: str | dict[str, Any]
     channels_last: bool | Auto

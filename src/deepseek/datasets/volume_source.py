@@ -47,7 +47,8 @@ def find_volumes(path: str | os.PathLike) -> VolumeSource:
     Args:
         path: a folder with `images/` and `labels/` (or `imagesTr/`, `labelsTr/`, as the Medical
             Segmentation Decathlon has them, whose `dataset.json` names the classes), files of one
-            name in both; or a CSV file with the columns `image` and `label`, relative to it.
+            name in both; `subset0/`, ... and `seg*/`, as LUNA16 is unpacked; or a CSV file with the
+            columns `image` and `label`, relative to it.
 
     Raises:
         DataError: there are none, or a volume lacks its labels.
@@ -57,8 +58,13 @@ def find_volumes(path: str | os.PathLike) -> VolumeSource:
         return VolumeSource(str(root), "index file", _read_index(root), None)
     for images, labels in FOLDERS:
         if (root / images).is_dir() and (root / labels).is_dir():
-            pairs = _pair_folders(root / images, root / labels)
+            pairs = _pair_folders([root / images], [root / labels])
             return VolumeSource(str(root), f"{images} and {labels}", pairs, _names_of(root))
+    subsets, masks = (
+        sorted(path for path in root.glob(name) if path.is_dir()) for name in ("subset*", "seg*")
+    )
+    if subsets and masks:
+        return VolumeSource(str(root), "subsets", _pair_folders(subsets, masks), _names_of(root))
     if not root.exists():
         raise DataError(f"{root} does not exist", fix="correct the path")
     raise DataError(
@@ -68,32 +74,32 @@ def find_volumes(path: str | os.PathLike) -> VolumeSource:
     )
 
 
-def _pair_folders(images: Path, labels: Path) -> tuple[VolumePair, ...]:
+def _pair_folders(images: Sequence[Path], labels: Sequence[Path]) -> tuple[VolumePair, ...]:
     found = {"volumes": _by_stem(images), "labels": _by_stem(labels)}
     for has, lacks in (("volumes", "labels"), ("labels", "volumes")):
         alone = sorted(found[has].keys() - found[lacks].keys())
         if alone:
             raise DataError(
-                f"{len(alone)} of {len(found[has])} {has} in {images.parent} have no {lacks}:"
+                f"{len(alone)} of {len(found[has])} {has} in {images[0].parent} have no {lacks}:"
                 f" {', '.join(alone[:3])}",
                 fix="give both the same name, or move these elsewhere",
             )
     if not found["volumes"]:
-        raise DataError(f"{images} holds no volumes", fix="correct the path")
+        raise DataError(f"{images[0]} holds no volumes", fix="correct the path")
     return tuple(
         VolumePair(path, found["labels"][stem]) for stem, path in sorted(found["volumes"].items())
     )
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def _by_stem(folders: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in [path for folder in folders for path in sorted(folder.iterdir())]:
         if path.name.startswith(".") or format_of(path) is None:
             continue
         stem = stem_of(path)
         if stem in found:
             raise DataError(
-                f"{folder} has {stem} twice: {found[stem].name} and {path.name}",
+                f"{path.parent} has {stem} twice: {found[stem].name} and {path.name}",
                 fix="leave one of them",
             )
         found[stem] = path

@@ -111,12 +111,14 @@ def _prepare(
 
 def _key(pair: VolumePair, transform: VolumeTransform) -> str:
     words: list = [FORMAT_VERSION, transform.evaluation]
-    for path in (pair.image, pair.labels):
-        files = _files_of(path)
-        for file in files:
-            known = file.stat()
-            words.append([str(file.resolve()), known.st_size, known.st_mtime_ns])
+    words += [*facts_of_files(pair.image), *facts_of_files(pair.labels)]
     return xxhash.xxh3_128_hexdigest(json.dumps(words).encode())
+
+
+def facts_of_files(path: Path) -> list[list]:
+    """Return path, size and time of a volume's files: what is made of it holds while they do."""
+    facts = [(file.resolve(), file.stat()) for file in _files_of(path)]
+    return [[str(file), known.st_size, known.st_mtime_ns] for file, known in facts]
 
 
 def _files_of(path: Path) -> list[Path]:

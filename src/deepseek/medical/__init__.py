@@ -10,7 +10,9 @@ from deepseek.medical.froc import Findings as Findings
 from deepseek.medical.froc import Froc as Froc
 from deepseek.medical.froc import Marks as Marks
 from deepseek.medical.froc import match_marks as match_marks
+from deepseek.medical.nodule_cubes import NoduleCubes as NoduleCubes
 from deepseek.medical.nodule_dataset import NoduleDataset as NoduleDataset
+from deepseek.medical.nodule_scorer import NoduleScorer as NoduleScorer
 from deepseek.medical.scan_report import ScanReport as ScanReport
 from deepseek.medical.scans import find_scans as find_scans
 from deepseek.medical.segmentation_scores import dice_by_class as dice_by_class

@@ -97,7 +97,10 @@ class DetectionTask(Task):
         return focal + SIZE_WEIGHT * size
 
     def new_metrics(self) -> dict[str, Metric]:
-        """Loss, CPM, sensitivity at each of its rates of false marks a crop, precision."""
+        """Loss, CPM, sensitivity at each of its rates of false marks a crop, precision.
+
+        `false_per_litre_at_1` says what one false mark a crop is per litre: a crop is small.
+        """
         rates: dict[str, Metric] = {
             f"sensitivity_at_{rate:g}": FrocMetric(lambda froc, r=rate: froc.sensitivity([r])[0])
             for rate in RATES
@@ -107,16 +110,27 @@ class DetectionTask(Task):
             "cpm": FrocMetric(lambda froc: froc.cpm),
             "average_precision": FrocMetric(lambda froc: froc.average_precision),
             **rates,
+            "false_per_litre_at_1": Mean(),
         }
 
     def update_metrics(self, metrics: dict[str, Metric], outputs: Tensor, batch: Batch) -> None:
         """Add a batch."""
         count = len(batch["targets"])
         metrics["loss"].update(self._sample_losses(outputs, batch).sum(), count)
+        # crops over their litres: marks are counted within the box alone
+        crops = torch.tensor(count * 1e6)
+        metrics["false_per_litre_at_1"].update(crops, round(self._seen_mm3(batch)))
         total = self._count(outputs, batch)
-        for name, metric in metrics.items():
-            if name != "loss":
+        for metric in metrics.values():
+            if isinstance(metric, FrocMetric):
                 metric.update(total, count)
+
+    def _seen_mm3(self, batch: Batch) -> float:
+        inputs = batch["inputs"]
+        voxels = len(inputs) * math.prod(inputs.shape[2:])
+        if "box" in batch:
+            voxels = int((batch["box"][..., 1] - batch["box"][..., 0]).prod(-1).sum())
+        return voxels * math.prod(self.spacing_mm)
 
     def _count(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return hits and false marks by bin, and missed findings, of all crops of a batch."""

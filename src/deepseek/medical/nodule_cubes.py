@@ -7,8 +7,8 @@ Shapes: N cubes of D x H x W voxels.
 
 import os
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,8 @@ class NoduleCubes:
         scores: of radiologists by name, float64 (N,), 1 to 5; NaN where one is missing.
         spacing_mm: between voxels, along every axis.
         window_hu: the HU that are 0 and 1.
+        negatives: uint8 (M, D, H, W), cubes without any nodule, the window as 0..255.
+        negative_names: of these, `PATIENT_...`.
     """
 
     voxels: np.ndarray
@@ -49,6 +51,39 @@ class NoduleCubes:
     scores: Mapping[str, np.ndarray]
     spacing_mm: float = 1.0
     window_hu: tuple[float, float] = WINDOW_HU
+    negatives: np.ndarray = field(default_factory=lambda: np.empty((0, 0, 0, 0), np.uint8))
+    negative_names: tuple[str, ...] = ()
+
+    @classmethod
+    def from_scans(
+        cls,
+        folder: str | os.PathLike,
+        *,
+        cube_voxels: int = 51,
+        negatives_per_scan: int = 2,
+        window_hu: tuple[float, float] = WINDOW_HU,
+        cache: str | os.PathLike = "auto",
+        max_voxels: int = DEFAULT_MAX_VOXELS,
+    ) -> "NoduleCubes":
+        """Return cubes cut from whole scans: LUNA16, or DICOM or NIfTI with `annotations.csv`.
+
+        Args:
+            folder: of the scans.
+            cube_voxels: along each side, at 1 mm.
+            negatives_per_scan: cubes of `candidates_v2.csv` whose `class` is 0.
+            window_hu: the HU that become 0 and 1.
+            cache: where cubes are kept: "auto", a folder of the user's cache; "off"; or a folder.
+            max_voxels: of a scan, and of all cubes.
+
+        Raises:
+            DataError: a scan cannot be read, or there are no findings.
+            ConfigError: a setting is out of its range.
+        """
+        # the cutting of scans is built on these cubes
+        from deepseek.medical.nodule_cutting import CubeSettings, cut_cubes
+
+        settings = CubeSettings(cube_voxels, negatives_per_scan, window_hu)
+        return cut_cubes(folder, settings, cache=cache, max_voxels=max_voxels)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -56,7 +91,7 @@ class NoduleCubes:
     @property
     def patients(self) -> np.ndarray:
         """The patient of each cube: its name up to the first `_`."""
-        return np.array([name.partition("_")[0] for name in self.names])
+        return _patients_of(self.names)
 
     @property
     def diameters_mm(self) -> np.ndarray:
@@ -70,7 +105,14 @@ class NoduleCubes:
         Raises:
             ConfigError: there are fewer patients than folds, or less than two folds.
         """
-        patients, numbers = np.unique(self.patients, return_inverse=True)
+        return self._folds_of(self.names, num_folds)
+
+    def negative_folds(self, num_folds: int = NUM_FOLDS) -> np.ndarray:
+        """Return the fold of each negative cube, likewise."""
+        return self._folds_of(self.negative_names, num_folds)
+
+    def _folds_of(self, names: Sequence[str], num_folds: int) -> np.ndarray:
+        patients = np.unique(_patients_of([*self.names, *self.negative_names]))
         if not 2 <= num_folds <= len(patients):
             raise ConfigError(
                 f"num_folds={num_folds} of {len(patients)} patients",
@@ -78,7 +120,11 @@ class NoduleCubes:
             )
         places = np.empty(len(patients), np.int64)
         places[permutation(len(patients), _FOLD_SEED)] = np.arange(len(patients)) % num_folds
-        return places[numbers]
+        return places[np.searchsorted(patients, _patients_of(names))]
+
+
+def _patients_of(names: Sequence[str]) -> np.ndarray:
+    return np.array([name.partition("_")[0] for name in names], dtype=str)
 
 
 def ball_diameter(volumes_mm3: np.ndarray) -> np.ndarray:
@@ -91,13 +137,15 @@ def read_nodule_cubes(path: str | os.PathLike, max_voxels: int = DEFAULT_MAX_VOX
 
     It holds `image` (N, D, H, W), uint8 or floats in 0..1, at 1 mm; `mask`, likewise; `name` (N,),
     `PATIENT_...`; and may hold `malignancy`, `texture`, ... (N,), 0 where a score is missing, and
-    `window_hu` (2,), the HU that are 0 and 1.
+    `window_hu` (2,), the HU that are 0 and 1, `negative` (M, D, H, W), uint8, cubes without a
+    nodule, and `negative_name` (M,).
 
     Raises:
         DataError: there is no such file, it is damaged, or its arrays do not fit.
     """
     file = _find(Path(path).expanduser())
     limits = {"image": max_voxels, "mask": max_voxels, "name": _MAX_CUBES, "window_hu": 2}
+    limits |= {"negative": max_voxels, "negative_name": _MAX_CUBES}
     limits.update(dict.fromkeys(SCORES, _MAX_CUBES))
     arrays = read_arrays(file, limits, needed=("image", "mask", "name"), kinds="iufbU")
     image, mask, names = arrays["image"], arrays["mask"], arrays["name"]
@@ -117,9 +165,23 @@ def read_nodule_cubes(path: str | os.PathLike, max_voxels: int = DEFAULT_MAX_VOX
     if image.dtype == np.uint8:
         voxels /= 255
     window = _check_window(file, arrays.get("window_hu", np.array(WINDOW_HU)))
+    negatives = arrays.get("negative", np.empty((0, *image.shape[1:]), np.uint8))
+    negative_names = arrays.get("negative_name", np.empty(0, str))
+    _check_negatives(file, image, negatives, negative_names)
     return NoduleCubes(
-        voxels, mask.astype(np.uint8), tuple(map(str, names)), scores, window_hu=window
-    )
+        voxels, mask.astype(np.uint8), tuple(map(str, names)), scores, window_hu=window,
+        negatives=negatives, negative_names=tuple(map(str, negative_names)),
+    )  # fmt: skip
+
+
+def _check_negatives(file: Path, image: np.ndarray, cubes: np.ndarray, names: np.ndarray) -> None:
+    is_like = cubes.dtype == np.uint8 and cubes.shape[1:] == image.shape[1:]
+    if not is_like or names.shape != cubes.shape[:1] or names.dtype.kind != "U":
+        raise DataError(
+            f"{file}: negative {cubes.dtype} {cubes.shape} and negative_name {names.shape} do not"
+            f" fit image {image.shape}",
+            fix="give uint8 cubes of the same size, and a name for each",
+        )
 
 
 def _check_window(file: Path, window: np.ndarray) -> tuple[float, float]:
@@ -139,6 +201,12 @@ def holds_nodule_cubes(path: str | os.PathLike) -> bool:
         return False
     with zipfile.ZipFile(files[0]) as archive:
         return "image.npy" in archive.namelist()
+
+
+def holds_scans(path: str | os.PathLike) -> bool:
+    """Return whether a path is a folder of whole scans, rather than of one `.npz` of cubes."""
+    root = Path(path).expanduser()
+    return root.is_dir() and any(root.iterdir()) and not any(root.glob("*.npz"))
 
 
 def _find(path: Path) -> Path:

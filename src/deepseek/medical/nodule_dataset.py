@@ -28,6 +28,7 @@ from deepseek.medical.nodule_cubes import (
     NUM_FOLDS,
     NoduleCubes,
     ball_diameter,
+    holds_scans,
     read_nodule_cubes,
 )
 
@@ -48,12 +49,14 @@ class NoduleDataset(torch.utils.data.Dataset):
     """Crops of nodule cubes.
 
     Args:
-        path: a `.npz` file as `read_nodule_cubes` takes it, its folder, or cubes that were read.
+        path: a `.npz` file as `read_nodule_cubes` takes it, its folder, a folder of scans as
+            `NoduleCubes.from_scans` takes it, or cubes.
         transform: in the string language of volumes, without spacing and orientation; it has a
             patch. With `flip`, axes of a cubic patch change places as well: all 48 positions.
         targets: "centers": where the nodule is and how large, or that there is none; "masks": a
             class for every voxel.
-        negative_share: of the crops for "centers" that hold no nodule, 0..1.
+        negative_share: of the crops for "centers" that hold no nodule, 0..1; every second of them
+            is of a negative cube, where there are any.
         crops_per_cube: samples of each cube in an epoch.
         seed: of crops and augmentation.
         max_voxels: of all cubes together; a file that declares more is refused unread.
@@ -78,8 +81,12 @@ class NoduleDataset(torch.utils.data.Dataset):
         max_voxels: int = DEFAULT_MAX_VOXELS,
     ) -> None:
         self._transform = _check_arguments(transform, targets, negative_share, crops_per_cube)
-        is_read = isinstance(path, NoduleCubes)
-        self.cubes = path if is_read else read_nodule_cubes(path, max_voxels)
+        if isinstance(path, NoduleCubes):
+            self.cubes = path
+        elif holds_scans(path):
+            self.cubes = NoduleCubes.from_scans(path, max_voxels=max_voxels)
+        else:
+            self.cubes = read_nodule_cubes(path, max_voxels)
         self._patch: tuple[int, int, int] = self._transform.patch or (1, 1, 1)
         sizes = self.cubes.voxels.shape[1:]
         if any(size < extent for size, extent in zip(sizes, self._patch, strict=True)):
@@ -92,6 +99,7 @@ class NoduleDataset(torch.utils.data.Dataset):
         self.crops_per_cube = crops_per_cube
         self.seed = seed
         self._rows = np.arange(len(self.cubes))
+        self._negatives = np.arange(len(self.cubes.negatives))
         self._evaluates = False
         self.class_names = ("nodule",) if targets == "centers" else ("background", "nodule")
 
@@ -100,7 +108,9 @@ class NoduleDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         if not self._evaluates:
             return len(self._rows) * self.crops_per_cube
-        return len(self._rows) * (2 if self.targets == "centers" else 1)
+        if self.targets == "masks":
+            return len(self._rows)
+        return 2 * len(self._rows) + len(self._negatives)
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self._patch))
@@ -147,7 +157,10 @@ class NoduleDataset(torch.utils.data.Dataset):
 
     def describe(self, index: int) -> str:
         """Return the name of a sample's cube, for messages."""
-        return self.cubes.names[self._place(self._check_index(index))[0]]
+        position = self._check_index(index)
+        if self._evaluates and position >= 2 * len(self._rows):
+            return self.cubes.negative_names[self._negatives[position - 2 * len(self._rows)]]
+        return self.cubes.names[self._place(position)[0]]
 
     # -- samples -----------------------------------------------------------------------------
 
@@ -175,6 +188,9 @@ class NoduleDataset(torch.utils.data.Dataset):
         return batch, []
 
     def _sample(self, position: int, epoch: int) -> dict[str, np.ndarray]:
+        if self._evaluates and position >= 2 * len(self._rows):
+            number = int(self._negatives[position - 2 * len(self._rows)])
+            return self._negative_sample(number, Draws(_EVALUATION_SEED, number, 2))
         row, number = self._place(position)
         is_centers = self.targets == "centers"
         if self._evaluates:
@@ -182,6 +198,9 @@ class NoduleDataset(torch.utils.data.Dataset):
         else:
             draws = Draws(self.seed, epoch, row, number)
             is_negative = is_centers and draws.chance(self.negative_share)
+            if is_negative and len(self._negatives) and draws.chance(0.5):
+                at = draws.integer(0, len(self._negatives) - 1)
+                return self._negative_sample(int(self._negatives[at]), draws)
         mask = self.cubes.masks[row]
         region = [(0, size) for size in mask.shape]
         reach = BEYOND_VOXELS if is_centers and not self._evaluates else 0
@@ -190,7 +209,9 @@ class NoduleDataset(torch.utils.data.Dataset):
             axis, region[axis], start[axis] = beside_nodule(
                 mask, self._patch, self.cubes.spacing_mm, draws
             )
-        voxels, labels = self._crop(row, start, region, draws)
+        voxels, labels = self._crop(
+            self.cubes.voxels[row], self.cubes.masks[row], start, region, draws
+        )
         if not is_centers:
             return {"inputs": voxels, "targets": labels}
         box = [
@@ -203,16 +224,31 @@ class NoduleDataset(torch.utils.data.Dataset):
             "box": np.array(box, np.int64),
         }
 
+    def _negative_sample(self, number: int, draws: Draws) -> dict[str, np.ndarray]:
+        """Return a crop of a cube without a nodule, around its middle in evaluation."""
+        cube = self.cubes.negatives[number].astype(np.float32) / 255
+        spare = [size - extent for size, extent in zip(cube.shape, self._patch, strict=True)]
+        start = [n // 2 if self._evaluates else draws.integer(0, n) for n in spare]
+        region = [(0, size) for size in cube.shape]
+        nothing = np.zeros(cube.shape, np.uint8)
+        voxels, _ = self._crop(cube, nothing, start, region, draws)
+        return {
+            "inputs": voxels,
+            "targets": np.full((1, 4), -1, np.float32),
+            "box": np.array([(0, extent) for extent in self._patch], np.int64),
+        }
+
     def _crop(
-        self, row: int, start: Sequence[int], region: Sequence[tuple[int, int]], draws: Draws
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, cube: np.ndarray, mask: np.ndarray, start: Sequence[int],
+        region: Sequence[tuple[int, int]], draws: Draws,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """Return a crop of what lies in the region, mirrored beyond it, and its labels."""
         margin = 0 if self._evaluates else _TURN_VOXELS
         places = np.ix_(*(
             low + mirrored(np.arange(at - margin, at + extent + margin) - low, high - low)
             for at, extent, (low, high) in zip(start, self._patch, region, strict=True)
         ))  # fmt: skip
-        voxels, labels = self.cubes.voxels[row][places][None], self.cubes.masks[row][places]
+        voxels, labels = cube[places][None], mask[places]
         if self._evaluates:
             return voxels, labels.astype(np.int64)
         voxels, labels = augmented_patch(
@@ -238,7 +274,7 @@ class NoduleDataset(torch.utils.data.Dataset):
     def evaluation_view(self) -> "NoduleDataset":
         """Return the same cubes in crops that are always the same and not augmented.
 
-        One crop a cube; for "centers" a second, negative one.
+        One crop a cube; for "centers" a second, negative one, and one of each negative cube.
         """
         view = copy.copy(self)
         view._evaluates = True
@@ -259,14 +295,15 @@ class NoduleDataset(torch.utils.data.Dataset):
         folds = self.cubes.folds(num_folds)
         if not 0 <= fold < num_folds:
             raise ConfigError(f"fold={fold} is not in 0..{num_folds - 1}", fix="correct the fold")
+        negative_folds = self.cubes.negative_folds(num_folds)
         return (
-            self._part(np.flatnonzero(folds != fold)),
-            self._part(np.flatnonzero(folds == fold)).evaluation_view(),
+            self._part(folds != fold, negative_folds != fold),
+            self._part(folds == fold, negative_folds == fold).evaluation_view(),
         )
 
-    def _part(self, rows: np.ndarray) -> "NoduleDataset":
+    def _part(self, is_in: np.ndarray, has_negative: np.ndarray) -> "NoduleDataset":
         view = copy.copy(self)
-        view._rows = rows
+        view._rows, view._negatives = np.flatnonzero(is_in), np.flatnonzero(has_negative)
         return view
 
     # -- inside ------------------------------------------------------------------------------

@@ -74,7 +74,8 @@ def fit_scores(
             fix="leave the score out, or give more nodules",
         )
     mean, scale = features.mean(0), features.std(0)
-    scale = np.where(scale > 1e-9, scale, 1.0)
+    # what differs by the rounding of float32 alone is constant
+    scale = np.where(scale > 1e-6, scale, 1.0)
     scaled = (features - mean) / scale
     strength = float(features.shape[1]) if penalty is None else penalty
     fitted = [

@@ -54,3 +54,9 @@ def find_region(name: str) -> Region:
         return labels_like(Volume(wide[None], affine), volume.voxels.shape[1:], volume.affine)
 
     return find
+
+
+find_body = find_region("body")
+"""Finds the body."""
+find_lungs = find_region("lungs")
+"""Finds the lungs."""

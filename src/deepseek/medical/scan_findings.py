@@ -4,8 +4,9 @@ Places are millimetres in the patient, LPS. Shapes: F findings, P centres of a s
 """
 
 import csv
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from deepseek.registry import import_extra
 
 FILE_NAME = "findings.csv"
 COLUMNS = ("scan", "x", "y", "z", "diameter_mm", "score")
+PART_COLUMNS = ("scan", "x", "y", "z", "diameter_mm", "volume_ml", "class")
+_DIGITS = {"score": 4, "volume_ml": 4}
 
 
 def finding_rows(found: Centers, known: Findings | None = None) -> dict[str, list[dict]]:
@@ -75,25 +78,56 @@ def findings_of_labels(labels: Volume) -> Findings:
     return Findings(labels.to_mm(middles), ball_diameter(sizes))
 
 
+def parts_of_labels(labels: Volume, class_names: Sequence[str]) -> list[dict]:
+    """Return the connected parts of each class but the first, the largest first, JSON-able.
+
+    A part has `x`, `y`, `z`, its middle in millimetres, `diameter_mm` of a ball of its volume,
+    `volume_ml`, and `class`.
+
+    Raises:
+        MissingExtraError: scipy is missing.
+    """
+    rows = []
+    for number, name in enumerate(class_names):
+        voxels = labels.voxels == number
+        if number == 0 or not voxels.any():
+            continue
+        found = findings_of_labels(Volume(voxels, labels.affine))
+        rows += [
+            {
+                **_place(point), "diameter_mm": size, "volume_ml": math.pi * size**3 / 6000,
+                "class": name,
+            }
+            for point, size in zip(
+                found.centers_mm.tolist(), found.diameters_mm.tolist(), strict=True
+            )
+        ]  # fmt: skip
+    return sorted(rows, key=lambda row: -row["volume_ml"])
+
+
 class FindingsFile:
-    """A CSV file of findings, a line each, written as scans are done.
+    """A CSV file of findings or parts, a line each, written as scans are done.
 
     Args:
         path: of the file, which must not be there.
+        columns: `scan`, and what is written of each.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        self._path = Path(path)
+    def __init__(self, path: str | os.PathLike, columns: Sequence[str] = COLUMNS) -> None:
+        self._path, self._columns = Path(path), tuple(columns)
         with self._path.open("x", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(COLUMNS)
+            csv.writer(file).writerow(self._columns)
 
-    def add(self, scan: str, row: Mapping) -> None:
-        """Add the findings of a scan, as `finding_rows` returns them."""
+    def add(self, scan: str, found: Iterable[Mapping]) -> None:
+        """Add the findings or the parts of a scan."""
         with self._path.open("a", newline="", encoding="utf-8") as file:
             lines = csv.writer(file)
-            for found in row["findings"]:
-                numbers = [f"{found[name]:.2f}" for name in COLUMNS[1:-1]]
-                lines.writerow([scan, *numbers, f"{found['score']:.4f}"])
+            for each in found:
+                lines.writerow([scan, *(_cell(name, each[name]) for name in self._columns[1:])])
+
+
+def _cell(name: str, value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.{_DIGITS.get(name, 2)}f}"
 
 
 def match_rows(rows: Iterable[Mapping]) -> Froc | None:
@@ -116,8 +150,14 @@ def match_rows(rows: Iterable[Mapping]) -> Froc | None:
 
 
 def finding_scores(rows: Iterable[Mapping]) -> dict[str, float]:
-    """Return the CPM and the sensitivity at one false mark a scan; empty where nothing is known."""
+    """Return CPM, sensitivity at one false mark a scan, and what that rate is per litre.
+
+    Empty where nothing is known. Litres are of whole scans, the air beside a patient too.
+    """
+    rows = list(rows)
     froc = match_rows(rows)
     if froc is None:
         return {}
-    return {"cpm": froc.cpm, "sensitivity_at_1": float(froc.sensitivity([1.0])[0])}
+    litres = sum(row.get("litres", 0.0) for row in rows if "known" in row)
+    found = {"cpm": froc.cpm, "sensitivity_at_1": float(froc.sensitivity([1.0])[0])}
+    return found | ({"false_per_litre_at_1": froc.num_scans / litres} if litres else {})

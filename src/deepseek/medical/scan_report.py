@@ -17,6 +17,8 @@ from deepseek.datasets.volume_transforms import parse_volume_transform
 from deepseek.deploy.report.markup import Section, bar, shorten, table, text
 from deepseek.deploy.report.page import assemble_page
 from deepseek.deploy.report.quantity import number
+from deepseek.medical.calibration import VoxelCalibration, calibration_section
+from deepseek.medical.nodule_cubes import SCORES
 from deepseek.medical.scan_findings import finding_scores
 from deepseek.medical.score_sections import mean_dice, scan_name, score_sections
 from deepseek.medical.slice_views import COLORS, VIEWS, Circle, Slices
@@ -36,6 +38,7 @@ AROUND_MM, MARGIN_MM = 25.0, 10.0
 SURE = 0.5
 """Score from which a finding is counted in the summary, and a false one makes a case worse."""
 PERCENTILES = (0.5, 99.5)
+_PLACE = ("x (left), mm", "y (back), mm", "z (up), mm")
 
 
 @dataclass(frozen=True)
@@ -71,17 +74,24 @@ class ScanReport:
         about = f"{sizes} voxels of {spacing} mm"
         self._cases.append(_Case(result.row, about, _pictures(slices, result.row)))
 
-    def write(self, path: str | os.PathLike, rows: Sequence[dict]) -> Path:
+    def write(
+        self,
+        path: str | os.PathLike,
+        rows: Sequence[dict],
+        calibration: VoxelCalibration | None = None,
+    ) -> Path:
         """Write the page, in one move.
 
         Args:
             path: of the file.
             rows: of all scans, those that could not be read too.
+            calibration: of the probabilities of voxels, where they were counted.
         """
         done = [case.row for case in self._cases]
         broken = [row for row in rows if "error" in row]
         sections = [
             self._summary(done, broken), *score_sections(done, self._names),
+            *([calibration_section(calibration, self._names)] if calibration else []),
             self._scans(), _broken(broken), self._made(),
         ]  # fmt: skip
         is_detector = not self._names
@@ -113,9 +123,11 @@ class ScanReport:
         titles = {
             "dice": "Dice", "hausdorff95_mm": "Hausdorff 95 %, mm", "cpm": "CPM",
             "sensitivity_at_1": "Sensitivity at 1 false mark a scan",
+            "false_per_litre_at_1": "1 false mark a scan, a litre",
         }  # fmt: skip
         scores = mean_scores(done) | finding_scores(done)
-        notes = {"cpm": "mean over 1/8 to 8 false marks a scan", "sensitivity_at_1": "of findings"}
+        notes = {"cpm": "mean over 1/8 to 8 false marks a scan", "sensitivity_at_1": "of findings",
+                 "false_per_litre_at_1": "of whole scans"}  # fmt: skip
         tiles += [
             _tile(titles[name], f"{value:.3f}", notes.get(name, "mean over scans and classes"))
             for name, value in scores.items()
@@ -286,7 +298,7 @@ def _card(case: _Case, has_pictures: bool) -> str:
     row = case.row
     body = f'<p class="note">{text(case.about)}</p>'
     body += case.pictures if has_pictures else '<p class="omitted">Without pictures here.</p>'
-    body += _findings(row) if "findings" in row else _amounts(row)
+    body += _findings(row) if "findings" in row else _amounts(row) + _parts(row)
     return f'<article class="card"><h3>{text(scan_name(row))}</h3>{body}</article>'
 
 
@@ -304,10 +316,13 @@ def _findings(row: dict) -> str:
     for at, each in enumerate(found[:MAX_LISTED], 1):
         cells = [str(at), bar(each["score"], f"{each['score']:.3f}")]
         cells += [f"{each[name]:.1f}" for name in ("diameter_mm", "x", "y", "z")]
+        cells += [f"{each[name]:.1f}" for name in _scored(each)]
         lines.append([*cells, *([outcomes[each["is_hit"]]] if "known" in row else [])])
-    head = ["Finding", "Score", "Diameter, mm", "x (left), mm", "y (back), mm", "z (up), mm"]
+    head = ["Finding", "Score", "Diameter, mm", *_PLACE]
+    head += [name.capitalize() for name in _scored(found[0])]
+    numeric = tuple(range(2, len(head)))
     head += ["Known"] if "known" in row else []
-    body = table(head, lines, caption="Findings", numeric=(2, 3, 4, 5), is_sortable=True)
+    body = table(head, lines, caption="Findings", numeric=numeric, is_sortable=True)
     if len(found) > MAX_LISTED:
         body += f'<p class="note">{len(found) - MAX_LISTED} more are in findings.csv.</p>'
     return words + body
@@ -324,6 +339,28 @@ def _amounts(row: dict) -> str:
         lines.append(cells)
     head = ["Class", "ml"] + (["Dice", "Hausdorff 95 %, mm"] if "dice" in row else [])
     return table(head, lines, caption="Amounts", numeric=tuple(range(1, len(head))))
+
+
+def _parts(row: dict) -> str:
+    """Return a table of the largest connected parts, where they were taken."""
+    found = row.get("parts", [])
+    if not found:
+        return ""
+    lines = []
+    for each in found[:MAX_LISTED]:
+        numbers = [f"{each[name]:.1f}" for name in ("diameter_mm", "x", "y", "z", *_scored(each))]
+        lines.append([text(each["class"]), number(each["volume_ml"]), *numbers])
+    head = ["Part", "ml", "Diameter, mm", *_PLACE]
+    head += [name.capitalize() for name in _scored(found[0])]
+    numeric = tuple(range(1, len(head)))
+    body = table(head, lines, caption="Parts", numeric=numeric, is_sortable=True)
+    if len(found) > MAX_LISTED:
+        body += f'<p class="note">{len(found) - MAX_LISTED} smaller ones are in findings.csv.</p>'
+    return body
+
+
+def _scored(each: Mapping) -> list[str]:
+    return [name for name in SCORES if name in each]
 
 
 def _broken(rows: Sequence[dict]) -> Section:

@@ -16,11 +16,15 @@ from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS, read_volume
 from deepseek.datasets.volume_store import check_places, read_labels
 from deepseek.errors import ConfigError, DataError
 from deepseek.medical.dicom_segmentation import check_abnormal, write_dicom_segmentation
+from deepseek.medical.nodule_scorer import NoduleScorer
 from deepseek.medical.scan_findings import (
+    COLUMNS,
     FILE_NAME,
+    PART_COLUMNS,
     FindingsFile,
     finding_rows,
     findings_of_labels,
+    parts_of_labels,
 )
 from deepseek.medical.scans import Scan
 from deepseek.medical.segmentation_scores import dice_by_class, hausdorff_mm
@@ -52,6 +56,7 @@ def predict_scans(
     scans: Iterable[Scan],
     output: str | Path | None = None,
     *,
+    scorer: NoduleScorer | None = None,
     is_strict: bool = False,
     max_voxels: int = DEFAULT_MAX_VOXELS,
     abnormal: Sequence[str] | None = None,
@@ -63,14 +68,16 @@ def predict_scans(
     A row has `file` and either `error`, or what was found. Of a segmenter: `ml`, the millilitres of
     each class but the first; where labels are known `dice` and `hausdorff95_mm` of each, `None`
     where a class is not there or has no distance; and the files written, `mask` and, of a DICOM
-    series, `segmentation`. Of a detector: what `finding_rows` returns; findings are known from
-    `annotations.csv`, or else as the connected parts of labels.
+    series, `segmentation`; with `output` or `scorer` also `parts`, as `parts_of_labels` returns
+    them. Of a detector: what `finding_rows` returns, and `litres` of the scan; findings are known
+    from `annotations.csv`, or else as the connected parts of labels.
 
     Args:
         predictor: finds the classes, or the centres.
         scans: to be predicted.
-        output: folder of `NAME.nii.gz` and `NAME.dcm`, or of `findings.csv`; `None`: nothing is
-            written.
+        output: folder of `findings.csv`, and of a segmenter of `NAME.nii.gz` and `NAME.dcm`;
+            `None`: nothing is written.
+        scorer: adds its scores to each finding or part.
         is_strict: a scan that cannot be read ends it; else its row has the error.
         max_voxels: of a scan, above which it is refused unread.
         abnormal: classes that a DICOM segmentation calls so; see `write_dicom_segmentation`.
@@ -87,30 +94,45 @@ def predict_scans(
     if folder is not None:
         _check_new(folder, scans)
         folder.mkdir(parents=True, exist_ok=True)
-        if isinstance(predictor, VolumeDetector):
-            table = FindingsFile(folder / FILE_NAME)
+        columns = COLUMNS if isinstance(predictor, VolumeDetector) else PART_COLUMNS
+        table = FindingsFile(folder / FILE_NAME, [*columns, *(scorer.names if scorer else ())])
     for scan in scans:
         try:
             volume = read_volume(scan.image, max_voxels=max_voxels)
             labels = _known_labels(scan, volume, max_voxels)
-            where = str(scan.image)
-            if isinstance(predictor, VolumeDetector):
-                found = predictor(volume, where=where, on_windows=on_windows)
-                row = _finding_row(scan, found, labels)
-            else:
-                found = predictor(volume, where=where, on_windows=on_windows)
-                row = _mask_row(scan, found, labels, predictor.spec.class_names)
-                if folder is not None:
-                    row |= _write_mask(scan, found, folder, predictor.spec.class_names, abnormal)
+            found = predictor(volume, where=str(scan.image), on_windows=on_windows)
+            row = _row(scan, volume, found, labels, predictor.spec.class_names)
+            if isinstance(found, Volume) and (table or scorer):
+                row["parts"] = parts_of_labels(found, predictor.spec.class_names)
+            listed = row.get("findings", row.get("parts", []))
+            if scorer is not None:
+                outlines = found if isinstance(found, Volume) else None
+                for each, scores in zip(
+                    listed, scorer.score(volume, listed, outlines), strict=True
+                ):
+                    each |= scores
+            if isinstance(found, Volume) and folder is not None:
+                row |= _write_mask(scan, found, folder, predictor.spec.class_names, abnormal)
         except DataError as error:
             if is_strict:
                 raise
             yield {"file": str(scan.image), "error": error.message}
             continue
         if table is not None:
-            table.add(scan.name, row)
+            table.add(scan.name, listed)
         on_result(Result(scan, volume, found, labels, row))
         yield row
+
+
+def _row(
+    scan: Scan, volume: Volume, found: Volume | Centers, labels: Volume | None,
+    names: tuple[str, ...],
+) -> dict:  # fmt: skip
+    if isinstance(found, Volume):
+        return _mask_row(scan, found, labels, names)
+    voxel_mm3 = abs(np.linalg.det(volume.affine[:3, :3]))
+    litres = volume.voxels[0].size * voxel_mm3 / 1e6
+    return {**_finding_row(scan, found, labels), "litres": float(litres)}
 
 
 def _check_new(output: Path, scans: list[Scan]) -> None:

@@ -119,27 +119,44 @@ class VolumeDetector:
             DataError: it has other channels, or would be too large at the spacing of the model.
         """
         prepared = prepare_volume(volume, self.spec, self._max_voxels, where)
-        mask = self._find_region(volume, where)
+        mask = None
+        if self._region is not None:
+            mask = place_region(self._region, volume, self.spec, self._max_voxels, where)[0]
+        rows = self.find_rows(prepared.voxels, prepared.spacing_mm, mask, on_windows)
+        return Centers(prepared.to_mm(rows[:, :3]), rows[:, 3], rows[:, 4])
+
+    def find_rows(
+        self,
+        voxels: np.ndarray,
+        spacing_mm: Sequence[float],
+        mask: np.ndarray | None = None,
+        on_windows: Callable[[int, int], None] = lambda done, total: None,
+    ) -> np.ndarray:
+        """Return what is found in a prepared volume: d, h, w, diameter in mm and score, (P, 5).
+
+        Args:
+            voxels: what `prepare_volume` returns, (C, D, H, W).
+            spacing_mm: of these.
+            mask: bool (D, H, W), where there is something to look for.
+            on_windows: told how many windows are done, and of how many.
+        """
+        there = None if mask is None else self._fold_mask(mask)
         with evaluating(self._engine):
             maps = self._sliding_window(
-                self._fold(torch.from_numpy(prepared.voxels)[None]), mask, fill=NOTHING,
+                self._fold(torch.from_numpy(voxels)[None]), there, fill=NOTHING,
                 on_windows=on_windows,
             )[0]  # fmt: skip
-        spacing = prepared.spacing_mm
         peaks = find_peaks(
-            maps[0], maps[-1], self._stride, spacing, max_peaks=MAX_CENTERS,
+            maps[0], maps[-1], self._stride, spacing_mm, max_peaks=MAX_CENTERS,
             min_score=max(self.min_score, 1e-6),
         )  # fmt: skip
-        sizes = torch.tensor(prepared.voxels.shape[1:], device=peaks.indices.device)
+        sizes = torch.tensor(voxels.shape[1:], device=peaks.indices.device)
         # places of the map that the volume was filled up with are no finds
         is_kept = (peaks.indices < sizes - 0.5).all(1)
-        if mask is not None:
-            is_kept &= self._touches(mask[0], peaks, spacing).to(is_kept.device)
-        return Centers(
-            prepared.to_mm(peaks.indices[is_kept].cpu().double().numpy()),
-            peaks.diameters_mm[is_kept].cpu().double().numpy(),
-            peaks.scores[is_kept].cpu().double().numpy(),
-        )
+        if there is not None:
+            is_kept &= self._touches(there[0], peaks, spacing_mm).to(is_kept.device)
+        found = [peaks.indices, peaks.diameters_mm[:, None], peaks.scores[:, None]]
+        return torch.cat(found, 1)[is_kept].cpu().double().numpy()
 
     def _find_stride(self) -> list[int]:
         """Return the voxels of a place of the map, along D, H, W."""
@@ -178,12 +195,9 @@ class VolumeDetector:
             total = total.to(maps.device) + (maps.flip(dims) if dims else maps).float()
         return total / len(self._mirrors)
 
-    def _find_region(self, volume: Volume, where: str) -> Tensor | None:
-        """Return which places of the map have any of the region, bool (1, d, h, w)."""
-        if self._region is None:
-            return None
-        placed = place_region(self._region, volume, self.spec, self._max_voxels, where)
-        there = torch.from_numpy(np.ascontiguousarray(placed))[None]
+    def _fold_mask(self, mask: np.ndarray) -> Tensor:
+        """Return which places of the map have any of a mask (D, H, W), bool (1, d, h, w)."""
+        there = torch.from_numpy(np.ascontiguousarray(mask))[None, None]
         return self._fold(there.to(torch.uint8)).any(1)
 
     def _touches(self, mask: Tensor, peaks: Peaks, spacing_mm: Sequence[float]) -> Tensor:

@@ -19,9 +19,14 @@ from deepseek.errors import ConfigError, DataError
 from deepseek.models.engine import ModelEngine
 from deepseek.models.eval_mode import evaluating
 from deepseek.models.sliding_window import DEFAULT_OVERLAP, SlidingWindow
+from deepseek.registry import Registry
 
 Region = Callable[[Volume], Volume]
 """From a volume to a mask of where there is something to look for, uint8 (1, D, H, W)."""
+REGIONS: Registry[Region] = Registry(
+    "region",
+    {name: f"deepseek.medical.regions:find_{name}" for name in ("body", "lungs")},
+)
 
 
 class VolumeSegmenter:

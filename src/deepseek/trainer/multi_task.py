@@ -22,6 +22,7 @@ from deepseek.errors import ConfigError
 from deepseek.models.table_model import TableModel
 from deepseek.trainer.class_weights import weigh_classes
 from deepseek.trainer.metrics import Metric
+from deepseek.trainer.segmentation import choose_loss
 from deepseek.trainer.task import Batch, Task, resolve_task
 from deepseek.trainer.weighting import Weighting, make_weighting
 
@@ -239,12 +240,13 @@ def resolve_run_task(
     A model of tables may have a task of its own in training.
 
     Raises:
-        ConfigError: `weighting` or `class_weights` would be ignored, or is given twice.
+        ConfigError: `weighting`, `class_weights` or `loss` would be ignored, or is given twice.
     """
     if task == "auto" and isinstance(module, TableModel):
         task = module.own_task or task
     resolved = resolve_task(task, spec, config.label_smoothing)
     resolved = weigh_classes(resolved, spec, config.class_weights)
+    resolved = choose_loss(resolved, config.loss)
     if config.weighting == "auto":
         return resolved
     if not isinstance(resolved, MultiTask):

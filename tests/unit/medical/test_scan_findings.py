@@ -68,7 +68,10 @@ def test_findings_of_scans_are_rows_of_a_file_in_millimetres(tmp_path):
     folder = write_spots(tmp_path / "set")
     detector = make_detector(min_score=0.5)
     rows = list(predict_scans(detector, find_scans([folder]), tmp_path / "out"))
-    assert finding_scores(rows) == {"cpm": 1.0, "sensitivity_at_1": 1.0}
+    litres = sum(row["litres"] for row in rows)
+    assert finding_scores(rows) == {
+        "cpm": 1.0, "sensitivity_at_1": 1.0, "false_per_litre_at_1": len(rows) / litres,
+    }  # fmt: skip
     with (tmp_path / "out" / "findings.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [line["scan"] for line in lines] == ["0", "1", "1"]

@@ -47,7 +47,7 @@ def test_masks_lie_on_the_scan_and_are_scored(tmp_path):
     np.testing.assert_allclose(mask.affine, AFFINE_RAS, atol=1e-6)
     np.testing.assert_array_equal(np.asarray(mask.dataobj), box().T)
     assert mask.get_data_dtype() == np.uint8
-    with pytest.raises(ConfigError, match=r"0\.nii\.gz is there already"):
+    with pytest.raises(ConfigError, match=r"findings\.csv is there already"):
         list(predict_scans(segmenter, find_scans([folder]), tmp_path / "out"))
 
 

@@ -22,13 +22,14 @@ from deepseek.deploy.service.protection import Limits, Protection
 from deepseek.deploy.service.protocol import add_protocol
 from deepseek.deploy.service.question import (
     answer,
-    find_mask,
+    look_at_volume,
     parse_json,
     read_samples,
 )
 from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.shelf import Shelf, Version
 from deepseek.deploy.service.spans import entities_of, find_pattern, texts_of
+from deepseek.deploy.service.volumes import Mask
 from deepseek.version import __version__
 
 LOG = logging.getLogger("deepseek.service")
@@ -56,6 +57,7 @@ _BODY = {
             },
             "image/*": {"schema": {"type": "string", "format": "binary"}},
             "application/gzip": {"schema": {"type": "string", "format": "binary"}},
+            "application/zip": {"schema": {"type": "string", "format": "binary"}},
         },
     },
 }  # fmt: skip
@@ -188,12 +190,17 @@ async def _compute(request: Request, version: Version, limits: Limits) -> tuple[
 async def _segment(request: Request, version: Version, limits: Limits, mask: bool) -> Response:
     content_type = request.headers.get("content-type", "")
     body = await request.body()
+    if mask and version.finds_centers:
+        raise Refusal(422, "mask=true, and a detector has none", fix="leave it out")
     with version.used():
-        found = await find_mask(body, content_type, version, limits)
+        found = await look_at_volume(body, content_type, version, limits)
+    about = {"model": version.name, "version": version.version}
+    if not isinstance(found, Mask):
+        return JSONResponse({**about, "findings": found})
     if mask:
         name = {"Content-Disposition": 'attachment; filename="mask.nii.gz"'}
         return Response(found.content, media_type="application/gzip", headers=name)
-    return JSONResponse({"model": version.name, "version": version.version, "ml": found.ml})
+    return JSONResponse({**about, "ml": found.ml})
 
 
 async def _with_spans(
@@ -248,7 +255,7 @@ def _add_predictions(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
         """Classify a picture, a text, its words, samples, rows, or the voxels of a volume.
 
         With `spans=tickers` each text comes with those that stand in it. Of a volume the answer is
-        the millilitres of each class, or with `mask` a `.nii.gz` file.
+        the millilitres of each class, or with `mask` a `.nii.gz` file; of a detector the findings.
         """
         asked = _read_query(request)
         version, top_k = shelf.active(asked.model), asked.top_k

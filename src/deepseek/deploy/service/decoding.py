@@ -8,12 +8,15 @@ import asyncio
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -21,15 +24,24 @@ import torch
 
 from deepseek.datasets import DataSpec
 from deepseek.deploy.service.refusal import Refusal
-from deepseek.deploy.service.volumes import VOXEL_BYTES, Mask, PreparedScan, make_mask, open_scan
+from deepseek.deploy.service.volumes import (
+    VOXEL_BYTES,
+    Mask,
+    PreparedScan,
+    make_mask,
+    needs_folder,
+    open_scan,
+)
 from deepseek.errors import DeepSeekError
 from deepseek.models.prediction import decode_picture
 from deepseek.models.text_batches import encode_texts, locate_words
+from deepseek.models.volume_detector import finds_centers
 from deepseek.models.volume_segmenter import takes_volumes
 
 T = TypeVar("T")
 MAX_BYTES = 1 << 30
 """Memory that a process may add to what it has after its start; more where it reads volumes."""
+MEMORY_FOLDER = "/dev/shm"
 _spec: DataSpec | None = None
 _seconds = 0.0
 _bytes = MAX_BYTES
@@ -44,15 +56,18 @@ class Decoder:
         max_pixels: of a picture.
         max_voxels: of a volume, as it is sent and as the model takes it.
         timeout_s: for one picture or volume, or the texts of one request.
+        region: of volumes, where there is something to look for; `None`: everywhere.
     """
 
     def __init__(
         self, spec: DataSpec, *, num_processes: int, max_pixels: int, max_voxels: int,
-        timeout_s: float,
+        timeout_s: float, region: str | None = None,
     ) -> None:  # fmt: skip
+        self._region = region
         self._spec, self._num_processes = spec, num_processes
         self._max_pixels, self._max_voxels, self._timeout_s = max_pixels, max_voxels, timeout_s
-        self._max_bytes = MAX_BYTES + takes_volumes(spec) * VOXEL_BYTES * max_voxels
+        of_volumes = takes_volumes(spec) or finds_centers(spec)
+        self._max_bytes = MAX_BYTES + of_volumes * VOXEL_BYTES * max_voxels
         self._pool: ProcessPoolExecutor | None = None
 
     def start(self) -> None:
@@ -96,17 +111,25 @@ class Decoder:
         return found
 
     async def open_scan(self, content: bytes) -> PreparedScan:
-        """Return the volume in the bytes of a NIfTI file, prepared for the model.
+        """Return the volume in the bytes of a file, prepared for the model.
 
         Raises:
             Refusal: 400, it is no volume, or a damaged or too large one; 422, it ended the process
                 that read it.
         """
-        found = await self._run("the volume", _open_scan, content, self._max_voxels)
-        if isinstance(found, str):
-            raise Refusal(
-                400, found, fix="send a .nii or .nii.gz file, as the model was trained on"
+        folder = ""
+        if needs_folder(content):  # removed here: the process that reads it may be ended
+            folder = tempfile.mkdtemp(prefix="deepseek-scan-", dir=_memory_folder())
+        try:
+            found = await self._run(
+                "the volume", _open_scan, content, self._max_voxels, folder, self._region
             )
+        finally:
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(found, str):
+            fix = "send a .nii.gz or .mha file, or a zip of one DICOM series, as in training"
+            raise Refusal(400, found, fix=fix)
         return found
 
     async def make_mask(self, labels: np.ndarray, scan: PreparedScan) -> Mask:
@@ -192,9 +215,19 @@ def _locate(texts: list[str]) -> list[np.ndarray] | str:
     return _limited(lambda spec: [locate_words(text, spec) for text in texts])
 
 
-def _open_scan(content: bytes, max_voxels: int) -> PreparedScan | str:
+def _memory_folder() -> str | None:
+    """Return a folder that is in memory, where the system has one: scans stay off the disk."""
+    return MEMORY_FOLDER if os.access(MEMORY_FOLDER, os.W_OK) else None
+
+
+def _open_scan(
+    content: bytes, max_voxels: int, folder: str, region: str | None
+) -> PreparedScan | str:
     """Return a volume, or what is wrong."""
-    return _limited(lambda spec: open_scan(content, spec, max_voxels))
+    if folder:  # what a try that was ended has left
+        for file in Path(folder).iterdir():
+            file.unlink()
+    return _limited(lambda spec: open_scan(content, spec, max_voxels, folder, region))
 
 
 def _make_mask(labels: np.ndarray, scan: PreparedScan) -> Mask | str:

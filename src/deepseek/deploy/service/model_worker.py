@@ -74,7 +74,7 @@ def _serve(channel: socket.socket) -> None:
     said = [str(each.message) for each in found if each.category is UserWarning]
     send(channel, {"facts": model.facts.to_json(), "warnings": said, "digest": digest})
     # volumes may be large, and their windows are a batch already
-    max_batch = settings.max_batch if model.segmenter is None else 1
+    max_batch = 1 if model.takes_volumes else settings.max_batch
     batcher = Batcher(max_batch=max_batch, target_s=settings.target_s, pad=model.pad)
     threading.Thread(target=_read, args=(source, batcher), daemon=True).start()
     gc.collect()

@@ -15,9 +15,9 @@ from deepseek.deploy.service.question import (
 )
 from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.shelf import Shelf, Version
+from deepseek.deploy.service.volumes import SHAPE_OF_CENTERS
 from deepseek.version import __version__
 
-_LABELS, _LABEL_TYPE = "labels", "UINT16"
 _DATATYPES = {"uint8": "UINT8", "int64": "INT64", "float32": "FP32"}
 _ALL_DATATYPES = (
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16",
@@ -122,7 +122,7 @@ async def _infer(request: Request, version: Version, limits: Limits) -> JSONResp
             samples, _ = await aside(len(body), to_samples, found, version, limits)
         rows = await version.queue.submit(samples, limits.timeout_s)
     if version.takes_volumes:
-        outputs = [_to_tensor(_LABELS, _LABEL_TYPE, rows)]
+        outputs = [_to_tensor(*_output_of_volumes(version), rows)]
     else:
         parts = parts_of(rows, version).items()
         outputs = [_to_tensor(name, "FP32", part) for name, (part, _) in parts]
@@ -138,7 +138,9 @@ def _read_wanted(content: object, version: Version) -> tuple[str, ...]:
     Raises:
         Refusal: 400, the model has no such output.
     """
-    known = (_LABELS,) if version.takes_volumes else tuple(version.outputs)
+    known = tuple(version.outputs)
+    if version.takes_volumes:
+        known = _output_of_volumes(version)[:1]
     asked = content.get("outputs") if isinstance(content, dict) else None
     if not asked:
         return known
@@ -150,6 +152,11 @@ def _read_wanted(content: object, version: Version) -> tuple[str, ...]:
             fix=f"leave them out, or ask for {', '.join(known)}",
         )  # fmt: skip
     return tuple(names)
+
+
+def _output_of_volumes(version: Version) -> tuple[str, str]:
+    """Return name and datatype of what is said of a volume."""
+    return ("centers", "FP32") if version.finds_centers else ("labels", "UINT16")
 
 
 def _find(shelf: Shelf, model: str, version: str) -> Version:
@@ -180,8 +187,9 @@ def _describe(version: Version, shelf: Shelf) -> dict:
         for name, width in zip(version.outputs, version.widths, strict=True)
     ]
     if version.takes_volumes:
-        sizes = list(version.sample_shape[1:])
-        outputs = [{"name": _LABELS, "datatype": _LABEL_TYPE, "shape": [-1, *sizes]}]
+        sizes = SHAPE_OF_CENTERS if version.finds_centers else version.sample_shape[1:]
+        name, kind = _output_of_volumes(version)
+        outputs = [{"name": name, "datatype": kind, "shape": [-1, *sizes]}]
     return {
         "name": version.name, "versions": shelf.list_versions()[version.name],
         "platform": "deepseek", "inputs": [inputs], "outputs": outputs,

@@ -23,7 +23,7 @@ from deepseek.datasets import DataSpec
 from deepseek.deploy.service.protection import Limits
 from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.shelf import Version
-from deepseek.deploy.service.volumes import Mask
+from deepseek.deploy.service.volumes import Mask, findings_in
 from deepseek.errors import DataError
 from deepseek.models.joint_outputs import is_number, widths_of
 
@@ -34,7 +34,10 @@ PICTURES_AT_A_TIME = 2
 """Of one request, that wait to be decoded: those of others have their turn between them."""
 _KEYS = {"inputs", "images", "text", "texts", "row", "rows"}
 PICTURE_TYPES = ("image/", "application/octet-stream")
-VOLUME_TYPES = ("application/gzip", "application/x-gzip", "application/octet-stream")
+VOLUME_TYPES = (
+    "application/gzip", "application/x-gzip", "application/octet-stream", "application/zip",
+    "application/x-zip-compressed",
+)  # fmt: skip
 _reading = asyncio.Semaphore(4)  # bodies of many MiB that are objects of Python at a time
 
 
@@ -81,8 +84,10 @@ async def read_samples(
     return await encode_texts(known["texts"], version, limits), False
 
 
-async def find_mask(body: bytes, content_type: str, version: Version, limits: Limits) -> Mask:
-    """Return the mask of the volume in a body.
+async def look_at_volume(
+    body: bytes, content_type: str, version: Version, limits: Limits
+) -> Mask | list[dict[str, float]]:
+    """Return the mask of the volume in a body; of a detector the findings.
 
     Raises:
         Refusal: 400 or 422, the body is not what the model takes; 415, it is of another type.
@@ -91,12 +96,14 @@ async def find_mask(body: bytes, content_type: str, version: Version, limits: Li
     if kind not in VOLUME_TYPES or version.decoder is None:
         raise Refusal(
             415, f"Content-Type {kind[:80]!r} is not taken by {version.name}",
-            fix="send a .nii.gz file as application/gzip",
+            fix="send a .nii.gz file as application/gzip, or a zip as application/zip",
         )  # fmt: skip
     if not body:
-        raise Refusal(400, "the body is empty", fix="send the bytes of a .nii.gz file")
+        raise Refusal(400, "the body is empty", fix="send the bytes of a file")
     scan = await version.decoder.open_scan(body)
     rows = await version.queue.submit([scan.voxels], limits.timeout_s)
+    if version.finds_centers:
+        return findings_in(rows[0], scan)
     return await version.decoder.make_mask(rows[0], scan)
 
 

@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, K classes.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,13 +14,16 @@ import torch
 from deepseek.datasets import DataSpec
 from deepseek.datasets.packed_features import PackedFeatures
 from deepseek.datasets.spec import FieldSpec
+from deepseek.datasets.volume_transforms import parse_volume_transform
 from deepseek.deploy.artefact import description_of, load_engine, read_description
+from deepseek.deploy.service.volumes import fill_rows
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.device import resolve_device
 from deepseek.models.joint_outputs import rows_of
+from deepseek.models.sliding_window import DEFAULT_OVERLAP
 from deepseek.models.table_scores import table_scores
-from deepseek.models.volume_detector import finds_centers
+from deepseek.models.volume_detector import VolumeDetector, finds_centers
 from deepseek.models.volume_segmenter import VolumeSegmenter, takes_volumes
 
 WINDOWS = 4
@@ -41,6 +44,8 @@ class ModelSettings:
         max_batch: samples of a batch at most.
         target_s: what a batch should take at most.
         trust: SHA-256 of files that can run code, and may.
+        overlap: of windows of volumes.
+        flips: axes of volumes that outputs are means over.
     """
 
     path: Path
@@ -50,6 +55,8 @@ class ModelSettings:
     max_batch: int = 32
     target_s: float = 0.05
     trust: tuple[str, ...] = ()
+    overlap: float = DEFAULT_OVERLAP
+    flips: tuple[int, ...] = ()
 
     def to_json(self) -> dict:
         """Return a JSON-able dict; `from_json` reads it back."""
@@ -58,7 +65,8 @@ class ModelSettings:
     @classmethod
     def from_json(cls, content: dict) -> "ModelSettings":
         """Build from what `to_json` returned."""
-        return cls(**{**content, "path": Path(content["path"]), "trust": tuple(content["trust"])})
+        known = {name: tuple(content[name]) for name in ("trust", "flips")}
+        return cls(**{**content, "path": Path(content["path"]), **known})
 
 
 @dataclass(frozen=True)
@@ -131,9 +139,12 @@ class ServedModel:
         is_half: compute in bf16 by autocast.
         sizes: batch sizes that it is to be compiled for; others are filled up. Empty: any.
         has_one_length: whether rows of tokens have to be as long as the spec says.
+        overlap: of windows of volumes.
+        flips: axes of volumes that outputs are means over.
 
     Raises:
-        ConfigError: it has no data spec, or what it answers is not finite.
+        ConfigError: it has no data spec, what it answers is not finite, or of a detector the
+            spacing is not known.
     """
 
     def __init__(
@@ -143,6 +154,8 @@ class ServedModel:
         is_half: bool = False,
         sizes: Collection[int] = (),
         has_one_length: bool = False,
+        overlap: float = DEFAULT_OVERLAP,
+        flips: Sequence[int] = (),
     ) -> None:
         spec = engine.spec
         if spec is None or ("inputs" not in spec.fields and spec.features is None):
@@ -151,20 +164,28 @@ class ServedModel:
                 fix="save it after training, or bind a spec: engine.bind(data.spec)",
             )
         _refuse_tokens(spec)
-        if finds_centers(spec):
-            raise ConfigError(
-                "the model finds centres in volumes, which are not served",
-                fix="deepseek predict MODEL SCAN --output FOLDER",
-            )
         self._engine, self._is_half = engine.eval(), is_half
         self._sizes, self._has_one_length = sorted(sizes), has_one_length
         self._field = sample_field(spec)
         self._packing = None if spec.features is None else PackedFeatures(spec.features)
         self.segmenter: VolumeSegmenter | None = None
         """Of a model that finds a class for every voxel of a volume, of any size."""
+        self.detector: VolumeDetector | None = None
+        """Of a model that finds centres in a volume of any size."""
+        windows = min(max(self._sizes, default=WINDOWS), WINDOWS)
         if takes_volumes(spec):
-            windows = max(self._sizes, default=WINDOWS)
-            self.segmenter = VolumeSegmenter(engine, batch_size=min(windows, WINDOWS))
+            self.segmenter = VolumeSegmenter(
+                engine, batch_size=windows, overlap=overlap, flips=flips
+            )
+        if finds_centers(spec):
+            spacing = parse_volume_transform(spec.transform or "").spacing_mm
+            if spacing is None:
+                raise ConfigError(
+                    "the detector does not say the spacing of its volumes",
+                    fix="train it on a NoduleDataset",
+                )
+            self._spacing_mm = spacing
+            self.detector = VolumeDetector(engine, batch_size=windows, overlap=overlap, flips=flips)
         is_whole_row = len(self._field.shape) == 1 and self._field.dtype == "int64"
         takes_tokens = is_whole_row and self._packing is None
         vocabulary = engine.config.get("vocab_size") or (
@@ -185,7 +206,10 @@ class ServedModel:
         path = settings.path
         if not description_of(path).is_file():
             engine = load_engine(path).to(resolve_device(settings.device))
-            return cls(engine, is_half=settings.precision == "bf16")
+            return cls(
+                engine, is_half=settings.precision == "bf16", overlap=settings.overlap,
+                flips=settings.flips,
+            )  # fmt: skip
         artefact = read_description(path)
         known = set(artefact.hashes.values())
         trust = next((each for each in settings.trust if each in known), None)
@@ -195,27 +219,44 @@ class ServedModel:
             engine,
             sizes=_powers(settings.max_batch) if compiles else (),
             has_one_length=compiles or "length" not in artefact.open_dims,
+            overlap=settings.overlap,
+            flips=settings.flips,
         )
 
     def compute(self, batch: np.ndarray) -> np.ndarray:
         """Return probabilities, or numbers, (B, ..., K), float32, of a batch (B, ...).
 
         Those of several tasks stand side by side, in the order of the spec. Of volumes, prepared,
-        the class of each voxel: uint8 or uint16 (B, D, H, W). Of packed rows of a table the score
-        of each label (B, T).
+        the class of each voxel: uint8 or uint16 (B, D, H, W); of a detector its centres,
+        `SHAPE_OF_CENTERS` each. A channel more than the model takes is a mask of where there is
+        something to look for. Of packed rows of a table the score of each label (B, T).
         """
         kind = self._engine.device.type
         with (
             torch.inference_mode(),
             torch.autocast(kind, dtype=torch.bfloat16, enabled=self._is_half),
         ):
-            if self.segmenter is not None:
-                return np.stack([self.segmenter.find_labels(volume) for volume in batch])
+            if self.takes_volumes:
+                return np.stack([self._look_at(volume) for volume in batch])
             if self._packing is not None:
                 return table_scores(self._engine, self._packing.unpack(batch)).numpy()
             filled = self._fill(batch)
             outputs = self._engine.outputs_of(torch.from_numpy(filled))
             return rows_of(outputs, self.facts.spec).cpu().numpy()[: len(batch)]
+
+    @property
+    def takes_volumes(self) -> bool:
+        """Whether a sample is a volume of any size."""
+        return self.segmenter is not None or self.detector is not None
+
+    def _look_at(self, volume: np.ndarray) -> np.ndarray:
+        channels = self._field.shape[0]
+        mask = volume[channels] > 0 if len(volume) > channels else None
+        voxels = np.ascontiguousarray(volume[:channels])
+        if self.segmenter is not None:
+            return self.segmenter.find_labels(voxels, mask)
+        detector = self.detector
+        return fill_rows(detector.find_rows(voxels, self._spacing_mm, mask) if detector else [])
 
     def _fill(self, batch: np.ndarray) -> np.ndarray:
         """Return the batch with rows and tokens added, in a shape that the program takes."""

@@ -25,6 +25,7 @@ from deepseek.deploy.service.shelf import Pace, Shelf, Version
 from deepseek.deploy.service.threads import WAIT_POLICY, choose_threads, thread_environment
 from deepseek.deploy.service.tokens import read_hashes
 from deepseek.errors import ConfigError
+from deepseek.models.sliding_window import DEFAULT_OVERLAP
 
 LOG = logging.getLogger("deepseek.service")
 SILENT_S = 15.0
@@ -53,6 +54,9 @@ class ServiceSettings:
         trust: SHA-256 of files that can run code, and may.
         pace: how they compute.
         limits: of a request.
+        region: of volumes, `body` or `lungs`: nothing is looked for beside.
+        overlap: of windows of volumes.
+        flips: axes of volumes that outputs are means over, 0 for D.
     """
 
     files: dict[tuple[str, str], Path] = field(default_factory=dict)
@@ -68,6 +72,9 @@ class ServiceSettings:
     trust: tuple[str, ...] = ()
     pace: Pace = field(default_factory=Pace)
     limits: Limits = field(default_factory=Limits)
+    region: str | None = None
+    overlap: float = DEFAULT_OVERLAP
+    flips: tuple[int, ...] = ()
 
     @property
     def is_loopback(self) -> bool:
@@ -132,7 +139,7 @@ def open_shelf(settings: ServiceSettings, measures: Measures) -> Shelf:
         )  # fmt: skip
         opened = ModelSettings(
             path, settings.device, settings.precision, threads, settings.pace.max_batch,
-            settings.pace.target_ms / 1e3, settings.trust,
+            settings.pace.target_ms / 1e3, settings.trust, settings.overlap, settings.flips,
         )  # fmt: skip
         models: list[ModelProcess] = []
 
@@ -146,7 +153,7 @@ def open_shelf(settings: ServiceSettings, measures: Measures) -> Shelf:
                 models.append(
                     ModelProcess(opened, batch_s=batch_s, environment=told, on_batch=note)
                 )
-            built = Version(name, version, models, settings.pace, settings.limits)
+            built = Version(name, version, models, settings.pace, settings.limits, settings.region)
         except BaseException:
             for model in models:
                 model.close()

@@ -28,6 +28,7 @@ from deepseek.errors import ConfigError, DeepSeekError
 from deepseek.models.joint_outputs import is_number, widths_of
 from deepseek.models.multi_head import head_of
 from deepseek.models.text_batches import TASKS as TEXT_TASKS
+from deepseek.models.volume_detector import finds_centers
 from deepseek.models.volume_segmenter import takes_volumes
 from deepseek.registry import import_extra
 
@@ -61,11 +62,13 @@ class Version:
         models: that compute it, all alike.
         pace: how they compute.
         limits: of a request.
+        region: of volumes, where there is something to look for.
     """
 
     def __init__(
-        self, name: str, version: str, models: Sequence[Model], pace: Pace, limits: Limits
-    ) -> None:
+        self, name: str, version: str, models: Sequence[Model], pace: Pace, limits: Limits,
+        region: str | None = None,
+    ) -> None:  # fmt: skip
         self.name, self.version = name, version
         self._models = models
         self._num_users = 0
@@ -91,6 +94,7 @@ class Version:
             self.decoder = Decoder(
                 self.spec, num_processes=pace.num_decoders, max_pixels=limits.max_pixels,
                 max_voxels=limits.max_voxels, timeout_s=limits.body_s,
+                region=region,
             )  # fmt: skip
 
     @property
@@ -122,8 +126,13 @@ class Version:
 
     @property
     def takes_volumes(self) -> bool:
-        """Whether it finds a class for every voxel of a volume."""
-        return takes_volumes(self.spec)
+        """Whether it finds a class for every voxel of a volume, or centres."""
+        return takes_volumes(self.spec) or self.finds_centers
+
+    @property
+    def finds_centers(self) -> bool:
+        """Whether it finds centres in a volume."""
+        return finds_centers(self.spec)
 
     @property
     def takes(self) -> str:

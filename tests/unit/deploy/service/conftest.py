@@ -22,8 +22,8 @@ class InThread:
 
     is_up = True
 
-    def __init__(self, path):
-        self._model = ServedModel.open(ModelSettings(path, "cpu"))
+    def __init__(self, path, **settings):
+        self._model = ServedModel.open(ModelSettings(path, "cpu", **settings))
         self.facts = self._model.facts
 
     async def compute(self, samples, expires):
@@ -102,7 +102,10 @@ LIMITS = Limits(
 def ask(model_folder):
     """Run `talk(client)`, a coroutine function, against a service of the folder."""
 
-    def run(talk, hashes=(), *, is_loopback=True, base_url="http://localhost:8000", files=None):
+    def run(
+        talk, hashes=(), *, is_loopback=True, base_url="http://localhost:8000", files=None,
+        build=build,
+    ):  # fmt: skip
         @asynccontextmanager
         async def started():
             shelf = Shelf(files or {}, None if files else model_folder, build)

@@ -1,7 +1,12 @@
 """A model of volumes behind HTTP: a scan goes in, its mask or its millilitres come out."""
 
 import gzip
+import io
+import os
 import struct
+import zipfile
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +16,19 @@ from deepseek.datasets import DataSpec
 from deepseek.datasets.nifti import decode_nifti, encode_nifti
 from deepseek.datasets.spec import FieldSpec
 from deepseek.datasets.volume import Volume, make_affine
-from deepseek.models import ModelEngine, UNet3D, VolumeSegmenter
+from deepseek.deploy.service.shelf import Pace, Version
+from deepseek.deploy.service.volumes import open_scan
+from deepseek.errors import DataError
+from deepseek.medical.phantom_files import write_phantom
+from deepseek.medical.phantoms import make_phantom
+from deepseek.medical.regions import find_region
+from deepseek.models import CenterDetector3D, ModelEngine, UNet3D, VolumeDetector, VolumeSegmenter
+
+from .conftest import LIMITS, InThread
 
 pytest.importorskip("nibabel")
+pytest.importorskip("pydicom")
+ZIP = {"Content-Type": "application/zip"}
 GZIP = {"Content-Type": "application/gzip"}
 WINDOW = (8, 8, 8)
 
@@ -107,3 +122,125 @@ def test_what_is_no_volume_is_refused(ask, files, body, kind, status, said):
     answer = ask(talk, files=files)
     assert answer.status_code == status
     assert said in answer.json()["error"]
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("detector")
+    torch.manual_seed(0)
+    fields = {"inputs": FieldSpec((1, *WINDOW), "float32"), "targets": FieldSpec((1, 4), "float32")}
+    spec = DataSpec("detection", fields, ("nodule",), (1,), "spacing_6x6x6+window_-1000_400")
+    module = CenterDetector3D(num_classes=1, features=(4, 4), blocks=1, skipped_levels=0)
+    with torch.no_grad():  # a new head finds next to nothing
+        module.head.weight += 0.5 * torch.randn_like(module.head.weight)
+        module.head.bias += 3.0
+    ModelEngine.wrap(module, spec).save(folder / "m.bin")
+    return {("finder", "1"): folder / "m.bin"}
+
+
+@pytest.fixture(scope="module")
+def chest(tmp_path_factory):
+    """A phantom as a zip of its series, and as it is."""
+    folder = tmp_path_factory.mktemp("chest")
+    phantom = make_phantom((16, 24, 24), (15, 14, 14), num_nodules=1, seed=0)
+    series = write_phantom(phantom, folder, "scan", "dicom")
+    content = {f"study/{path.name}": path.read_bytes() for path in sorted(series.iterdir())}
+    return zipped({**content, "__MACOSX/._0.dcm": b"x", "DICOMDIR": b"y"}), phantom.volume
+
+
+def zipped(files):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+def left_behind():
+    return list(Path("/dev/shm").glob("deepseek-scan-*")) if os.path.isdir("/dev/shm") else []
+
+
+def test_a_detector_answers_the_findings_of_a_series(ask, detector, chest):
+    content, volume = chest
+    engine, region = ModelEngine.load(detector["finder", "1"]), find_region("lungs")
+    expected = VolumeDetector(engine, overlap=0.5, flips=(2,), region=region)(volume)
+
+    class Flipped(InThread):
+        def __init__(self, path):
+            super().__init__(path, overlap=0.5, flips=(2,))
+
+    def build(name, version, path):
+        roomy = replace(LIMITS, max_voxels=10**6, body_s=60.0, timeout_s=60.0)
+        return Version(name, version, [Flipped(path)], Pace(), roomy, region="lungs")
+
+    async def talk(client):
+        return [
+            await client.post("/predict", content=content, headers=ZIP),
+            await client.post("/predict?mask=true", content=content, headers=ZIP),
+            await client.get("/v2/models/finder"),
+        ]
+
+    found, mask, described = ask(talk, files=detector, build=build)
+    assert len(expected.scores) > 0
+    assert found.status_code == 200, found.text
+    rows = found.json()["findings"]
+    assert [row["score"] for row in rows] == pytest.approx(expected.scores.tolist(), abs=1e-4)
+    places = [[row[axis] for axis in "xyz"] for row in rows]
+    np.testing.assert_allclose(places, expected.points_mm, atol=0.01)
+    assert mask.status_code == 422
+    assert described.json()["outputs"][0]["shape"] == [-1, 100, 5]
+    assert not left_behind()
+
+
+def mha(volume, data="LOCAL"):
+    d, h, w = volume.voxels.shape[1:]
+    spacing = " ".join(f"{step:g}" for step in volume.spacing_mm[::-1])
+    head = f"ObjectType = Image\nNDims = 3\nDimSize = {w} {h} {d}\nElementType = MET_SHORT\n"
+    head += f"ElementSpacing = {spacing}\nElementDataFile = {data}\n"
+    return head.encode() + volume.voxels[0].astype("<i2").tobytes()
+
+
+def test_a_metaimage_file_is_a_volume_too(ask, files):
+    upright = scan().reoriented("SPL")
+    expected = VolumeSegmenter(ModelEngine.load(files["scans", "1"]))(upright)
+
+    async def talk(client):
+        kind = {"Content-Type": "application/octet-stream"}
+        return await client.post("/predict", content=mha(upright), headers=kind)
+
+    voxel_ml = 1.5 * 0.8 * 0.7 / 1000
+    assert ask(talk, files=files).json()["ml"] == pytest.approx(
+        {name: (expected.voxels == n).sum() * voxel_ml for n, name in ((1, "a"), (2, "b"))}
+    )
+
+
+def test_a_zip_of_too_many_files_is_refused(tmp_path):
+    content = zipped({f"{number}": b"" for number in range(4097)})
+    spec = DataSpec("segmentation", {}, ("none", "a"), (1, 1))
+    with pytest.raises(DataError, match="declares 4,097 files"):
+        open_scan(content, spec, 1000, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"PK\x03\x04broken", "damaged or encrypted"),
+        (zipped({}), "declares 0 files"),
+        (zipped({"a.dcm": bytes(2 << 20)}), "of 2,097,152 bytes"),
+        (zipped({"../../a.dcm": b"no slice"}), "the zip"),
+        (mha(scan(), "/etc/passwd"), "ElementDataFile='/etc/passwd'"),
+        (mha(scan(), "secret.raw"), "is not there"),
+    ],
+    ids=["broken", "empty", "bomb", "no dicom", "elsewhere", "beside"],
+)
+def test_zips_and_headers_of_strangers_are_looked_at_first(ask, files, body, said):
+
+    async def talk(client):
+        return await client.post("/predict", content=body, headers=ZIP)
+
+    answer = ask(talk, files=files)
+    assert answer.status_code in (400, 413)
+    assert said in answer.json()["error"]
+    assert "deepseek-scan" not in answer.text
+    assert not left_behind()

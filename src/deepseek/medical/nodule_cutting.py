@@ -1,0 +1,239 @@
+"""Cubes of nodules cut from whole scans, once: what a detector is trained on, from LUNA16 or DICOM.
+
+Around each finding a cube is resampled; its mask is what is labelled near the finding, else a ball
+of its diameter. Cubes of candidates that are no findings (`class` 0 of `candidates_v2.csv`) show no
+nodule. A cube that another finding reaches into is left out: it could not say which of
+them is meant. Setio et al. 2017, arXiv 1612.08012, for the files.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from deepseek.datasets.cache_folder import cache_folder
+from deepseek.datasets.kept_folder import SlowReport, make_beside, taking_place
+from deepseek.datasets.randomness import permutation
+from deepseek.datasets.volume import Volume
+from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS, read_volume
+from deepseek.datasets.volume_store import check_places, facts_of_files, read_labels
+from deepseek.errors import ConfigError, DataError
+from deepseek.medical.froc import UNKNOWN_DIAMETER_MM, Findings, Marks
+from deepseek.medical.luna16 import read_marks
+from deepseek.medical.nodule_crops import CUBE_VOXELS, SPACING_MM, cube_at, mask_of, shades_of
+from deepseek.medical.nodule_cubes import WINDOW_HU, NoduleCubes, read_nodule_cubes
+from deepseek.medical.scan_findings import findings_of_labels
+from deepseek.medical.volume_prediction import ANNOTATIONS, Scan, find_scans
+
+NEGATIVES_PER_SCAN = 2
+CANDIDATES = ("candidates_v2.csv", "candidates.csv")
+FILE_NAME = "cubes.npz"
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CubeSettings:
+    """How cubes are cut.
+
+    Attributes:
+        cube_voxels: along each side, at 1 mm.
+        negatives_per_scan: cubes of candidates that are no findings.
+        window_hu: the HU that become 0 and 1.
+    """
+
+    cube_voxels: int = CUBE_VOXELS
+    negatives_per_scan: int = NEGATIVES_PER_SCAN
+    window_hu: tuple[float, float] = WINDOW_HU
+
+
+def cut_cubes(
+    folder: str | os.PathLike,
+    settings: CubeSettings = CubeSettings(),
+    *,
+    cache: str | os.PathLike = "auto",
+    max_voxels: int = DEFAULT_MAX_VOXELS,
+) -> NoduleCubes:
+    """Return the cubes of the scans in a folder; those that were cut before, if nothing changed.
+
+    Args:
+        folder: what `find_scans` takes, with `annotations.csv`, or with labels.
+        settings: how they are cut.
+        cache: where they are kept: "auto", a folder of the user's cache; "off"; or a folder.
+        max_voxels: of a scan, and of all cubes.
+
+    Raises:
+        DataError: a scan cannot be read, or there are no findings.
+        ConfigError: a setting is out of its range.
+    """
+    _check_settings(settings)
+    root = Path(folder).expanduser()
+    scans = find_scans([root])
+    if not any(scan.findings is not None or scan.labels is not None for scan in scans):
+        raise DataError(
+            f"{root} has neither {ANNOTATIONS[0]} nor labels: nobody says where nodules are",
+            fix="put annotations.csv of LUNA16 beside the scans",
+        )
+    candidates = next((root / name for name in CANDIDATES if (root / name).is_file()), None)
+    kept = cache_folder(cache, "nodules")
+    place = None if kept is None else kept / _key(root, scans, candidates, settings)
+    if place is not None and (place / FILE_NAME).is_file():
+        return read_nodule_cubes(place / FILE_NAME, max_voxels)
+    arrays = _cut_all(scans, candidates, settings, max_voxels)
+    if kept is None or place is None:
+        return _in_memory(arrays)
+    temporary = make_beside(kept)
+    with taking_place(temporary, place, FILE_NAME):
+        np.savez(temporary / FILE_NAME, **arrays)  # type: ignore[arg-type]
+    return read_nodule_cubes(place / FILE_NAME, max_voxels)
+
+
+def _in_memory(arrays: dict[str, np.ndarray]) -> NoduleCubes:
+    low, high = arrays["window_hu"].tolist()
+    return NoduleCubes(
+        arrays["image"].astype(np.float32) / 255, arrays["mask"],
+        tuple(arrays["name"].tolist()), {}, window_hu=(low, high),
+        negatives=arrays.get("negative", arrays["image"][:0]),
+        negative_names=tuple(arrays["negative_name"].tolist()) if "negative_name" in arrays else (),
+    )  # fmt: skip
+
+
+def _check_settings(settings: CubeSettings) -> None:
+    low, high = settings.window_hu
+    if settings.cube_voxels < 8 or settings.negatives_per_scan < 0 or not low < high:
+        raise ConfigError(
+            f"cube_voxels={settings.cube_voxels} is below 8, negatives_per_scan="
+            f"{settings.negatives_per_scan} below 0, or window_hu={settings.window_hu} no interval",
+            fix="correct the setting",
+        )
+
+
+def _key(root: Path, scans: Sequence[Scan], candidates: Path | None, settings: CubeSettings) -> str:
+    tables = [root / name for name in ANNOTATIONS]
+    paths = [scan.image for scan in scans]
+    paths += [scan.labels for scan in scans if scan.labels is not None]
+    paths += [path for path in (*tables, candidates) if path is not None and path.is_file()]
+    words = [_FORMAT_VERSION, repr(settings), *(facts_of_files(path) for path in paths)]
+    return xxhash.xxh3_128_hexdigest(json.dumps(words).encode())
+
+
+def _cut_all(
+    scans: Sequence[Scan], candidates: Path | None, settings: CubeSettings, max_voxels: int
+) -> dict[str, np.ndarray]:
+    """Return the arrays that `read_nodule_cubes` takes."""
+    said = {} if candidates is None else read_marks(candidates, "class")
+    cubes, names, others, num_shared = [], [], [], 0
+    report = SlowReport("cutting cubes of nodules", "cut cubes of nodules", "scans")
+    for number, scan in enumerate(scans):
+        report.note(number)
+        marks = said.get(scan.name)
+        if scan.findings is not None and not len(scan.findings.centers_mm) and marks is None:
+            continue
+        cutter = _Cutter(*_read(scan, max_voxels), settings)
+        patient = scan.name.replace("_", "-")  # what is before the first _ divides the folds
+        found = cutter.positives()
+        num_shared += sum(cube is None for cube in found)
+        cubes += [cube for cube in found if cube is not None]
+        names += [f"{patient}_{at}" for at, cube in enumerate(found) if cube is not None]
+        others += [(patient, shades) for shades in cutter.negatives(marks, number)]
+    report.end(len(scans))
+    if num_shared:
+        sys.stderr.write(f"{num_shared} findings are left out: others reach into their cubes\n")
+    if not cubes:
+        raise DataError(
+            f"no cube with one finding alone in {len(scans)} scans",
+            fix="give scans with findings, or smaller cubes",
+        )
+    arrays = {
+        "image": np.stack([shades for shades, _ in cubes]),
+        "mask": np.stack([mask for _, mask in cubes]),
+        "name": np.array(names),
+        "window_hu": np.array(settings.window_hu),
+    }
+    if others:
+        arrays["negative"] = np.stack([shades for _, shades in others])
+        arrays["negative_name"] = np.array([f"{who}_no" for who, _ in others])
+    return arrays
+
+
+def _read(scan: Scan, max_voxels: int) -> tuple[Volume, Volume | None, Findings]:
+    """Return a scan and its labels, slices from the feet up, and its findings."""
+    volume = read_volume(scan.image, max_voxels=max_voxels)
+    if len(volume.voxels) != 1:
+        raise DataError(f"{scan.image} has {len(volume.voxels)} channels", fix="give a CT")
+    labels = None
+    if scan.labels is not None:
+        labels = read_labels(scan.labels, max_voxels)
+        check_places(volume, labels, scan.labels)
+        labels = labels.reoriented("SPL")
+    findings = scan.findings
+    if findings is None:
+        none = Findings(np.empty((0, 3)), np.empty(0))
+        findings = none if labels is None else findings_of_labels(labels)
+    return volume.reoriented("SPL"), labels, findings
+
+
+@dataclass(frozen=True)
+class _Cutter:
+    """Cuts the cubes of a scan.
+
+    Attributes:
+        volume: it.
+        labels: of its voxels.
+        findings: in it.
+        settings: how cubes are cut.
+    """
+
+    volume: Volume
+    labels: Volume | None
+    findings: Findings
+    settings: CubeSettings
+
+    @property
+    def radii_mm(self) -> np.ndarray:
+        """Of the findings, (F,)."""
+        sizes = self.findings.diameters_mm
+        return np.where(sizes < 0, UNKNOWN_DIAMETER_MM, sizes) / 2
+
+    def positives(self) -> list[tuple[np.ndarray, np.ndarray] | None]:
+        """Return shades and mask of each finding that counts; `None` where another is near."""
+        found = []
+        centers, radii = self.findings.centers_mm, self.radii_mm
+        for at in np.flatnonzero(~self.findings.is_excluded):
+            cube = cube_at(self.volume, centers[at], self.settings.cube_voxels)
+            is_shared = _reaches(cube, np.delete(centers, at, 0), np.delete(radii, at))
+            found.append(
+                None
+                if is_shared
+                else (
+                    shades_of(cube, self.settings.window_hu),
+                    mask_of(cube, centers[at], float(radii[at]), self.labels),
+                )
+            )
+        return found
+
+    def negatives(self, marks: Marks | None, number: int) -> list[np.ndarray]:
+        """Return the shades of candidates without any finding near them, drawn at random."""
+        if marks is None:
+            return []
+        places, found = marks.centers_mm[marks.scores == 0], []
+        for at in permutation(len(places), number):
+            if len(found) == self.settings.negatives_per_scan:
+                break
+            cube = cube_at(self.volume, places[at], self.settings.cube_voxels)
+            if not _reaches(cube, self.findings.centers_mm, self.radii_mm):
+                found.append(shades_of(cube, self.settings.window_hu))
+        return found
+
+
+def _reaches(cube: Volume, centers_mm: np.ndarray, radii_mm: np.ndarray) -> bool:
+    """Return whether a finding reaches into a cube."""
+    if not len(centers_mm):
+        return False
+    places, size = cube.to_indices(centers_mm), cube.voxels.shape[1] - 0.5
+    away = np.maximum(np.maximum(-0.5 - places, places - size), 0) * SPACING_MM
+    return bool((np.linalg.norm(away, axis=1) < radii_mm).any())

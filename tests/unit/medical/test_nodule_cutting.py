@@ -1,0 +1,156 @@
+"""Cubes of scans show their findings, in place, and candidates that are none; once."""
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from deepseek.datasets import VolumeDataset
+from deepseek.datasets.volume import Volume, make_affine
+from deepseek.errors import ConfigError, DataError
+from deepseek.medical import Findings, NoduleDataset
+from deepseek.medical.nodule_crops import cube_at
+from deepseek.medical.nodule_cubes import NoduleCubes
+from deepseek.medical.nodule_cutting import FILE_NAME
+from deepseek.medical.phantom_files import write_phantom
+from deepseek.medical.phantoms import Phantom
+
+SPACING = (2.0, 1.5, 1.5)
+
+
+def chest(centers, sizes, shape=(30, 40, 40)):
+    """Air with balls of 0 HU at some places in millimetres."""
+    volume = Volume(np.zeros((1, *shape)), make_affine(SPACING, (-30, 10, -100)))
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, 3)
+    points, labels = volume.to_mm(grid), np.zeros(shape, np.uint8)
+    for center, size in zip(centers, sizes, strict=True):
+        labels |= (np.linalg.norm(points - center, axis=1) < size / 2).reshape(shape)
+    voxels = np.where(labels, 0, -900).astype(np.int16)
+    findings = Findings(np.array(centers), np.array(sizes, float))
+    return Phantom(Volume(voxels[None], volume.affine), labels, findings, ())
+
+
+def write_candidates(folder, rows):
+    with (folder / "candidates_v2.csv").open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["seriesuid", "coordX", "coordY", "coordZ", "class"])
+        lines.writerows(rows)
+
+
+@pytest.fixture
+def luna16(tmp_path):
+    """Six scans with a finding each, two candidates that are none."""
+    for number in range(6):
+        phantom = chest([(-5.0 + number, 30.0, -80.0)], [9.0])
+        write_phantom(phantom, tmp_path, f"scan_{number}", "luna16")
+    write_candidates(tmp_path, [
+        ("scan_0", -5.0, 30.0, -80.0, 1), ("scan_0", -3, 31, -80, 0), ("scan_0", 20, 60, -60, 0),
+        ("scan_1", 20, 60, -60, 0),
+    ])  # fmt: skip
+    return tmp_path
+
+
+def test_a_cube_shows_its_finding_in_the_middle(luna16):
+    cubes = NoduleCubes.from_scans(luna16, cube_voxels=20, cache="off", window_hu=(-1000, 0))
+    assert cubes.names == tuple(f"scan-{number}_0" for number in range(6))
+    assert cubes.voxels.shape == (6, 20, 20, 20)
+    np.testing.assert_allclose(cubes.diameters_mm, 9, rtol=0.05)
+    for voxels, mask in zip(cubes.voxels, cubes.masks, strict=True):
+        np.testing.assert_allclose(np.argwhere(mask).mean(0), 9.5, atol=0.6)
+        assert voxels[mask == 1].mean() > 0.7
+        assert voxels[mask == 0].mean() < 0.2
+
+
+def test_candidates_near_a_finding_are_no_negatives(luna16):
+    cubes = NoduleCubes.from_scans(luna16, cube_voxels=16, cache="off")
+    assert cubes.negative_names == ("scan-0_no", "scan-1_no")
+    shade = round((-900 + 1200) / 1600 * 255)
+    assert np.abs(cubes.negatives.astype(int) - shade).max() <= 1
+
+
+def test_folds_keep_the_cubes_of_a_scan_together(luna16):
+    data = NoduleDataset(
+        NoduleCubes.from_scans(luna16, cube_voxels=16, cache="off"), "patch_12x12x12+flip",
+        negative_share=1.0,
+    )  # fmt: skip
+    parts = [data.split_fold(fold, 3) for fold in range(3)]
+    assert sum(len(val) for _, val in parts) == 6 * 2 + 2
+    for train, val in parts:
+        names = {val.describe(at).partition("_")[0] for at in range(len(val))}
+        assert names.isdisjoint(train.describe(at).partition("_")[0] for at in range(len(train)))
+        batch, _ = val.get_batch(range(len(val)), 0)
+        assert (batch["targets"][:, 0, 3] < 0).sum() == len(val) - len(val.rows)
+        assert batch["inputs"].shape[1:] == (1, 12, 12, 12)
+    train = parts[0][0]
+    batch, _ = train.get_batch(range(len(train)), 3)
+    assert (batch["targets"] == -1).all()
+
+
+def test_cubes_are_cut_once_and_anew_where_a_file_changed(luna16, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEPSEEK_CACHE", str(tmp_path / "kept"))
+    first = NoduleCubes.from_scans(luna16, cube_voxels=16)
+    (kept,) = (tmp_path / "kept/nodules").glob(f"*/{FILE_NAME}")
+    raw = luna16 / "subset0/scan_0.raw"
+    content = raw.read_bytes()
+    stamp = kept.stat().st_mtime_ns
+    again = NoduleCubes.from_scans(luna16, cube_voxels=16)
+    np.testing.assert_array_equal(first.voxels, again.voxels)
+    assert first.names == again.names
+    assert kept.stat().st_mtime_ns == stamp
+    raw.write_bytes(content[:-2] + b"\0\0\0\0"[:2])
+    NoduleCubes.from_scans(luna16, cube_voxels=16)
+    assert len(list((tmp_path / "kept/nodules").glob(f"*/{FILE_NAME}"))) == 2
+
+
+def test_a_finding_that_another_reaches_into_is_left_out(tmp_path, capsys):
+    near = chest([(-5, 30, -80), (5, 30, -80), (10, 60, -55)], [8, 8, 8])
+    write_phantom(near, tmp_path, "near", "nifti")
+    cubes = NoduleCubes.from_scans(tmp_path, cube_voxels=16, cache="off")
+    assert cubes.names == ("near_2",)
+    assert "2 findings are left out" in capsys.readouterr().err
+    with pytest.raises(DataError, match="no cube with one finding alone in 1 scans"):
+        NoduleCubes.from_scans(tmp_path, cube_voxels=60, cache="off")
+
+
+def test_labels_are_the_mask_where_there_are_any(tmp_path):
+    phantom = chest([(-5, 30, -80)], [9])
+    half = replace(phantom, labels=phantom.labels * (np.arange(30) < 10)[:, None, None])
+    write_phantom(half, tmp_path, "half", "metaimage")
+    (mask,) = NoduleCubes.from_scans(tmp_path, cube_voxels=20, cache="off").masks
+    assert 0 < mask.sum() < 0.8 * 4 / 3 * np.pi * 4.5**3
+    (tmp_path / "annotations.csv").unlink()
+    assert len(NoduleCubes.from_scans(tmp_path, cube_voxels=20, cache="off")) == 1
+
+
+def test_a_cube_stays_inside_its_scan_and_air_is_beside_a_small_one():
+    volume = chest([(-30, 10, -100)], [6]).volume
+    cube = cube_at(volume, np.array([-30.0, 10.0, -100.0]), 20)
+    np.testing.assert_allclose(cube.to_mm(np.zeros((1, 3)))[0], [-30, 10, -100], atol=0.6)
+    assert cube.voxels.min() >= -901
+    whole = cube_at(volume, np.array([0.0, 40.0, -70.0]), 70)
+    assert whole.voxels.shape == (1, 70, 70, 70)
+    assert whole.voxels.min() == -1024
+    inside = whole.voxels[0] > -1024
+    assert np.ptp(np.argwhere(inside), axis=0).tolist() == [59, 59, 59]
+
+
+def test_subsets_with_labels_are_volumes_to_learn_from(luna16):
+    data = VolumeDataset(luna16, "patch_8x8x8", cache="off")
+    assert data.num_volumes == 6
+    assert len(data.class_names) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"cube_voxels": 4}, "cube_voxels=4 is below 8"), ({"window_hu": (0, 0)}, "no interval")],
+)
+def test_wrong_settings_are_refused(tmp_path, settings, words):
+    with pytest.raises(ConfigError, match=words):
+        NoduleCubes.from_scans(tmp_path, **settings)
+
+
+def test_scans_of_which_nothing_is_known_are_refused(tmp_path):
+    np.save(tmp_path / "scan.npy", np.zeros((4, 4, 4), np.int16))
+    with pytest.raises(DataError, match=r"neither annotations.csv nor labels"):
+        NoduleCubes.from_scans(tmp_path, cache="off")

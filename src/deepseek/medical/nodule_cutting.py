@@ -28,7 +28,7 @@ from deepseek.medical.luna16 import read_marks
 from deepseek.medical.nodule_crops import CUBE_VOXELS, SPACING_MM, cube_at, mask_of, shades_of
 from deepseek.medical.nodule_cubes import WINDOW_HU, NoduleCubes, read_nodule_cubes
 from deepseek.medical.scan_findings import findings_of_labels
-from deepseek.medical.volume_prediction import ANNOTATIONS, Scan, find_scans
+from deepseek.medical.scans import ANNOTATIONS, Scan, find_scans
 
 NEGATIVES_PER_SCAN = 2
 CANDIDATES = ("candidates_v2.csv", "candidates.csv")

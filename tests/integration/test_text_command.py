@@ -22,7 +22,7 @@ data:
 model:
   architecture: encoder
   args: {vocab_size: 100, context_length: 16, num_layers: 1, dim: 16, heads: 2}
-trainer: {epochs: 6, batch_size: 8, lr: 1e-2, loggers: [jsonl], monitor: val_macro_f1}
+trainer: {epochs: 16, batch_size: 8, lr: 1e-2, loggers: [jsonl], monitor: val_loss}
 """
 
 

@@ -12,11 +12,15 @@ from torch import Tensor, nn
 
 def dropout(x: Tensor, probability: float) -> Tensor:
     """Return `x` with elements set to 0 at random and the others scaled, as in training."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or not 0 < probability < 1:
+    is_plain = type(x) is Tensor and x.device.type == "cpu"  # neither on paper nor divided
+    if not is_plain or torch.compiler.is_compiling() or not 0 < probability < 1:
         return F.dropout(x, probability)
+    # One number of the run's generator, whatever the size: ranks with batches of different sizes
+    # stay in step, and are resumed exactly.
+    own = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     count = x.numel()
-    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device)
-    bits = words.random_(-(2**63), None).view(torch.int16)[:count]
+    words = torch.empty((count + 3) // 4, dtype=torch.int64)
+    bits = words.random_(-(2**63), None, generator=own).view(torch.int16)[:count]
     is_kept = bits >= round(probability * 2**16) - 2**15
     return x * is_kept.to(x.dtype).mul_(1 / (1 - probability)).view(x.shape)
 

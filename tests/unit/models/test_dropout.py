@@ -33,6 +33,15 @@ def test_numbers_follow_from_the_seed_and_gradients_from_the_mask():
     assert torch.equal(dropout(x, 0.3), y)
 
 
+def test_the_generator_goes_on_by_as_much_whatever_the_size():
+    states = []
+    for size in (1, 5, 1000):
+        torch.manual_seed(2)
+        dropout(torch.ones(size), 0.3)
+        states.append(torch.get_rng_state())
+    assert all(torch.equal(state, states[0]) for state in states)
+
+
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_nothing_and_everything(probability):
     assert torch.equal(dropout(torch.ones(9), probability), torch.full((9,), 1 - probability))

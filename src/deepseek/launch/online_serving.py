@@ -22,7 +22,7 @@ from ruamel.yaml.scalarstring import LiteralScalarString
 from deepseek.errors import ConfigError
 from deepseek.launch.kubernetes import check_options
 from deepseek.launch.manifest_rules import environment_is_unambiguous, image_is_pinned
-from deepseek.launch.pod import CONFIG_DIR, PodOptions, pod_security
+from deepseek.launch.pod import CONFIG_DIR, PodOptions, container_security, pod_security
 from deepseek.launch.problem import Problem
 from deepseek.launch.security_rules import SECURITY_RULES
 from deepseek.launch.serving import (
@@ -261,11 +261,7 @@ def _container(options: PodOptions, name: str, online: OnlineOptions, *, writes:
             {"name": URL_VARIABLE, "valueFrom": url},
         ],
         "resources": {"requests": resources, "limits": resources},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": container_security(),
         "volumeMounts": mounts,
     }
 

@@ -79,6 +79,15 @@ def pod_spec(options: PodOptions, args: list[str], subdomain: str | None, has_fi
     }
 
 
+def container_security() -> dict:
+    """Return what a container may do: nothing beyond its own files."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
 def pod_security(options: PodOptions) -> dict:
     """Return who a pod's processes are."""
     return {
@@ -111,11 +120,7 @@ def _container(options: PodOptions, args: list[str], has_files: bool) -> dict:
         "env": [{"name": "HOME", "value": "/tmp"}, {"name": "PYTHONUNBUFFERED", "value": "1"}],
         "ports": [{"name": "rendezvous", "containerPort": PORT}],
         "resources": {"requests": _resources(options), "limits": _resources(options)},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": container_security(),
         "volumeMounts": mounts,
     }
 

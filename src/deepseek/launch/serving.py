@@ -11,7 +11,7 @@ from itertools import chain
 from deepseek.errors import ConfigError
 from deepseek.launch.kubernetes import check_options, name_look_up
 from deepseek.launch.manifest_rules import environment_is_unambiguous, image_is_pinned
-from deepseek.launch.pod import PodOptions, pod_security
+from deepseek.launch.pod import PodOptions, container_security, pod_security
 from deepseek.launch.problem import Problem
 from deepseek.launch.security_rules import SECURITY_RULES
 from deepseek.launch.workload import at, workload_of_deployment
@@ -205,11 +205,7 @@ def _container(pod: PodOptions, serving: ServingOptions) -> dict:
         "readinessProbe": probe("/ready", period=5, failures=2),
         "livenessProbe": probe("/health", period=10, failures=6),
         "lifecycle": {"preStop": {"sleep": {"seconds": DRAIN_S}}},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": container_security(),
         "volumeMounts": mounts,
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Every random state that training may draw from: torch, its CUDA devices, Python and numpy."""
+"""Every random state that training may draw from: torch, its GPU, Python and numpy."""
 
 import base64
 import random
@@ -13,7 +13,11 @@ from deepseek.errors import CheckpointError
 
 @dataclass(frozen=True)
 class RandomState:
-    """The global generators at one moment."""
+    """The global generators at one moment.
+
+    `cuda` holds that of the GPU that this process computes on; nothing in a run on the CPU, which
+    leaves a GPU that is there alone.
+    """
 
     torch: Tensor
     cuda: tuple[Tensor, ...]
@@ -30,17 +34,16 @@ class RandomState:
         """
         return cls(
             torch.get_rng_state(),
-            tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else (),
+            (torch.cuda.get_rng_state(),) if torch.cuda.is_initialized() else (),
             random.getstate() if host is None else host.python,
             np.random.get_state(legacy=True) if host is None else host.numpy,  # type: ignore[arg-type]
         )
 
     def restore(self) -> None:
-        """Put the generators back. CUDA states beyond the devices present are left out."""
+        """Put the generators back; that of a GPU where this process computes on one."""
         torch.set_rng_state(self.torch)
-        if torch.cuda.is_available():
-            for device, state in enumerate(self.cuda[: torch.cuda.device_count()]):
-                torch.cuda.set_rng_state(state, device)
+        if self.cuda and torch.cuda.is_initialized():
+            torch.cuda.set_rng_state(self.cuda[0])
         random.setstate(self.python)
         np.random.set_state(self.numpy)
 

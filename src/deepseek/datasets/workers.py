@@ -113,6 +113,7 @@ class Workers:
         """End the workers, also those that hang."""
         iterator = getattr(self._loader, "_iterator", None)
         if iterator is not None:
+            _end_pinning(iterator)
             for worker in self._processes():
                 worker.kill()
                 worker.join()
@@ -130,7 +131,8 @@ class Workers:
                 batch_sampler=self._keys,  # pyright: ignore[reportArgumentType]
                 num_workers=self._num_workers,
                 collate_fn=_as_is,  # pyright: ignore[reportArgumentType]
-                pin_memory=torch.cuda.is_available(),
+                # where this process computes on a GPU: in a run on the CPU it would open the GPU
+                pin_memory=torch.cuda.is_initialized(),
                 prefetch_factor=self._prefetch_batches if self._num_workers else None,
                 persistent_workers=self._num_workers > 0,
                 timeout=POLL_S if self._num_workers else 0,
@@ -191,6 +193,21 @@ class _Begin:
     def __call__(self, worker_id: int) -> None:
         global _slot
         _slot = self._reading[worker_id]
+
+
+def _end_pinning(iterator) -> None:
+    """End the thread that puts batches into pinned memory, if there is one.
+
+    Before its workers: from those that are gone it could not take what they have sent.
+    """
+    if not iterator._pin_memory:
+        return
+    iterator._pin_memory_thread_done_event.set()
+    sent = iterator._worker_result_queue
+    # a worker that was killed may hold the lock of the queue for ever
+    sent.cancel_join_thread()
+    sent.put((None, None))
+    iterator._pin_memory_thread.join(timeout=SETTLE_S)
 
 
 def _as_is(fetched: Fetched) -> Fetched:

@@ -130,7 +130,7 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
         shape = (state["exp_avg_scale"].numel(), -1) if is_packed else (-1,)
         values += [state[key].view(shape) for key in keys]
         values[:2] = [value.view(shape) for value in values[:2]]
-        compute = _compiled(is_packed)
+        compute = _compiled(is_packed, weight.device)
         limit = MAX_NUMEL // (values[0].shape[1] if is_packed else 1)
         for parts in zip(*(value.split(limit) for value in values), strict=True):
             compute(*parts, factors, beta1, beta2, group["eps"], rounds)
@@ -215,7 +215,7 @@ def _step_packed(
     round_up: Callable[[Tensor], Tensor],
 ) -> None:
     """Update (N, BLOCK) weights, their codes and their scales (N, 1), in place."""
-    table, sq_table = (tables[name].to(weight.device) for name in ("exp_avg", "exp_avg_sq"))
+    table, sq_table = tables["exp_avg"], tables["exp_avg_sq"]
     moments = table[codes.int()] * scale, sq_table[sq_codes.int()] * sq_scale
     new, moment, sq_moment = _adam(weight, grad, *moments, factors, beta1, beta2, eps)
     for name, kept, each, values, its_scale in (
@@ -300,10 +300,11 @@ def _quantizers() -> tuple[dict[str, Tensor], Callable, Callable]:
 
 
 @cache
-def _compiled(is_packed: bool) -> Callable:
+def _compiled(is_packed: bool, device: torch.device) -> Callable:
     """Return an update as one kernel: operator by operator it takes seven times as long."""
     tables, quantize, round_up = _quantizers()
     if is_packed:
+        tables = {name: table.to(device) for name, table in tables.items()}
         update = partial(_step_packed, tables=tables, quantize=quantize, round_up=round_up)
     else:
         update = partial(_step_plain, round_up=round_up)

@@ -8,6 +8,10 @@ torch's fused attention on a CPU recomputes the scores in its backward, in block
 sequences. Up to a few hundred tokens, plain matrix products that keep the probabilities are faster:
 a training step of ViT-S/16 (16 images of 197 tokens, bfloat16, 2 cores) takes 1.43 s
 instead of 1.78 s. Everywhere else the fused kernel is used.
+
+On a Hopper GPU torch prefers cuDNN's, from 2.11 on. With a mask its backward pass may return NaN
+(pytorch issue 196678), nothing is promised of a query that may attend to no key, and each new
+length is a new kernel to be built: where there is a mask, it is left out.
 """
 
 import math
@@ -16,11 +20,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from deepseek.models.dropout import dropout as drop
 
 MAX_EXPLICIT_SCORES = 512 * 512
 """Scores (T x S) of one head of one sample up to which a CPU keeps them: half a MiB in bfloat16."""
+MASKED_ON_GPU = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Kernels that take a mask, and give zeros where a query may attend to nothing."""
 
 
 def attention(
@@ -46,6 +53,9 @@ def attention(
         return _grouped_attention(q, k, v, mask, dropout)
     if _prefers_explicit(q, k):
         return _explicit_attention(q, k, v, mask, dropout)
+    if mask is not None and q.device.type == "cuda":
+        with sdpa_kernel(MASKED_ON_GPU):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 

@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass
 
 MAX_SHOWN = 8
 ENDS = "the limit is trainer.parallel.timeout_s"
+BY_NCCL = " by NCCL"
+"""Ends the name of a process group whose collectives NCCL counts, beside those that Gloo does."""
+_RECORDERS = {"_dump_fr_trace_json": "", "_dump_nccl_trace_json": BY_NCCL}
 
 
 @dataclass(frozen=True)
@@ -43,21 +46,27 @@ class Beat:
 
 
 def read_recorder() -> tuple[dict[str, int], tuple[str, str, int] | None]:
-    """Return what torch's flight recorder has of this process: see `Beat`."""
+    """Return what torch's flight recorders, Gloo's and NCCL's, have of this process: see `Beat`."""
+    entered: dict[str, int] = {}
+    waits = None
+    for recorder, library in _RECORDERS.items():
+        for entry in _entries(recorder):
+            group, number = entry["process_group"][0] + library, entry["collective_seq_id"]
+            entered[group] = max(entered.get(group, 0), number)
+            if not entry["retired"] and waits is None:
+                waits = (group, entry["profiling_name"], number)
+    return entered, waits
+
+
+def _entries(recorder: str) -> list[dict]:
+    """Return what a recorder holds; nothing where this torch has none."""
     try:
         import torch._C._distributed_c10d as c10d
 
-        dump = json.loads(c10d._dump_fr_trace_json(includeCollectives=True, onlyActive=False))  # pyright: ignore[reportAttributeAccessIssue]
+        dump = getattr(c10d, recorder)(includeCollectives=True, onlyActive=False)
+        return json.loads(dump).get("entries", [])
     except (ImportError, AttributeError, TypeError, RuntimeError, ValueError):
-        return {}, None
-    entered: dict[str, int] = {}
-    waits = None
-    for entry in dump.get("entries", []):
-        group, number = entry["process_group"][0], entry["collective_seq_id"]
-        entered[group] = max(entered.get(group, 0), number)
-        if not entry["retired"] and waits is None:
-            waits = (group, entry["profiling_name"], number)
-    return entered, waits
+        return []
 
 
 def describe_silence(
@@ -81,7 +90,8 @@ def describe_silence(
     what = f"step {own.step + 1}, {own.phase}"
     if own.waits is not None:
         group, operation, number = own.waits
-        what += f", in {operation} number {number} of {groups.get(group, f'group {group}')}"
+        name = group.removesuffix(BY_NCCL)
+        what += f", in {operation} number {number} of {groups.get(name, f'group {name}')}"
     lines = []
     for other in silent:
         lines.append(

@@ -176,16 +176,25 @@ class Guard:
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the first tensor with a NaN or Inf in it."""
-    return next((name for name, tensor in tensors.items() if not _is_finite(tensor)), None)
+    """Return the name of the first tensor with a NaN or Inf in it. Waits once for each device."""
+    looked_at = {
+        name: tensor.detach()
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() or tensor.is_complex()
+    }
+    sums: dict[torch.device, dict[str, Tensor]] = {}
+    for name, tensor in looked_at.items():  # one pass and no copy
+        sums.setdefault(tensor.device, {})[name] = tensor.sum()
+    suspects: set[str] = set()
+    for found in sums.values():
+        totals = torch.stack([each.abs().float() for each in found.values()]).tolist()
+        suspects |= {n for n, total in zip(found, totals, strict=True) if not math.isfinite(total)}
+    # a sum may overflow where all is well
+    return next((n for n, t in looked_at.items() if n in suspects and not _is_finite(t)), None)
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-        return True
-    if math.isfinite(float(tensor.detach().sum())):
-        return True  # one pass and no copy; a sum may overflow, so what follows decides
-    return bool(torch.isfinite(tensor.detach()).all())
+    return bool(torch.isfinite(tensor).all())
 
 
 def _state_of(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -126,7 +126,9 @@ class JointLoss:
             return None
         if self._weights is None:
             self._weights = self._settle()
-        return losses @ losses.new_tensor(self._factors(self._weights))
+        factors = torch.tensor(self._factors(self._weights), dtype=losses.dtype)
+        # without waiting for the device, which is at the forward pass
+        return losses @ factors.to(losses.device, non_blocking=True)
 
     def look_again(self) -> None:
         """All micro-batches have been looked at: settle the weights, and begin the true passes."""

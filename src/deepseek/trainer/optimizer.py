@@ -26,7 +26,8 @@ FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
 class Algorithm:
     """How an optimizer is made, and the settings an expert would start from.
 
-    `build` takes parameter groups and keyword arguments; `options` are the names it knows.
+    `build` takes parameter groups and keyword arguments; `options` are the names it knows;
+    `fused_on` the types of devices that torch has a fused kernel for.
     `state_bytes` are those of one weight's state.
     """
 
@@ -34,7 +35,7 @@ class Algorithm:
     learning_rate: float
     weight_decay: float
     options: frozenset[str]
-    has_fused: bool = False
+    fused_on: frozenset[str] = frozenset()
     state_bytes: Callable[[Tensor], int] = lambda weight: weight.nbytes
 
 
@@ -42,10 +43,16 @@ OPTIMIZERS: Registry[Algorithm] = Registry("optimizer")
 
 
 def _add_torch(
-    name: str, cls: type, lr: float, decay: float, options: str, fused: bool, states: int = 1
+    name: str,
+    cls: type,
+    lr: float,
+    decay: float,
+    options: str,
+    fused_on: frozenset[str] = frozenset(),
+    states: int = 1,
 ) -> None:
     algorithm = Algorithm(
-        cls, lr, decay, frozenset(options.split()), fused, partial(_copies_bytes, states)
+        cls, lr, decay, frozenset(options.split()), fused_on, partial(_copies_bytes, states)
     )
     OPTIMIZERS.register(name)(algorithm)
 
@@ -75,12 +82,13 @@ def _add_timm(name: str, lr: float, decay: float, options: str, states: int = 1)
     OPTIMIZERS.register(name)(algorithm)
 
 
-_add_torch("sgd", torch.optim.SGD, 0.05, 5e-4, "momentum nesterov", fused=True)
-_add_torch("adam", torch.optim.Adam, 1e-3, 0.0, "betas eps", fused=True, states=2)
-_add_torch("adamw", torch.optim.AdamW, 1e-3, 0.05, "betas eps", fused=True, states=2)
-_add_torch("nadamw", torch.optim.NAdam, 1e-3, 0.05, "betas eps", fused=False, states=2)
-_add_torch("adagrad", torch.optim.Adagrad, 1e-2, 0.0, "eps", fused=True)
-_add_torch("rmsprop", torch.optim.RMSprop, 1e-3, 0.0, "momentum eps", fused=False)
+_add_torch("sgd", torch.optim.SGD, 0.05, 5e-4, "momentum nesterov", fused_on=FUSED_DEVICES)
+_add_torch("adam", torch.optim.Adam, 1e-3, 0.0, "betas eps", fused_on=FUSED_DEVICES, states=2)
+_add_torch("adamw", torch.optim.AdamW, 1e-3, 0.05, "betas eps", fused_on=FUSED_DEVICES, states=2)
+_add_torch("nadamw", torch.optim.NAdam, 1e-3, 0.05, "betas eps", states=2)
+# torch 2.11 has its fused kernel for a CPU alone
+_add_torch("adagrad", torch.optim.Adagrad, 1e-2, 0.0, "eps", fused_on=frozenset({"cpu"}))
+_add_torch("rmsprop", torch.optim.RMSprop, 1e-3, 0.0, "momentum eps")
 OPTIMIZERS.register("adafactor")(  # Shazeer & Stern 2018, arXiv 1804.04235
     Algorithm(torch.optim.Adafactor, 1e-2, 0.0, frozenset(), state_bytes=_factored_bytes)
 )
@@ -195,7 +203,7 @@ class Optimizer:
             bits = 8 if self.algorithm == "adamw8bit" else 32
             return LowPrecisionAdamW(groups, names, **settings, state_bits=bits, seed=seed)
         devices = {parameter.device.type for group in groups for parameter in group["params"]}
-        if entry.has_fused and devices <= FUSED_DEVICES and len(devices) == 1:
+        if len(devices) == 1 and devices <= entry.fused_on:
             settings["fused"] = True
         if self.algorithm == "nadamw":
             settings["decoupled_weight_decay"] = True

@@ -6,8 +6,9 @@ import torch
 
 from deepseek.errors import ConfigError
 
-# torch's CPU allocator raises a plain RuntimeError
-_WORDS = ("can't allocate memory", "not enough memory", "out of memory")
+# torch's CPU allocator raises a plain RuntimeError; so do cuBLAS and cuDNN, which have memory of
+# their own
+_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -47,12 +47,13 @@ def simulate_step(
     has_gradients: bool = False,
     frees_gradients: bool = False,
     is_on_cpu: bool = True,
+    device: str = "cpu",
 ) -> Simulated:
     """Run a step on fake tensors.
 
     Args:
         module: the model, which is left as it is.
-        inputs: makes a micro-batch, called where tensors are fake.
+        inputs: makes a micro-batch, called where tensors are fake; moved to `device`.
         loss_of: scalar loss of what the model returns, of fake tensors, too.
         policy: name of the memory policy.
         remade_places: matrix products that are done again; see `MemoryPolicy`.
@@ -61,19 +62,23 @@ def simulate_step(
         has_gradients: whether gradients are there before, as from the second micro-batch on.
         frees_gradients: whether each is freed as soon as it is there.
         is_on_cpu: whether a CPU's kernels will run, whose buffers are known.
+        device: type of the one that tensors are said to be on: it says which kernels are chosen,
+            and what autocast does. One that is there, for the backward pass asks its driver.
 
     Raises:
         Exception: whatever a model does that cannot be done with shapes alone.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        twin = mirror(module, "cpu", fake).train()
+    # a thread of the device's own would not know that tensors are fake
+    in_this_thread = torch.autograd.set_multithreading_enabled(False)
+    with in_this_thread, FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        twin = mirror(module, device, fake).train()
         trained = [p for p in twin.parameters() if p.requires_grad]
         if has_gradients:
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
         for parameter in trained if frees_gradients else ():
             parameter.register_post_accumulate_grad_hook(_free_gradient)
-        batch = inputs()
+        batch = inputs().to(device)
         allocations = Allocations(counts_kernels=is_on_cpu)
         memory = MemoryPolicy(policy, [twin])
         memory.remade_places, memory.copied_places = remade_places, copied_places

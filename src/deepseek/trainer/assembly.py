@@ -93,6 +93,7 @@ def assemble(
 ) -> Assembly:
     """Put a bound engine on its device, or its part on this rank's, and build its step."""
     device = world.device
+    task.place(device)
     check_offload(config, world)
     _check_parts(task, config, world)
     if isinstance(task, MultiTask):

@@ -24,8 +24,8 @@ from deepseek.trainer.task import IGNORE_INDEX, Batch, Task, resolve_task
 class Distillation(Task):
     """The loss of a task, and how far the student's probabilities are from a teacher's.
 
-    The teacher is frozen, in evaluation, on the device and in the precision of the run. Metrics are
-    those of the task alone.
+    The teacher is frozen, in evaluation, in the precision of the run, and where `place` puts it.
+    Metrics are those of the task alone.
 
     Args:
         teacher: a model of the same inputs and classes, such as the one that was pruned.
@@ -69,6 +69,11 @@ class Distillation(Task):
         self.temperature, self.weight = temperature, weight
         self.monitor, self.higher_is_better = task.monitor, task.higher_is_better
 
+    def place(self, device: torch.device) -> None:
+        """Move the teacher, and what the task needs."""
+        self.teacher.place(device)
+        self.task.place(device)
+
     def count_items(self, batch: Batch) -> int:
         """Return how many items the task's loss is a mean over."""
         return self.task.count_items(batch)
@@ -85,7 +90,6 @@ class Distillation(Task):
         if self.weight == 0:
             return own
         student: Tensor = outputs if isinstance(outputs, Tensor) else outputs[0]
-        self.teacher.place(batch["targets"].device)
         with torch.no_grad():
             taught = self.teacher(inputs_of(batch))
         if taught.shape != student.shape:

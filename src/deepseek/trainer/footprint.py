@@ -180,6 +180,7 @@ def _simulate(
     takes_images = len(spec.fields["inputs"].shape) == 3
     # pictures come as uint8 and are normalised before the module
     dtype = "float32" if takes_images else spec.fields["inputs"].dtype
+    device = _device_on_paper(trainer, copied)
     inputs = _maker(count, spec.fields["inputs"].shape, dtype)
     targets = _maker(count, spec.fields["targets"].shape, spec.fields["targets"].dtype)
     # The first step of an epoch has no gradients before it; accumulation has, from the second
@@ -195,30 +196,38 @@ def _simulate(
             return simulate_step(
                 module,
                 inputs,
-                lambda outputs: step.task.loss(outputs, {"targets": targets()}),
+                lambda outputs: step.task.loss(outputs, {"targets": targets().to(device)}),
                 policy=policy or memory.name,
                 remade_places=memory.remade_places if policy is None else None,
                 copied_places=copied,
-                autocast=_autocast(trainer),
+                autocast=_autocast(trainer, device),
                 has_gradients=accumulates,
                 frees_gradients=step.in_backward is not None,
                 is_on_cpu=trainer.device.type == "cpu",
+                device=device,
             )
     except Exception:
         # any model and any task may do anything; the prediction is a courtesy
         return None
 
 
+def _device_on_paper(trainer: "Trainer", copied: frozenset[int] | None) -> str:
+    """Return the type of the device of a step's fake tensors: that of the run, or the CPU.
+
+    Copies to the host go by streams, which are real; and a task of the user's that moves something
+    to a device, and keeps it, would be left with a tensor without numbers.
+    """
+    is_own = type(trainer.assembly.step.task).__module__.partition(".")[0] == "deepseek"
+    return trainer.device.type if is_own and copied == frozenset() else "cpu"
+
+
 def _maker(count: int, shape: tuple[int, ...], dtype: str) -> Callable[[], Tensor]:
     return lambda: torch.zeros((count, *shape), dtype=getattr(torch, dtype))
 
 
-def _autocast(trainer: "Trainer") -> Callable[[], AbstractContextManager]:
-    """Fake tensors are on the CPU, whose autocast list is nearly CUDA's."""
-    precision = trainer.assembly.precision
-    return lambda: torch.autocast(
-        "cpu", dtype=precision.compute_dtype, enabled=precision.compute_dtype is not torch.float32
-    )
+def _autocast(trainer: "Trainer", device: str) -> Callable[[], AbstractContextManager]:
+    dtype = trainer.assembly.precision.compute_dtype
+    return lambda: torch.autocast(device, dtype=dtype, enabled=dtype is not torch.float32)
 
 
 def announce_footprint(trainer: "Trainer") -> None:

@@ -70,6 +70,11 @@ class MultiTask(Task):
 
     # -- training ----------------------------------------------------------------------------
 
+    def place(self, device: torch.device) -> None:
+        """Move what the tasks need."""
+        for task in self.tasks.values():
+            task.place(device)
+
     def count_labels(self, batch: Batch) -> list[int]:
         """Return what the loss of each task is a mean over, (N,). No device wait."""
         if not batch:

@@ -42,6 +42,10 @@ class Task(ABC):
         """Return how many items the loss of this batch is a mean over. No device wait."""
         return len(batch["targets"])
 
+    def place(self, device: torch.device) -> None:
+        """Move what `loss` needs beside the batch; called once, before the first step."""
+        del device
+
     def prepare(self, batch: Batch) -> Batch:
         """Return a micro-batch, still on the host, with all that `loss` looks for."""
         return batch
@@ -86,14 +90,18 @@ class ClassificationTask(Task):
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
 
+    def place(self, device: torch.device) -> None:
+        """Move the weights of classes."""
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(device)
+
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the summed cross-entropy, in float32 whatever the logits are."""
-        if self.class_weights is not None and self.class_weights.device != outputs.device:
-            self.class_weights = self.class_weights.to(outputs.device)
+        weights = self.class_weights
         return F.cross_entropy(
             outputs.float(),
             batch["targets"],
-            weight=self.class_weights,
+            weight=None if weights is None else weights.to(outputs.device),
             label_smoothing=self.label_smoothing,
             reduction="sum",
         )

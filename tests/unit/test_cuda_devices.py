@@ -73,14 +73,13 @@ def on_gpu(batch):
 # -- models ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", SMALL)
-def test_a_model_computes_where_its_inputs_are(name, autocast):
+def test_a_model_computes_where_its_inputs_are(name):
     engine, inputs = make_engine(name), make_inputs(name)
-    with fake_gpu(autocast) as mode:
-        model = mirror(engine, "cuda", mode)
-        for training in (True, False):
-            outputs = model.train(training)(zeros(*inputs.shape, dtype=inputs.dtype))
+    for training in (True, False):
+        with fake_gpu(autocast=training) as mode:
+            model = mirror(engine, "cuda", mode).train(training)
+            outputs = model(zeros(*inputs.shape, dtype=inputs.dtype))
             first = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
             assert first.device.type == "cuda"
             assert first.shape == output_shape(name)
@@ -187,16 +186,19 @@ def test_the_loss_of_a_task_is_taken_where_the_outputs_are(name):
         assert loss.shape == ()
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "detection"])  # on the host
 def test_the_metrics_of_a_task_take_outputs_from_where_they_are(name):
     make_task, make_batch = TASKS[name]
     with fake_gpu():
         task = make_task()
         outputs, batch = make_batch()
+        if name in ("in_batch", "next_item"):  # of evaluation
+            outputs = zeros(4)
         whole = outputs[0] if isinstance(outputs, list) else outputs
+        metrics = task.new_metrics()
         for _ in range(2):  # the second adds to what the first has left
             try:
-                task.update_metrics(task.new_metrics(), whole, batch)
+                task.update_metrics(metrics, whole, batch)
             except NEEDS_NUMBERS:
                 break  # all up to there was on one device
 

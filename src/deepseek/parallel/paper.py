@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor._op_schema import OpSchema
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
@@ -53,16 +54,18 @@ def paper_ranks(size: int, rank: int = 0) -> Iterator[None]:
 
 @contextmanager
 def shapes_within(pause: AbstractContextManager) -> Iterator[None]:
-    """Enter `pause` wherever DTensor asks for shapes of results: nobody makes those tensors.
+    """Enter `pause` wherever DTensor asks for shapes of results: nobody makes those tensors."""
+    ask = ShardingPropagator._propagate_tensor_meta_non_cached
 
-    It asks within a lock of its own, which is nothing by default.
-    """
-    before = ShardingPropagator._fake_mode_lock
-    ShardingPropagator._fake_mode_lock = pause  # pyright: ignore[reportAttributeAccessIssue]
+    def ask_within(self: ShardingPropagator, op_schema: OpSchema) -> object:
+        with pause:
+            return ask(self, op_schema)
+
+    ShardingPropagator._propagate_tensor_meta_non_cached = ask_within  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        ShardingPropagator._fake_mode_lock = before
+        ShardingPropagator._propagate_tensor_meta_non_cached = ask
 
 
 def block_outputs(engine: ModelEngine, inputs: Tensor) -> list[Tensor]:

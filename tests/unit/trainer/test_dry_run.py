@@ -57,6 +57,7 @@ def left_out(run):
 QUICK = {
     ("gpt", "dp8"), ("gpt", "fsdp2-tp4"), ("gpt", "dp8-fsdp8-tp4-pp2"), ("vit", "tp2-pp2-cp2"),
     ("encoder", "cp4"), ("fsdp8", "pointwise"), ("pp4", "full"), ("resnet18", "dp8"),
+    ("tp4", "selective"),
 }  # fmt: skip
 
 
@@ -96,12 +97,30 @@ def test_schedules_can_be_walked(schedule):
 
 @pytest.mark.parametrize(
     ("plan", "memory"),
-    often(("fsdp8", "pointwise"), ("pp4", "full"), ("fsdp8", "selective"), ("tp4", "full")),
+    often(
+        ("fsdp8", "pointwise"), ("pp4", "full"), ("fsdp8", "selective"), ("tp4", "full"),
+        ("tp4", "selective"), ("fsdp2-tp4", "pointwise"),
+    ),
 )
 def test_a_policy_keeps_less_on_paper(plan, memory):
     kept = walk("gpt", plan, memory=memory)
     assert not left_out(kept)
     assert kept.peak["activations"] < walk("gpt", plan).peak["activations"]
+
+
+@pytest.mark.parametrize(
+    "precision", ["bf16", pytest.param("fp32", marks=pytest.mark.long)]
+)
+def test_ranks_of_tp_keep_no_activation_that_is_cheap_to_make_again(precision):
+    # what norms make is gathered before it is kept, but for the last one
+    kept = {
+        memory: walk("gpt", "tp2", 2, precision=precision, memory=memory).peak["activations"]
+        for memory in ("off", "pointwise", "selective")
+    }
+    item, tokens = 2 if precision == "bf16" else 4, 64 * 16
+    hidden = 4 * item * tokens * 4 * 32 // 2  # of 4 layers
+    assert kept["off"] - kept["pointwise"] == hidden + item * tokens * 32
+    assert kept["pointwise"] - kept["selective"] == hidden
 
 
 @pytest.mark.parametrize(
@@ -183,6 +202,7 @@ def test_the_planner_agrees_with_what_is_walked():
     [
         ("tp2", {}),
         ("cp2", {}),
+        ("tp2", {"memory": "pointwise"}),
         pytest.param("dp2-tp2", {}, marks=pytest.mark.long),
         pytest.param("fsdp2-cp2", {"memory": "pointwise"}, marks=pytest.mark.long),
         pytest.param("cp4", {"memory": "pointwise"}, marks=pytest.mark.long),

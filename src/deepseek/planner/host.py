@@ -19,7 +19,6 @@ from deepseek.planner.footprint import count_shards, count_stored_bytes
 from deepseek.planner.parallel_plan import ParallelPlan
 from deepseek.planner.traffic import count_rounds
 
-
 USABLE_SHARE = 0.9
 """Of the host's memory: processes, loaders and caches have the rest."""
 
@@ -56,7 +55,7 @@ def time_host(
     memory = host.memory_bandwidth * cal.host_memory_share
     stored, weights = count_stored_bytes(plan), local / shards
     gradients = plan.gradient_bytes * trained * weights
-    # Reads gradients for the norm, scales them, updates by them; reads and writes weights and state.
+    # Reads gradients for the norm, scales them, updates by them; reads, writes weights and state.
     update = 4 * gradients + 2 * (stored + plan.state_bytes) * trained * weights
     _, reductions = count_rounds(plan)
     if reductions == 1:

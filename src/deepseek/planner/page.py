@@ -158,7 +158,8 @@ def _candidates_section(report: PlanReport) -> str:
         rows.append((cells, candidate is best))
     note = (
         f"Seconds: comp, computation; comm, communication that nothing hides; again,"
-        f" recomputation; optim, optimizer and sums of gradients, and the host. batch: micro-batches x sequences."
+        f" recomputation; optim, optimizer, sums of gradients, and the host."
+        f" batch: micro-batches x sequences."
         f" {report.mfu_convention}. The marked plan is the choice."
     )
     body = f'{_table(head, rows, 4)}<p class="note">{escape(note)}</p>'

@@ -150,7 +150,7 @@ def _list_cp(shape: TransformerShape, num_gpus: int, space: SearchSpace) -> tupl
 def list_forms(
     shape: TransformerShape, layout: Layout, space: SearchSpace, offloads: Sequence[Offload]
 ) -> Iterator[ParallelPlan]:
-    """Yield plans of a layout: each schedule, tokens divided by `tp` or not, each way to offload."""
+    """Yield plans of a layout: each schedule, tokens divided by `tp` or not, each of `offloads`."""
     tokens = shape.context_length // layout.cp
     divides = (True, False) if layout.tp > 1 and tokens % layout.tp == 0 else (False,)
     for schedule, stages in _list_pipelines(shape, layout.pp, space):

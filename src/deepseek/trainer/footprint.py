@@ -123,8 +123,10 @@ def _saver_savings(trainer: "Trainer") -> str:
         parts["offload=activations"] = _copied_bytes(trainer)
     if config.param_dtype == "fp32" and name in BF16_OPTIMIZERS and config.ema_decay is None:
         parts["param_dtype=bf16"] = trained  # half of weights, and of gradients
-    is_one = assembly.step.micro_batch_size >= config.batch_size
-    if not config.optimizer_in_backward and is_one and not trainer.world.is_distributed:
+    share = assembly.step.micro_batch_size * trainer.world.plan.num_shares
+    is_one = share >= config.batch_size
+    plan = trainer.world.plan
+    if not config.optimizer_in_backward and is_one and plan.tp == plan.pp == 1:
         parts["optimizer_in_backward=true"] = trained - max(w.nbytes for w in weights)
     shown = [f"{saver} {size / MIB:,.0f} MiB" for saver, size in parts.items() if size >= MIB]
     return f"less by {', '.join(shown)}" if shown else ""

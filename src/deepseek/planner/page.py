@@ -66,7 +66,8 @@ def render_page(report: PlanReport) -> str:
         f"<title>{title} · plan</title>\n<style>{style}</style></head>\n"
         f'<body><header><p class="kicker">Plan</p><h1>{title}</h1>'
         f'<p class="lead">{escape(report.describe_model())}<br>'
-        f"{escape(report.describe_cluster())}<br>{escape(report.describe_search())}</p>"
+        f"{escape(report.describe_cluster())}<br>{escape(report.describe_search())}"
+        f"<br>{escape(report.describe_host())}</p>"
         f"{_warning(report)}</header><main>{''.join(sections)}</main>"
         f"<footer>Predicted by deepseek {escape(__version__)}; nothing was measured.</footer>"
         "</body></html>\n"

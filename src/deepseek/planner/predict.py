@@ -226,7 +226,7 @@ def _data_parallel_s(
     gradients = plan.gradient_bytes * model.trained_share * local
     gather_s = _in_calls_s(ring, weights, calls) + host.before_gather_s
     reduce_s = _in_calls_s(ring, gradients, calls) + host.after_reduction_s
-    again_s, again = (gather_s, weights) if plan.reshards else (0.0, 0.0)
+    again_s, again = (gather_s, weights) if plan.frees_weights else (0.0, 0.0)
     if not plan.overlaps_dp:
         after_s, beside_s, beside = reduce_s, again_s, again
     else:

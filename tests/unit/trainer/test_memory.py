@@ -257,7 +257,8 @@ def test_what_would_save_memory_is_told_where_it_runs_out(tmp_path, capsys, monk
     train(tmp_path, "off", loggers=["console"])
     lines = capsys.readouterr().out.splitlines()
     [alive] = [line for line in lines if line.startswith("alive at the peak")]
-    assert "weights" in alive and "activations" in alive
+    assert "weights" in alive
+    assert "activations" in alive
     [said] = [line for line in lines if "a micro-batch needs" in line]
     sizes = [float(word) for word in re.findall(r"([\d.]+) MiB", said)]
     assert [name in said for name in ("pointwise", "selective", "full")] == [True] * 3

@@ -1,6 +1,7 @@
 """Memory policies under every axis: the same learning, and less kept."""
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tests.distributed.ranks import run_ranks, train
 from tests.distributed.test_layouts import compare
@@ -36,6 +37,11 @@ def train_with_copies(run_dir, **settings):
     return train("gpt", run_dir, callbacks=[copies], **settings), copies.num
 
 
+def train_all_small(run_dir, **settings):
+    saved.MIN_BYTES = 1  # of a model as small as this everything is looked at
+    return train("gpt", run_dir, **settings)
+
+
 def often(*values):
     """These are tried in every run of the tests, the others in the long ones."""
     return [v if v in QUICK else pytest.param(*v, marks=pytest.mark.long) for v in values]
@@ -53,6 +59,26 @@ def test_a_policy_changes_nothing_that_a_layout_learns(layout, memory, reference
         LAYOUTS[layout], train, "gpt", run, parallel=layout, memory=memory, folder=tmp_path / "r"
     )
     compare(reference, found[0], run)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    ["tp2", *(pytest.param(each, marks=pytest.mark.long) for each in ("fsdp2-tp2", "tp2-pp2"))],
+)
+def test_ranks_of_tp_learn_the_same_bits_in_bf16(layout, tmp_path):
+    settings = {"parallel": layout, "precision": "bf16", "dropout": 0.1}
+    size = (LAYOUTS | MIXTURES | {"fsdp2-tp2": 4})[layout]
+    runs = {}
+    for memory in ("off", "selective"):
+        run = tmp_path / memory
+        found = run_ranks(
+            size, train_all_small, run, memory=memory, folder=tmp_path / f"{memory}_ranks",
+            **settings,
+        )  # fmt: skip
+        runs[memory] = found[0][0], load_file(run / "model.bin")
+    assert runs["selective"][0] == runs["off"][0]
+    for name, weight in runs["off"][1].items():
+        assert torch.equal(runs["selective"][1][name], weight), name
 
 
 @pytest.mark.long

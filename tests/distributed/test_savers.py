@@ -3,7 +3,8 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.distributed.ranks import Trajectory, make_data, run_ranks
+from tests.distributed.ranks import RankFailed, Trajectory, make_data, make_model, run_ranks
+from tests.distributed.shortage import train_short
 
 from deepseek.checkpoint import load_checkpoint
 from deepseek.config.parallel import ParallelConfig
@@ -11,7 +12,7 @@ from deepseek.models import GPT, ModelEngine
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.plan import BatchFacts, ModelFacts, resolve_plan
 from deepseek.parallel.world import World
-from deepseek.trainer import Trainer
+from deepseek.trainer import Callback, Trainer
 
 pytest.importorskip("torchao", reason="the extra memory")
 CPU = torch.device("cpu")
@@ -126,3 +127,85 @@ def test_offloaded_parameters_learn_the_same(tmp_path):
     for rank in range(2):
         pairs = zip(plain[rank], offloaded[rank], strict=True)
         assert all(torch.equal(one, two) for one, two in pairs)
+
+
+BACKWARD = {"optimizer_in_backward": True, "clip_grad_norm": None}
+
+
+class Gradients(Callback):
+    """The most gradients that a rank has had at once, in bytes."""
+
+    def __init__(self):
+        self.most = 0
+
+    def on_fit_begin(self, trainer):
+        """Look whenever one is there."""
+        weights = trainer.assembly.step.parallel.weights.trained
+        for weight in weights:
+            weight.parameter.register_post_accumulate_grad_hook(lambda _: self._look(weights))
+
+    def _look(self, weights):
+        found = [w.local for w in weights if w.parameter.grad is not None]
+        self.most = max(self.most, sum(local.nbytes for local in found))
+
+
+def train_plainly(run_dir, plan, **settings):
+    seen, gradients = Trajectory(), Gradients()
+    chosen = {
+        "batch_size": 16, "max_steps": 6, "lr": 1e-2, "precision": "fp32", "num_workers": 0,
+        "loggers": [], "device": "cpu", "clip_grad_norm": None, **settings,
+    }  # fmt: skip
+    trainer = Trainer(
+        make_model("gpt", dropout=0.1), make_data("gpt"), parallel=plan, run_dir=run_dir,
+        callbacks=[seen, gradients], **chosen,
+    )  # fmt: skip
+    trainer.fit()
+    left = [w.name for w in trainer.trained.weights.weights if w.parameter.grad is not None]
+    return seen.losses, seen.norms, gradients.most, left
+
+
+@pytest.mark.parametrize(
+    ("plan", "size", "settings"),
+    [
+        ("dp2", 2, {}),
+        ("fsdp2", 2, {}),
+        pytest.param(
+            "fsdp2", 2, {"memory": "selective", "precision": "bf16"}, marks=pytest.mark.long
+        ),
+        pytest.param("dp2", 2, {"memory": "full", "precision": "bf16"}, marks=pytest.mark.long),
+        pytest.param("dp2", 2, {"ema_decay": 0.9, "optimizer": "lion"}, marks=pytest.mark.long),
+        pytest.param("cp2", 2, {}, marks=pytest.mark.long),
+        pytest.param("fsdp2-cp2", 4, {}, marks=pytest.mark.long),
+        pytest.param("dp2-fsdp2", 4, {}, marks=pytest.mark.long),
+    ],
+)
+def test_an_update_in_the_backward_pass_is_the_ordinary_one_to_the_bit(
+    plan, size, settings, tmp_path
+):
+    plain, found = (
+        run_ranks(
+            size,
+            train_plainly,
+            tmp_path / f"run_{at}",
+            plan,
+            folder=tmp_path / f"ranks_{at}",
+            optimizer_in_backward=at,
+            **settings,
+        )
+        for at in (False, True)
+    )
+    for rank in range(size):
+        assert found[rank][0] == plain[rank][0]
+        assert found[rank][1] == pytest.approx(plain[rank][1], rel=1e-5)
+        assert not found[rank][3]
+        assert found[rank][2] < 0.5 * plain[rank][2]
+    one, two = (load_file(tmp_path / f"run_{at}/model.bin") for at in (False, True))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_rank_that_cannot_take_back_its_updates_ends_the_run(tmp_path):
+    with pytest.raises(RankFailed, match="out of memory in a backward pass that updates weights"):
+        run_ranks(
+            2, train_short, tmp_path / "run", "fsdp2", "late backward", limit=0, step=1,
+            folder=tmp_path / "ranks", **BACKWARD,
+        )  # fmt: skip

@@ -55,6 +55,14 @@ def plan(
             rich_help_panel=CLUSTER,
         ),
     ] = None,
+    host_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Of a node's host: 2TiB; usual for the GPU by default.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None,
     price: Annotated[
         float | None,
         typer.Option(min=0, help="USD for a GPU and hour.", rich_help_panel=CLUSTER),
@@ -73,6 +81,12 @@ def plan(
     vocab_size: Annotated[
         int, typer.Option(min=0, help="Tokens of the vocabulary; the model's by default.")
     ] = 0,
+    trainable: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N", help="Weights that are trained, 20M or a share, 0.01; all by default."
+        ),
+    ] = None,
     plan_text: Annotated[
         str | None,
         typer.Option("--plan", help="Cost this layout alone: dp8-tp8-pp4.", rich_help_panel=PLAN),
@@ -91,6 +105,13 @@ def plan(
         str | None,
         typer.Option(help="none, pointwise, selective or full.", rich_help_panel=PLAN),
     ] = None,
+    offload: Annotated[
+        str,
+        typer.Option(
+            help="What waits on the host: none, optimizer, parameters; auto: what must.",
+            rich_help_panel=PLAN,
+        ),
+    ] = "auto",
     software: Annotated[
         str,
         typer.Option(help="What will run the plan: deepseek or megatron.", rich_help_panel=PLAN),
@@ -139,9 +160,17 @@ def plan(
 
 
 def _find_model(options: Mapping[str, Any]) -> "ModelSource":
-    from deepseek.planner.model_source import find_model
+    from dataclasses import replace
 
-    return find_model(options["model"], options["seq"], options["vocab_size"])
+    from deepseek.planner.model_source import find_model
+    from deepseek.planner.predict import train_some
+    from deepseek.planner.quantity import parse_count
+
+    source = find_model(options["model"], options["seq"], options["vocab_size"])
+    if options["trainable"] is None:
+        return source
+    shape = train_some(source.shape, parse_count(options["trainable"], "--trainable"))
+    return replace(source, shape=shape)
 
 
 def _make_space(options: Mapping[str, Any]) -> "tuple[SearchSpace, int]":
@@ -150,7 +179,13 @@ def _make_space(options: Mapping[str, Any]) -> "tuple[SearchSpace, int]":
 
     from deepseek.errors import ConfigError
     from deepseek.planner.plan_text import read_axes
-    from deepseek.planner.search_space import ALL_SCHEDULES, POLICIES, SCHEDULES, SearchSpace
+    from deepseek.planner.search_space import (
+        ALL_SCHEDULES,
+        OFFLOADS,
+        POLICIES,
+        SCHEDULES,
+        SearchSpace,
+    )
 
     axes = read_axes(options["plan_text"], options["gpus"]) if options["plan_text"] else {}
     num_gpus = options["gpus"] or prod(axes.values())
@@ -162,6 +197,7 @@ def _make_space(options: Mapping[str, Any]) -> "tuple[SearchSpace, int]":
     _choose("--recompute", options["recompute"], POLICIES)
     _choose("--precision", options["precision"], ("bf16", "fp16", "fp8", "fp32"))
     _choose("--software", options["software"], ("deepseek", "megatron"))
+    _choose("--offload", options["offload"], ("auto", "none", *OFFLOADS))
     schedule = options["schedule"]
     _choose("--schedule", schedule, (*ALL_SCHEDULES, "all"))
     if options["bandwidth"] and options["node_bandwidth"]:
@@ -179,6 +215,7 @@ def _make_space(options: Mapping[str, Any]) -> "tuple[SearchSpace, int]":
         virtual_stages=options["stages_per_rank"],
         micro_batch_size=options["micro_batch"],
         memory_share=options["memory_share"],
+        offload=options["offload"],
     )
     return space, num_gpus
 
@@ -192,9 +229,11 @@ def _choose(option: str, value: str | None, known: tuple[str, ...]) -> None:
 
 
 def _make_cluster(options: Mapping[str, Any], num_gpus: int) -> "Cluster":
+    from dataclasses import replace
+
     from deepseek.planner import Cluster, find_gpu
     from deepseek.planner.measured_links import apply_measurement
-    from deepseek.planner.quantity import parse_rate
+    from deepseek.planner.quantity import parse_rate, parse_size
 
     rate = options["node_bandwidth"]
     cluster = Cluster(
@@ -206,6 +245,10 @@ def _make_cluster(options: Mapping[str, Any], num_gpus: int) -> "Cluster":
     )
     if options["bandwidth"] is not None:
         cluster = apply_measurement(cluster, options["bandwidth"])
+    if options["host_memory"] is not None:
+        size = parse_size(options["host_memory"], "--host-memory") / options["gpus_per_node"]
+        host = replace(cluster.gpu.host, memory_bytes=size)
+        cluster = replace(cluster, gpu=replace(cluster.gpu, host=host))
     return cluster
 
 

@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deepseek.planner.explanation import GIB, Loss, find_worst_rank, say_plan
-from deepseek.planner.plan_report import MFU_CONVENTION, PlanReport
+from deepseek.planner.plan_report import PlanReport
 from deepseek.planner.plan_text import describe_axes, shorten_pipeline
 from deepseek.planner.prediction import Prediction
 from deepseek.planner.quantity import show_seconds
@@ -19,7 +19,8 @@ COMMUNICATION = ("tp", "cp", "pp", "dp")
 def print_report(report: PlanReport, top: int, console: Console | None = None) -> None:
     """Print model, cluster, plans by time, their memory, and how far to trust them."""
     console = console or _make_console()
-    for line in (report.describe_model(), report.describe_cluster(), report.describe_search()):
+    said = report.describe_model(), report.describe_cluster(), report.describe_search()
+    for line in filter(None, (*said, report.describe_host())):
         console.print(Text(line))
     if report.source.note:
         console.print(Text(f"note: {report.source.note}"))
@@ -71,11 +72,14 @@ def _make_table(*columns: tuple[str, str]) -> Table:
 
 def _time_table(report: PlanReport, shown: list[Candidate]) -> Table:
     has_money = bool(report.tokens and report.cluster.gpu_hour_usd)
-    numbers = ["step s", "comp", "comm", "bubble", "again", "optim", "tok/s/GPU", "MFU"]
+    offloads = _uses_host(shown)
+    numbers = ["step s", "comp", "comm", "bubble", "again", "optim"]
+    numbers += [*(["host"] if offloads else []), "tok/s/GPU", "MFU"]
     numbers += ["days"] if report.tokens else []
     numbers += ["USD"] if has_money else []
+    names = ["", "plan", "pipeline", "batch", "recompute", *(["offload"] if offloads else [])]
     table = _make_table(
-        *((name, "name") for name in ("", "plan", "pipeline", "batch", "recompute")),
+        *((name, "name") for name in names),
         *((name, "number") for name in numbers),
     )
     for candidate in shown:
@@ -86,7 +90,8 @@ def _time_table(report: PlanReport, shown: list[Candidate]) -> Table:
             shorten_pipeline(plan),
             f"{plan.num_micro_batches}x{plan.micro_batch_size}",
             plan.recompute,
-            *_time_cells(prediction),
+            *([plan.offload] if offloads else []),
+            *_time_cells(prediction, offloads),
         ]
         cells += [f"{report.count_days(prediction):,.1f}"] if report.tokens else []
         cells += [f"{report.count_usd(prediction):,.0f}"] if has_money else []
@@ -94,12 +99,17 @@ def _time_table(report: PlanReport, shown: list[Candidate]) -> Table:
     return table
 
 
-def _time_cells(prediction: Prediction) -> list[str]:
+def _uses_host(shown: list[Candidate]) -> bool:
+    return any(candidate.plan.offload != "none" for candidate in shown)
+
+
+def _time_cells(prediction: Prediction, offloads: bool) -> list[str]:
     times = prediction.time_s
     communication = sum(times[name] for name in COMMUNICATION)
     seconds = (
         *(prediction.step_s, times["compute"], communication, times["bubble"]),
         *(times["recompute"], times["optimizer"]),
+        *([times["host"]] if offloads else []),
     )
     return [
         *(show_seconds(value) for value in seconds),
@@ -114,17 +124,20 @@ def _memory_table(report: PlanReport, shown: list[Candidate]) -> Table:
         ("", "name"),
         ("GiB of the fullest device", "name"),
         *((name, "number") for name in (*names, "sum", "of device")),
+        *([("of node's host", "number")] if _uses_host(shown) else []),
     )
     for candidate in shown:
         prediction = candidate.prediction
         memory = prediction.memory[find_worst_rank(prediction)]
         share = prediction.peak_bytes / report.cluster.gpu.memory_bytes
+        on_host = prediction.host_bytes * report.cluster.count_of_node
         table.add_row(
             ">" if candidate is report.found.best else "",
             describe_axes(candidate.plan),
             *(f"{memory[name] / GIB:,.1f}" for name in names),
             f"{prediction.peak_bytes / GIB:,.1f}",
             Text(f"{share:.0%}", "bold red" if prediction.peak_bytes > report.limit_bytes else ""),
+            *([f"{on_host / GIB:,.0f}"] if _uses_host(shown) else []),
         )
     return table
 
@@ -132,7 +145,7 @@ def _memory_table(report: PlanReport, shown: list[Candidate]) -> Table:
 def _footnotes(report: PlanReport) -> list[str]:
     best = report.found.best
     lines = [
-        f"{MFU_CONVENTION}. comm: communication that nothing hides; again: recomputation;"
+        f"{report.mfu_convention}. comm: communication that nothing hides; again: recomputation;"
         " batch: micro-batches x sequences."
     ]
     if best is not None:

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from deepseek.memory.kernels import KERNELS
 
 ACTIVATIONS = "activations"
+LOGITS = "logits"
 WEIGHTS = "weights"
 BUFFERS = "buffers"
 """Weights in another form: gathered, cast; and gradients that are not reduced yet."""
@@ -78,7 +79,7 @@ class Allocations(TorchDispatchMode):
         for tensor in made:
             if tensor.untyped_storage()._cdata not in given:
                 is_logits = tensor.numel() == self.logits_numel > 0
-                self._note(tensor.untyped_storage(), "logits" if is_logits else ACTIVATIONS)
+                self._note(tensor.untyped_storage(), LOGITS if is_logits else ACTIVATIONS)
         self._look_at_weights(func, tensors, made)
         if self._counts_kernels and func.overloadpacket in KERNELS:
             self._pass_by(KERNELS[func.overloadpacket](tensors))
@@ -90,6 +91,10 @@ class Allocations(TorchDispatchMode):
             storage = tensor.untyped_storage()
             self._note(storage, role)
             self._roles[self._known[storage._cdata].number] = role
+
+    def alive_of(self, role: str) -> int:
+        """Return the bytes of a role that are there now."""
+        return sum(size for size, own in zip(self._sizes, self._roles, strict=True) if own == role)
 
     def at_peak(self, from_start: Collection[str] = ()) -> dict[str, int]:
         """Return the bytes of each role where their sum is largest.

@@ -25,7 +25,7 @@ from deepseek.memory.host_copies import can_be_copied, storages_of
 from deepseek.memory.host_link import HostLink
 from deepseek.memory.policy import ALL_KINDS
 from deepseek.memory.recipe import Cookbook, Kind, Recipe
-from deepseek.memory.saved import Packed, Remade
+from deepseek.memory.saved import Packed, Remade, source_of
 
 NUM_STEPS = 1000
 
@@ -131,7 +131,7 @@ class Census:
         group = self._groups.setdefault(storages[0]._cdata, Group(num_bytes))
         group.places.append(place)
         group.can_be_copied &= can_be_copied(tensor)
-        recipe = self._products.find(tensor if tensor._base is None else tensor._base)
+        recipe = self._products.find(source_of(tensor))
         if recipe is None or group.cost_s is None:
             group.cost_s = None
         elif id(recipe) not in self._timed:

@@ -13,6 +13,10 @@ from what is made   relu, a cast or a product of something that is made again it
 from a weight       casts of weights for autocast
 a narrow copy       a float32 copy of bfloat16 numbers is kept as bfloat16
 ```
+Where ranks of `tp` divide a model, a tensor becomes a part of a DTensor, or is taken out of one,
+between two operations: that is done again along with what is made. What ranks have gathered is
+kept; to make it again they would have to send it again.
+
 Papers: Chen et al. 2016 (recomputation), arXiv 1604.06174; Korthikanti et al. 2022 (what is cheap
 to recompute), arXiv 2205.05198.
 """
@@ -25,6 +29,8 @@ from weakref import WeakValueDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from deepseek.memory.epsilons import Epsilons
 from deepseek.memory.node import Node
@@ -69,6 +75,9 @@ _NORMS = frozenset({
     "CudnnBatchNormBackward0", "NativeGroupNormBackward0",
 })  # fmt: skip
 _RESHAPED = frozenset({"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"})
+_TRANSPOSED = "TBackward0"
+_INTO_DTENSOR, _OUT_OF_DTENSOR = "_FromTorchTensorBackward", "_ToTorchTensorBackward"
+_REDISTRIBUTED = "RedistributeBackward"
 _CAST = "ToCopyBackward0"
 _LEAF = "torch::autograd::AccumulateGrad"
 
@@ -207,7 +216,14 @@ class Cookbook:
         if name == "NativeDropoutBackward0":
             return self._dropped_out(node)
         if name in _RESHAPED:
-            return self._reshaped(node)
+            shape = node._input_metadata[0].shape
+            return self._viewed(node, lambda tensor: tensor.view(shape))
+        if name == _TRANSPOSED:
+            return self._viewed(node, torch.t)
+        if name == _INTO_DTENSOR:
+            return self._viewed(node, _divider(node))
+        if name == _OUT_OF_DTENSOR:
+            return self._viewed(_past_nothing(node), _local)
         if name in _NORMS:
             return self._norm(node, name)
         if name in _PRODUCTS:
@@ -243,13 +259,13 @@ class Cookbook:
             return None
         return Kind.POINTWISE, lambda: act(make_left(), make_right())
 
-    def _reshaped(self, node: Node) -> tuple[Kind, Callable[[], Tensor]] | None:
+    def _viewed(
+        self, node: Node, view: Callable[[Tensor], Tensor]
+    ) -> tuple[Kind, Callable[[], Tensor]] | None:
+        """The same numbers seen otherwise."""
         before, output = node.next_functions[0]
         recipe = self._of(before) if before is not None and output == 0 else None
-        if recipe is None:
-            return None
-        shape = node._input_metadata[0].shape
-        return recipe.kind, lambda: recipe.value().view(shape)
+        return None if recipe is None else (recipe.kind, lambda: view(recipe.value()))
 
     def _dropped_out(self, node: Node) -> tuple[Kind, Callable[[], Tensor]] | None:
         """The mask is kept: no random number is drawn again."""
@@ -309,3 +325,25 @@ class Cookbook:
             return Kind.PRODUCT, lambda: F.linear(node._saved_input, node._saved_weight, bias())
         act = torch.mm if name == "MmBackward0" else torch.bmm
         return Kind.PRODUCT, lambda: act(node._saved_self, node._saved_mat2)
+
+
+def _divider(node: Node) -> Callable[[Tensor], Tensor]:
+    """Return what makes a rank's part a DTensor, as the node did."""
+    kept = vars(node).values()  # by their kinds: versions of torch name them differently
+    mesh = next(each for each in kept if isinstance(each, DeviceMesh))
+    placements = next(each for each in kept if isinstance(each, tuple))
+    return lambda part: DTensor.from_local(part, mesh, placements, run_check=False)
+
+
+def _past_nothing(node: Node) -> Node:
+    """Return the node, or one before it that has sent nothing: a dim was called by another name."""
+    before, _ = node.next_functions[0]
+    if before is None or before.name() != _REDISTRIBUTED:
+        return node
+    is_same = before.current_spec.placements == node.dtensor_spec.placements
+    return before if is_same else node
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return this rank's part."""
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor

@@ -155,7 +155,7 @@ class Saving:
         if tensor.layout is not torch.strided or tensor.is_nested or tensor.nbytes < MIN_BYTES:
             return Kept(tensor.detach())
         base = tensor._base
-        if base is not None and (base.is_leaf or base.dtype != tensor.dtype):
+        if base is not None and (_is_weight(base) or base.dtype != tensor.dtype):
             return Kept(tensor.detach())
         packed, kind = self._replace(tensor, place)
         if self._observer is not None:
@@ -163,10 +163,7 @@ class Saving:
         return packed
 
     def _replace(self, tensor: Tensor, place: int) -> tuple[Packed, Kind | None]:
-        base = tensor if tensor._base is None else tensor._base
-        is_plain = not is_traceable_wrapper_subclass(tensor)
-        # a view of a DTensor is made again as such, where that is known; others by their strides
-        source = base if is_plain else tensor
+        source = source_of(tensor)
         recipe = self._cookbook.find(source)
         if recipe is None and self._products is not None and self._is_product_remade(place, tensor):
             recipe = self._products.find(source)
@@ -174,7 +171,23 @@ class Saving:
             if self._copies is not None and self._is_copied(place) and can_be_copied(tensor):
                 return self._copies.put(tensor), None
             return Kept(tensor.detach()), None
-        return Remade(recipe, tensor, base if is_plain else tensor), recipe.kind
+        return Remade(recipe, tensor, source), recipe.kind
+
+
+def source_of(tensor: Tensor) -> Tensor:
+    """Return the tensor whose recipe makes a saved one: itself, or what it is a view of.
+
+    A view of a DTensor is made again as such. What was taken out of a DTensor is a view of a part
+    that no operation has made.
+    """
+    base = tensor._base
+    if base is None or base.is_leaf or is_traceable_wrapper_subclass(tensor):
+        return tensor
+    return base
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    return tensor.is_leaf and tensor.requires_grad
 
 
 def _unpack(packed: Packed) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from deepseek.memory.allocations import Allocations
+from deepseek.memory.allocations import LOGITS, Allocations
 from deepseek.memory.host_copies import HostCopies
 from deepseek.memory.mirror import mirror
 from deepseek.memory.policy import MemoryPolicy
@@ -24,12 +24,14 @@ class Simulated:
 
     Attributes:
         activation_bytes: alive between forward and backward.
+        logits_bytes: of them, the model's outputs and what the loss makes of them.
         gradient_bytes: of all that is trained; of the largest, if they are freed one by one.
         peak_bytes: most at any time, gradients and what kernels hand on for a moment included.
         host_bytes: of activations that wait on the host of an accelerator.
     """
 
     activation_bytes: int
+    logits_bytes: int
     gradient_bytes: int
     peak_bytes: int
     host_bytes: int
@@ -86,14 +88,18 @@ def simulate_step(
         memory.copies = HostCopies(nullcontext() if is_on_cpu else allocations.pause)
         with allocations:
             with autocast(), memory.saving():
-                loss = loss_of(twin(batch))
-            alive = allocations.alive_bytes
+                outputs = twin(batch)
+                if isinstance(outputs, Tensor):
+                    allocations.logits_numel = outputs.numel()
+                    allocations.hold([outputs], LOGITS)
+                loss = loss_of(outputs)
+            alive, logits = allocations.alive_bytes, allocations.alive_of(LOGITS)
             loss.backward()
         sizes = [p.nbytes for p in trained]
         gradient_bytes = max(sizes) if frees_gradients else sum(sizes)
         peak = allocations.peak_bytes + (gradient_bytes if has_gradients else 0)
         on_host = 0 if is_on_cpu else memory.copies.copied_bytes
-        return Simulated(alive, gradient_bytes, peak, on_host)
+        return Simulated(alive, logits, gradient_bytes, peak, on_host)
 
 
 def _free_gradient(parameter: Tensor) -> None:

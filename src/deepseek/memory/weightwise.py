@@ -3,7 +3,8 @@
 ```
 in the backward pass   each weight as soon as its gradient is there, which is then freed: the
                        gradients of all weights never exist at once (Lv et al. 2023, LOMO,
-                       arXiv 2306.09782)
+                       arXiv 2306.09782). Under FSDP2 that is when a block's are reduced; copies
+                       of a model average each by itself
 offloaded              each weight's state comes from the host for its update and goes back: the
                        states of all weights are never on the device at once (Rajbhandari et al.
                        2021, ZeRO-Infinity, arXiv 2104.07857; there the host updates, here the
@@ -12,12 +13,14 @@ offloaded              each weight's state comes from the host for its update an
 Both are for optimizers that treat each weight by itself.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from deepseek.errors import ConfigError
 
@@ -119,49 +122,80 @@ def _is_large(value: object) -> bool:
     return isinstance(value, Tensor) and value.numel() > 1
 
 
+class Held(Protocol):
+    """A weight as this rank holds it.
+
+    Attributes:
+        name: in the model.
+        parameter: whose gradient is waited for; a DTensor where ranks divide it.
+        local: the numbers here, which the optimizer has.
+        num_copies: ranks that hold the same numbers.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    local: Tensor
+    num_copies: int
+
+
 class BackwardUpdate:
     """Updates weights in the backward pass, where it is armed.
 
     Args:
         optimizer: steps weight by weight.
-        weights: those that are trained, by name; not divided between ranks.
+        weights: those that are trained.
+        average: makes a gradient the mean over ranks, in place; `None`: it is when it comes.
     """
 
-    def __init__(self, optimizer: WeightwiseOptimizer, weights: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        optimizer: WeightwiseOptimizer,
+        weights: Iterable[Held],
+        average: Callable[[Tensor], None] | None = None,
+    ) -> None:
         self._optimizer = optimizer
-        self._names = {weight: name for name, weight in weights.items()}
-        self._norms: list[Tensor] | None = None
+        self._average = average
+        self._squares: list[Tensor] | None = None
         self._last: list[Tensor] = []
-        self._updated: set[Tensor] = set()
-        for weight in weights.values():
-            weight.register_post_accumulate_grad_hook(self._take)
+        self._updated: set[str] = set()
+        for weight in weights:
+            weight.parameter.register_post_accumulate_grad_hook(partial(self._take, weight))
 
     @contextmanager
     def armed(self, lr: float) -> Iterator[None]:
         """Return a context whose backward pass updates; other passes leave gradients alone."""
-        self._norms = []
+        self._squares = []
         self._updated.clear()
         try:
             with self._optimizer.begun(lr):
                 yield
         finally:
-            self._last, self._norms = self._norms or [], None
+            self._last, self._squares = self._squares or [], None
 
-    def norm(self) -> Tensor:
-        """Return the L2 norm of the gradient of the last armed pass, a scalar on its device."""
-        return torch.linalg.vector_norm(torch.stack(self._last)) if self._last else torch.zeros(())
+    def sum_of_squares(self) -> Tensor:
+        """Return this rank's share of the squared norm of the last armed pass's gradient.
 
-    def _take(self, weight: Tensor) -> None:
-        if self._norms is None or weight.grad is None:
+        Shares of all ranks add up to it. A scalar on the device.
+        """
+        return torch.stack(self._last).sum() if self._last else torch.zeros(())
+
+    def _take(self, weight: Held, parameter: Tensor) -> None:
+        if self._squares is None or parameter.grad is None:
             return
-        if weight in self._updated:
+        if weight.name in self._updated:
             raise ConfigError(
-                f"optimizer_in_backward=true, and {self._names[weight]} gets its gradient in more"
+                f"optimizer_in_backward=true, and {weight.name} gets its gradient in more"
                 " than one part: it was updated by the first alone",
                 fix="set optimizer_in_backward to false, or turn off the model's own gradient"
                 " checkpointing",
             )
-        self._updated.add(weight)
-        self._norms.append(torch.linalg.vector_norm(weight.grad, dtype=torch.float32))
-        self._optimizer.step_one(weight)
-        weight.grad = None
+        self._updated.add(weight.name)
+        grad = parameter.grad
+        grad = grad._local_tensor if isinstance(grad, DTensor) else grad
+        if self._average is not None:
+            self._average(grad)
+        norm = torch.linalg.vector_norm(grad, dtype=torch.float32)
+        self._squares.append(norm.square() / weight.num_copies)
+        weight.local.grad = grad
+        self._optimizer.step_one(weight.local)
+        weight.local.grad = parameter.grad = None

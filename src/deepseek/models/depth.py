@@ -45,5 +45,7 @@ def distances(module: nn.Module, hints: ParallelHints, names: Iterable[str]) -> 
     for name in names:
         parts = name.split(".")
         prefixes = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
-        found[name] = next((levels[prefix] for prefix in prefixes if prefix in levels), 0)
+        # what belongs to no part is added to the embeddings: positions, a class token
+        own = len(blocks) + 1 if len(parts) == 1 else 0
+        found[name] = next((levels[prefix] for prefix in prefixes if prefix in levels), own)
     return found

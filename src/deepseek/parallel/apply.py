@@ -59,7 +59,7 @@ class ParallelModel:
         compiles: compile each block.
         takes_divided_logits: whether the loss can be taken of logits that are divided by classes.
         has_unused: whether some weights get no gradient.
-        trains: whether there will be gradients to reduce.
+        wraps: let DDP reduce gradients, where that is its work.
         offloads: under `dp_shard`, keep what is divided in the memory of the host.
 
     Attributes:
@@ -68,6 +68,7 @@ class ParallelModel:
         whole_names: names in the state of the whole model -> the name that a weight is known by.
         weights: what this rank holds.
         is_compiled: whether its blocks are.
+        has_unused: whether some weights get no gradient.
         tie_group: the first and the last rank of a pipeline, where both hold one weight.
         gradient_factor: what the loss is multiplied by, as gradients are averaged between ranks.
     """
@@ -81,7 +82,7 @@ class ParallelModel:
         compiles: bool = False,
         takes_divided_logits: bool = False,
         has_unused: bool = False,
-        trains: bool = True,
+        wraps: bool = True,
         offloads: bool = False,
     ) -> None:
         self.engine = engine
@@ -91,7 +92,7 @@ class ParallelModel:
         self.forward: nn.Module = engine
         self.pipeline: Pipeline | None = None
         self.context: ContextParallel | None = None
-        self.divides_logits, self.is_compiled, self._has_unused = False, compiles, has_unused
+        self.divides_logits, self.is_compiled, self.has_unused = False, compiles, has_unused
         self._ties: list[tuple[Tensor, ...]] = []
         self.tie_group: dist.ProcessGroup | None = None
         self._lists = engine.hints.blocks or layer_lists(engine.module)
@@ -127,7 +128,7 @@ class ParallelModel:
             self._compile(models, stages)
         if stages:
             engine.module = models[0]
-        self._shard(models, stages, dtype, trains, offloads)
+        self._shard(models, stages, dtype, wraps, offloads)
         if not offloads:  # else torch moves what is not divided
             engine.place(world.device)
         self.gradient_factor = float(plan.num_shares * plan.cp)
@@ -181,7 +182,7 @@ class ParallelModel:
         models: Sequence[nn.Module],
         stages: Sequence[Stage],
         dtype: torch.dtype | None,
-        trains: bool,
+        wraps: bool,
         offloads: bool,
     ) -> None:
         world = self.world
@@ -190,7 +191,7 @@ class ParallelModel:
             for root in roots:
                 blocks = _blocks([root], [root] if isinstance(root, Stage) else [], self._lists)
                 shard(root, blocks, world, dtype, offloads=offloads)
-        elif trains and world.plan.pp == 1 and world.plan.num_shares * world.plan.cp > 1:
+        elif wraps and world.plan.pp == 1 and world.plan.num_shares * world.plan.cp > 1:
             self.engine.place(world.device)
             self.wrap()
 
@@ -198,7 +199,7 @@ class ParallelModel:
         """Wrap the model by DDP, in place of a wrapper that there may be."""
         if isinstance(self.forward, DistributedDataParallel):
             self.forward.reducer._remove_autograd_hooks()  # it may not be gone at once
-        self.forward = replicate(self.engine, self.world, has_unused=self._has_unused)
+        self.forward = replicate(self.engine, self.world, has_unused=self.has_unused)
 
     def _note_tokens(self, inputs: Tensor) -> None:
         model = self.engine.module

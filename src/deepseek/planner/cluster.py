@@ -6,6 +6,25 @@ from deepseek.errors import ConfigError
 
 
 @dataclass(frozen=True)
+class Host:
+    """What a node has beside its GPUs, divided by their number.
+
+    Attributes:
+        link_bandwidth: bytes per second and direction to a GPU, while all GPUs of the node copy.
+        memory_bandwidth: bytes per second of the host's memory.
+        memory_bytes: of it.
+    """
+
+    link_bandwidth: float
+    memory_bandwidth: float
+    memory_bytes: float
+
+
+USUAL_HOST = Host(15.75e9, 51.2e9, 128 * 2**30)
+"""Of a GPU that nothing is said of: the one of a DGX A100."""
+
+
+@dataclass(frozen=True)
 class Gpu:
     """One accelerator.
 
@@ -19,6 +38,7 @@ class Gpu:
         num_sms: processors that tiles of a matrix product are spread over.
         node_bandwidth: bytes per second and direction out of the usual node of 8 such GPUs.
         is_power_limited: whether a long run of products draws more than it may, and slows down.
+        host: its share of the usual node.
     """
 
     name: str
@@ -30,6 +50,7 @@ class Gpu:
     num_sms: int
     node_bandwidth: float = 200e9
     is_power_limited: bool = False
+    host: Host = USUAL_HOST
 
     def __hash__(self) -> int:
         # The tables of rates are dicts, which have no hash of their own.
@@ -73,3 +94,8 @@ class Cluster:
                 f"node_bandwidth={self.node_bandwidth} must not be negative.",
                 fix="give bytes per second and direction, all cards of a node together",
             )
+
+    @property
+    def count_of_node(self) -> int:
+        """GPUs of a node that are there."""
+        return min(self.num_gpus, self.gpus_per_node)

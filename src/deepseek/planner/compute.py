@@ -86,11 +86,16 @@ def _count_waves(exact: float, rounding: float) -> float:
     return exact + rounding * (whole - exact)
 
 
-def _linear_s(chip: Chip, tokens: float, n: float, k: float, item: float, count: float = 1):
-    """Seconds forward and backward of a linear layer of `k` to `n` features."""
+def _linear_s(
+    chip: Chip, tokens: float, n: float, k: float, item: float, trained: float, count: float = 1
+) -> tuple[float, float]:
+    """Seconds forward and backward of a linear layer of `k` to `n` features.
+
+    `trained`: the share of its weights that has gradients.
+    """
     forward_s = matmul_s(chip, tokens, n, k, count, item)
     inputs_s = matmul_s(chip, tokens, k, n, count, item)
-    return forward_s, inputs_s + matmul_s(chip, n, k, tokens, count, item)
+    return forward_s, inputs_s + trained * matmul_s(chip, n, k, tokens, count, item)
 
 
 @lru_cache(maxsize=16384)
@@ -155,11 +160,12 @@ def _time_products(
     hidden = (2 if shape.is_gated else 1) * shape.hidden_dim
     experts = shape.num_experts
     routed = tokens * shape.active_experts / experts
+    trained = shape.trained_share
     parts = (
-        _linear_s(chip, tokens, qkv / tp, dim, item),
-        _linear_s(chip, tokens, dim, q / tp, item),
-        _linear_s(chip, routed, hidden / tp, dim, item, experts),
-        _linear_s(chip, routed, dim, shape.hidden_dim / tp, item, experts),
+        _linear_s(chip, tokens, qkv / tp, dim, item, trained),
+        _linear_s(chip, tokens, dim, q / tp, item, trained),
+        _linear_s(chip, routed, hidden / tp, dim, item, trained, experts),
+        _linear_s(chip, routed, dim, shape.hidden_dim / tp, item, trained, experts),
     )
     return sum(part[0] for part in parts), sum(part[1] for part in parts), parts[-1][0]
 
@@ -259,9 +265,8 @@ def time_head(
         precision = "bf16"
     chip = get_chip(gpu, precision, cal)
     vocab = shape.vocab_size / tp
-    forward_s, backward_s = _linear_s(
-        chip, tokens, vocab, shape.dim, 4 if precision == "fp32" else 2
-    )
+    item = 4 if precision == "fp32" else 2
+    forward_s, backward_s = _linear_s(chip, tokens, vocab, shape.dim, item, shape.trained_share)
     # Fused: a cast to fp32, maximum, exponential and sum, one pass back. Eager: each on its own.
     passes_s = tokens * vocab / chip.bytes_per_s
     return (

@@ -7,6 +7,8 @@ them) and `benchmarks/planner_validation.py` holds the rest of the rows against 
   in Megatron-LM's published runs needs.
 - `flash_share`, `flash_backward`: Dao (2023, arXiv:2307.08691), Shah et al. (2024,
   arXiv:2407.08608): 0.5 to 0.75 of the peak forward, a fifth less backward.
+- `host_link_share`, `host_memory_share`: usual for copies of pinned memory and for an update that
+  passes over memory once; no published row here tells them.
 - `kernel_start_s`, `link_hop_s`, `node_hop_s`: usual latencies; `tp_overlap_share`: no published
   row here tells it.
 """
@@ -39,6 +41,8 @@ class Calibration:
         overlap_passes: times that a communicated byte goes through memory; arithmetic that hides
             the communication waits meanwhile.
         tp_overlap_share: of tensor-parallel communication that a plan that overlaps it hides.
+        host_link_share: of the bandwidth between a GPU and its host that copies reach.
+        host_memory_share: of the bandwidth of the host's memory that its optimizer reaches.
     """
 
     matmul_share: float = 0.92
@@ -58,6 +62,8 @@ class Calibration:
     overlap_share: float = 0.13
     overlap_passes: float = 2.9
     tp_overlap_share: float = 0.6
+    host_link_share: float = 0.8
+    host_memory_share: float = 0.5
 
 
 CALIBRATION = Calibration()

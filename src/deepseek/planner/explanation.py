@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 
 from deepseek.errors import ConfigError
 from deepseek.planner.cluster import Cluster
+from deepseek.planner.host import count_usable_host_bytes
 from deepseek.planner.parallel_plan import ParallelPlan
 from deepseek.planner.plan_text import describe_axes, describe_pipeline
 from deepseek.planner.predict import predict
 from deepseek.planner.prediction import Prediction
 from deepseek.planner.search import TIE_SHARE, Candidate, Candidates
-from deepseek.planner.search_space import POLICIES, SearchSpace, adapt_plan
+from deepseek.planner.search_space import OFFLOADS, POLICIES, SearchSpace, adapt_plan
 from deepseek.planner.shape import TransformerShape
 
 GIB = 2**30
@@ -23,6 +24,7 @@ PARTS = {
     "dp": "gathering weights and reducing gradients",
     "bubble": "bubble",
     "optimizer": "optimizer and summing gradients",
+    "host": "copies between device and host, and the host's own work",
 }
 """Parts of a step as the reason of a loss."""
 
@@ -80,6 +82,9 @@ def _list_changes(
     for policy in POLICIES:
         if policy != plan.recompute:
             yield f"recompute {policy}", replace(plan, recompute=policy)
+    for offload in ("none", *OFFLOADS) if plan.offload != "none" else ():
+        if offload != plan.offload:
+            yield f"offload {offload}", replace(plan, offload=offload)
     size, count = plan.micro_batch_size, plan.num_micro_batches
     if count % 2 == 0:
         yield (
@@ -109,9 +114,8 @@ def _list_changes(
 def _judge(
     name: str, candidate: Candidate, best: Candidate, cluster: Cluster, space: SearchSpace
 ) -> Loss:
-    over = candidate.prediction.peak_bytes - space.limit_bytes(cluster.gpu)
-    if over > 0:
-        return Loss(name, candidate, say_overflow(candidate, over), fits=False)
+    if space.lack_bytes(cluster.gpu, candidate.prediction) > 0:
+        return Loss(name, candidate, say_overflow(candidate, cluster, space), fits=False)
     why = say_slowness(candidate.prediction, best.prediction)
     if candidate.num_axes > best.num_axes and candidate.prediction.step_s < best.prediction.step_s:
         why += f": within {TIE_SHARE:.0%}, which cannot be told apart, and one axis more"
@@ -129,8 +133,15 @@ def find_worst_rank(prediction: Prediction) -> int:
     return sums.index(max(sums))
 
 
-def say_overflow(candidate: Candidate, over_bytes: float) -> str:
+def say_overflow(candidate: Candidate, cluster: Cluster, space: SearchSpace) -> str:
     """Return by how much a plan does not fit, and of what there is most."""
+    over_bytes = candidate.prediction.peak_bytes - space.limit_bytes(cluster.gpu)
+    if over_bytes <= 0:
+        has = count_usable_host_bytes(cluster.gpu.host)
+        return (
+            f"does not fit: {candidate.prediction.host_bytes / GIB:,.1f} GiB of the host's memory"
+            f" for each GPU, and there are {has / GIB:,.1f}"
+        )
     memory = candidate.prediction.memory[find_worst_rank(candidate.prediction)]
     largest = max(memory, key=lambda name: memory[name])
     return (
@@ -159,4 +170,6 @@ def say_plan(plan: ParallelPlan) -> str:
         parts.append(describe_pipeline(plan))
     parts.append(f"{plan.num_micro_batches} x {plan.micro_batch_size}")
     parts.append(f"recompute {plan.recompute}")
+    if plan.offload != "none":
+        parts.append(f"offload {plan.offload}")
     return ", ".join(parts)

@@ -6,6 +6,7 @@ from deepseek.errors import ConfigError
 from deepseek.planner.cluster import Cluster
 from deepseek.planner.parallel_plan import (
     Attention,
+    Offload,
     ParallelPlan,
     Precision,
     Recompute,
@@ -29,6 +30,7 @@ _NAMES = {
     "precision": get_args(Precision),
     "attention": get_args(Attention),
     "schedule": get_args(Schedule),
+    "offload": get_args(Offload),
 }
 _BYTES = ("weight_bytes", "gradient_bytes", "master_bytes", "state_bytes")
 
@@ -52,6 +54,7 @@ def check_plan(model: TransformerShape, cluster: Cluster, plan: ParallelPlan) ->
         problems = [
             *_find_size_problems(model, cluster, plan),
             *_find_pipeline_problems(model, plan),
+            *_find_offload_problems(plan),
         ]
     if problems:
         raise ConfigError(
@@ -133,6 +136,19 @@ def _find_size_problems(
             )
         )
     return problems
+
+
+def _find_offload_problems(plan: ParallelPlan) -> list[tuple[str, str]]:
+    """What waits on the host against the axes."""
+    if plan.offload == "parameters" and (plan.dp_shard == 1 or plan.tp > 1):
+        return [
+            (
+                f"offload=parameters with dp_shard={plan.dp_shard} and tp={plan.tp}: parts of"
+                " weights wait on the host under dp_shard alone, without tp.",
+                "set dp_shard above 1 and tp=1, or offload=optimizer",
+            )
+        ]
+    return []
 
 
 STAGES_WITHOUT_BLOCK = 2

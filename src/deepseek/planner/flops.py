@@ -2,7 +2,8 @@
 
 The convention of most published tables: 6 FLOPs per weight and token (2 forward, 4 backward) and
 `12 * layers * width * tokens` for the two products of attention, not halved for a causal mask. An
-embedding that is only looked up is not counted; a matrix that is also the head is.
+embedding that is only looked up is not counted; a matrix that is also the head is. A frozen weight
+takes 4: the product for its own gradient is not there.
 """
 
 from typing import NamedTuple
@@ -70,7 +71,8 @@ def attention_flops_per_token(shape: TransformerShape) -> float:
 
 def model_flops_per_token(shape: TransformerShape) -> float:
     """Forward and backward, without recomputation: 6N + 12 * layers * width * tokens."""
-    return 6.0 * count_active_parameters(shape) + attention_flops_per_token(shape)
+    each = 4.0 + 2.0 * shape.trained_share
+    return each * count_active_parameters(shape) + attention_flops_per_token(shape)
 
 
 def layers_forward_flops_per_token(shape: TransformerShape) -> float:

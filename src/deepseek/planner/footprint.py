@@ -132,7 +132,8 @@ def count_memory(
     layers = divide_layers(shape.num_layers, plan.pp, plan.virtual_stages, plan.schedule)
     in_flight = count_in_flight(plan.schedule, plan.pp, plan.virtual_stages, plan.num_micro_batches)
     block = count_block_bytes(shape, plan)
-    per_weight = _bytes_per_weight(plan)
+    per_weight = _bytes_per_weight(plan, shape.trained_share)
+    coming = _count_coming_bytes(shape, plan)
     head_rank = find_head_rank(plan.pp, plan.schedule)
     logits = _count_logits_bytes(shape, plan)
     layer = _divide_layer(shape, weights, plan.tp)
@@ -142,25 +143,44 @@ def count_memory(
             {
                 "weights": count * per_weight[0],
                 "gradients": count * per_weight[1],
-                "optimizer": count * per_weight[2],
+                "optimizer": count * per_weight[2] + coming,
                 "activations": num_layers * held * block.kept + block.working,
                 "logits": logits if rank == head_rank else 0.0,
-                "buffers": _count_buffer_bytes(plan, count, num_layers, layer),
+                "buffers": _count_buffer_bytes(plan, shape.trained_share, count, num_layers, layer),
             }
         )
     return ranks
 
 
-def _bytes_per_weight(plan: ParallelPlan) -> tuple[float, float, float]:
-    """Stored bytes for each weight of a rank: of weights, gradients, optimizer."""
+def _bytes_per_weight(plan: ParallelPlan, trained: float) -> tuple[float, float, float]:
+    """Bytes of the device for each weight of a rank: of weights, gradients, optimizer."""
     shards = count_shards(plan)
+    if plan.offload == "parameters":
+        return 0.0, 0.0, 0.0
+    gradient, state = plan.gradient_bytes * trained, plan.state_bytes * trained
+    if plan.offload == "optimizer":
+        state = 0.0
     if shards > 1:
-        # Fully sharded: the master weight is the weight; the compute copy lives in buffers.
-        stored = plan.master_bytes or plan.weight_bytes
-        return stored / shards, plan.gradient_bytes / shards, plan.state_bytes / shards
+        return count_stored_bytes(plan) / shards, gradient / shards, state / shards
     copies = plan.dp_replicate * plan.cp if plan.shards_optimizer else 1
-    optimizer = (plan.master_bytes + plan.state_bytes) / copies
-    return plan.weight_bytes, plan.gradient_bytes, optimizer
+    return plan.weight_bytes, gradient, (plan.master_bytes + state) / copies
+
+
+def count_stored_bytes(plan: ParallelPlan) -> float:
+    """Bytes of a weight where it is fully sharded.
+
+    The master weight is the weight; the compute copy lives in buffers.
+    """
+    return plan.master_bytes or plan.weight_bytes
+
+
+def _count_coming_bytes(shape: TransformerShape, plan: ParallelPlan) -> float:
+    """State of the largest weight, while it is on the device for its update."""
+    if plan.offload != "optimizer":
+        return 0.0
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    largest = shape.dim * max(shape.vocab_size, shape.hidden_dim, q + 2 * kv) / plan.tp
+    return plan.state_bytes * largest / count_shards(plan)
 
 
 def count_shards(plan: ParallelPlan) -> int:
@@ -180,17 +200,19 @@ def _count_logits_bytes(shape: TransformerShape, plan: ParallelPlan) -> float:
     return elements * (16 if plan.tp > 1 else 12)
 
 
-def _count_buffer_bytes(plan: ParallelPlan, count: float, num_layers: int, layer: float) -> float:
+def _count_buffer_bytes(
+    plan: ParallelPlan, trained: float, count: float, num_layers: int, layer: float
+) -> float:
     """Gathered weights and unreduced gradients of fully sharded ranks."""
     if count_shards(plan) == 1:
         return 0.0
     ends = count - num_layers * layer
     # A pipeline stage adds up whole gradients until its last micro-batch.
-    sums = plan.gradient_bytes * count if plan.pp > 1 else 0.0
+    sums = plan.gradient_bytes * trained * count if plan.pp > 1 else 0.0
     if not plan.frees_weights:
         return plan.weight_bytes * (count + layer) + sums
     # The block that runs and the next one; one block's gradients; embedding and head throughout.
-    return plan.weight_bytes * (3 * layer + ends) + sums
+    return plan.weight_bytes * ((2 + trained) * layer + ends) + sums
 
 
 def count_usable_bytes(gpu: Gpu) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 from deepseek.config import read_config
 from deepseek.errors import ConfigError
+from deepseek.planner.adapters import with_adapters
 from deepseek.planner.huggingface import shape_from_huggingface, shape_from_table
 from deepseek.planner.presets import find_shape
 from deepseek.planner.shape import TransformerShape
@@ -138,6 +139,8 @@ def _read_own(path: Path, context_length: int, vocab_size: int) -> ModelSource:
     except ConfigError as error:
         raise ConfigError(f"MODEL {path}: {error.message}", fix=error.fix) from error
     shape = replace(source.shape, name=path.stem)
+    if config.trainer.lora is not None:
+        shape = with_adapters(shape, config.model.architecture, config.trainer.lora)
     return replace(source, shape=shape, batch_size=config.trainer.batch_size)
 
 

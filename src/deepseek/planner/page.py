@@ -12,7 +12,7 @@ from deepseek.errors import ConfigError
 from deepseek.planner.accuracy import VALIDATION
 from deepseek.planner.explanation import GIB, Loss, say_plan
 from deepseek.planner.pictures import draw_memory, draw_scaling, draw_timeline
-from deepseek.planner.plan_report import MFU_CONVENTION, PlanReport
+from deepseek.planner.plan_report import PlanReport
 from deepseek.planner.plan_text import describe_axes, describe_pipeline, shorten_pipeline
 from deepseek.planner.quantity import show_seconds
 from deepseek.planner.scaling import plan_sizes
@@ -66,7 +66,8 @@ def render_page(report: PlanReport) -> str:
         f"<title>{title} · plan</title>\n<style>{style}</style></head>\n"
         f'<body><header><p class="kicker">Plan</p><h1>{title}</h1>'
         f'<p class="lead">{escape(report.describe_model())}<br>'
-        f"{escape(report.describe_cluster())}<br>{escape(report.describe_search())}</p>"
+        f"{escape(report.describe_cluster())}<br>{escape(report.describe_search())}"
+        f"<br>{escape(report.describe_host())}</p>"
         f"{_warning(report)}</header><main>{''.join(sections)}</main>"
         f"<footer>Predicted by deepseek {escape(__version__)}; nothing was measured.</footer>"
         "</body></html>\n"
@@ -143,12 +144,12 @@ def _candidates_section(report: PlanReport) -> str:
         plan, prediction = candidate.plan, candidate.prediction
         times = prediction.time_s
         communication_s = sum(times[name] for name in COMMUNICATION)
-        others = (times[name] for name in ("bubble", "recompute", "optimizer"))
+        others = (times["bubble"], times["recompute"], times["optimizer"] + times["host"])
         cells = [
             describe_axes(plan),
             shorten_pipeline(plan),
             f"{plan.num_micro_batches} x {plan.micro_batch_size}",
-            plan.recompute,
+            plan.recompute + (f", offload {plan.offload}" if plan.offload != "none" else ""),
             *map(show_seconds, (prediction.step_s, times["compute"], communication_s, *others)),
             f"{prediction.peak_bytes / GIB:.1f}",
             f"{prediction.tokens_per_s_per_gpu:,.0f}",
@@ -158,8 +159,9 @@ def _candidates_section(report: PlanReport) -> str:
         rows.append((cells, candidate is best))
     note = (
         f"Seconds: comp, computation; comm, communication that nothing hides; again,"
-        f" recomputation; optim, optimizer and sums of gradients. batch: micro-batches x sequences."
-        f" {MFU_CONVENTION}. The marked plan is the choice."
+        f" recomputation; optim, optimizer, sums of gradients, and the host."
+        f" batch: micro-batches x sequences."
+        f" {report.mfu_convention}. The marked plan is the choice."
     )
     body = f'{_table(head, rows, 4)}<p class="note">{escape(note)}</p>'
     return _section("Candidates", f'<div class="card">{body}</div>')

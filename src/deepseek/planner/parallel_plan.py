@@ -6,6 +6,7 @@ from typing import Literal
 Recompute = Literal["none", "pointwise", "selective", "full"]
 Precision = Literal["bf16", "fp16", "fp8", "fp32"]
 Attention = Literal["flash", "flash1", "plain"]
+Offload = Literal["none", "optimizer", "parameters"]
 Schedule = Literal[
     "gpipe", "1f1b", "interleaved_1f1b", "looped_bfs", "interleaved_zero_bubble", "zbv_zero_bubble"
 ]
@@ -50,6 +51,9 @@ class ParallelPlan:
             micro-batches; otherwise a kernel of its own does. Of no effect with `dp_shard`.
         overlaps_dp: gradients are reduced while backward runs, not after it.
         overlaps_tp: tensor-parallel communication runs beside the products it feeds.
+        offload: what waits in the memory of the host. `optimizer`: its state, which comes to the
+            device and goes back for each update; `parameters`, with `dp_shard`: the parts of
+            weights, gradients and state, which the host updates (`deepseek.planner.host`).
     """
 
     dp_replicate: int = 1
@@ -80,6 +84,7 @@ class ParallelPlan:
     adds_in_product: bool = True
     overlaps_dp: bool = True
     overlaps_tp: bool = False
+    offload: Offload = "none"
 
     @property
     def frees_weights(self) -> bool:

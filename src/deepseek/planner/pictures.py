@@ -26,13 +26,14 @@ CATEGORIES = {
     "logits": 4,
     "buffers": 6,
 }
-COLORS = {"forward": 0, "backward": 2, "weights": 4, "communication": 3, "optimizer": 1}
+COLORS = {"forward": 0, "backward": 2, "weights": 4, "communication": 3, "optimizer": 1, "host": 6}
 WORDS = {
     "forward": "forward",
     "backward": "backward",
     "weights": "gradients of weights",
     "communication": "gradients over ranks",
     "optimizer": "optimizer and sums of gradients",
+    "host": "copies to and from the host, and its own work",
 }
 
 

@@ -1,7 +1,7 @@
 """All that is said of a search: as text, as JSON, as settings of a run."""
 
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from deepseek.errors import ConfigError
@@ -13,6 +13,7 @@ from deepseek.planner.explanation import (
     explain_changes,
     explain_families,
     find_worst_rank,
+    say_overflow,
     say_plan,
 )
 from deepseek.planner.flops import count_parameters, model_flops_per_token
@@ -26,8 +27,8 @@ from deepseek.planner.search import Candidate, Candidates, search
 from deepseek.planner.search_space import SearchSpace
 from deepseek.planner.shape import TransformerShape
 
-MFU_CONVENTION = (
-    "MFU: 6 FLOPs per weight and token, head counted, embedding lookup not, attention not halved"
+_MFU = (
+    "head counted, embedding lookup not, attention not halved"
     " for the causal mask, of the datasheet's dense peak"
 )
 MOST_DOUBLINGS = 10
@@ -59,6 +60,12 @@ class PlanReport:
         return self.source.shape
 
     @property
+    def mfu_convention(self) -> str:
+        """What MFU counts."""
+        frozen = ", 4 where it is frozen" if self.shape.trained_share < 1 else ""
+        return f"MFU: 6 FLOPs per weight and token{frozen}, {_MFU}"
+
+    @property
     def limit_bytes(self) -> float:
         """What a plan may take of a device."""
         return self.space.limit_bytes(self.cluster.gpu)
@@ -82,8 +89,12 @@ class PlanReport:
     def describe_model(self) -> str:
         """Return the line about the model."""
         shape = self.shape
+        count = count_parameters(shape)
+        trained = ""
+        if shape.trained_share < 1:
+            trained = f" ({show_count(shape.trained_share * count)} of them trained)"
         return (
-            f"{shape.name}: {show_count(count_parameters(shape))} parameters,"
+            f"{shape.name}: {show_count(count)} parameters{trained},"
             f" {show_count(model_flops_per_token(shape))}FLOP per token at"
             f" {shape.context_length:,} tokens"
         )
@@ -107,6 +118,27 @@ class PlanReport:
             f"; {len(found.ranked):,} layouts fit {self.limit_bytes / GIB:.1f} of"
             f" {self.cluster.gpu.memory_bytes / GIB:.0f} GiB"
         )
+
+    def describe_host(self) -> str:
+        """Return what waits on the host, and how it comes and goes; empty where nothing does."""
+        chosen, host = self.found.best or self.found.least, self.cluster.gpu.host
+        if chosen is None or chosen.plan.offload == "none":
+            return ""
+        num_gpus = self.cluster.count_of_node
+        words = (
+            f"offload {chosen.plan.offload}: {num_gpus * chosen.prediction.host_bytes / GIB:,.0f}"
+            f" of {num_gpus * host.memory_bytes / GIB:,.0f} GiB of the memory of a node with"
+            f" {num_gpus} GPUs, {host.link_bandwidth / 1e9:.4g} GB/s and direction to each while"
+            " all copy"
+        )
+        without = self.found.without_host
+        if without is not None and self.found.best is not None:
+            peak = without.prediction.peak_bytes
+            words += (
+                f"; nothing fits without: nearest {say_plan(without.plan)}, {peak / GIB:,.1f} of"
+                f" {self.limit_bytes / GIB:.1f} GiB"
+            )
+        return f"{words}. No published row is of it."
 
     def describe_error(self) -> str:
         """Return how far the planner may be off, and where it is surely weaker than that."""
@@ -138,7 +170,11 @@ class PlanReport:
             f"nothing fits; nearest: {say_plan(least.plan)}: {peak / GIB:,.1f} GiB of"
             f" {self.limit_bytes / GIB:.1f} GiB on each {self.cluster.gpu.name}"
         ]
-        enough = [gpu.name for gpu in GPUS.values() if self.space.limit_bytes(gpu) >= peak]
+        if peak <= self.limit_bytes:
+            words = [f"nothing fits; nearest: {say_plan(least.plan)}: "]
+            words[0] += say_overflow(least, self.cluster, self.space)
+        lack = partial(self.space.lack_bytes, prediction=least.prediction)
+        enough = [gpu.name for gpu in GPUS.values() if lack(gpu) == 0]
         if enough:
             words.append(f"it would fit on {', '.join(enough)}")
         more = self._find_enough_gpus()
@@ -193,12 +229,13 @@ class PlanReport:
                 "num_gpus": self.cluster.num_gpus,
                 "gpus_per_node": self.cluster.gpus_per_node,
                 "node_bandwidth_bytes_per_s": self.cluster.node_bandwidth,
+                "host_of_each_gpu": asdict(self.cluster.gpu.host),
             },
             "batch_size": self.batch_size,
             "memory_limit_bytes": self.limit_bytes,
             "num_costed": self.found.num_costed,
             "search_s": self.found.search_s,
-            "mfu_convention": MFU_CONVENTION,
+            "mfu_convention": self.mfu_convention,
             "error": self.describe_error(),
             "best": self._candidate_json(best) if best else None,
             "plans": [self._candidate_json(candidate) for candidate in self.shown(top)],
@@ -227,6 +264,7 @@ class PlanReport:
             "hfu": prediction.hfu,
             "peak_bytes": prediction.peak_bytes,
             "memory_bytes": prediction.memory[find_worst_rank(prediction)],
+            "host_bytes_of_a_node": prediction.host_bytes * self.cluster.count_of_node,
             "days": self.count_days(prediction) if self.tokens else None,
             "usd": self.count_usd(prediction)
             if self.tokens and self.cluster.gpu_hour_usd

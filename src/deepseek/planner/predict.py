@@ -4,6 +4,7 @@ A step is, on the slowest pipeline rank, all micro-batches forward and backward;
 the other ranks (the bubble), communication that nothing hides, and the optimizer.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from deepseek.planner.cluster import Cluster
@@ -12,6 +13,7 @@ from deepseek.planner.constants import CALIBRATION, Calibration
 from deepseek.planner.feasibility import check_plan
 from deepseek.planner.flops import (
     attention_flops_per_token,
+    count_parameters,
     count_weights,
     layers_forward_flops_per_token,
     model_flops_per_token,
@@ -22,6 +24,7 @@ from deepseek.planner.footprint import (
     count_shards,
     fits_device,
 )
+from deepseek.planner.host import HostTime, count_host_bytes, fits_host, time_host
 from deepseek.planner.network import Ring, exposed_s, make_ring, send_s
 from deepseek.planner.parallel_plan import ParallelPlan
 from deepseek.planner.pipeline import bubble_share, divide_layers, find_head_rank
@@ -60,6 +63,8 @@ def predict(
     cluster: Cluster,
     plan: ParallelPlan,
     calibration: Calibration = CALIBRATION,
+    *,
+    trainable: float | None = None,
 ) -> Prediction:
     """What one optimizer step of `model` on `cluster` under `plan` takes.
 
@@ -68,17 +73,26 @@ def predict(
         cluster: GPUs and links; `plan.world_size` of its GPUs are used.
         plan: degrees, micro-batches, recomputation, precision.
         calibration: the fitted constants.
+        trainable: weights that are trained: their share, up to 1, or their number, above 1; the
+            others are frozen. `None`: what the model says, which is all of them if nothing else.
 
     Raises:
         ConfigError: the plan is impossible for this model or cluster; the message says why.
     """
+    if trainable is not None:
+        model = train_some(model, trainable)
     check_plan(model, cluster, plan)
-    weights = count_weights(model)
+    weights, trained = count_weights(model), model.trained_share
     local = count_rank_weights(model, weights, plan)
     once = _time_micro_batch(model, cluster, plan, calibration)
     micro_batches = plan.num_micro_batches
     bubble_s = bubble_share(plan.schedule, plan.virtual_stages) * (once.all_ranks_s - once.total_s)
-    dp_s = _data_parallel_s(model, cluster, plan, once, max(local), calibration)
+    dp_s = _data_parallel_s(model, cluster, plan, once, max(local), HostTime(), calibration)
+    host = time_host(cluster.gpu.host, plan, trained, max(local), calibration)
+    host_s = host.alone_s
+    if plan.offload == "parameters":
+        both_s = _data_parallel_s(model, cluster, plan, once, max(local), host, calibration)
+        host_s += max(0.0, both_s - dp_s)
     time_s = {
         "compute": micro_batches * once.compute_s,
         "recompute": micro_batches * once.recompute_s,
@@ -87,9 +101,26 @@ def predict(
         "pp": micro_batches * once.pp_s,
         "dp": dp_s,
         "bubble": bubble_s,
-        "optimizer": _optimizer_s(cluster, plan, max(local), calibration),
+        "optimizer": _optimizer_s(cluster, plan, trained, max(local), calibration),
+        "host": host_s,
     }
-    return _make_prediction(model, cluster, plan, time_s, count_memory(model, weights, plan))
+    host_bytes = count_host_bytes(plan, trained, max(local))
+    memory = count_memory(model, weights, plan)
+    return _make_prediction(model, cluster, plan, time_s, memory, host_bytes)
+
+
+def train_some(model: TransformerShape, trainable: float) -> TransformerShape:
+    """Return `model` with only some of its weights trained.
+
+    Args:
+        model: sizes of the transformer.
+        trainable: share of the weights, up to 1, or their number, above 1.
+
+    Raises:
+        ConfigError: it is not above 0.
+    """
+    share = trainable if trainable <= 1 else min(1.0, trainable / count_parameters(model))
+    return replace(model, trained_share=share)
 
 
 def _time_micro_batch(
@@ -172,16 +203,17 @@ def _data_parallel_s(
     plan: ParallelPlan,
     once: MicroBatchTime,
     local: float,
+    host: HostTime,
     cal: Calibration,
 ) -> float:
-    """Seconds of a step that gathering weights and reducing gradients add."""
+    """Seconds of a step that gathering weights and reducing gradients add, and copies with them."""
     backward_s = once.backward_share * once.total_s
     forward_s = once.total_s - backward_s
     shards = count_shards(plan)
     if shards == 1:
         ring = make_ring(cluster, plan.dp_replicate * plan.cp, plan.tp, cal)
         back = plan.weight_bytes if plan.shards_optimizer else plan.gradient_bytes
-        num_bytes = (plan.gradient_bytes + back) * local
+        num_bytes = (plan.gradient_bytes + back) * model.trained_share * local
         if ring.size == 1:
             return 0.0
         sum_s = ring.gather_s(num_bytes) + ring.latency_s
@@ -190,9 +222,10 @@ def _data_parallel_s(
         return exposed_s(cluster, sum_s, num_bytes, backward_s, cal)
     ring = make_ring(cluster, shards, plan.tp, cal)
     calls = max(1, model.num_layers // plan.pp)
-    weights, gradients = plan.weight_bytes * local, plan.gradient_bytes * local
-    gather_s = _in_calls_s(ring, weights, calls)
-    reduce_s = _in_calls_s(ring, gradients, calls)
+    weights = plan.weight_bytes * local
+    gradients = plan.gradient_bytes * model.trained_share * local
+    gather_s = _in_calls_s(ring, weights, calls) + host.before_gather_s
+    reduce_s = _in_calls_s(ring, gradients, calls) + host.after_reduction_s
     again_s, again = (gather_s, weights) if plan.frees_weights else (0.0, 0.0)
     if not plan.overlaps_dp:
         after_s, beside_s, beside = reduce_s, again_s, again
@@ -220,12 +253,15 @@ def _in_calls_s(ring: Ring, num_bytes: float, calls: int) -> float:
     return ring.gather_s(num_bytes) + (calls - 1) * ring.latency_s
 
 
-def _optimizer_s(cluster: Cluster, plan: ParallelPlan, local: float, cal: Calibration) -> float:
+def _optimizer_s(
+    cluster: Cluster, plan: ParallelPlan, trained: float, local: float, cal: Calibration
+) -> float:
     """Seconds of moving gradients and states through memory, once a step and once a micro-batch.
 
     A step reads gradients for the norm, scales them, reads and writes master weights and state,
     writes compute weights and clears gradients; a micro-batch adds its gradients to the sum, unless
-    the products do.
+    the products do. With `offload="parameters"` the host does all this, but for the sums of a
+    pipeline's stage.
     """
     shards = count_shards(plan)
     grads, copies = plan.gradient_bytes, 1
@@ -236,7 +272,9 @@ def _optimizer_s(cluster: Cluster, plan: ParallelPlan, local: float, cal: Calibr
     accumulate = 0.0
     if shards > 1 or not plan.adds_in_product:
         accumulate = plan.num_micro_batches * (2 * grads + plan.weight_bytes)
-    num_bytes = local / shards * (update + accumulate)
+    if plan.offload == "parameters":
+        update, accumulate = 0.0, accumulate if plan.pp > 1 else 0.0
+    num_bytes = trained * local / shards * (update + accumulate)
     return num_bytes / (cluster.gpu.memory_bandwidth * cal.hbm_share)
 
 
@@ -246,6 +284,7 @@ def _make_prediction(
     plan: ParallelPlan,
     time_s: dict[str, float],
     memory: list[dict[str, float]],
+    host_bytes: float,
 ) -> Prediction:
     """Rates and shares from seconds and bytes."""
     step_s = sum(time_s.values())
@@ -268,6 +307,7 @@ def _make_prediction(
         hfu=tokens_per_s * (flops + again) / peak_flops,
         memory=memory,
         peak_bytes=peak_bytes,
-        fits=fits_device(cluster.gpu, peak_bytes),
+        fits=fits_device(cluster.gpu, peak_bytes) and fits_host(cluster.gpu.host, host_bytes),
         model_flops_per_s=tokens_per_s * flops,
+        host_bytes=host_bytes,
     )

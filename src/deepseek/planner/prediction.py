@@ -10,7 +10,8 @@ class Prediction:
     Attributes:
         step_s: seconds.
         time_s: parts that add up to `step_s`: `compute`, `recompute`, `tp`, `cp`, `pp` and `dp`
-            (communication that nothing hides), `bubble`, `optimizer`.
+            (communication that nothing hides), `bubble`, `optimizer`, `host` (copies to and from
+            its memory that nothing hides, and what it computes; 0 without `offload`).
         tokens_per_s_per_gpu: trained.
         mfu: share of the datasheet peak that model FLOPs make, without recomputation; 6N + full
             (not halved) attention, head counted, embedding lookup not.
@@ -18,7 +19,9 @@ class Prediction:
         memory: bytes by category on each pipeline rank, first to last: `weights`, `gradients`,
             `optimizer`, `activations`, `logits`, `buffers`.
         peak_bytes: largest sum over ranks.
-        fits: whether that is within the device, less what the driver and fragmentation take.
+        host_bytes: of the host's memory for each GPU, on the rank that needs most of it.
+        fits: whether both are there: of the device less what the driver and fragmentation take, of
+            the GPU's share of the host less what the host needs itself.
         model_flops_per_s: of one GPU, in the convention of `mfu`.
     """
 
@@ -31,3 +34,4 @@ class Prediction:
     peak_bytes: float
     fits: bool
     model_flops_per_s: float = 0.0
+    host_bytes: float = 0.0

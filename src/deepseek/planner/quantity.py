@@ -2,6 +2,7 @@
 
 import re
 
+from deepseek.config.memory import parse_bytes
 from deepseek.errors import ConfigError
 
 _COUNT = re.compile(r"([\d._]+)\s*([kKmMbBgGtT]?)")
@@ -39,6 +40,18 @@ def parse_rate(text: str, option: str) -> float:
             fix="write a number and GB/s (bytes) or Gbit/s (bits)",
         )
     return number * _POWERS[match[2].lower()] / (1 if match[3] == "B" else 8)
+
+
+def parse_size(text: str, option: str) -> int:
+    """Return the bytes that `2TiB` stands for.
+
+    Raises:
+        ConfigError: it is no size.
+    """
+    try:
+        return parse_bytes(text.strip())
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}.", fix="write a number and GiB or TiB") from None
 
 
 def _to_float(text: str) -> float | None:

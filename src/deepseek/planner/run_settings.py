@@ -33,6 +33,11 @@ def as_settings(plan: ParallelPlan) -> dict[str, Any]:
             "precision=fp8 on several processes: deepseek train refuses it.",
             fix="plan in bf16, or take the numbers without --yaml",
         )
+    if plan.offload != "none" and plan.precision == "fp16":
+        raise ConfigError(
+            f"offload={plan.offload} with precision=fp16: deepseek train refuses it.",
+            fix="plan in bf16, or take the numbers without --yaml",
+        )
     parallel: dict[str, Any] = {
         axis: getattr(plan, axis) for axis in AXES if getattr(plan, axis) > 1
     }
@@ -48,7 +53,7 @@ def as_settings(plan: ParallelPlan) -> dict[str, Any]:
         "graph": "static" if plan.is_fused else "dynamic",
         "parallel": parallel or "none",
         "memory": MEMORY[plan.recompute],
-    }
+    } | ({} if plan.offload == "none" else {"offload": plan.offload})
 
 
 def choose_settings(

@@ -2,15 +2,17 @@
 
 A layout (degrees of the axes) is costed with each schedule and micro-batch size, each with the
 first policy of recomputation that fits: what keeps less takes longer. Left out are layouts that do
-not fit even with the least, and micro-batches larger than two that were slower already.
+not fit even with the least, and micro-batches larger than two that were slower already. Where no
+layout fits, all are costed once more with optimizer state, or parameters, on the host.
 
 Plans closer than the planner's own error are not told apart by it: of those the one with the fewest
 axes is the choice, and whole weights before divided ones.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from deepseek.errors import ConfigError
 from deepseek.planner.cluster import Cluster
@@ -19,7 +21,6 @@ from deepseek.planner.plan_text import AXES, name_family
 from deepseek.planner.predict import predict
 from deepseek.planner.prediction import Prediction
 from deepseek.planner.search_space import (
-    Layout,
     SearchSpace,
     list_forms,
     list_layouts,
@@ -62,6 +63,7 @@ class Candidates:
         num_costed: plans that were costed.
         num_layouts: layouts that divide what they must.
         search_s: seconds the search took.
+        without_host: where nothing fits unless something waits on the host: what comes nearest.
     """
 
     ranked: list[Candidate] = field(default_factory=list)
@@ -69,6 +71,7 @@ class Candidates:
     num_costed: int = 0
     num_layouts: int = 0
     search_s: float = 0.0
+    without_host: Candidate | None = None
 
     @property
     def best(self) -> Candidate | None:
@@ -123,16 +126,22 @@ def search(
         _raise_undivided(shape, cluster, batch_size, space)
     found = Candidates(num_layouts=len(layouts))
     refused: ConfigError | None = None
-    for done, layout in enumerate(layouts):
-        try:
-            best = _search_layout(shape, cluster, batch_size, space, layout, found)
-        except ConfigError as error:
-            refused = refused or error
-            continue
-        if best is not None:
-            found.ranked.append(best)
-        if on_progress is not None:
-            on_progress(done + 1, len(layouts))
+    for offloads in space.offloads():
+        forms = partial(list_forms, shape, space=space, offloads=offloads)
+        for done, layout in enumerate(layouts):
+            try:
+                best = _search_layout(shape, cluster, batch_size, space, forms(layout), found)
+            except ConfigError as error:
+                refused = refused or error
+                continue
+            if best is not None:
+                found.ranked.append(best)
+            if on_progress is not None:
+                on_progress(done + 1, len(layouts))
+        if found.ranked:
+            break
+        if offloads == ("none",):
+            found.without_host = found.least
     if refused is not None and not found.ranked and not found.nearest:
         raise refused
     if not found.num_costed:
@@ -147,12 +156,12 @@ def _search_layout(
     cluster: Cluster,
     batch_size: int,
     space: SearchSpace,
-    layout: Layout,
+    forms: Iterable[ParallelPlan],
     found: Candidates,
 ) -> Candidate | None:
     """The fastest plan of a layout that fits; those that do not are noted in `found`."""
     best: Candidate | None = None
-    for form in list_forms(shape, layout, space):
+    for form in forms:
         worse, fastest_s = 0, float("inf")
         for size, count in list_micro_batches(form, batch_size, space):
             plan = replace(form, micro_batch_size=size, num_micro_batches=count)
@@ -178,7 +187,7 @@ def _fit(
 ) -> Candidate | None:
     """`plan` with the fastest policy that fits; else the least it needs goes to `found.nearest`."""
     least: Candidate | None = None
-    policies, limit = space.policies, space.limit_bytes(cluster.gpu)
+    policies, gpu = space.policies, cluster.gpu
     # What does not fit with the least kept is not costed with more.
     for policy in (policies[-1], *policies[:-1]):
         plan = replace(plan, recompute=policy)
@@ -186,14 +195,14 @@ def _fit(
         found.num_costed += 1
         if policy == policies[-1]:
             least = candidate
-            if candidate.prediction.peak_bytes > limit:
+            if space.lack_bytes(gpu, candidate.prediction) > 0:
                 break
-        elif candidate.prediction.peak_bytes <= limit:
+        elif space.lack_bytes(gpu, candidate.prediction) == 0:
             return candidate
-    if least is None or least.prediction.peak_bytes <= limit:
+    if least is None or (lack := space.lack_bytes(gpu, least.prediction)) == 0:
         return least
     known = found.nearest.get(least.family)
-    if known is None or least.prediction.peak_bytes < known.prediction.peak_bytes:
+    if known is None or lack < space.lack_bytes(gpu, known.prediction):
         found.nearest[least.family] = least
     return None
 

@@ -1,13 +1,21 @@
 """What a search goes through: layouts, schedules, micro-batches, and the software they are for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from deepseek.planner.cluster import Cluster, Gpu
 from deepseek.planner.footprint import count_usable_bytes
-from deepseek.planner.parallel_plan import ParallelPlan, Precision, Recompute, Schedule
+from deepseek.planner.host import count_usable_host_bytes
+from deepseek.planner.parallel_plan import (
+    Offload,
+    ParallelPlan,
+    Precision,
+    Recompute,
+    Schedule,
+)
+from deepseek.planner.prediction import Prediction
 from deepseek.planner.shape import TransformerShape
 
 Software = Literal["deepseek", "megatron"]
@@ -23,6 +31,8 @@ ALL_SCHEDULES: tuple[Schedule, ...] = (
     *("gpipe", "1f1b", "interleaved_1f1b", "looped_bfs"),
     *("interleaved_zero_bubble", "zbv_zero_bubble"),
 )
+OFFLOADS: tuple[Offload, ...] = ("optimizer", "parameters")
+"""What may wait on the host where nothing fits otherwise."""
 TOKENS_PER_CP = 4096
 """A rank of `cp` has at least so many tokens of a sequence: shorter parts are not searched."""
 
@@ -54,6 +64,8 @@ class SearchSpace:
         max_tp: largest `tp`; 0: the GPUs of a node.
         memory_share: of the device's memory that a plan may take, 0..1.
         is_fused: whether graphs are static, where the schedule can have it so.
+        offload: what waits on the host; `auto`: nothing, or what is fastest where nothing fits
+            otherwise (not in fp16, nor for Megatron-LM, whose ways are others).
     """
 
     software: Software = "deepseek"
@@ -66,10 +78,23 @@ class SearchSpace:
     max_tp: int = 0
     memory_share: float = MEMORY_SHARE
     is_fused: bool = True
+    offload: Offload | Literal["auto"] = "auto"
+
+    def offloads(self) -> list[tuple[Offload, ...]]:
+        """Return what may wait on the host: the next where nothing fits with the one before."""
+        if self.offload != "auto":
+            return [(self.offload,)]
+        may_wait = self.software == "deepseek" and self.precision != "fp16"
+        return [("none",), OFFLOADS] if may_wait else [("none",)]
 
     def limit_bytes(self, gpu: Gpu) -> float:
         """Return the bytes of `gpu` that a plan may take."""
         return min(count_usable_bytes(gpu), self.memory_share * gpu.memory_bytes)
+
+    def lack_bytes(self, gpu: Gpu, prediction: Prediction) -> float:
+        """Return the bytes that a plan has too many on a device, or on its share of the host."""
+        device = prediction.peak_bytes - self.limit_bytes(gpu)
+        return max(0.0, device, prediction.host_bytes - count_usable_host_bytes(gpu.host))
 
 
 @lru_cache(maxsize=1024)
@@ -123,9 +148,9 @@ def _list_cp(shape: TransformerShape, num_gpus: int, space: SearchSpace) -> tupl
 
 
 def list_forms(
-    shape: TransformerShape, layout: Layout, space: SearchSpace
+    shape: TransformerShape, layout: Layout, space: SearchSpace, offloads: Sequence[Offload]
 ) -> Iterator[ParallelPlan]:
-    """Yield plans of a layout, with each schedule and with tokens divided by `tp` or not."""
+    """Yield plans of a layout: each schedule, tokens divided by `tp` or not, each of `offloads`."""
     tokens = shape.context_length // layout.cp
     divides = (True, False) if layout.tp > 1 and tokens % layout.tp == 0 else (False,)
     for schedule, stages in _list_pipelines(shape, layout.pp, space):
@@ -137,7 +162,9 @@ def list_forms(
                 virtual_stages=stages,
                 precision=space.precision,
             )
-            yield adapt_plan(plan, space)
+            for offload in offloads:
+                if offload != "parameters" or (layout.dp_shard > 1 and layout.tp == 1):
+                    yield replace(adapt_plan(plan, space), offload=offload)
 
 
 def _list_pipelines(

@@ -31,6 +31,8 @@ class TransformerShape:
         head_dim: width of a head; `dim / heads` where 0.
         num_experts: feed-forward networks of a layer; 1 without mixture.
         active_experts: of them a token goes through.
+        trained_share: of the weights, above 0 and up to 1; the others are frozen, and have neither
+            gradient nor optimizer state. Every matrix is taken to have this share.
     """
 
     name: str
@@ -50,6 +52,7 @@ class TransformerShape:
     head_dim: int = 0
     num_experts: int = 1
     active_experts: int = 1
+    trained_share: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "dim", "heads", "vocab_size", "context_length", "num_experts"):
@@ -58,6 +61,11 @@ class TransformerShape:
                     f"{name}={getattr(self, name)} of shape {self.name!r} must be 1 or more.",
                     fix=f"set {name}",
                 )
+        if not 0 < self.trained_share <= 1:
+            raise ConfigError(
+                f"trained_share={self.trained_share} of shape {self.name!r} is no share.",
+                fix="give the share of the weights that are trained, above 0 and up to 1",
+            )
         if self.head_dim == 0 and self.dim % self.heads:
             raise ConfigError(
                 f"heads={self.heads} does not divide dim={self.dim} of shape {self.name!r}.",

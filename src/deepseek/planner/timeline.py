@@ -16,7 +16,7 @@ from deepseek.planner.pipeline import LOOPED
 from deepseek.planner.prediction import Prediction
 from deepseek.planner.shape import TransformerShape
 
-Kind = Literal["forward", "backward", "weights", "communication", "optimizer"]
+Kind = Literal["forward", "backward", "weights", "communication", "optimizer", "host"]
 SPLITS_BACKWARD = ("interleaved_zero_bubble", "zbv_zero_bubble")
 
 
@@ -131,8 +131,11 @@ def draw_up(
     ends: tuple[tuple[Kind, float], ...] = (
         ("communication", prediction.time_s["dp"]),
         ("optimizer", prediction.time_s["optimizer"]),
+        ("host", prediction.time_s["host"]),
     )
     for kind, seconds in ends:
+        if kind == "host" and not seconds:
+            continue
         passes += [Pass(rank, kind, 0, 0, end_s, end_s + seconds) for rank in range(plan.pp)]
         end_s += seconds
     return passes

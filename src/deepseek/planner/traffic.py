@@ -28,7 +28,7 @@ def count_sent(model: TransformerShape, plan: ParallelPlan, pp_rank: int = 0) ->
         "cp": passes * (count_context_passes(plan) + 2) * count_context_bytes(model, plan)
         * _share(plan.cp),
         "pp": plan.num_micro_batches * _count_sends(plan, pp_rank) * boundary / plan.tp,
-        "data": _count_data_bytes(plan, local),
+        "data": _count_data_bytes(plan, local, model.trained_share),
     }  # fmt: skip
 
 
@@ -80,15 +80,15 @@ def _count_sends(plan: ParallelPlan, pp_rank: int) -> int:
     return 2 * plan.virtual_stages - ends
 
 
-def _count_data_bytes(plan: ParallelPlan, local: float) -> float:
+def _count_data_bytes(plan: ParallelPlan, local: float, trained: float) -> float:
     """Of gathering weights and reducing gradients, `local` weights on a rank before sharding."""
     shards = count_shards(plan)
     if shards == 1:
         back = plan.weight_bytes if plan.shards_optimizer else plan.gradient_bytes
         copies = plan.dp_replicate * plan.cp
-        return (plan.gradient_bytes + back) * local * _share(copies)
+        return (plan.gradient_bytes + back) * trained * local * _share(copies)
     gathers, reductions = count_rounds(plan)
-    weights, gradients = plan.weight_bytes * local, plan.gradient_bytes * local
+    weights, gradients = plan.weight_bytes * local, plan.gradient_bytes * trained * local
     gathered = gathers * weights * (2 if plan.frees_weights else 1)
     copies = 2 * reductions * gradients / shards * _share(plan.dp_replicate)
     return (gathered + reductions * gradients) * _share(shards) + copies

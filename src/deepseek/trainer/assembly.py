@@ -259,7 +259,7 @@ def _spread(
         compiles=world.is_distributed and "static" in (config.graph, engine.graph),
         takes_divided_logits=task.takes_divided_logits and wanted is not False,
         has_unused=trains and _leaves_weights_out(engine, world),
-        trains=trains,
+        wraps=trains and not config.optimizer_in_backward,
         offloads=config.offload == "parameters",
     )
 

@@ -8,10 +8,12 @@ else                                     fully sharded
 """
 
 import os
+from typing import Literal
 
 import torch
 
 from deepseek.config import TrainerConfig, validate_settings
+from deepseek.config.lora import LoraConfig
 from deepseek.datasets import DataSpec
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
@@ -20,14 +22,15 @@ from deepseek.models.zoo import name_of
 from deepseek.parallel.plan import ELEMENTWISE
 from deepseek.parallel.world import processes
 from deepseek.planner import Cluster, SearchSpace, TransformerShape, choose_settings
+from deepseek.planner.adapters import with_adapters
 from deepseek.planner.hardware import match_gpu
 from deepseek.planner.model_source import shape_of_own
-from deepseek.planner.parallel_plan import Recompute
+from deepseek.planner.parallel_plan import Offload, Recompute
 from deepseek.planner.run_settings import MEMORY
 from deepseek.trainer.planning import plan_run
 from deepseek.trainer.throughput import total_memory_bytes
 
-CHOSEN = ("parallel", "grad_accum_steps", "memory")
+CHOSEN = ("parallel", "grad_accum_steps", "memory", "offload")
 STATE_BYTES = 16
 """Of a weight in training: itself, its gradient and two moments, in float32."""
 STATE_SHARE = 0.5
@@ -52,7 +55,7 @@ def choose_parallel(
     memory_bytes = total_memory_bytes(device)
     if device.type == "cuda":
         gpu = match_gpu(torch.cuda.get_device_name(device), memory_bytes)
-        shape = shape_of(engine, spec)
+        shape = shape_of(engine, spec, config.lora)
         if gpu is not None and shape is not None:
             cluster = Cluster(gpu, num_processes, per_host)
             chosen = ask_planner(config, shape, cluster)
@@ -69,8 +72,16 @@ def choose_parallel(
     ), reason
 
 
-def shape_of(engine: ModelEngine, spec: DataSpec) -> TransformerShape | None:
-    """Return the sizes of a transformer of ours as it will be trained, `None` for another model."""
+def shape_of(
+    engine: ModelEngine, spec: DataSpec, lora: LoraConfig | None = None
+) -> TransformerShape | None:
+    """Return the sizes of a transformer of ours as it will be trained, `None` for another model.
+
+    Args:
+        engine: the model, on any device, without the adapters that it will have.
+        spec: what the data hold.
+        lora: settings of the adapters.
+    """
     module = engine.module
     name = name_of(module) if isinstance(module, Classifier) else None
     if name is None or "inputs" not in spec.fields:
@@ -80,9 +91,10 @@ def shape_of(engine: ModelEngine, spec: DataSpec) -> TransformerShape | None:
     if len(tokens) == 1:
         args["context_length"] = tokens[0]
     try:
-        return shape_of_own(name, args, spec.num_classes if name == "gpt" else 0).shape
+        shape = shape_of_own(name, args, spec.num_classes if name == "gpt" else 0).shape
     except ConfigError:
         return None
+    return shape if lora is None else with_adapters(shape, name, lora)
 
 
 def ask_planner(
@@ -104,12 +116,20 @@ def ask_planner(
         precision=config.precision if config.precision in ("fp16", "fp32") else "bf16",
         policies=allowed,
         is_fused=config.graph == "static",
+        offload=_offload(config),
     )
     try:
         chosen = choose_settings(shape, cluster, config.batch_size, space)
     except ConfigError:  # nothing fits, or divides: what to do then is told by who looks closer
         return None
-    return _changed(config, {name: chosen[name] for name in CHOSEN})
+    return _changed(config, {name: chosen[name] for name in CHOSEN if name in chosen})
+
+
+def _offload(config: TrainerConfig) -> Literal["auto"] | Offload:
+    """Return what waits on the host: what the settings say; `auto` where they say nothing."""
+    if config.offload == "activations" or config.optimizer_in_backward:
+        return "none"
+    return "auto" if config.offload == "none" else config.offload
 
 
 def _works(config: TrainerConfig, engine: ModelEngine, spec: DataSpec) -> bool:

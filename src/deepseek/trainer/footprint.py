@@ -16,6 +16,7 @@ from deepseek.datasets.token_masking import SHARE
 from deepseek.errors import ConfigError
 from deepseek.memory.simulation import Simulated, simulate_step
 from deepseek.models import Encoder
+from deepseek.parallel.plan import ELEMENTWISE
 from deepseek.trainer.console import MIB
 from deepseek.trainer.memory_budget import NAMES
 from deepseek.trainer.optimizer import Optimizer
@@ -48,6 +49,7 @@ class Footprint:
         average: moving average of the weights.
         step: activations, gradients and what kernels hand on for a moment, at their most.
         activations: of these, what is kept from forward to backward.
+        logits: of the activations, the outputs and what the loss makes of them.
         gradients: of all that is trained.
         host: activations that wait on the host of an accelerator, beside the peak.
     """
@@ -58,6 +60,7 @@ class Footprint:
     average: int
     step: int
     activations: int
+    logits: int
     gradients: int
     host: int
 
@@ -68,10 +71,11 @@ class Footprint:
 
     def describe(self) -> str:
         """Return it in words."""
+        logits = self.logits if self.logits >= MIB else 0
         parts = [
             ("process", self.process), ("weights", self.weights), ("optimizer", self.optimizer),
             ("average", self.average), ("gradients", self.gradients),
-            ("activations", self.activations),
+            ("activations", self.activations - logits), ("logits", logits),
         ]  # fmt: skip
         shown = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in parts if size)
         on_host = f" and {self.host / MIB:,.0f} MiB on the host" if self.host else ""
@@ -99,6 +103,7 @@ def predict_footprint(trainer: "Trainer") -> Footprint | None:
         average=held["average"],
         step=max(simulated.peak_bytes, simulated.gradient_bytes),
         activations=simulated.activation_bytes,
+        logits=simulated.logits_bytes,
         gradients=simulated.gradient_bytes,
         host=simulated.host_bytes,
     )
@@ -123,9 +128,15 @@ def _saver_savings(trainer: "Trainer") -> str:
         parts["offload=activations"] = _copied_bytes(trainer)
     if config.param_dtype == "fp32" and name in BF16_OPTIMIZERS and config.ema_decay is None:
         parts["param_dtype=bf16"] = trained  # half of weights, and of gradients
-    is_one = assembly.step.micro_batch_size >= config.batch_size
-    if not config.optimizer_in_backward and is_one and not trainer.world.is_distributed:
+    share = assembly.step.micro_batch_size * trainer.world.plan.num_shares
+    is_one = share >= config.batch_size
+    plan = trainer.world.plan
+    if not config.optimizer_in_backward and is_one and plan.tp == plan.pp == 1:
         parts["optimizer_in_backward=true"] = trained - max(w.nbytes for w in weights)
+    if plan.world_size == plan.dp_replicate > 1 and config.optimizer.lower() in ELEMENTWISE:
+        held = sum(weight.local.nbytes for weight in assembly.step.parallel.weights.weights)
+        whole = held + trained + state
+        parts["parallel=fsdp"] = whole - whole // plan.world_size
     shown = [f"{saver} {size / MIB:,.0f} MiB" for saver, size in parts.items() if size >= MIB]
     return f"less by {', '.join(shown)}" if shown else ""
 

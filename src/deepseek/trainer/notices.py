@@ -18,6 +18,8 @@ def note_halved(trainer: "Trainer", micro_batch_size: int) -> None:
         "out_of_memory", step=trainer.step, micro_batch_size=micro_batch_size, message=text
     )
     trainer.recorder.console.line(text)
+    if trainer.footprint is not None:
+        trainer.recorder.console.line(f"alive at the peak: {trainer.footprint.describe()}")
     if savings := describe_savings(trainer):
         trainer.recorder.console.line(savings)
 

@@ -10,6 +10,7 @@ from deepseek.models.zoo import name_of
 from deepseek.planner import Cluster, ParallelPlan, find_gpu, predict
 from deepseek.planner.model_source import ModelSource, shape_of_own
 from deepseek.planner.parallel_plan import Recompute
+from deepseek.planner.predict import train_some
 from deepseek.planner.run_settings import MEMORY
 from deepseek.planner.traffic import count_sent
 
@@ -62,15 +63,22 @@ def forecast(trainer: "Trainer", source: ModelSource | None, notes: list[str]) -
     """
     if source is None:
         return None
-    plan = plan_of(trainer)
+    plan, shape = plan_of(trainer), train_some(source.shape, _count_trained(trainer))
     try:
-        predicted = predict(source.shape, Cluster(find_gpu(GPU), plan.world_size), plan)
+        predicted = predict(shape, Cluster(find_gpu(GPU), plan.world_size), plan)
     except ConfigError as error:
         notes.append(f"no figures of the planner: {error.message}")
         return None
     rank = trainer.world.coordinate("pp")
     memory = _by_category(predicted.memory[rank], plan)
-    return Forecast(memory, count_sent(source.shape, plan, rank), source.note)
+    return Forecast(memory, count_sent(shape, plan, rank), source.note)
+
+
+def _count_trained(trainer: "Trainer") -> float:
+    """Return the weights that are trained, by their number; 1.0, all of them, if none is frozen."""
+    assembly = trainer.assembly
+    is_whole = assembly.num_trainable == assembly.num_parameters
+    return 1.0 if is_whole else float(assembly.num_trainable)
 
 
 def plan_of(trainer: "Trainer") -> ParallelPlan:
@@ -100,6 +108,6 @@ def _by_category(memory: dict[str, float], plan: ParallelPlan) -> dict[str, floa
     count = memory["weights"] / plan.weight_bytes
     return memory | {
         "weights": count * plan.master_bytes,
-        "optimizer": count * plan.state_bytes,
+        "optimizer": memory["optimizer"] - count * plan.master_bytes,
         "buffers": memory["buffers"] + count * plan.weight_bytes,
     }

@@ -380,14 +380,17 @@ class TrainStep:
             accumulated: what `accumulate` returned.
             wants_stop: whether this rank wants the run to end after the step.
         """
-        if self.in_backward is not None:
-            return self._measured_alone(accumulated, self.in_backward.norm(), wants_stop)
-        grads = self.parallel.take_gradients()
+        grads = [] if self.in_backward is not None else self.parallel.take_gradients()
         if self.precision.needs_scaler:
             self.scaler.unscale_(self.optimizer)
         if not self._world.is_distributed:
-            return self._measured_alone(accumulated, total_norm(grads), wants_stop)
-        squares = self.parallel.weights.sum_of_squares(total_norm)
+            updated = self.in_backward
+            norm = total_norm(grads) if updated is None else updated.sum_of_squares().sqrt()
+            return self._measured_alone(accumulated, norm, wants_stop)
+        if self.in_backward is not None:
+            squares = float(self.in_backward.sum_of_squares())
+        else:
+            squares = self.parallel.weights.sum_of_squares(total_norm)
         speaks = self._world.speaks_for_outputs
         sums = self._world.agree(
             [

@@ -1,6 +1,7 @@
 """How weights are updated: all at once, weight by weight, or in the backward pass."""
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from deepseek.config import TrainerConfig
 from deepseek.errors import ConfigError
 from deepseek.memory.weightwise import BackwardUpdate, HostState, WeightwiseOptimizer
 from deepseek.parallel.apply import ParallelModel
-from deepseek.parallel.plan import Plan
+from deepseek.parallel.data import average_gradients
 from deepseek.parallel.world import World
 from deepseek.trainer.optimizer import Optimizer
 
@@ -23,38 +24,42 @@ def choose_update(
     """Return what steps weight by weight, and what does so in the backward pass.
 
     Raises:
-        ConfigError: the weights are on several ranks.
+        ConfigError: ranks cannot update in the backward pass under this plan.
     """
     host = HostState() if config.offload == "optimizer" else None
     if config.optimizer_in_backward:
-        if parallel.world.is_distributed:
-            raise _several_ranks(parallel.world.plan)
+        world = parallel.world
+        if world.is_distributed:
+            _check_ranks(parallel)
         weightwise = WeightwiseOptimizer(optimizer, host)
-        weights = parallel.weights.named_trained()
-        return weightwise, BackwardUpdate(weightwise, weights)
+        copies = world.is_distributed and not world.plan.uses_fsdp
+        average = partial(_average, world) if copies else None
+        return weightwise, BackwardUpdate(weightwise, parallel.weights.trained, average)
     return (None if host is None else WeightwiseOptimizer(optimizer, host)), None
 
 
-def _several_ranks(plan: Plan) -> ConfigError:
-    """Return why ranks cannot update in the backward pass.
+def _average(world: World, gradient: Tensor) -> None:
+    average_gradients([gradient], world.group("data"), world.plan.settings)
 
-    DDP has the gradient of a weight in a bucket with others, which stays from step to step. FSDP2
-    has a rank's part of it as soon as it is reduced; but then an update cannot be taken back on all
-    ranks when one of them runs out of memory, or finds the step bad.
+
+def _check_ranks(parallel: ParallelModel) -> None:
+    """Refuse plans under which a gradient is not whole when the backward pass has made it.
+
+    DDP has the gradient of a weight in a bucket with others, which stays from step to step: copies
+    of a model do without it, and average each gradient by itself.
     """
-    why = "a pipeline or tp adds up parts of gradients after the backward pass"
-    if plan.uses_fsdp:
-        why = (
-            "ranks agree that none has run out of memory after the backward pass, before an update"
+    plan, why = parallel.world.plan, ""
+    if plan.pp > 1 or plan.tp > 1:
+        why = "a pipeline or tp adds up parts of gradients after the backward pass"
+    elif plan.settings.compression == "powersgd":
+        why = "compression=powersgd needs buckets of many gradients"
+    elif parallel.has_unused and not plan.uses_fsdp:
+        why = "the model leaves weights out in some steps: ranks would wait for each other's"
+    if why:
+        raise ConfigError(
+            f"optimizer_in_backward=true with parallel={plan.describe()}: {why}",
+            fix="set optimizer_in_backward to false, or use fsdp or dp alone",
         )
-    elif plan.pp == 1 and plan.tp == 1:
-        why = "gradients are reduced in buckets of many weights, which are not freed: none is saved"
-    fix = "set optimizer_in_backward to false"
-    if not plan.uses_fsdp:
-        fix += "; parallel=fsdp divides gradients between ranks"
-    return ConfigError(
-        f"optimizer_in_backward=true with parallel={plan.describe()}: {why}", fix=fix
-    )
 
 
 def check_offload(config: TrainerConfig, world: World) -> None:

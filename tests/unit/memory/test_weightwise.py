@@ -6,6 +6,7 @@ from torch import nn
 
 from deepseek.errors import ConfigError
 from deepseek.memory.weightwise import BackwardUpdate, HostState, WeightwiseOptimizer
+from deepseek.parallel.layout import LocalWeights
 from deepseek.trainer import OPTIMIZERS, Optimizer
 from deepseek.trainer.update import NEEDS_ALL_WEIGHTS
 
@@ -47,7 +48,7 @@ def test_every_optimizer_takes_the_same_step_in_the_backward_pass(name):
     optimizer, other = Optimizer(name).bind(model), Optimizer(name).bind(twin)
     train(model, optimizer, optimizer.step)
     weightwise = WeightwiseOptimizer(other)
-    in_backward = BackwardUpdate(weightwise, dict(twin.named_parameters()))
+    in_backward = BackwardUpdate(weightwise, LocalWeights([twin]).trained)
     for step in range(3):
         with in_backward.armed(1e-2 / (1 + step)):
             loss_of(twin, step).backward()
@@ -66,17 +67,17 @@ def test_the_norm_is_that_of_the_whole_gradient():
     loss_of(model, 0).backward()
     expected = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
     weightwise = WeightwiseOptimizer(Optimizer("adamw").bind(twin))
-    in_backward = BackwardUpdate(weightwise, dict(twin.named_parameters()))
+    in_backward = BackwardUpdate(weightwise, LocalWeights([twin]).trained)
     with in_backward.armed(1e-3):
         loss_of(twin, 0).backward()
-    torch.testing.assert_close(in_backward.norm(), expected)
+    torch.testing.assert_close(in_backward.sum_of_squares().sqrt(), expected)
 
 
 def test_passes_outside_leave_gradients_and_weights_alone():
     model = make_model()
     before = [p.detach().clone() for p in model.parameters()]
     weightwise = WeightwiseOptimizer(Optimizer("adamw").bind(model))
-    BackwardUpdate(weightwise, dict(model.named_parameters()))
+    BackwardUpdate(weightwise, LocalWeights([model]).trained)
     loss_of(model, 0).backward()
     assert all(p.grad is not None for p in model.parameters())
     assert all(torch.equal(p, was) for p, was in zip(model.parameters(), before, strict=True))
@@ -85,7 +86,7 @@ def test_passes_outside_leave_gradients_and_weights_alone():
 def test_a_gradient_in_two_parts_is_refused_by_name():
     model = make_model()
     weightwise = WeightwiseOptimizer(Optimizer("adamw").bind(model))
-    in_backward = BackwardUpdate(weightwise, dict(model.named_parameters()))
+    in_backward = BackwardUpdate(weightwise, LocalWeights([model]).trained)
     with in_backward.armed(1e-3):
         loss_of(model, 0).backward()
         with pytest.raises(ConfigError, match=r"3.bias gets its gradient in more than one part"):

@@ -92,8 +92,15 @@ def test_scaling_is_planned_up_to_16384_gpus_and_speed_falls_in_the_end(report):
 
 
 def test_the_page_says_what_is_missing_where_nothing_fits():
-    page = render_page(make_report("llama3-70b", 8, 64))
+    page = render_page(make_report("llama3-70b", 8, 64, offload="none"))
     assert "nothing fits" in page
+
+
+def test_the_page_says_what_waits_on_the_host():
+    page = render_page(make_report("llama3-70b", 8, 64))
+    assert "offload parameters" in page
+    assert "GiB of the memory of a node with 8 GPUs" in page
+    assert "copies to and from the host" in page
 
 
 def test_the_page_is_written_where_it_can_be(report, tmp_path):

@@ -65,4 +65,5 @@ def test_the_best_settings_are_chosen_or_the_lack_is_told():
     settings = choose_settings(find_shape("llama2-7b"), cluster, 256)
     assert settings["parallel"] == {"dp_shard": 8}
     with pytest.raises(ConfigError, match="no plan of 8 x h100 fits llama3-70b"):
-        choose_settings(find_shape("llama3-70b"), cluster, 256)
+        choose_settings(find_shape("llama3-70b"), cluster, 256, SearchSpace(offload="none"))
+    assert choose_settings(find_shape("llama3-70b"), cluster, 256)["offload"] == "parameters"

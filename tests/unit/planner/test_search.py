@@ -1,3 +1,4 @@
+import time
 from dataclasses import replace
 
 import pytest
@@ -92,7 +93,8 @@ def test_the_fastest_plan_is_that_of_a_search_without_shortcuts():
 def test_more_memory_is_never_slower_and_less_never_fits_more():
     shape, cluster = find_shape("gpt3-13b"), Cluster(A100, 16)
     shares = (0.3, 0.6, 0.9)
-    found = [search(shape, cluster, 128, SearchSpace(memory_share=share)) for share in shares]
+    spaces = [SearchSpace(memory_share=share, offload="none") for share in shares]
+    found = [search(shape, cluster, 128, space) for space in spaces]
     counts = [len(entry.ranked) for entry in found]
     times = [entry.ranked[0].prediction.step_s for entry in found if entry.ranked]
     assert counts == sorted(counts)
@@ -100,7 +102,7 @@ def test_more_memory_is_never_slower_and_less_never_fits_more():
 
 
 def test_what_does_not_fit_is_kept_by_family_with_the_least_that_it_needs():
-    found = search(find_shape("llama3-70b"), Cluster(H100, 8), 128)
+    found = search(find_shape("llama3-70b"), Cluster(H100, 8), 128, SearchSpace(offload="none"))
     assert found.best is None
     assert found.least.prediction.peak_bytes == min(
         c.prediction.peak_bytes for c in found.nearest.values()
@@ -117,8 +119,9 @@ def test_long_sequences_are_divided_and_short_ones_are_not():
 
 
 def test_a_trillion_weights_on_3072_gpus_are_searched_in_seconds():
+    began = time.process_time()  # not what a busy machine adds to it
     found = search(find_shape("megatron-1t"), Cluster(A100, 3072), 3072)
-    assert found.search_s < 30  # a tenth of a second to a second; a bound for a busy machine
+    assert time.process_time() - began < 10
     assert found.best.plan.pp > 1
     assert 1 < found.best.plan.tp <= 8
 

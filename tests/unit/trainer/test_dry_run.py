@@ -57,6 +57,7 @@ def left_out(run):
 QUICK = {
     ("gpt", "dp8"), ("gpt", "fsdp2-tp4"), ("gpt", "dp8-fsdp8-tp4-pp2"), ("vit", "tp2-pp2-cp2"),
     ("encoder", "cp4"), ("fsdp8", "pointwise"), ("pp4", "full"), ("resnet18", "dp8"),
+    ("tp4", "selective"),
 }  # fmt: skip
 
 
@@ -96,12 +97,32 @@ def test_schedules_can_be_walked(schedule):
 
 @pytest.mark.parametrize(
     ("plan", "memory"),
-    often(("fsdp8", "pointwise"), ("pp4", "full"), ("fsdp8", "selective"), ("tp4", "full")),
+    often(
+        ("fsdp8", "pointwise"),
+        ("pp4", "full"),
+        ("fsdp8", "selective"),
+        ("tp4", "full"),
+        ("tp4", "selective"),
+        ("fsdp2-tp4", "pointwise"),
+    ),
 )
 def test_a_policy_keeps_less_on_paper(plan, memory):
     kept = walk("gpt", plan, memory=memory)
     assert not left_out(kept)
     assert kept.peak["activations"] < walk("gpt", plan).peak["activations"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp32", marks=pytest.mark.long)])
+def test_ranks_of_tp_keep_no_activation_that_is_cheap_to_make_again(precision):
+    # what norms make is gathered before it is kept, but for the last one
+    kept = {
+        memory: walk("gpt", "tp2", 2, precision=precision, memory=memory).peak["activations"]
+        for memory in ("off", "pointwise", "selective")
+    }
+    item, tokens = 2 if precision == "bf16" else 4, 64 * 16
+    hidden = 4 * item * tokens * 4 * 32 // 2  # of 4 layers
+    assert kept["off"] - kept["pointwise"] == hidden + item * tokens * 32
+    assert kept["pointwise"] - kept["selective"] == hidden
 
 
 @pytest.mark.parametrize(
@@ -183,6 +204,7 @@ def test_the_planner_agrees_with_what_is_walked():
     [
         ("tp2", {}),
         ("cp2", {}),
+        ("tp2", {"memory": "pointwise"}),
         pytest.param("dp2-tp2", {}, marks=pytest.mark.long),
         pytest.param("fsdp2-cp2", {"memory": "pointwise"}, marks=pytest.mark.long),
         pytest.param("cp4", {"memory": "pointwise"}, marks=pytest.mark.long),
@@ -200,6 +222,28 @@ def test_the_planner_counts_what_ranks_keep_of_what_they_gather(plan, settings):
     assert run.forecast is not None
     assert run.forecast.memory["logits"] == pytest.approx(run.peak["logits"], rel=0.01)
     assert sum(run.forecast.memory.values()) == pytest.approx(run.peak_bytes, rel=0.1)
+
+
+def test_the_planner_counts_of_a_model_with_adapters_what_they_train():
+    def build():
+        with torch.device("meta"):
+            model = GPT(1024, num_layers=4, dim=256, heads=4, num_classes=8000)
+        data = TokenDataset(np.zeros(9 * 1024, np.int64), 1024, [str(i) for i in range(8000)])
+        settings = {"batch_size": 8, "precision": "bf16", "lora": {"rank": 8}}
+        return Trainer(model, data, parallel="dp2", device="cpu", max_steps=1, **settings)
+
+    run = dry_run(build, world_size=2)
+    assert run.forecast is not None
+    trained = run.held["gradients"]
+    assert run.peak["gradients"] == trained < 0.05 * run.held["weights"]
+    assert run.peak["optimizer"] == pytest.approx(2 * trained, rel=0.01)
+    for name in ("gradients", "optimizer"):
+        assert run.forecast.memory[name] == pytest.approx(run.peak[name], rel=0.01), name
+    # the weights of adapters themselves are left out
+    assert run.forecast.memory["weights"] == pytest.approx(run.peak["weights"], rel=0.03)
+    assert sum(run.forecast.memory.values()) == pytest.approx(run.peak_bytes, rel=0.05)
+    sent = sum(each.sent_bytes for each in run.traffic)
+    assert run.forecast.sent["data"] == pytest.approx(sent, rel=0.01)
 
 
 @pytest.mark.parametrize("memory", ["off", "pointwise"])

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -219,6 +220,10 @@ def test_the_peak_is_predicted_by_category_and_compared(tmp_path, capsys):
         assert f"{category} " in predicted
     summary = json.loads((trainer.folder.path / "summary.json").read_text())
     assert summary["predicted_memory_bytes"] == trainer.footprint.peak
+    logits = 8 * 64 * 64 * 4  # 50 tokens of the vocabulary, padded
+    assert logits <= trainer.footprint.logits < trainer.footprint.activations
+    shown = replace(trainer.footprint, logits=3 << 20, activations=8 << 20).describe()
+    assert "activations 5, logits 3)" in shown
 
 
 def test_a_prediction_is_compared_with_what_was_used(tmp_path, capsys, monkeypatch):
@@ -250,9 +255,11 @@ def test_what_would_save_memory_is_told_where_it_runs_out(tmp_path, capsys, monk
 
     monkeypatch.setattr(TrainStep, "accumulate_once", fail_once)
     train(tmp_path, "off", loggers=["console"])
-    [said] = [
-        line for line in capsys.readouterr().out.splitlines() if "a micro-batch needs" in line
-    ]
+    lines = capsys.readouterr().out.splitlines()
+    [alive] = [line for line in lines if line.startswith("alive at the peak")]
+    assert "weights" in alive
+    assert "activations" in alive
+    [said] = [line for line in lines if "a micro-batch needs" in line]
     sizes = [float(word) for word in re.findall(r"([\d.]+) MiB", said)]
     assert [name in said for name in ("pointwise", "selective", "full")] == [True] * 3
     assert sizes == sorted(sizes, reverse=True)

@@ -56,7 +56,8 @@ def left_out(run):
 
 QUICK = {
     ("gpt", "dp8"), ("gpt", "fsdp2-tp4"), ("gpt", "dp8-fsdp8-tp4-pp2"), ("vit", "dp2-tp2"),
-    ("vit", "tp2-pp2-cp2"), ("encoder", "cp4"), ("fsdp8", "pointwise"), ("pp4", "full"), ("resnet18", "dp8"),
+    ("vit", "tp2-pp2-cp2"), ("encoder", "cp4"), ("fsdp8", "pointwise"), ("pp4", "full"),
+    ("resnet18", "dp8"),
 }  # fmt: skip
 
 

@@ -27,7 +27,8 @@ import typer.models
 
 from deepseek.cli.main import app, run
 
-PAGES = Path(__file__).absolute().parents[1] / "docs" / "commands"
+ROOT = Path(__file__).absolute().parents[1]
+PAGES = ROOT / "docs" / "commands"
 EXAMPLE = "## Example"
 MAX_LINES = 40
 WIDTH = 100
@@ -151,9 +152,10 @@ EXAMPLES = {
         ("config check trainer.epochs=5",), "[Configuration](../config.md)", DIGITS[:1], keep=30
     ),
     "bench": Example(("bench --budget 1m",), "[Bench](../bench.md)", keep=40),
+    "reproduce": Example(("reproduce",), "[Reproduced papers](../reproduce.md)"),
     "version": Example(("version",), "[Install](../install.md)"),
     "online": Example(
-        ("online serve online.yaml --port 0 &",),
+        ("online serve online.yaml --port 0 &", "online status online.yaml"),
         "[Online learning](../online.md)",
         ("train clicks.yaml",),
     ),
@@ -343,6 +345,7 @@ def make_inputs() -> None:
     from safetensors.torch import save_file
     from torchvision.models import resnet18
 
+    Path("reproduce").symlink_to(ROOT / "reproduce")
     torch.manual_seed(0)
     save_file(resnet18(num_classes=10).state_dict(), "resnet.safetensors")
     Path("rhyme.txt").write_text("the cat sat on the mat. the dog sat on the log. " * 200)

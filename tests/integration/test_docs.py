@@ -38,8 +38,8 @@ from deepseek.config import (
 )
 from deepseek.config.parallel import ParallelConfig
 from deepseek.errors import DeepSeekError
-from deepseek.models.zoo import ARCHITECTURES
-from deepseek.trainer import LOGGERS, RUN_OUTPUTS
+from deepseek.models import ARCHITECTURES
+from deepseek.trainer import LOGGERS, RUN_OUTPUTS, SCHEDULES, TASKS
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("DEEPSEEK_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -53,6 +53,7 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     *DOCS,
 ]
+REGISTRIES = (ARCHITECTURES, LOGGERS, RUN_OUTPUTS, SCHEDULES, TASKS)
 BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>[^\n]+?) -->\n)?^```(?P<language>\S*)[^\n]*\n(?P<body>.*?)^```$",
     re.M | re.S,
@@ -66,7 +67,7 @@ def in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPSEEK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data_home"))
     handler = signal.getsignal(signal.SIGTERM)
-    for registry in (ARCHITECTURES, LOGGERS, RUN_OUTPUTS):  # what a page adds goes with it
+    for registry in REGISTRIES:  # what a page adds goes with it
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     yield
     signal.signal(signal.SIGTERM, handler)

@@ -20,7 +20,7 @@ _LAZY = {
     "bench_machine": "deepseek.bench.machine_bench",
     "write_page": "deepseek.bench.page",
 }
-__all__ = list(_LAZY)
+__all__ = ["BenchResult", "Rate", "TrainingRate", "bench_machine", "write_page"]
 
 
 def __getattr__(name: str):

@@ -11,10 +11,10 @@ from deepseek.config.lora import LoraConfig
 from deepseek.config.memory import MemorySetting
 from deepseek.config.memory_rules import find_backward_problem, find_bf16_problem
 from deepseek.config.parallel import ParallelConfig
+from deepseek.config.schedule import ScheduleName
 from deepseek.config.settings import Auto, BetaPair, Number, Settings, Switch, Whole, unit
 
 _PLAN_TEXT = {"type": "string", "examples": ["auto", "dp2-tp2-pp2", "fsdp8"]}
-Schedule = Literal["cosine", "linear", "constant", "wsd", "one_cycle", "polynomial"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
 Offload = Literal["none", "activations", "optimizer", "parameters"]
 BadStepPolicy = Literal["abort", "skip", "rollback"]
@@ -51,8 +51,9 @@ class TrainerConfig(Settings):
     """Momentum of SGD; the Adam family has `betas` instead. `auto`: 0.9 for sgd and rmsprop."""
     betas: BetaPair | Auto = "auto"
     """Decay of the first and second moment, for the Adam family. `auto`: the optimizer's own."""
-    schedule: Schedule = "cosine"
-    """Shape of the learning rate between the warm-up and the end of the run."""
+    schedule: ScheduleName = "cosine"
+    """Shape of the learning rate between the warm-up and the end of the run: `constant`, `linear`,
+    `cosine`, `polynomial`, `wsd`, `one_cycle`, or one of a plug-in."""
     warmup: Warmup = Field(default="auto", json_schema_extra=unit("optimizer steps"))
     """Rise of the learning rate from zero: steps if whole, a share of the run if below 1."""
     min_lr_share: Number = Field(default=0.01, ge=0, le=1, json_schema_extra=unit("share of lr"))
@@ -287,7 +288,7 @@ class TrainerSettings(TypedDict, total=False):
     weight_decay: float | Auto
     momentum: float | Auto
     betas: tuple[float, float] | Auto
-    schedule: Schedule
+    schedule: str
     warmup: int | float | Auto
     min_lr_share: float
     precision: Precision

@@ -12,6 +12,7 @@ from deepseek.datasets.image_dataset import ImageDataset as ImageDataset
 from deepseek.datasets.infer_spec import infer_spec as infer_spec
 from deepseek.datasets.interaction_dataset import InteractionDataset as InteractionDataset
 from deepseek.datasets.joint_dataset import JointDataset as JointDataset
+from deepseek.datasets.loader import INPUT_FORMATS as INPUT_FORMATS
 from deepseek.datasets.loader import DataLoader as DataLoader
 from deepseek.datasets.multi_task_dataset import MultiTaskDataset as MultiTaskDataset
 from deepseek.datasets.normalization import Normalization as Normalization

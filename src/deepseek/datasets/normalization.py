@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from jaxtyping import Num
 from torch import Tensor
+from torch._guards import active_fake_mode
 
 from deepseek.errors import ConfigError
 
@@ -54,7 +55,9 @@ class Normalization:
             )
         range_ = 255.0 if images.dtype == torch.uint8 else 1.0
         # Traced code must see fresh constants: a cached tensor would be lifted or warned about.
-        make = _make_scale_shift if torch.compiler.is_compiling() else _cached_scale_shift
+        # On paper they are fake, and must not be kept for real pictures of later.
+        is_traced = torch.compiler.is_compiling() or active_fake_mode() is not None
+        make = _make_scale_shift if is_traced else _cached_scale_shift
         scale, shift = make(self.mean, self.std, range_, images.device)
         if _is_pixel_by_pixel(images):
             return _apply_to_rows(images, scale, shift).to(dtype)

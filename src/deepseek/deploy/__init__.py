@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from deepseek.deploy.quantization.quantize import Calibration as Calibration
     from deepseek.deploy.quantization.quantize import quantize as quantize
     from deepseek.deploy.quantization.result import Quantization as Quantization
+    from deepseek.deploy.report import write_report as write_report
+    from deepseek.deploy.runtimes import RUNTIMES as RUNTIMES
     from deepseek.deploy.scoring import Outcome as Outcome
     from deepseek.deploy.scoring import Scoring as Scoring
     from deepseek.deploy.scoring import find_items as find_items
@@ -38,6 +40,7 @@ _LAZY = {
     "Outcome": "deepseek.deploy.scoring",
     "Pruning": "deepseek.deploy.pruning.prune",
     "Quantization": "deepseek.deploy.quantization.result",
+    "RUNTIMES": "deepseek.deploy.runtimes",
     "Scoring": "deepseek.deploy.scoring",
     "export": "deepseek.deploy.formats",
     "find_items": "deepseek.deploy.scoring",
@@ -49,6 +52,7 @@ _LAZY = {
     "quantization_aware": "deepseek.deploy.quantization.aware",
     "quantize": "deepseek.deploy.quantization.quantize",
     "use_sparse_kernels": "deepseek.deploy.pruning.semi_structured",
+    "write_report": "deepseek.deploy.report",
 }
 __all__ = [
     "Calibration",
@@ -60,6 +64,7 @@ __all__ = [
     "Outcome",
     "Pruning",
     "Quantization",
+    "RUNTIMES",
     "Scoring",
     "export",
     "find_items",
@@ -71,6 +76,7 @@ __all__ = [
     "quantization_aware",
     "quantize",
     "use_sparse_kernels",
+    "write_report",
 ]
 
 

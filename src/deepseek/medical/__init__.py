@@ -1,5 +1,6 @@
 """Medical imaging: volumes as scanners write them, and the scores of the field."""
 
+from deepseek.medical.calibration import VoxelCalibration as VoxelCalibration
 from deepseek.medical.configuration import Means as Means
 from deepseek.medical.configuration import VolumeSettings as VolumeSettings
 from deepseek.medical.configuration import configure as configure
@@ -13,6 +14,8 @@ from deepseek.medical.froc import match_marks as match_marks
 from deepseek.medical.nodule_cubes import NoduleCubes as NoduleCubes
 from deepseek.medical.nodule_dataset import NoduleDataset as NoduleDataset
 from deepseek.medical.nodule_scorer import NoduleScorer as NoduleScorer
+from deepseek.medical.phantom_files import write_phantom as write_phantom
+from deepseek.medical.phantoms import make_phantom as make_phantom
 from deepseek.medical.scan_report import ScanReport as ScanReport
 from deepseek.medical.scans import find_scans as find_scans
 from deepseek.medical.segmentation_scores import dice_by_class as dice_by_class

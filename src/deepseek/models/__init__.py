@@ -1,6 +1,7 @@
 """Layer 2, model computation: batches -> outputs."""
 
 from deepseek.models.center_detector import CenterDetector3D as CenterDetector3D
+from deepseek.models.classifier import Classifier as Classifier
 from deepseek.models.embedder import Embedder as Embedder
 from deepseek.models.embedder import FeatureLayout as FeatureLayout
 from deepseek.models.encoder import Encoder as Encoder
@@ -10,8 +11,10 @@ from deepseek.models.growing_table import GrowingTable as GrowingTable
 from deepseek.models.hints import ParallelHints as ParallelHints
 from deepseek.models.imagenet_resnet import ImageNetResNet as ImageNetResNet
 from deepseek.models.llama import Llama as Llama
+from deepseek.models.lora import merge_lora as merge_lora
 from deepseek.models.multi_head import MultiHead as MultiHead
 from deepseek.models.prediction import Prediction as Prediction
+from deepseek.models.presets import Architecture as Architecture
 from deepseek.models.prompts import Generation as Generation
 from deepseek.models.resnet import ResNet as ResNet
 from deepseek.models.sliding_window import SlidingWindow as SlidingWindow
@@ -22,4 +25,5 @@ from deepseek.models.vit import VisionTransformer as VisionTransformer
 from deepseek.models.volume_detector import Centers as Centers
 from deepseek.models.volume_detector import VolumeDetector as VolumeDetector
 from deepseek.models.volume_segmenter import VolumeSegmenter as VolumeSegmenter
+from deepseek.models.zoo import ARCHITECTURES as ARCHITECTURES
 from deepseek.models.zoo import list_models as list_models

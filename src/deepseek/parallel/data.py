@@ -202,16 +202,16 @@ def average_gradients(
 
 def reduction(world: World) -> str:
     """Return in words how gradients are reduced."""
-    settings = world.plan.settings
+    plan, settings = world.plan, world.plan.settings
     if world.device.type == "cuda":
         version = ".".join(str(number) for number in nccl.version())
         algorithm = "its own choice" if settings.algorithm == "auto" else settings.algorithm
         library = f"NCCL {version} ({algorithm})"
     else:
         library = "Gloo (ring)"
-    if world.plan.uses_fsdp:
-        how = "reduce-scatter block by block"
-    elif world.plan.pp > 1:
+    if plan.uses_fsdp:  # copies of a model that `tp` divides are shards of size one
+        how = f"{'reduce-scatter' if plan.dp_shard * plan.cp > 1 else 'all-reduce'} block by block"
+    elif plan.pp > 1:
         how = f"all-reduce after the last micro-batch, in buckets of {settings.bucket_mib:g} MiB"
     else:
         how = f"all-reduce beside the backward pass, in buckets of {settings.bucket_mib:g} MiB"

@@ -3,6 +3,8 @@
 from deepseek.trainer.callbacks import BestModel as BestModel
 from deepseek.trainer.callbacks import Callback as Callback
 from deepseek.trainer.callbacks import EarlyStopping as EarlyStopping
+from deepseek.trainer.cross_validation import choose_folds as choose_folds
+from deepseek.trainer.cross_validation import cross_validate as cross_validate
 from deepseek.trainer.distillation import Distillation as Distillation
 from deepseek.trainer.dry_run import DryRun as DryRun
 from deepseek.trainer.dry_run import dry_run as dry_run
@@ -13,6 +15,8 @@ from deepseek.trainer.loggers import LOGGERS as LOGGERS
 from deepseek.trainer.loggers import Logger as Logger
 from deepseek.trainer.lr_range import LRRange as LRRange
 from deepseek.trainer.lr_range import lr_range_test as lr_range_test
+from deepseek.trainer.metrics import Mean as Mean
+from deepseek.trainer.metrics import Metric as Metric
 from deepseek.trainer.multi_task import MultiTask as MultiTask
 from deepseek.trainer.optimizer import OPTIMIZERS as OPTIMIZERS
 from deepseek.trainer.optimizer import Optimizer as Optimizer

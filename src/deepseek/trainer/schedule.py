@@ -1,54 +1,42 @@
 """Learning-rate schedules as pure functions of the step: nothing to save, nothing to drift."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from deepseek.config.schedule import SCHEDULES as SCHEDULES
 from deepseek.errors import ConfigError
-from deepseek.registry import Registry
 
-# (progress after warm-up in [0, 1], share of the peak at the end) -> share of the peak
-Shape = Callable[[float, float], float]
-SCHEDULES: Registry[Shape] = Registry("schedule")
 AUTO_WARMUP_SHARE = 0.05
 WSD_DECAY_SHARE = 0.2
 
 
-@SCHEDULES.register("constant")
 def constant(progress: float, end: float) -> float:
     """Stay at the peak."""
     return 1.0
 
 
-@SCHEDULES.register("linear")
 def linear(progress: float, end: float) -> float:
     """Fall in a straight line."""
     return 1 - (1 - end) * progress
 
 
-@SCHEDULES.register("cosine")
 def cosine(progress: float, end: float) -> float:
     """Fall along half a cosine (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5, one cycle)."""
     return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-@SCHEDULES.register("polynomial")
 def polynomial(progress: float, end: float) -> float:
     """Fall as a square, fast first."""
     return end + (1 - end) * (1 - progress) ** 2
 
 
-@SCHEDULES.register("wsd")
 def wsd(progress: float, end: float) -> float:
     """Stay, then fall over the last fifth as 1 - sqrt (Hägele et al. 2024, arXiv 2405.18392)."""
     begin = 1 - WSD_DECAY_SHARE
     if progress <= begin:
         return 1.0
     return end + (1 - end) * (1 - math.sqrt((progress - begin) / WSD_DECAY_SHARE))
-
-
-SCHEDULES.register("one_cycle")(cosine)  # its rise is the warm-up: `one_cycle` warms up over 30 %
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from deepseek.datasets import Normalization
 from deepseek.errors import ConfigError
@@ -48,6 +49,16 @@ def test_constants_made_in_inference_mode_serve_training():
     images = torch.rand(1, 1, 2, 2, requires_grad=True)
     normalization.apply(images).sum().backward()
     torch.testing.assert_close(images.grad, torch.full((1, 1, 2, 2), 1 / 0.7))
+
+
+def test_a_step_on_paper_leaves_nothing_behind_for_real_pictures():
+    normalization = Normalization((0.25,), (0.5,))  # of this test alone: constants are remembered
+    with FakeTensorMode():
+        fake = normalization.apply(torch.zeros(1, 1, 2, 2))
+    assert isinstance(fake, FakeTensor)
+    real = normalization.apply(torch.full((1, 1, 2, 2), 0.75))
+    assert not isinstance(real, FakeTensor)
+    assert real.tolist() == [[[[1.0, 1.0], [1.0, 1.0]]]]
 
 
 def test_exports_as_a_graph():

@@ -20,8 +20,8 @@ from deepseek.trainer.dry_run_report import describe_dry_run
 
 SIZES = {"num_layers": 4, "dim": 32, "heads": 4}
 PLANS = {
-    "dp8": 8, "fsdp8": 8, "tp4": 4, "cp4": 4, "pp4": 4, "dp2-fsdp2-cp2": 8, "fsdp2-tp4": 8,
-    "tp2-pp2-cp2": 8, "dp2-tp2-pp2": 8, "dp8-fsdp8-tp4-pp2": 512,
+    "dp8": 8, "fsdp8": 8, "tp4": 4, "cp4": 4, "pp4": 4, "dp2-tp2": 4, "dp2-fsdp2-cp2": 8,
+    "fsdp2-tp4": 8, "tp2-pp2-cp2": 8, "dp2-tp2-pp2": 8, "dp8-fsdp8-tp4-pp2": 512,
 }  # fmt: skip
 MAKERS = {
     "gpt": lambda dropout: GPT(16, **SIZES, num_classes=67, dropout=dropout),
@@ -55,9 +55,9 @@ def left_out(run):
 
 
 QUICK = {
-    ("gpt", "dp8"), ("gpt", "fsdp2-tp4"), ("gpt", "dp8-fsdp8-tp4-pp2"), ("vit", "tp2-pp2-cp2"),
-    ("encoder", "cp4"), ("fsdp8", "pointwise"), ("pp4", "full"), ("resnet18", "dp8"),
-    ("tp4", "selective"),
+    ("gpt", "dp8"), ("gpt", "fsdp2-tp4"), ("gpt", "dp8-fsdp8-tp4-pp2"), ("vit", "dp2-tp2"),
+    ("vit", "tp2-pp2-cp2"), ("encoder", "cp4"), ("fsdp8", "pointwise"), ("pp4", "full"),
+    ("resnet18", "dp8"), ("tp4", "selective"),
 }  # fmt: skip
 
 
@@ -76,6 +76,8 @@ def test_every_axis_can_be_walked(kind, plan, tmp_path, monkeypatch):
     axes = {each.axis for each in run.traffic}
     assert {name for name in ("tp", "cp", "pp") if name in plan} <= axes
     assert ("data" in axes) == any(name in plan for name in ("dp", "cp"))
+    scatters = any(each.kind == "reduce_scatter" and each.axis == "data" for each in run.traffic)
+    assert scatters == ("gradients: reduce-scatter" in run.lines[1])
     text = "\n".join(describe_dry_run(run))
     assert f"parallel {run.lines[1].split()[1]}" in text
     assert not any(tmp_path.iterdir())

@@ -57,7 +57,8 @@ def verify_resume(
     say("undisturbed run")
     whole_s = run_to_end(factory, folder / "whole" / "run")
     expected = read_outcome(folder / "whole" / "run")
-    say(f"{expected.step} steps in {whole_s:.1f} s; the same with {num_kills} kills")
+    kills = f"{num_kills} kill{'' if num_kills == 1 else 's'}"
+    say(f"{expected.step} steps in {whole_s:.1f} s; the same with {kills}")
     draws, num_hits = Random(seed), 0
     problems: list[str] = []
     for attempt in range(MAX_ATTEMPTS):

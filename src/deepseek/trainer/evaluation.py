@@ -59,10 +59,9 @@ def evaluate_samples(
     keeps_samples: bool = True,
     metrics: Sequence[str] = (),
 ) -> Evaluation:
-    """Return the metrics, and what the task predicts for each sample; arguments as above.
+    """Return the metrics, and what the task predicts for each sample.
 
-    Args:
-        metrics: of `EXTRA_METRICS`, beside those of the task.
+    Arguments are as above, and `metrics`: names of `EXTRA_METRICS`, beside those of the task.
 
     Raises:
         ConfigError: there is no such metric, or it says nothing of these data.

@@ -4,8 +4,8 @@ Every client keeps its connection and asks again as soon as it is answered. Besi
 model in LitServe, where it is installed (`pip install litserve`), at the same largest batch: it
 waits for a batch to fill up, 5 ms here. All serve the same file on loopback, with the same threads.
 Contestants take turns; each turn is a service of its own. Clients connect and ask for two seconds
-before anything is measured: in a turn of 8 s the hundred first requests, that come at once, would be
-the slowest hundredth.
+before anything is measured: the first requests come all at once, and in a turn of 8 s would be the
+slowest hundredth.
 
     python benchmarks/service.py                           200 clients, 20 s a turn
     python benchmarks/service.py --seconds 60 --rounds 1

@@ -85,7 +85,8 @@ def test_ranks_that_draw_as_many_numbers_as_they_have_samples_go_on_bit_for_bit(
     one, two = (load_checkpoint(tmp_path / r / "checkpoints/step_8") for r in ("whole", "run"))
     for name, tensor in one.tensors["model"].items():
         assert torch.equal(tensor, two.tensors["model"][name]), name
-    assert one.own_state == two.own_state
+    for rank, own in one.own_state.items():
+        assert own["random"] == two.own_state[rank]["random"]
 
 
 def test_ranks_write_their_own_part_and_all_is_in_one_manifest(tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from deepseek.datasets import TokenDataset
@@ -122,13 +123,26 @@ def make_model(kind, dropout=0.0, seed=1):
         return Llama(8, 4, 32, heads=4, kv_heads=2, hidden_dim=48, qkv_bias=True)
     if kind == "qwen3":
         return Llama(8, 4, 32, heads=4, kv_heads=2, hidden_dim=48, head_dim=12, qk_norm=True)
+    if kind == "noisy":
+        return Noisy()
     raise KeyError(kind)
+
+
+class Noisy(nn.Module):
+    """A user's module: it draws as many numbers as there are samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, NUM_CLASSES)
+
+    def forward(self, inputs):
+        return self.linear((inputs + torch.rand(inputs.shape)).flatten(1))
 
 
 def make_data(kind, num_samples=70):
     generator = torch.Generator().manual_seed(3)
     labels = torch.randint(0, NUM_CLASSES, (num_samples,), generator=generator)
-    if kind == "vit":
+    if kind in ("vit", "noisy"):
         return TensorDataset(torch.randn(num_samples, 1, 8, 8, generator=generator), labels)
     if kind == "encoder":
         tokens = torch.randint(0, 20, (num_samples, 8), generator=generator)  # 0 is padding

@@ -21,11 +21,11 @@ PAIRS = [
 SETTINGS = {"ema_decay": 0.9, "checkpoint_every": 4, "keep_checkpoints": 9}
 
 
-def run(size, plan, folder, run_dir, **settings):
+def run(size, plan, folder, run_dir, kind="gpt", **settings):
     if size == 1:
-        return train("gpt", run_dir, parallel=plan, **settings)
+        return train(kind, run_dir, parallel=plan, **settings)
     return run_ranks(
-        size, train, "gpt", run_dir, parallel=plan, folder=folder / f"ranks_{plan}", **settings
+        size, train, kind, run_dir, parallel=plan, folder=folder / f"ranks_{plan}", **settings
     )[0]
 
 
@@ -68,6 +68,25 @@ def test_the_same_layout_goes_on_bit_for_bit(plan, tmp_path):
         assert sorted(one) == sorted(two)
         for name in one:
             assert torch.equal(one[name], two[name]), name
+
+
+def test_ranks_that_draw_as_many_numbers_as_they_have_samples_go_on_bit_for_bit(tmp_path):
+    # 15 samples are 8 and 7; the last batch of an epoch, of 10, is 5 and 5
+    settings = {"batch_size": 15, "grad_accum_steps": 1, "max_steps": 8, "schedule": "constant"}
+    settings |= {"checkpoint_every": 3, "keep_checkpoints": 9}
+    whole = run(2, "dp2", tmp_path, tmp_path / "whole", kind="noisy", **settings)
+    run(2, "dp2", tmp_path / "a", tmp_path / "run", kind="noisy", **{**settings, "max_steps": 3})
+    states = load_checkpoint(tmp_path / "run/checkpoints/step_3").own_state
+    assert states["0"]["random"]["torch"] != states["1"]["random"]["torch"]
+    resumed = run(
+        2, "dp2", tmp_path / "b", tmp_path / "run", kind="noisy", resume=True, **settings
+    )
+    assert resumed[0] == whole[0][3:]
+    one, two = (load_checkpoint(tmp_path / r / "checkpoints/step_8") for r in ("whole", "run"))
+    for name, tensor in one.tensors["model"].items():
+        assert torch.equal(tensor, two.tensors["model"][name]), name
+    for rank, own in one.own_state.items():
+        assert own["random"] == two.own_state[rank]["random"]
 
 
 def test_ranks_write_their_own_part_and_all_is_in_one_manifest(tmp_path):

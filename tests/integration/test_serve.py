@@ -168,17 +168,28 @@ def test_bombs_and_floods_do_not_keep_a_good_client_from_its_answer(service):
     assert service.memory_bytes() - before < 512 << 20
 
 
-def test_clients_that_send_nothing_do_not_keep_others_out(service):
-    silent = []
+HOST = b"HTTP/1.1\r\nHost: localhost\r\n"
+SLOW = (
+    b"",
+    b"POST /predict " + HOST + b"Content-Le",  # half a head
+    b"POST /predict " + HOST + b"Content-Length: 1000\r\n\r\n{",  # then a byte now and then
+    100 * (b"GET /openapi.json " + HOST + b"\r\n"),  # megabytes of answers, never read
+)
+
+
+def test_slow_clients_do_not_keep_others_out(service):
+    slow = []
     for number in range(200):
         client = socket.create_connection(("127.0.0.1", service.port))
-        if number % 2:
-            client.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Le")
-        silent.append(client)
+        client.sendall(SLOW[number % len(SLOW)])
+        slow.append(client)
     try:
-        assert [service.ask("/predict", SAMPLE)[0] for _ in range(20)] == [200] * 20
+        for _ in range(20):
+            for client in slow[2 :: len(SLOW)]:
+                client.sendall(b" ")
+            assert service.ask("/predict", SAMPLE)[0] == 200
     finally:
-        for client in silent:
+        for client in slow:
             client.close()
 
 

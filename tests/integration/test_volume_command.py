@@ -64,13 +64,18 @@ def test_a_segmentation_from_a_file_to_its_evaluation(scans, capsys):
     dice = [line["val_dice"] for line in lines if "val_dice" in line]
     assert dice[-1] > max(0.5, dice[0])
     capsys.readouterr()
-    assert run(["evaluate", "runs/scans-1/model.bin", "--data", "scans", "--json"]) == 0
+    evaluate = ["evaluate", "runs/scans-1/model.bin", "--data", "scans", "--metrics"]
+    assert run([*evaluate, "hd95", "--json"]) == 0
     metrics = json.loads(capsys.readouterr().out)["metrics"]
     assert metrics["dice"] > 0.5
+    assert 0 <= metrics["hd95"] < 20
+    assert run([*evaluate, "hd59"]) == 2
+    assert 'did you mean "hd95"?' in capsys.readouterr().err
     predict = ["predict", "runs/scans-1/model.bin"]
     assert run([*predict, "scans", "--output", "masks", "--flips", "hw", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["dice"] > 0.5
+    assert 0 <= found["hausdorff95_mm"] < 20
     assert [row["mask"] for row in found["volumes"]] == [f"masks/{n}.nii.gz" for n in range(8)]
     assert read_volume("masks/3.nii.gz").voxels.shape == (1, 10, 11, 12)
     assert run([*predict, "scans/images/0.npy", "--overlap", "0.5"]) == 0

@@ -1,5 +1,6 @@
 """The page of a bench: rates, what training reaches of them, and bars, in one HTML file."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from deepseek.bench.result import BenchResult, Rate, TrainingRate
@@ -76,14 +77,14 @@ def _training(result: BenchResult) -> Section:
     head = ("Model", "Batch", "Precision", "Step, ms", "Samples/s", "TFLOP/s", "Of matmul",
             "Waiting for data", "Steps")  # fmt: skip
     rows = [
-        [text(cell) for cell in (
+        (
             rate.model, rate.batch, rate.precision, number(1000 * rate.step_s),
             number(rate.samples_per_s), number(rate.tflops), share_text(rate),
             f"{rate.data_wait_share:.0%}", rate.num_steps,
-        )]
+        )
         for rate in rates
     ]  # fmt: skip
-    body = table(head, rows, caption="Training of standard models", numeric=tuple(range(3, 9)))
+    body = _table(head, rows, "Training of standard models", range(3, 9))
     return Section(
         "training", "Training with our defaults",
         f'<div class="charts">{chart}</div>{body}' if rates else "",
@@ -98,8 +99,8 @@ def _machine(result: BenchResult) -> Section:
         own = [rate for rate in result.rates if rate.unit == unit]
         bars = [Bar(rate.name, rate.value, rate_text(rate), at) for at, rate in enumerate(own)]
         charts.append(bar_chart(bars, title=title, unit=unit))
-    rows = [[text(rate.name), text(rate_text(rate)), text(rate.remark)] for rate in result.rates]
-    body = table(("What", "Rate", "Of"), rows, caption="Rates of the machine")
+    rows = [(rate.name, rate_text(rate), rate.remark) for rate in result.rates]
+    body = _table(("What", "Rate", "Of"), rows, "Rates of the machine")
     return Section(
         "machine", "What the machine gives",
         f'<div class="charts">{"".join(charts)}</div>{body}' if rows else "",
@@ -115,12 +116,18 @@ def rate_text(rate: Rate) -> str:
 def _left_out(result: BenchResult) -> list[Section]:
     if not result.left_out:
         return []
-    rows = [[text(name), text(why)] for name, why in result.left_out]
-    body = table(("What", "Why"), rows, caption="Not measured")
+    body = _table(("What", "Why"), result.left_out, "Not measured")
     return [Section("left-out", "Not measured", body)]
 
 
 def _environment(result: BenchResult) -> Section:
-    rows = [[text(name), text(value)] for name, value in result.machine.items()]
-    body = fold("Machine and versions", table(("Name", "Value"), rows, caption="Environment"))
-    return Section("environment", "Environment", body)
+    body = _table(("Name", "Value"), result.machine.items(), "Environment")
+    return Section("environment", "Environment", fold("Machine and versions", body))
+
+
+def _table(
+    head: Sequence[str], rows: Iterable[Sequence[object]], caption: str, numeric: Sequence[int] = ()
+) -> str:
+    """Return a table of plain texts."""
+    cells = [[text(cell) for cell in row] for row in rows]
+    return table(head, cells, caption=caption, numeric=numeric)

@@ -24,6 +24,13 @@ def evaluate(
         Path | None,
         typer.Option(help="Write a row per sample to this .parquet, .jsonl or .csv file."),
     ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A metric beside those of the task, may be repeated: hd95, of volumes, in mm.",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 32,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -46,12 +53,12 @@ def evaluate(
     dataset = build_evaluation_data(engine, data, settings or [])
     found = evaluate_samples(
         engine, dataset, batch_size, device=device, precision=precision,
-        keeps_samples=samples is not None,
+        keeps_samples=samples is not None, metrics=metrics or (),
     )  # fmt: skip
     # of several tasks the data have labels of one
     is_joint = engine.spec is not None and engine.spec.tasks
-    metrics = {n: v for n, v in found.metrics.items() if not is_joint or v == v}
-    report = {"model": str(model), "data": data, "metrics": metrics}
+    measured = {n: v for n, v in found.metrics.items() if not is_joint or v == v}
+    report = {"model": str(model), "data": data, "metrics": measured}
     if output is not None:
         with replacing(output) as draft:
             draft.write_text(json.dumps(report, indent=1) + "\n")
@@ -60,8 +67,8 @@ def evaluate(
     if as_json:
         print(json.dumps(report))
         return
-    width = max(map(len, metrics), default=0)
-    for name, value in metrics.items():
+    width = max(map(len, measured), default=0)
+    for name, value in measured.items():
         print(f"{name:<{width}}  {value:.6g}")
 
 

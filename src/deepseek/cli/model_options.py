@@ -24,4 +24,11 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Of a batch on the CPU.
 Trust = Annotated[
     str | None, typer.Option(metavar="SHA256", help="Of a file that can run code, and may.")
 ]
+Region = Annotated[
+    str | None, typer.Option(help="Of a chest CT, body or lungs: nothing is looked for beside.")
+]
+Flips = Annotated[
+    str | None,
+    typer.Option(metavar="AXES", help="Of d, h, w: means over volumes mirrored along them."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

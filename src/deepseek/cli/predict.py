@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepseek.cli.model_options import AnyModel, AsJson, Device, Precision, Threads, Trust
+from deepseek.cli.model_options import (
+    AnyModel,
+    AsJson,
+    Device,
+    Flips,
+    Precision,
+    Region,
+    Threads,
+    Trust,
+)
 
 if TYPE_CHECKING:
     from deepseek.deploy.scoring import Scoring
@@ -53,13 +62,8 @@ def predict(
     overlap: Annotated[
         float | None, typer.Option(min=0, max=0.95, help="Of windows of volumes: 0.25.")
     ] = None,
-    flips: Annotated[
-        str | None,
-        typer.Option(metavar="AXES", help="Of d, h, w: means over volumes mirrored along them."),
-    ] = None,
-    region: Annotated[
-        str | None, typer.Option(help="Of a chest CT, body or lungs: nothing is looked for beside.")
-    ] = None,
+    flips: Flips = None,
+    region: Region = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile a model of volumes.")
     ] = False,

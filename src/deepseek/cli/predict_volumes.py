@@ -65,7 +65,6 @@ def predict_volumes(
     as_json: bool,
 ) -> None:
     """Find classes or centres in scans, and print how much of each there is."""
-    from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS
     from deepseek.medical.nodule_scorer import NoduleScorer
     from deepseek.medical.scan_findings import finding_scores
     from deepseek.medical.scan_report import ScanReport
@@ -73,7 +72,6 @@ def predict_volumes(
     from deepseek.medical.volume_prediction import mean_scores, predict_scans
 
     predictor = _make_predictor(engine, options)
-    max_voxels = options.max_voxels or DEFAULT_MAX_VOXELS
     spec, report = predictor.spec, None
     scorer = None if options.scores is None else NoduleScorer.load(options.scores)
     if options.report is not None:
@@ -83,9 +81,8 @@ def predict_volumes(
     scans, rows = find_scans(paths), []
     with _progress(len(scans)) as (on_windows, on_scan), context():
         for row in predict_scans(
-            predictor, scans, output, scorer=scorer, is_strict=is_strict, on_windows=on_windows,
-            max_voxels=max_voxels, abnormal=options.abnormal,
-            on_result=report.add if report else lambda result: None,
+            predictor, scans, output, scorer=scorer, is_strict=is_strict, abnormal=options.abnormal,
+            on_windows=on_windows, on_result=report.add if report else lambda result: None,
         ):  # fmt: skip
             on_scan()
             rows.append(row)
@@ -110,29 +107,27 @@ def _make_predictor(
     from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS
     from deepseek.errors import ConfigError
     from deepseek.medical.regions import find_region
-    from deepseek.models import VolumeDetector, VolumeSegmenter
+    from deepseek.models import VolumeDetector, VolumeSegmenter, WindowOptions
     from deepseek.models.sliding_window import DEFAULT_OVERLAP
     from deepseek.models.volume_detector import DEFAULT_MIN_SCORE, finds_centers
 
-    overlap = DEFAULT_OVERLAP if options.overlap is None else options.overlap
-    max_voxels = options.max_voxels or DEFAULT_MAX_VOXELS
-    flips, batch_size = axes_of(options.flips or ""), options.batch_size or 4
-    region = None if options.region is None else find_region(options.region)
+    windows = WindowOptions(
+        overlap=DEFAULT_OVERLAP if options.overlap is None else options.overlap,
+        batch_size=options.batch_size or 4,
+        flips=axes_of(options.flips or ""),
+        compiles=bool(options.compile),
+        region=None if options.region is None else find_region(options.region),
+        max_voxels=options.max_voxels or DEFAULT_MAX_VOXELS,
+    )
     if finds_centers(engine.spec):
-        return VolumeDetector(
-            engine, overlap=overlap, batch_size=batch_size, flips=flips,
-            compiles=bool(options.compile), region=region, max_voxels=max_voxels,
-            min_score=DEFAULT_MIN_SCORE if options.min_score is None else options.min_score,
-        )  # fmt: skip
+        min_score = DEFAULT_MIN_SCORE if options.min_score is None else options.min_score
+        return VolumeDetector(engine, windows, min_score=min_score)
     if options.min_score is not None:
         raise ConfigError(
             f"--min-score {options.min_score:g} would be ignored: the model is no detector",
             fix="leave it out",
         )
-    return VolumeSegmenter(
-        engine, overlap=overlap, batch_size=batch_size, flips=flips,
-        compiles=bool(options.compile), region=region, max_voxels=max_voxels,
-    )  # fmt: skip
+    return VolumeSegmenter(engine, windows)
 
 
 def _check_page(path: Path) -> None:

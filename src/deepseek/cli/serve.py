@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from deepseek.cli.model_options import Device
+from deepseek.cli.model_options import Device, Flips, Region
 
 
 def serve(
@@ -62,14 +62,9 @@ def serve(
     decoders: Annotated[
         int, typer.Option(min=1, help="Processes that read pictures, texts and volumes.")
     ] = 1,
-    region: Annotated[
-        str | None, typer.Option(help="Of a chest CT, body or lungs: nothing is looked for beside.")
-    ] = None,
+    region: Region = None,
     overlap: Annotated[float, typer.Option(min=0, max=0.95, help="Of windows of volumes.")] = 0.25,
-    flips: Annotated[
-        str,
-        typer.Option(metavar="AXES", help="Of d, h, w: means over volumes mirrored along them."),
-    ] = "",
+    flips: Flips = None,
 ) -> None:
     """Answer requests for predictions, by HTTP."""
     from deepseek.errors import ConfigError
@@ -93,7 +88,7 @@ def serve(
     from deepseek.cli.predict_volumes import axes_of
     from deepseek.registry import import_extra
 
-    axes = axes_of(flips)
+    axes = axes_of(flips or "")
     if region is not None:
         from deepseek.medical.regions import find_region
 

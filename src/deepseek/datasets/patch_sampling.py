@@ -98,8 +98,11 @@ def augmented_patch(
     draws: Draws,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the patch that begins at `start`, and its labels, augmented; as `sample_patch`."""
-    amounts = transform.amounts
-    if amounts["rotate"] or amounts["scale"] or amounts["elastic"]:
+    amounts = {
+        name: transform.amounts[name] if _is_done(name, transform, draws) else 0.0
+        for name in ("rotate", "scale", "elastic")
+    }
+    if any(amounts.values()):
         places = _bent_places(start, patch, spacing_mm, amounts, draws)
         found, known = _interpolate(voxels, labels, places)
     else:
@@ -107,7 +110,7 @@ def augmented_patch(
     for axis in transform.flip_axes:
         if draws.chance(0.5):
             found, known = np.flip(found, axis + 1), np.flip(known, axis)
-    return _change_intensity(found, amounts, draws), np.ascontiguousarray(known)
+    return _change_intensity(found, transform, draws), np.ascontiguousarray(known)
 
 
 def _bent_places(
@@ -169,15 +172,16 @@ def _interpolate(
     return found.numpy(), known
 
 
-def _change_intensity(found: np.ndarray, amounts: dict[str, float], draws: Draws) -> np.ndarray:
-    if amounts["brightness"] and draws.chance(0.5):
+def _change_intensity(found: np.ndarray, transform: VolumeTransform, draws: Draws) -> np.ndarray:
+    amounts = transform.amounts
+    if _is_done("brightness", transform, draws):
         found = found * np.float32(1 + _around_0(amounts["brightness"], draws))
-    if amounts["gamma"] and draws.chance(0.5):
+    if _is_done("gamma", transform, draws):
         power = math.exp(_around_0(math.log1p(amounts["gamma"]), draws))
         low, high = found.min(), found.max()
         if high > low:
             found = ((found - low) / (high - low)) ** np.float32(power) * (high - low) + low
-    if amounts["noise"] and draws.chance(0.5):
+    if _is_done("noise", transform, draws):
         std = draws.uniform(0, amounts["noise"])
         found = found + np.float32(std) * _normal(found.shape, draws.bits())
     return np.ascontiguousarray(found, np.float32)
@@ -189,6 +193,12 @@ def _normal(shape: Sequence[int], key: int) -> np.ndarray:
     first, second = uniforms(count, key, 0), uniforms(count, key, 1)
     normal = np.sqrt(-2 * np.log1p(-first)) * np.cos(2 * np.pi * second)
     return normal.astype(np.float32).reshape(tuple(shape))
+
+
+def _is_done(name: str, transform: VolumeTransform, draws: Draws) -> bool:
+    """Return whether a random step is done to this sample."""
+    chance = transform.chances[name]
+    return transform.amounts[name] > 0 and (chance >= 1 or draws.chance(chance))
 
 
 def _around_0(limit: float, draws: Draws) -> float:

@@ -131,8 +131,8 @@ class VolumeDataset(torch.utils.data.Dataset):
         """Return `inputs` (B, C, D, H, W) float32, `targets` (B, D, H, W) int64, `index` (B,).
 
         Outside a volume inputs are 0 and targets -100. Whole volumes are filled up to the largest
-        of the batch and have `sizes` (B, 3), those of each. No sample is ever bad: volumes were
-        read when the set was made.
+        of the batch and have `sizes` and `spacing_mm` (B, 3), those of each. No sample is ever bad:
+        volumes were read when the set was made.
         """
         positions = [self._check_index(index) for index in indices]
         inputs, targets = [], []
@@ -150,6 +150,8 @@ class VolumeDataset(torch.utils.data.Dataset):
         }
         if self._is_whole:
             batch["sizes"] = torch.tensor([self._volumes[row].shape[1:] for row in rows])
+            spacings = [self._volumes[row].spacing_mm for row in rows]
+            batch["spacing_mm"] = torch.tensor(spacings, dtype=torch.float32)
         return batch, []
 
     def _sample(

@@ -15,6 +15,8 @@
 | `gamma_S` | every second time, a power of up to 1 + S either way, in its range | nothing |
 | `brightness_S` | every second time, a factor between 1 - S and 1 + S | nothing |
 
+The last six take a probability behind: `elastic_2_0.3` bends three samples of ten.
+
 Whatever the order in which they are written: first geometry, then intensity, then the patch and
 what is random. What is turned, scaled and bent is interpolated once, in millimetres.
 """
@@ -35,6 +37,7 @@ Triple = tuple[float, float, float]
 _SIGNED = r"(-?\d+(?:\.\d+)?)"
 _FLOAT = r"(\d+(?:\.\d+)?)"
 _SIZES = rf"{_FLOAT}x{_FLOAT}x{_FLOAT}"
+_AMOUNT = rf"_{_FLOAT}(?:_{_FLOAT})?"
 
 # name -> (how it is written, pattern of its arguments, least and most of a number)
 _STEPS: dict[str, tuple[str, str, float, float]] = {
@@ -44,14 +47,18 @@ _STEPS: dict[str, tuple[str, str, float, float]] = {
     "zscore": ("zscore", "", 0, 0),
     "patch": ("patch_DxHxW", r"_(\d+)x(\d+)x(\d+)", 1, 4096),
     "flip": ("flip or flip_AXES", r"(?:_([dhw]{1,3}))?", 0, 0),
-    "rotate": ("rotate_D", f"_{_FLOAT}", 0, 180),
-    "scale": ("scale_S", f"_{_FLOAT}", 0, 4),
-    "elastic": ("elastic_V", f"_{_FLOAT}", 0, 64),
-    "noise": ("noise_S", f"_{_FLOAT}", 0, 1e6),
-    "gamma": ("gamma_S", f"_{_FLOAT}", 0, 8),
-    "brightness": ("brightness_S", f"_{_FLOAT}", 0, 1),
+    "rotate": ("rotate_D", _AMOUNT, 0, 180),
+    "scale": ("scale_S", _AMOUNT, 0, 4),
+    "elastic": ("elastic_V", _AMOUNT, 0, 64),
+    "noise": ("noise_S", _AMOUNT, 0, 1e6),
+    "gamma": ("gamma_S", _AMOUNT, 0, 8),
+    "brightness": ("brightness_S", _AMOUNT, 0, 1),
 }
 _FIXED = ("orient", "spacing", "window", "zscore")
+# name -> how often it is done where no probability is given
+_CHANCES = {
+    "rotate": 1.0, "scale": 1.0, "elastic": 1.0, "noise": 0.5, "gamma": 0.5, "brightness": 0.5,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class VolumeTransform:
         patch: voxels along D, H, W; `None`: whole volumes.
         flip_axes: of D, H, W as 0, 1, 2.
         amounts: of the other random steps, by name; 0 where there is none.
+        chances: of each of these, 0..1.
     """
 
     text: str
@@ -79,6 +87,7 @@ class VolumeTransform:
     patch: tuple[int, int, int] | None
     flip_axes: tuple[int, ...]
     amounts: dict[str, float]
+    chances: dict[str, float]
 
     def place(
         self,
@@ -158,10 +167,8 @@ def parse_volume_transform(text: str) -> VolumeTransform:
         "zscore" in found,
         (int(patch[0]), int(patch[1]), int(patch[2])) if patch else None,
         tuple(sorted({"dhw".index(axis) for axis in axes})),
-        {
-            name: numbers[name][0] if name in numbers else 0.0
-            for name in ("rotate", "scale", "elastic", "noise", "gamma", "brightness")
-        },
+        {name: numbers.get(name, [0.0])[0] for name in _CHANCES},
+        {name: [*numbers.get(name, [0.0])[1:], chance][0] for name, chance in _CHANCES.items()},
     )
 
 
@@ -179,8 +186,9 @@ def _parse_step(word: str, problems: list[str]) -> tuple[str, list[str]] | None:
         return None
     arguments = [group for group in match.groups() if group is not None]
     if name not in ("orient", "flip"):
-        for argument in arguments:
-            if not least <= float(argument) <= most:
-                problems.append(f"{argument} in {word!r} is not in {least:g}..{most:g}")
+        for place, argument in enumerate(arguments):
+            low, high = (0, 1) if name in _CHANCES and place == 1 else (least, most)
+            if not low <= float(argument) <= high:
+                problems.append(f"{argument} in {word!r} is not in {low:g}..{high:g}")
                 return None
     return name, arguments

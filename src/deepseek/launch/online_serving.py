@@ -22,7 +22,7 @@ from ruamel.yaml.scalarstring import LiteralScalarString
 from deepseek.errors import ConfigError
 from deepseek.launch.kubernetes import check_options
 from deepseek.launch.manifest_rules import environment_is_unambiguous, image_is_pinned
-from deepseek.launch.pod import CONFIG_DIR, PodOptions, container_security, pod_security
+from deepseek.launch.pod import CONFIG_DIR, PodOptions, container_means, pod_security
 from deepseek.launch.problem import Problem
 from deepseek.launch.security_rules import SECURITY_RULES
 from deepseek.launch.serving import (
@@ -240,29 +240,18 @@ def _template(options: PodOptions, pod: PodOptions, container: dict, more: list[
 
 
 def _container(options: PodOptions, name: str, online: OnlineOptions, *, writes: bool) -> dict:
-    gpus = {"nvidia.com/gpu": options.gpus} if options.gpus else {}
-    resources = {"cpu": options.cpus, "memory": options.memory, **gpus}
     mounts: list[dict] = [
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "config", "mountPath": str(CONFIG_DIR), "readOnly": True},
         {"name": "online", "mountPath": str(FOLDER), "readOnly": not writes},
     ]
-    if options.data_claim:
-        mounts.append({"name": "data", "mountPath": "/data", "readOnly": True})
     url = {"secretKeyRef": {"name": online.log_secret, "key": "url"}}
+    env = [{"name": "OMP_NUM_THREADS", "value": "1"}, {"name": URL_VARIABLE, "valueFrom": url}]
     return {
         "name": name,
         "image": options.image,
         "command": ["deepseek", "online"],
-        "env": [
-            {"name": "HOME", "value": "/tmp"},
-            {"name": "PYTHONUNBUFFERED", "value": "1"},
-            {"name": "OMP_NUM_THREADS", "value": "1"},
-            {"name": URL_VARIABLE, "valueFrom": url},
-        ],
-        "resources": {"requests": resources, "limits": resources},
-        "securityContext": container_security(),
-        "volumeMounts": mounts,
+        **container_means(options, mounts, env),
     }
 
 

@@ -1,5 +1,6 @@
 """The pod in which one host of a job runs: its resources, its volumes, and what it may not do."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -79,12 +80,30 @@ def pod_spec(options: PodOptions, args: list[str], subdomain: str | None, has_fi
     }
 
 
-def container_security() -> dict:
-    """Return what a container may do: nothing beyond its own files."""
+def container_means(options: PodOptions, mounts: Sequence[dict], env: Sequence[dict] = ()) -> dict:
+    """Return environment, resources, rights and mounts of a container.
+
+    It may do nothing beyond its own files.
+
+    Args:
+        options: of its pod.
+        mounts: beside those of the data.
+        env: variables beside those that every container has.
+    """
+    gpus = {"nvidia.com/gpu": options.gpus} if options.gpus else {}
+    resources = {"cpu": options.cpus, "memory": options.memory, **gpus}
+    data = {"name": "data", "mountPath": "/data", "readOnly": True}
+    # the root file system is read-only; caches of compilers go below the home folder
+    home = [{"name": "HOME", "value": "/tmp"}, {"name": "PYTHONUNBUFFERED", "value": "1"}]
     return {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
+        "env": [*home, *env],
+        "resources": {"requests": resources, "limits": resources},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [*mounts, *([data] if options.data_claim else [])],
     }
 
 
@@ -106,8 +125,6 @@ def _container(options: PodOptions, args: list[str], has_files: bool) -> dict:
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "runs", "mountPath": str(WORKSPACE / "runs")},
     ]
-    if options.data_claim:
-        mounts.append({"name": "data", "mountPath": "/data", "readOnly": True})
     if has_files:
         mounts.append({"name": "config", "mountPath": str(CONFIG_DIR), "readOnly": True})
     return {
@@ -116,18 +133,9 @@ def _container(options: PodOptions, args: list[str], has_files: bool) -> dict:
         "command": ["deepseek", "launch"],
         "args": args,
         "workingDir": str(WORKSPACE),
-        # the root file system is read-only; caches of compilers go below the home folder
-        "env": [{"name": "HOME", "value": "/tmp"}, {"name": "PYTHONUNBUFFERED", "value": "1"}],
         "ports": [{"name": "rendezvous", "containerPort": PORT}],
-        "resources": {"requests": _resources(options), "limits": _resources(options)},
-        "securityContext": container_security(),
-        "volumeMounts": mounts,
+        **container_means(options, mounts),
     }
-
-
-def _resources(options: PodOptions) -> dict:
-    gpus = {"nvidia.com/gpu": options.gpus} if options.gpus else {}
-    return {"cpu": options.cpus, "memory": options.memory, **gpus}
 
 
 def _volumes(options: PodOptions, has_files: bool) -> list[dict]:

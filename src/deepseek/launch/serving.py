@@ -11,7 +11,7 @@ from itertools import chain
 from deepseek.errors import ConfigError
 from deepseek.launch.kubernetes import check_options, name_look_up
 from deepseek.launch.manifest_rules import environment_is_unambiguous, image_is_pinned
-from deepseek.launch.pod import PodOptions, container_security, pod_security
+from deepseek.launch.pod import PodOptions, container_means, pod_security
 from deepseek.launch.problem import Problem
 from deepseek.launch.security_rules import SECURITY_RULES
 from deepseek.launch.workload import at, workload_of_deployment
@@ -173,15 +173,11 @@ def _deployment(pod: PodOptions, serving: ServingOptions) -> dict:
 
 
 def _container(pod: PodOptions, serving: ServingOptions) -> dict:
-    gpus = {"nvidia.com/gpu": pod.gpus} if pod.gpus else {}
-    resources = {"cpu": pod.cpus, "memory": pod.memory, **gpus}
     limit = {"resourceFieldRef": {"containerName": CONTAINER, "resource": "limits.cpu"}}
     mounts: list[dict] = [
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "tokens", "mountPath": TOKENS, "readOnly": True},
     ]
-    if pod.data_claim:
-        mounts.append({"name": "data", "mountPath": "/data", "readOnly": True})
     return {
         "name": CONTAINER,
         "image": pod.image,
@@ -190,23 +186,15 @@ def _container(pod: PodOptions, serving: ServingOptions) -> dict:
             *serving.words, "--host", "0.0.0.0", "--port", str(PORT), "--token-file",
             f"{TOKENS}/tokens", "--probe-port", str(PROBE_PORT),
         ],
-        # the root file system is read-only; caches of compilers go below the home folder
-        "env": [
-            {"name": "HOME", "value": "/tmp"},
-            {"name": "PYTHONUNBUFFERED", "value": "1"},
-            {"name": "OMP_NUM_THREADS", "valueFrom": limit},
-        ],
         "ports": [
             {"name": "http", "containerPort": PORT},
             {"name": "probes", "containerPort": PROBE_PORT},
         ],
-        "resources": {"requests": resources, "limits": resources},
         "startupProbe": probe("/ready", period=5, failures=OPEN_S // 5),
         "readinessProbe": probe("/ready", period=5, failures=2),
         "livenessProbe": probe("/health", period=10, failures=6),
         "lifecycle": {"preStop": {"sleep": {"seconds": DRAIN_S}}},
-        "securityContext": container_security(),
-        "volumeMounts": mounts,
+        **container_means(pod, mounts, [{"name": "OMP_NUM_THREADS", "valueFrom": limit}]),
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from deepseek.datasets.resampling import labels_like
 from deepseek.datasets.volume import Volume
 from deepseek.errors import ConfigError, DataError
 from deepseek.medical.chest import body_mask, lung_mask
-from deepseek.models.volume_segmenter import Region
+from deepseek.models.volume_predictor import Region
 from deepseek.registry import import_extra
 
 COARSE_MM = 3.0

@@ -12,7 +12,7 @@ import numpy as np
 
 from deepseek.datasets.nifti import write_nifti
 from deepseek.datasets.volume import Volume
-from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS, read_volume
+from deepseek.datasets.volume_file import read_volume
 from deepseek.datasets.volume_store import check_places, read_labels
 from deepseek.errors import ConfigError, DataError
 from deepseek.medical.dicom_segmentation import check_abnormal, write_dicom_segmentation
@@ -58,7 +58,6 @@ def predict_scans(
     *,
     scorer: NoduleScorer | None = None,
     is_strict: bool = False,
-    max_voxels: int = DEFAULT_MAX_VOXELS,
     abnormal: Sequence[str] | None = None,
     on_windows: Callable[[int, int], None] = lambda done, total: None,
     on_result: Callable[[Result], None] = lambda result: None,
@@ -73,13 +72,13 @@ def predict_scans(
     from `annotations.csv`, or else as the connected parts of labels.
 
     Args:
-        predictor: finds the classes, or the centres.
+        predictor: finds the classes, or the centres; a scan of more than its `max_voxels` is
+            refused unread.
         scans: to be predicted.
         output: folder of `findings.csv`, and of a segmenter of `NAME.nii.gz` and `NAME.dcm`;
             `None`: nothing is written.
         scorer: adds its scores to each finding or part.
         is_strict: a scan that cannot be read ends it; else its row has the error.
-        max_voxels: of a scan, above which it is refused unread.
         abnormal: classes that a DICOM segmentation calls so; see `write_dicom_segmentation`.
         on_windows: told how many windows of a scan are done, and of how many.
         on_result: given what was found in each scan that could be read, with its voxels.
@@ -89,7 +88,8 @@ def predict_scans(
         DataError: a scan cannot be read, and that is not allowed.
     """
     scans, folder = list(scans), None if output is None else Path(output)
-    check_abnormal(abnormal or (), predictor.spec.class_names)
+    names = predictor.spec.class_names
+    check_abnormal(abnormal or (), names)
     table = None
     if folder is not None:
         _check_new(folder, scans)
@@ -98,30 +98,49 @@ def predict_scans(
         table = FindingsFile(folder / FILE_NAME, [*columns, *(scorer.names if scorer else ())])
     for scan in scans:
         try:
-            volume = read_volume(scan.image, max_voxels=max_voxels)
-            labels = _known_labels(scan, volume, max_voxels)
-            found = predictor(volume, where=str(scan.image), on_windows=on_windows)
-            row = _row(scan, volume, found, labels, predictor.spec.class_names)
+            result = _find(predictor, scan, on_windows)
+            row, found = result.row, result.found
             if isinstance(found, Volume) and (table or scorer):
-                row["parts"] = parts_of_labels(found, predictor.spec.class_names)
-            listed = row.get("findings", row.get("parts", []))
+                row["parts"] = parts_of_labels(found, names)
             if scorer is not None:
-                outlines = found if isinstance(found, Volume) else None
-                for each, scores in zip(
-                    listed, scorer.score(volume, listed, outlines), strict=True
-                ):
-                    each |= scores
+                _add_scores(scorer, result)
             if isinstance(found, Volume) and folder is not None:
-                row |= _write_mask(scan, found, folder, predictor.spec.class_names, abnormal)
+                row |= _write_mask(scan, found, folder, names, abnormal)
         except DataError as error:
             if is_strict:
                 raise
             yield {"file": str(scan.image), "error": error.message}
             continue
         if table is not None:
-            table.add(scan.name, listed)
-        on_result(Result(scan, volume, found, labels, row))
+            table.add(scan.name, _listed(row))
+        on_result(result)
         yield row
+
+
+def _find(
+    predictor: VolumeSegmenter | VolumeDetector,
+    scan: Scan,
+    on_windows: Callable[[int, int], None],
+) -> Result:
+    max_voxels = predictor.options.max_voxels
+    volume = read_volume(scan.image, max_voxels=max_voxels)
+    labels = _known_labels(scan, volume, max_voxels)
+    found = predictor(volume, where=str(scan.image), on_windows=on_windows)
+    row = _row(scan, volume, found, labels, predictor.spec.class_names)
+    return Result(scan, volume, found, labels, row)
+
+
+def _listed(row: dict) -> list[dict]:
+    """Return the findings of a row, or its parts."""
+    return row.get("findings", row.get("parts", []))
+
+
+def _add_scores(scorer: NoduleScorer, result: Result) -> None:
+    outlines = result.found if isinstance(result.found, Volume) else None
+    listed = _listed(result.row)
+    scores = scorer.score(result.volume, listed, outlines)
+    for each, own in zip(listed, scores, strict=True):
+        each |= own
 
 
 def _row(

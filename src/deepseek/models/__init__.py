@@ -24,6 +24,7 @@ from deepseek.models.unet3d import UNet3D as UNet3D
 from deepseek.models.vit import VisionTransformer as VisionTransformer
 from deepseek.models.volume_detector import Centers as Centers
 from deepseek.models.volume_detector import VolumeDetector as VolumeDetector
+from deepseek.models.volume_predictor import WindowOptions as WindowOptions
 from deepseek.models.volume_segmenter import VolumeSegmenter as VolumeSegmenter
 from deepseek.models.zoo import ARCHITECTURES as ARCHITECTURES
 from deepseek.models.zoo import list_models as list_models

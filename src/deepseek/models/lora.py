@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from deepseek.errors import ConfigError
 from deepseek.models.depth import block_names, distances
+from deepseek.models.dropout import Dropout
 from deepseek.models.engine import ModelEngine
 
 CHANGE = "lora"
@@ -47,7 +48,7 @@ class LoraLinear(nn.Module):
         self.lora_b = nn.Parameter(torch.zeros(layer.out_features, rank, **like))
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
         self.scale = alpha / rank
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
         """Return the outputs of the linear and of its adapter, added up."""

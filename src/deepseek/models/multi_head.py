@@ -17,6 +17,7 @@ from deepseek.errors import ConfigError
 from deepseek.models.checks import check_positive, check_share
 from deepseek.models.classifier import Classifier
 from deepseek.models.decoder import Decoder
+from deepseek.models.dropout import Dropout
 from deepseek.models.encoder import INIT_STD, Encoder, Pooler
 from deepseek.models.hints import ParallelHints
 
@@ -40,7 +41,7 @@ class TaskHead(nn.Module):
     def __init__(self, dim: int, outputs: int, pools: bool, dropout: float, like: Tensor) -> None:
         super().__init__()
         self.pooler = Pooler(dim, dropout, "tanh") if pools else None
-        self.dropout = nn.Dropout(0.0 if pools else dropout)
+        self.dropout = Dropout(0.0 if pools else dropout)
         self.linear = nn.Linear(dim, outputs)
         for part in self.modules():
             if isinstance(part, nn.Linear):

@@ -74,10 +74,10 @@ class SlidingWindow:
         self.window = tuple(window)
         self.batch_size = batch_size
         self._steps = [max(1, int(size * (1 - overlap))) for size in window]
-        sets = (combinations(sorted(flips), count) for count in range(len(flips) + 1))
-        self._mirrors = list(chain.from_iterable(sets))
         self._compute_dtype, self._compiles, self._sum_dtype = compute_dtype, compiles, sum_dtype
         self._forward = torch.compile(forward, dynamic=False) if compiles else forward
+        self._calls = 2 ** len(flips)
+        self._mean = mirrored(self._call, flips, sum_dtype)
         self._device, self._store = device, store
 
     @torch.no_grad()
@@ -157,7 +157,7 @@ class SlidingWindow:
     def count_batches(self, sizes: Sequence[int]) -> int:
         """Return how many times a volume of these sizes calls `forward`, without a mask."""
         padded = [max(pair) for pair in zip(sizes, self.window, strict=True)]
-        return ceil(len(self.place(padded, None, 1)[0]) / self.batch_size) * len(self._mirrors)
+        return ceil(len(self.place(padded, None, 1)[0]) / self.batch_size) * self._calls
 
     def _outputs(
         self,
@@ -180,20 +180,15 @@ class SlidingWindow:
     def _compute(self, windows: Tensor) -> Tensor:
         """Return the outputs of a batch: means over the ways to mirror it."""
         dtype, kind = self._compute_dtype, windows.device.type
-        total: Tensor | None = None
         with nullcontext() if dtype is None else torch.autocast(kind, dtype=dtype):
-            for axes in self._mirrors:
-                dims = [axis + 2 for axis in axes]
-                outputs = self._call(windows.flip(dims) if dims else windows)
-                outputs = (outputs.flip(dims) if dims else outputs).to(self._sum_dtype)
-                total = outputs if total is None else total + outputs
-        if total is None or total.shape[2:] != windows.shape[2:]:
-            shape = [] if total is None else list(total.shape)
+            outputs = self._mean(windows)
+        if outputs.shape[2:] != windows.shape[2:]:
             raise ConfigError(
-                f"windows of {list(windows.shape)} have outputs of {shape}, not (N, K, *window)",
+                f"windows of {list(windows.shape)} have outputs of {list(outputs.shape)}, not"
+                " (N, K, *window)",
                 fix="give a module with outputs for every voxel",
             )
-        return total / len(self._mirrors) if len(self._mirrors) > 1 else total
+        return outputs
 
     def _call(self, windows: Tensor) -> Tensor:
         if not self._compiles:
@@ -243,6 +238,32 @@ class SlidingWindow:
                 fix="give a mask of each volume, without channels",
             )
         return sizes
+
+
+def mirrored(
+    forward: Callable[[Tensor], Tensor], flips: Sequence[int], dtype: torch.dtype
+) -> Callable[[Tensor], Tensor]:
+    """Return a function whose outputs are means over all ways to mirror its inputs.
+
+    Args:
+        forward: from (N, C, *sizes) to (N, K, ...) with as many axes.
+        flips: axes that are mirrored, 0 for the first of the sizes.
+        dtype: of the means.
+    """
+    sets = (combinations(sorted(flips), count) for count in range(len(flips) + 1))
+    mirrors = [[axis + 2 for axis in axes] for axes in chain.from_iterable(sets)]
+
+    def once(inputs: Tensor, dims: list[int]) -> Tensor:
+        outputs = forward(inputs.flip(dims) if dims else inputs)
+        return (outputs.flip(dims) if dims else outputs).to(dtype)
+
+    def mean(inputs: Tensor) -> Tensor:
+        total = once(inputs, mirrors[0])
+        for dims in mirrors[1:]:
+            total = total + once(inputs, dims)
+        return total / len(mirrors) if len(mirrors) > 1 else total
+
+    return mean
 
 
 class _Sums:

@@ -1,14 +1,13 @@
 """From a volume as it was scanned to the centres and diameters of what a detector finds in it.
 
-What is done to a volume before is what the spec of the model says. Windows are laid over the places
-of the detector's map, not over voxels, so that maps of neighbouring windows lie on each other.
+Windows are laid over the places of the detector's map, not over voxels, so that maps of
+neighbouring windows lie on each other.
 
 Shapes: N windows, C channels, D H W voxels, P centres; `d h w` are places of the map.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations
 
 import numpy as np
 import torch
@@ -17,13 +16,12 @@ from torch import Tensor
 
 from deepseek.datasets.spec import DataSpec
 from deepseek.datasets.volume import Volume
-from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS
 from deepseek.errors import ConfigError
 from deepseek.models.engine import ModelEngine
 from deepseek.models.eval_mode import evaluating
 from deepseek.models.peaks import Peaks, find_peaks
-from deepseek.models.sliding_window import DEFAULT_OVERLAP, SlidingWindow
-from deepseek.models.volume_segmenter import Region, place_region, prepare_volume
+from deepseek.models.sliding_window import mirrored
+from deepseek.models.volume_predictor import OnWindows, VolumePredictor, WindowOptions
 
 DEFAULT_MIN_SCORE = 0.1
 MAX_CENTERS = 100
@@ -47,22 +45,15 @@ class Centers:
     scores: np.ndarray
 
 
-class VolumeDetector:
-    """Finds centres in whole volumes, window by window.
+class VolumeDetector(VolumePredictor[Centers]):
+    """Finds centres in whole volumes, in millimetres of the patient.
 
-    Windows are as large as the samples that the model was trained on.
+    What does not touch the region of the options, where they have one, is not reported.
 
     Args:
         engine: a detector of centres of one class, such as `CenterDetector3D`, on its device.
-        overlap: of windows, 0 <= overlap < 1.
-        batch_size: windows computed at a time.
-        flips: axes of the prepared volume, 0 for D; maps are means over all ways to mirror them.
-        compute_dtype: of autocast, such as `torch.bfloat16`; `None`: as the weights are.
-        compiles: compile the model.
-        region: where there is something to look for; windows without any of it are not computed,
-            and what does not touch it is not reported.
+        options: how volumes are computed.
         min_score: probability below which a centre is not reported.
-        max_voxels: of a volume at the spacing of the model.
 
     Raises:
         ConfigError: the model was trained on something else, or an argument is out of its range.
@@ -71,57 +62,28 @@ class VolumeDetector:
     def __init__(
         self,
         engine: ModelEngine,
+        options: WindowOptions | None = None,
         *,
-        overlap: float = DEFAULT_OVERLAP,
-        batch_size: int = 4,
-        flips: Sequence[int] = (),
-        compute_dtype: torch.dtype | None = None,
-        compiles: bool = False,
-        region: Region | None = None,
         min_score: float = DEFAULT_MIN_SCORE,
-        max_voxels: int = DEFAULT_MAX_VOXELS,
     ) -> None:
-        self.spec = detector_spec(engine)
+        super().__init__(engine, detector_spec(engine), options)
+        flips = sorted(set(self.options.flips))
         if not 0 <= min_score <= 1 or not set(flips) <= {0, 1, 2}:
             raise ConfigError(
-                f"min_score={min_score} is not in 0..1, or flips={list(flips)} not of 0, 1, 2",
+                f"min_score={min_score} is not in 0..1, or flips={flips} not of 0, 1, 2",
                 fix="give a probability, and axes of a volume",
             )
-        self._engine, self._region, self._max_voxels = engine, region, max_voxels
         self.min_score = min_score
-        window = self.spec.fields["inputs"].shape[1:]
         self._stride = self._find_stride()
-        axes = sorted(set(flips))
-        sets = (combinations(axes, count) for count in range(len(axes) + 1))
-        self._mirrors = list(chain.from_iterable(sets))
-        self._sliding_window = SlidingWindow(
-            self._compute,
-            [size // step for size, step in zip(window, self._stride, strict=True)],
-            overlap=overlap, batch_size=batch_size, compute_dtype=compute_dtype,
-            compiles=compiles, device=engine.device,
-        )  # fmt: skip
+        window = self.spec.fields["inputs"].shape[1:]
+        places = [size // step for size, step in zip(window, self._stride, strict=True)]
+        # what is mirrored is voxels, not places
+        self._maps = mirrored(engine, flips, torch.float32)
+        self._sliding_window = self._windows_of(self._compute, places, ())
 
-    def __call__(
-        self,
-        volume: Volume,
-        *,
-        where: str = "the volume",
-        on_windows: Callable[[int, int], None] = lambda done, total: None,
+    def _find(
+        self, volume: Volume, prepared: Volume, mask: np.ndarray | None, on_windows: OnWindows
     ) -> Centers:
-        """Return what is found in a volume, in millimetres of the patient.
-
-        Args:
-            volume: as `read_volume` returns it.
-            where: what it is called in messages.
-            on_windows: told how many windows are done, and of how many.
-
-        Raises:
-            DataError: it has other channels, or would be too large at the spacing of the model.
-        """
-        prepared = prepare_volume(volume, self.spec, self._max_voxels, where)
-        mask = None
-        if self._region is not None:
-            mask = place_region(self._region, volume, self.spec, self._max_voxels, where)[0]
         rows = self.find_rows(prepared.voxels, prepared.spacing_mm, mask, on_windows)
         return Centers(prepared.to_mm(rows[:, :3]), rows[:, 3], rows[:, 4])
 
@@ -130,7 +92,7 @@ class VolumeDetector:
         voxels: np.ndarray,
         spacing_mm: Sequence[float],
         mask: np.ndarray | None = None,
-        on_windows: Callable[[int, int], None] = lambda done, total: None,
+        on_windows: OnWindows = lambda done, total: None,
     ) -> np.ndarray:
         """Return what is found in a prepared volume: d, h, w, diameter in mm and score, (P, 5).
 
@@ -187,13 +149,7 @@ class VolumeDetector:
         d, h, w = self._stride
         batch, _, *sizes = windows.shape
         parts = windows.view(batch, -1, d, h, w, *sizes).permute(0, 1, 5, 2, 6, 3, 7, 4)
-        voxels = parts.reshape(batch, -1, sizes[0] * d, sizes[1] * h, sizes[2] * w)
-        total = torch.zeros(())
-        for axes in self._mirrors:
-            dims = [axis + 2 for axis in axes]
-            maps = self._engine(voxels.flip(dims) if dims else voxels)
-            total = total.to(maps.device) + (maps.flip(dims) if dims else maps).float()
-        return total / len(self._mirrors)
+        return self._maps(parts.reshape(batch, -1, sizes[0] * d, sizes[1] * h, sizes[2] * w))
 
     def _fold_mask(self, mask: np.ndarray) -> Tensor:
         """Return which places of the map have any of a mask (D, H, W), bool (1, d, h, w)."""

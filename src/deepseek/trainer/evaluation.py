@@ -1,5 +1,6 @@
 """Evaluation of a model on its own, and what the report shows of single samples."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from deepseek.models.device import resolve_device
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.world import World
 from deepseek.trainer.evaluation_pass import Evaluation, evaluate
+from deepseek.trainer.extra_metrics import MeasuredTask
 from deepseek.trainer.precision import resolve_precision
 from deepseek.trainer.run_folder import RunFolder
 from deepseek.trainer.task import resolve_task
@@ -55,11 +57,20 @@ def evaluate_samples(
     device: str = "auto",
     precision: str = "auto",
     keeps_samples: bool = True,
+    metrics: Sequence[str] = (),
 ) -> Evaluation:
-    """Return the metrics, and what the task predicts for each sample; arguments as above."""
+    """Return the metrics, and what the task predicts for each sample.
+
+    Arguments are as above, and `metrics`: names of `EXTRA_METRICS`, beside those of the task.
+
+    Raises:
+        ConfigError: there is no such metric, or it says nothing of these data.
+    """
     where = resolve_device(device)
     loader = evaluation_loader(data, batch_size, num_workers)
     task = resolve_task("auto", infer_spec(loader.dataset), 0.0)
+    if metrics:
+        task = MeasuredTask(task, metrics)
     engine.to(where)
     chosen = resolve_precision(precision, where)
     parallel = ParallelModel(engine, World.alone(where))

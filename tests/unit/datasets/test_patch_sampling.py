@@ -100,3 +100,25 @@ def test_intensity_steps_change_every_second_patch_within_their_limits(volume):
         assert (patch.min(), patch.max()) == pytest.approx((-1, 1), abs=1e-6)
         assert (np.diff(patch[0, 0, 0]) > 0).all()
     assert len({float(patch[0, 0, 0, 11]) for patch in bent}) > 3
+
+
+@pytest.mark.parametrize(
+    "step", ["rotate_20", "scale_0.3", "elastic_2", "noise_0.1", "gamma_0.5", "brightness_0.2"]
+)
+def test_a_step_is_done_as_often_as_its_probability_says(step, volume):
+    voxels = np.random.default_rng(0).normal(size=(1, *SHAPE)).astype(np.float32)
+
+    def count(text):
+        found = [sample((voxels, *volume[1:]), text, i, share=0.0)[0] for i in range(100)]
+        plain = [sample((voxels, *volume[1:]), "patch_4x4x4", i, share=0.0)[0] for i in range(100)]
+        return sum(not np.array_equal(a, b) for a, b in zip(found, plain, strict=True))
+
+    assert count(f"patch_4x4x4+{step}_0") == 0
+    assert 10 <= count(f"patch_4x4x4+{step}_0.25") <= 40
+    assert count(f"patch_4x4x4+{step}_1") == 100
+
+
+@pytest.mark.parametrize(("step", "chance"), [("elastic_2", 1), ("noise_0.1", 0.5)])
+def test_the_probability_that_is_left_out_is_that_of_the_table(step, chance, volume):
+    short, long = (sample(volume, f"patch_8x8x8+{t}", 5) for t in (step, f"{step}_{chance}"))
+    np.testing.assert_array_equal(short[0], long[0])

@@ -27,6 +27,7 @@ def test_a_transform_says_what_it_does_and_what_is_left_in_evaluation():
         ("spacing_1x1", "'spacing_1x1' is not written as spacing_DxHxW"),
         ("zscor+patch_8x8x8", "unknown step 'zscor', did you mean \"zscore\"?"),
         ("rotate_200", "200 in 'rotate_200' is not in 0..180"),
+        ("noise_0.1_1.5", "1.5 in 'noise_0.1_1.5' is not in 0..1"),
         ("patch_8x8x0", "0 in 'patch_8x8x0' is not in 1..4096"),
         ("zscore+zscore", "zscore is there twice"),
         ("window_400_-1000", "window has LOW >= HIGH"),

@@ -9,7 +9,7 @@ from deepseek.datasets.volume import make_affine
 from deepseek.errors import ConfigError
 from deepseek.medical import ScanReport, find_scans, predict_scans
 from deepseek.medical.regions import find_region
-from deepseek.models import VolumeDetector, VolumeSegmenter
+from deepseek.models import VolumeDetector, VolumeSegmenter, WindowOptions
 
 from ..models.test_volume_detector import make_detector
 from ..models.test_volume_segmenter import make_engine
@@ -84,7 +84,7 @@ def test_a_scan_without_lungs_is_a_row_where_lungs_are_asked_for(tmp_path):
     region = find_region("lungs")
     for predictor in (
         make_detector(region=region),
-        VolumeSegmenter(make_engine(), region=region),
+        VolumeSegmenter(make_engine(), WindowOptions(region=region)),
     ):
         scans = find_scans([tmp_path / "a.npy"])
         (row,) = predict_scans(predictor, scans)

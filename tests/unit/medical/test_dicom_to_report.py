@@ -12,7 +12,7 @@ from deepseek.medical.dicom_segmentation import read_dicom_segmentation
 from deepseek.medical.phantom_files import write_phantom
 from deepseek.medical.phantoms import make_phantom
 from deepseek.medical.regions import find_region
-from deepseek.models import VolumeSegmenter
+from deepseek.models import VolumeSegmenter, WindowOptions
 
 from ..models.test_volume_detector import make_detector
 from ..models.test_volume_segmenter import make_engine
@@ -28,7 +28,9 @@ def test_series_become_findings_masks_segmentations_and_pages(tmp_path):
     scans = find_scans([tmp_path / "scans"])
     region = find_region("lungs")
     predictors = {
-        "masks": VolumeSegmenter(make_engine("window_-1000_300", (8, 16, 16)), region=region),
+        "masks": VolumeSegmenter(
+            make_engine("window_-1000_300", (8, 16, 16)), WindowOptions(region=region)
+        ),
         "findings": make_detector("window_-1000_300", (8, 16, 16), region=region),
     }
     pages, rows = {}, {}

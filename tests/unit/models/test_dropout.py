@@ -1,7 +1,10 @@
 import pytest
 import torch
+from torch import nn
 
+from deepseek.models import MultiHead
 from deepseek.models.dropout import Dropout, dropout
+from deepseek.models.lora import LoraLinear
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -45,6 +48,14 @@ def test_the_generator_goes_on_by_as_much_whatever_the_size():
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_nothing_and_everything(probability):
     assert torch.equal(dropout(torch.ones(9), probability), torch.full((9,), 1 - probability))
+
+
+def test_heads_and_adapters_have_it():
+    parts = [LoraLinear(nn.Linear(4, 3), 2, 1.0, 0.1)]
+    parts.append(MultiHead("resnet", {"num_layers": 8}, {"kind": {"outputs": 3}}, dropout=0.1))
+    found = [m for each in parts for m in each.modules() if isinstance(m, nn.Dropout)]
+    assert len(found) == 2
+    assert all(type(each) is Dropout for each in found)
 
 
 def test_outside_training_nothing_is_dropped():

@@ -10,7 +10,7 @@ from deepseek.datasets import DataSpec
 from deepseek.datasets.spec import FieldSpec
 from deepseek.datasets.volume import Volume, make_affine
 from deepseek.errors import ConfigError, DataError
-from deepseek.models import CenterDetector3D, ModelEngine, VolumeDetector
+from deepseek.models import CenterDetector3D, ModelEngine, VolumeDetector, WindowOptions
 from deepseek.models.volume_detector import detector_spec
 
 from .test_volume_segmenter import make_engine
@@ -24,10 +24,11 @@ class Blobs(nn.Module):
         return torch.cat([12 * means - 6, torch.full_like(means, np.log(6.0))], 1)
 
 
-def make_detector(transform="window_0_1", window=(8, 8, 8), module=None, **options):
+def make_detector(transform="window_0_1", window=(8, 8, 8), module=None, min_score=0.1, **options):
     fields = {"inputs": FieldSpec((1, *window), "float32"), "targets": FieldSpec((1, 4), "float32")}
     spec = DataSpec("detection", fields, ("nodule",), (1,), transform)
-    return VolumeDetector(ModelEngine.wrap(module or Blobs(), spec), **options)
+    engine = ModelEngine.wrap(module or Blobs(), spec)
+    return VolumeDetector(engine, WindowOptions(**options), min_score=min_score)
 
 
 def spotted(centers, shape=(17, 30, 27), spacing=(2.0, 1.0, 1.0), orientation="SPL"):

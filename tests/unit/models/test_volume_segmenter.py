@@ -11,8 +11,9 @@ from deepseek.datasets.spec import FieldSpec
 from deepseek.datasets.volume import Volume, make_affine
 from deepseek.datasets.volume_transforms import parse_volume_transform
 from deepseek.errors import ConfigError, DataError
-from deepseek.models import ModelEngine, VolumeSegmenter
-from deepseek.models.volume_segmenter import measure_ml, prepare_volume, takes_volumes
+from deepseek.models import ModelEngine, VolumeSegmenter, WindowOptions
+from deepseek.models.volume_predictor import prepare_volume
+from deepseek.models.volume_segmenter import measure_ml, takes_volumes
 
 
 class Bright(nn.Module):
@@ -85,7 +86,7 @@ def test_a_region_limits_where_is_looked():
         mask[..., :8] = 1
         return Volume(mask, scanned.affine)
 
-    segmenter = VolumeSegmenter(make_engine(), overlap=0, region=left_half)
+    segmenter = VolumeSegmenter(make_engine(), WindowOptions(overlap=0, region=left_half))
     found = segmenter(volume, on_windows=lambda done, total: told.append(total))
     assert found.voxels[0, 2:5, 3:9, 2:7].all()
     assert not found.voxels[0, :, :, 20:].any()

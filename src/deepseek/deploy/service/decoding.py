@@ -83,10 +83,8 @@ class Decoder:
             Refusal: 400, it is no picture, or a damaged or too large one; 422, it ended the
                 process that decoded it.
         """
-        found = await self._run("the picture", _decode, content, self._max_pixels)
-        if isinstance(found, str):
-            raise Refusal(400, found, fix="send a JPEG, PNG or WebP picture")
-        return found
+        fix = "send a JPEG, PNG or WebP picture"
+        return await self._run("the picture", 400, fix, _decode, content, self._max_pixels)
 
     async def encode(self, texts: list[str]) -> np.ndarray:
         """Return texts as tokens (B, T), int64, filled up to the longest.
@@ -94,10 +92,7 @@ class Decoder:
         Raises:
             Refusal: 422, they cannot be encoded, or ended the process that did it.
         """
-        found = await self._run("the texts", _encode, texts)
-        if isinstance(found, str):
-            raise Refusal(422, found, fix="send other texts")
-        return found
+        return await self._run("the texts", 422, "send other texts", _encode, texts)
 
     async def locate(self, texts: list[str]) -> list[np.ndarray]:
         """Return the words of each text, int64 (N, 3): first token, start and end in the text.
@@ -105,10 +100,7 @@ class Decoder:
         Raises:
             Refusal: 422, they cannot be encoded, or ended the process that did it.
         """
-        found = await self._run("the texts", _locate, texts)
-        if isinstance(found, str):
-            raise Refusal(422, found, fix="send other texts")
-        return found
+        return await self._run("the texts", 422, "send other texts", _locate, texts)
 
     async def open_scan(self, content: bytes) -> PreparedScan:
         """Return the volume in the bytes of a file, prepared for the model.
@@ -120,17 +112,14 @@ class Decoder:
         folder = ""
         if needs_folder(content):  # removed here: the process that reads it may be ended
             folder = tempfile.mkdtemp(prefix="deepseek-scan-", dir=_memory_folder())
+        fix = "send a .nii.gz or .mha file, or a zip of one DICOM series, as in training"
         try:
-            found = await self._run(
-                "the volume", _open_scan, content, self._max_voxels, folder, self._region
+            return await self._run(
+                "the volume", 400, fix, _open_scan, content, self._max_voxels, folder, self._region
             )
         finally:
             if folder:
                 shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(found, str):
-            fix = "send a .nii.gz or .mha file, or a zip of one DICOM series, as in training"
-            raise Refusal(400, found, fix=fix)
-        return found
 
     async def make_mask(self, labels: np.ndarray, scan: PreparedScan) -> Mask:
         """Return the mask of the labels (D, H, W) of a prepared volume, on the voxels of the scan.
@@ -139,16 +128,19 @@ class Decoder:
             Refusal: 422, it ended the process that made it.
         """
         known = replace(scan, voxels=np.empty(0, np.float32))
-        found = await self._run("the mask", _make_mask, labels, known)
-        if isinstance(found, str):
-            raise Refusal(422, found, fix="send a smaller volume")
-        return found
+        return await self._run("the mask", 422, "send a smaller volume", _make_mask, labels, known)
 
-    async def _run(self, what: str, act: Callable[..., T | str], *arguments: object) -> T | str:
+    async def _run(
+        self, what: str, status: int, fix: str, act: Callable[..., T | str], *arguments: object
+    ) -> T:
+        """Return what `act` makes in a process of the pool; a text is a refusal."""
         for _ in range(2):  # once more where another one has ended the process
             pool = self._pool = self._pool or self._new_pool()
             try:
-                return await asyncio.wrap_future(pool.submit(act, *arguments))
+                found = await asyncio.wrap_future(pool.submit(act, *arguments))
+                if isinstance(found, str):
+                    raise Refusal(status, found, fix=fix)
+                return found
             except BrokenProcessPool:
                 if self._pool is pool:
                     self._pool = None

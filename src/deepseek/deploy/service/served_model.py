@@ -24,6 +24,7 @@ from deepseek.models.joint_outputs import rows_of
 from deepseek.models.sliding_window import DEFAULT_OVERLAP
 from deepseek.models.table_scores import table_scores
 from deepseek.models.volume_detector import VolumeDetector, finds_centers
+from deepseek.models.volume_predictor import WindowOptions
 from deepseek.models.volume_segmenter import VolumeSegmenter, takes_volumes
 
 WINDOWS = 4
@@ -173,10 +174,9 @@ class ServedModel:
         self.detector: VolumeDetector | None = None
         """Of a model that finds centres in a volume of any size."""
         windows = min(max(self._sizes, default=WINDOWS), WINDOWS)
+        options = WindowOptions(overlap=overlap, batch_size=windows, flips=flips)
         if takes_volumes(spec):
-            self.segmenter = VolumeSegmenter(
-                engine, batch_size=windows, overlap=overlap, flips=flips
-            )
+            self.segmenter = VolumeSegmenter(engine, options)
         if finds_centers(spec):
             spacing = parse_volume_transform(spec.transform or "").spacing_mm
             if spacing is None:
@@ -185,7 +185,7 @@ class ServedModel:
                     fix="train it on a NoduleDataset",
                 )
             self._spacing_mm = spacing
-            self.detector = VolumeDetector(engine, batch_size=windows, overlap=overlap, flips=flips)
+            self.detector = VolumeDetector(engine, options)
         is_whole_row = len(self._field.shape) == 1 and self._field.dtype == "int64"
         takes_tokens = is_whole_row and self._packing is None
         vocabulary = engine.config.get("vocab_size") or (

@@ -32,6 +32,9 @@ SILENT_S = 15.0
 """A connection that has not sent the head of a request by then is closed."""
 MAX_HEAD_BYTES = 64 << 10
 """Of the head of a request, beyond what has come at once."""
+UNREAD_S = 60.0
+"""An answer of which less than `MIN_READ_BYTES` were taken meanwhile is given up, as in nginx."""
+MIN_READ_BYTES = 64 << 10
 SILENT_MODEL_S = 20.0
 """A model that has something to do, and does not answer for so long, is ended: at least."""
 
@@ -83,12 +86,17 @@ class ServiceSettings:
 
 
 class _Impatient(HttpToolsProtocol):
-    """Closes connections that send no request, or the head of one too slowly or without an end."""
+    """Closes connections that send no request, or the head of one too slowly or without an end.
+
+    Those as well that do not take their answer: closing alone would wait until they do.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._is_in_head, self._head_bytes = False, 0
+        self._seen: tuple[object, int] = (None, 0)
         self._wait()
+        self._look_again()
 
     def data_received(self, data: bytes) -> None:
         was_in_head = self._is_in_head
@@ -118,8 +126,22 @@ class _Impatient(HttpToolsProtocol):
         elif not self.transport.is_closing():
             self.transport.close()
 
+    def _look_again(self) -> None:
+        self._looking = self.loop.call_later(UNREAD_S, self._abort_if_unread)
+
+    def _abort_if_unread(self) -> None:
+        unread = self.transport.get_write_buffer_size()
+        request, before = self._seen
+        is_left = request is self.cycle and before > 0 and unread > 0
+        if is_left and before - unread < MIN_READ_BYTES:
+            self.transport.abort()
+            return
+        self._seen = (self.cycle, unread)
+        self._look_again()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing.cancel()
+        self._looking.cancel()
         super().connection_lost(exc)
 
 

@@ -20,13 +20,8 @@ from deepseek.datasets.nifti import decode_nifti, encode_nifti
 from deepseek.datasets.volume import Volume
 from deepseek.datasets.volume_file import read_volume
 from deepseek.errors import DataError
-from deepseek.models.volume_segmenter import (
-    REGIONS,
-    measure_ml,
-    place_region,
-    prepare_volume,
-    restore_labels,
-)
+from deepseek.models.volume_predictor import REGIONS, place_region, prepare_volume
+from deepseek.models.volume_segmenter import measure_ml, restore_labels
 
 VOXEL_BYTES = 24
 """Memory that a voxel takes at the most while it is read and prepared."""

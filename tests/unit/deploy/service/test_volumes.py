@@ -22,7 +22,14 @@ from deepseek.errors import DataError
 from deepseek.medical.phantom_files import write_phantom
 from deepseek.medical.phantoms import make_phantom
 from deepseek.medical.regions import find_region
-from deepseek.models import CenterDetector3D, ModelEngine, UNet3D, VolumeDetector, VolumeSegmenter
+from deepseek.models import (
+    CenterDetector3D,
+    ModelEngine,
+    UNet3D,
+    VolumeDetector,
+    VolumeSegmenter,
+    WindowOptions,
+)
 
 from .conftest import LIMITS, InThread
 
@@ -163,7 +170,7 @@ def left_behind():
 def test_a_detector_answers_the_findings_of_a_series(ask, detector, chest):
     content, volume = chest
     engine, region = ModelEngine.load(detector["finder", "1"]), find_region("lungs")
-    expected = VolumeDetector(engine, overlap=0.5, flips=(2,), region=region)(volume)
+    expected = VolumeDetector(engine, WindowOptions(overlap=0.5, flips=(2,), region=region))(volume)
 
     class Flipped(InThread):
         def __init__(self, path):

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from deepseek.checkpoint import RandomState
+from deepseek.checkpoint import RandomState, StoredTensors, join_state, split_state
 from deepseek.datasets import DataLoader, InteractionDataset
 from deepseek.datasets.workers import _end_pinning
 from deepseek.errors import ConfigError
@@ -279,6 +279,14 @@ def test_each_process_has_a_gpu_of_its_own(two_gpus, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ConfigError, match="local rank 2 has no GPU of its own: there are 2"):
         resolve_device("cuda", is_distributed=True)
+
+
+def test_a_resumed_optimizer_has_the_kernels_of_its_own_device():
+    weights = dict(torch.nn.Linear(2, 2).named_parameters())
+    saved, own = (torch.optim.AdamW(weights.values(), fused=fused) for fused in (True, False))
+    _, rest = split_state(saved, weights, lambda *args: [])
+    join_state(own, weights, lambda *args: [], StoredTensors([]), rest)
+    assert own.param_groups[0]["fused"] is False
 
 
 def test_the_random_state_is_that_of_the_gpu_in_use(monkeypatch):

@@ -17,8 +17,8 @@ from deepseek.models.tensor_part import TensorPart
 
 # (name of a weight, something of its shape or for its blocks, what is added to the name) -> parts
 Cut = Callable[[str, Tensor, str], Iterable[TensorPart]]
-OF_THE_RUN = ("weight_decay", "lr_share", "starts_at")
-"""Settings of a group that follow from those of the run that goes on."""
+OF_THE_RUN = ("weight_decay", "lr_share", "starts_at", "fused")
+"""Settings of a group that follow from those of the run that goes on, and from its device."""
 
 
 def split_state(

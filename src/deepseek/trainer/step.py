@@ -409,7 +409,7 @@ class TrainStep:
         return Measured(
             accumulated,
             torch.tensor(sums[0], dtype=torch.float32),
-            torch.tensor(norm, dtype=torch.float32, device=self.device),
+            torch.tensor(norm, dtype=torch.float32),
             is_suspect=sums[2] > 0,
             wants_stop=sums[3] > 0,
             ran_out=sums[4] > 0,
@@ -442,16 +442,17 @@ class TrainStep:
         (_, num_items, num_samples), norm = measured.accumulated, measured.norm
         lr = self.schedule.lr(step) if lr is None else lr
         set_rates(self.optimizer, lr, step)
+        size = float(norm)
         bad = replayed or self.guard.judge(
             float(measured.loss_sum) / max(1, num_items),
-            float(norm),
+            size,
             batch,
             gradient_may_overflow=self._may_overflow(),
             is_suspect=measured.is_suspect,
         )
         if bad is None:
             try:
-                self._apply(norm, step)
+                self._apply(norm, size, step)
             except (RuntimeError, MemoryError) as error:
                 if is_out_of_memory(error):
                     raise ConfigError(
@@ -477,9 +478,9 @@ class TrainStep:
         """Return whether an infinite gradient only says that its scale was too large."""
         return self.precision.needs_scaler and self.scaler.get_scale() >= MIN_SCALE
 
-    def _apply(self, norm: Tensor, step: int) -> None:
+    def _apply(self, norm: Tensor, size: float, step: int) -> None:
         if self.in_backward is None:
-            self._update_weights(norm)
+            self._update_weights(norm, size)
         self.parallel.weights.step_tables()
         self.guard.note_update()
         if self.joint is not None:
@@ -487,8 +488,8 @@ class TrainStep:
         if self.ema is not None:
             self.ema.update(step)
 
-    def _update_weights(self, norm: Tensor) -> None:
-        if self.clip_grad_norm is not None and float(norm) > self.clip_grad_norm:
+    def _update_weights(self, norm: Tensor, size: float) -> None:
+        if self.clip_grad_norm is not None and size > self.clip_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip_grad_norm, norm)
         if self.precision.needs_scaler:
             self.scaler.step(self.optimizer)

@@ -27,7 +27,7 @@ class Measured:
 
     Attributes:
         loss_sum: scalar, over all items.
-        norm: L2 norm of the gradient, a scalar on the device.
+        norm: L2 norm of the gradient, a scalar; of one process on the device.
         is_suspect: some rank has found something that is not finite.
         ran_out: some rank was out of memory: all but its counts is nothing.
         time_share: of the run's time, by the clock of the first rank (`RunLength.share`).
@@ -52,7 +52,7 @@ class StepResult:
         num_items: what the loss is a mean over.
         num_samples: in the batch, over all ranks.
         lr: learning rate of the update.
-        grad_norm: L2 norm of the gradient before clipping, on the device; `None` where unknown.
+        grad_norm: L2 norm of the gradient before clipping, a scalar; `None` where unknown.
         bad: what was wrong; then nothing was updated.
         wants_stop: whether some rank wants the run to end.
         parts: of several tasks, the loss and the weight of each that had labels.

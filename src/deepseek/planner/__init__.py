@@ -10,6 +10,7 @@ Pure Python: nothing here needs torch.
 
 from deepseek.planner.cluster import Cluster as Cluster
 from deepseek.planner.cluster import Gpu as Gpu
+from deepseek.planner.cluster import Host as Host
 from deepseek.planner.hardware import GPUS as GPUS
 from deepseek.planner.hardware import find_gpu as find_gpu
 from deepseek.planner.huggingface import shape_from_huggingface as shape_from_huggingface

@@ -21,6 +21,8 @@ def with_adapters(shape: TransformerShape, architecture: str, lora: LoraConfig) 
     """
     weights = count_weights(shape)
     trained = count_adapters(shape, architecture, lora) + weights.head
+    if architecture == "encoder":  # a linear before the head: a pooler's, or a transformation's
+        trained += shape.dim * (shape.dim + 1)
     return replace(shape, trained_share=min(1.0, trained / weights.total))
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from deepseek.config import TrainerConfig, validate_settings
+from deepseek.config.lora import LoraConfig
 from deepseek.datasets import DataSpec, TokenDataset
 from deepseek.models import GPT, ModelEngine, VisionTransformer
 from deepseek.planner import Cluster, find_gpu, find_shape
@@ -86,6 +87,19 @@ def test_a_policy_that_was_asked_for_is_kept():
     assert config.memory == "full"
 
 
+def test_what_must_wait_on_the_host_does_and_what_was_asked_to():
+    cluster, shape = Cluster(find_gpu("h100"), 8), find_shape("llama3-70b")
+    config = ask_planner(settings(graph="static"), shape, cluster)
+    assert config is not None
+    assert config.offload == "parameters"
+    assert ask_planner(settings(offload="activations"), shape, cluster) is None
+    small = find_shape("llama2_7b", 4096)
+    for offload in ("none", "optimizer"):
+        config = ask_planner(settings(offload=offload), small, cluster)
+        assert config is not None
+        assert config.offload == offload
+
+
 @pytest.mark.parametrize(
     "fixed", [{"grad_accum_steps": 4}, {"optimizer": "muon"}, {"memory": 0.5}], ids=str
 )
@@ -101,6 +115,10 @@ def test_the_sizes_of_a_model_are_those_that_will_be_trained():
     assert (shape.num_layers, shape.dim, shape.heads) == (3, 96, 6)
     assert shape.context_length == 32  # of the data, not the most that the model takes
     assert shape.vocab_size == 64  # 50 padded
+    assert shape.trained_share == 1
+    adapted = shape_of(ModelEngine.wrap(GPT(64, 3, 96, 6)), spec, LoraConfig(rank=1))
+    assert adapted is not None
+    assert adapted.trained_share < 0.1
     assert shape_of(ModelEngine.wrap(torch.nn.Linear(4, 4)), spec) is None
 
 

@@ -36,10 +36,10 @@ def verify_resume(
     if as_json:
         print(json.dumps(vars(verdict) | {"is_exact": verdict.is_exact}))
     elif verdict.is_exact:
-        kills = f"{verdict.num_kills} kill{'' if verdict.num_kills == 1 else 's'}"
+        number = f"{verdict.num_kills} kill{'' if verdict.num_kills == 1 else 's'}"
         print(
             f"exact: weights, optimizer, random states and metrics of {verdict.num_steps} steps are"
-            f" the same, bit for bit, after {kills}"
+            f" the same, bit for bit, after {number}"
         )
     else:
         print("not exact: " + "; ".join(verdict.problems))

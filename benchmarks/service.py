@@ -3,9 +3,7 @@
 Every client keeps its connection and asks again as soon as it is answered. Beside ours, the same
 model in LitServe, where it is installed (`pip install litserve`), at the same largest batch: it
 waits for a batch to fill up, 5 ms here. All serve the same file on loopback, with the same threads.
-Contestants take turns; each turn is a service of its own. Clients connect and ask for two seconds
-before anything is measured: the first requests come all at once, and in a turn of 8 s would be the
-slowest hundredth.
+Contestants take turns; each turn is a service of its own, warmed up for two seconds.
 
     python benchmarks/service.py                           200 clients, 20 s a turn
     python benchmarks/service.py --seconds 60 --rounds 1
@@ -22,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
@@ -98,8 +96,8 @@ def make_request(port: int) -> bytes:
     return head.encode() + body
 
 
-async def ask(port: int, request: bytes, since: float, until: float, times: list[float]) -> int:
-    """Ask again and again; note the times from `since` on; return how many requests failed."""
+async def ask(port: int, request: bytes, until: float, times: list[float]) -> int:
+    """Ask again and again; return how many requests failed."""
     failed = 0
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
@@ -114,8 +112,7 @@ async def ask(port: int, request: bytes, since: float, until: float, times: list
             )
             await reader.readexactly(length)
             failed += b" 200 " not in head[:20]
-            if began >= since:
-                times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - began)
     except (OSError, asyncio.IncompleteReadError, StopIteration):
         failed += 1
     finally:
@@ -123,17 +120,11 @@ async def ask(port: int, request: bytes, since: float, until: float, times: list
     return failed
 
 
-async def load(
-    port: int, clients: int, seconds: float, warm_s: float = 0.0,
-    on_warm: Callable[[], None] = lambda: None,
-) -> tuple[list[float], int]:  # fmt: skip
-    """Return the seconds of every request after the first `warm_s`, and how many failed."""
+async def load(port: int, clients: int, seconds: float) -> tuple[list[float], int]:
+    """Return the seconds of every request, and how many failed."""
     request, times = make_request(port), []
-    since = time.perf_counter() + warm_s
-    asyncio.get_running_loop().call_later(warm_s, on_warm)
-    failed = await asyncio.gather(
-        *(ask(port, request, since, since + seconds, times) for _ in range(clients))
-    )
+    until = time.perf_counter() + seconds
+    failed = await asyncio.gather(*(ask(port, request, until, times) for _ in range(clients)))
     return times, sum(failed)
 
 
@@ -190,14 +181,11 @@ def cpu_seconds(pid: int) -> float:
 
 def measure(name: str, model: Path, args: argparse.Namespace, port: int) -> dict:
     """Return what a service does in one turn."""
-    before: list[float] = []
     with serving(name, model, port, args.threads) as pid:
-
-        def note() -> None:
-            before.extend((cpu_seconds(pid), time.perf_counter()))
-
-        times, failed = asyncio.run(load(port, args.clients, args.seconds, WARM_S, note))
-        cpu_s, elapsed = cpu_seconds(pid) - before[0], time.perf_counter() - before[1]
+        asyncio.run(load(port, args.clients, WARM_S))
+        before, began = cpu_seconds(pid), time.perf_counter()
+        times, failed = asyncio.run(load(port, args.clients, args.seconds))
+        elapsed, cpu_s = time.perf_counter() - began, cpu_seconds(pid) - before
     milliseconds = 1e3 * np.array(times)
     return {
         "service": name, "per_s": len(times) / elapsed, "failed": failed,

@@ -97,7 +97,7 @@ def container_means(options: PodOptions, mounts: Sequence[dict], env: Sequence[d
     home = [{"name": "HOME", "value": "/tmp"}, {"name": "PYTHONUNBUFFERED", "value": "1"}]
     return {
         "env": [*home, *env],
-        "resources": {"requests": resources, "limits": resources},
+        "resources": {"requests": dict(resources), "limits": resources},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

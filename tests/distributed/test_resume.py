@@ -86,7 +86,7 @@ def test_ranks_that_draw_as_many_numbers_as_they_have_samples_go_on_bit_for_bit(
     for name, tensor in one.tensors["model"].items():
         assert torch.equal(tensor, two.tensors["model"][name]), name
     for rank, own in one.own_state.items():
-        assert own["random"] == two.own_state[rank]["random"]
+        assert own["random"]["torch"] == two.own_state[rank]["random"]["torch"]
 
 
 def test_ranks_write_their_own_part_and_all_is_in_one_manifest(tmp_path):

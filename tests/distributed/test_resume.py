@@ -78,15 +78,13 @@ def test_ranks_that_draw_as_many_numbers_as_they_have_samples_go_on_bit_for_bit(
     run(2, "dp2", tmp_path / "a", tmp_path / "run", kind="noisy", **{**settings, "max_steps": 3})
     states = load_checkpoint(tmp_path / "run/checkpoints/step_3").own_state
     assert states["0"]["random"]["torch"] != states["1"]["random"]["torch"]
-    resumed = run(
-        2, "dp2", tmp_path / "b", tmp_path / "run", kind="noisy", resume=True, **settings
-    )
+    resumed = run(2, "dp2", tmp_path / "b", tmp_path / "run", kind="noisy", resume=True, **settings)
     assert resumed[0] == whole[0][3:]
     one, two = (load_checkpoint(tmp_path / r / "checkpoints/step_8") for r in ("whole", "run"))
     for name, tensor in one.tensors["model"].items():
         assert torch.equal(tensor, two.tensors["model"][name]), name
     for rank, own in one.own_state.items():
-        assert own["random"] == two.own_state[rank]["random"]
+        assert own["random"]["torch"] == two.own_state[rank]["random"]["torch"]
 
 
 def test_ranks_write_their_own_part_and_all_is_in_one_manifest(tmp_path):

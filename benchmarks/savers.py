@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from deepseek.memory.weightwise import BackwardUpdate, HostState, WeightwiseOptimizer
 from deepseek.models import GPT
+from deepseek.parallel.layout import LocalWeights
 from deepseek.trainer import Optimizer
 from deepseek.trainer.precision import cast_weights
 from measure import markdown_table, report, spread
@@ -98,7 +99,7 @@ def make(
     optimizer = Optimizer(algorithm, 1e-4).bind(model, rounds=is_bf16)
     weightwise = WeightwiseOptimizer(optimizer, HostState() if is_offloaded else None)
     if is_in_backward:
-        in_backward = BackwardUpdate(weightwise, dict(model.named_parameters()))
+        in_backward = BackwardUpdate(weightwise, LocalWeights([model]).trained)
         return Run(model, optimizer, batch, optimizer.step, in_backward)
     return Run(model, optimizer, batch, weightwise.step if is_offloaded else optimizer.step)
 

@@ -93,6 +93,7 @@ def simulate_step(
                     allocations.logits_numel = outputs.numel()
                     allocations.hold([outputs], LOGITS)
                 loss = loss_of(outputs)
+                del outputs  # the graph keeps what it needs of them
             alive, logits = allocations.alive_bytes, allocations.alive_of(LOGITS)
             loss.backward()
         sizes = [p.nbytes for p in trained]

@@ -65,16 +65,43 @@ def test_one_plan_is_costed_exactly(capsys):
 
 
 def test_a_plan_that_does_not_fit_is_shown_with_what_it_lacks(capsys):
-    assert run("llama3-70b", "--gpus", "8") == 1
+    arguments = "llama3-70b", "--gpus", "8", "--offload", "none"
+    assert run(*arguments) == 1
     text = " ".join(capsys.readouterr().out.split())
     assert "nothing fits; nearest: fsdp" in text
     assert "it would fit on b200" in text
     assert "16 x h100 are enough" in text
-    found = run_json(capsys, "llama3-70b", "--gpus", "8", code=1)
+    found = run_json(capsys, *arguments, code=1)
     assert found["best"] is None
     assert found["nearest"]["peak_bytes"] > found["memory_limit_bytes"]
     with pytest.raises(ConfigError, match="nothing fits"):
-        app(args=["llama3-70b", "--gpus", "8", "--yaml"], standalone_mode=False)
+        app(args=[*arguments, "--yaml"], standalone_mode=False)
+
+
+def test_the_host_is_taken_where_nothing_fits_without(capsys):
+    arguments = "llama3-70b", "--gpus", "8", "--batch", "64"
+    assert run(*arguments, "--explain") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "offload parameters: 1,051 of 2,048 GiB of the memory of a node with 8 GPUs" in text
+    assert "nothing fits without: nearest fsdp2-tp4" in text
+    assert "offload none does not fit" in text
+    found = run_json(capsys, *arguments)["best"]
+    assert found["settings"]["offload"] == "parameters"
+    assert found["host_bytes_of_a_node"] > 2**40
+    run_json(capsys, *arguments, "--host-memory", "512GiB", code=1)
+    assert run(*arguments, "--yaml") == 0
+    assert "offload: parameters" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--host-memory: 'much' is no number of bytes"):
+        app(args=[*arguments, "--host-memory", "much"], standalone_mode=False)
+
+
+def test_frozen_weights_fit_where_trained_ones_do_not(capsys):
+    arguments = "llama3-8b", "--gpus", "1", "--batch", "32", "--offload", "none"
+    run_json(capsys, *arguments, code=1)
+    assert run(*arguments, "--trainable", "20M") == 0
+    text = capsys.readouterr().out
+    assert "8.03B parameters (20M of them trained)" in text
+    assert "4 where it is frozen" in text
 
 
 def test_explain_says_why_families_and_changes_lost(capsys):

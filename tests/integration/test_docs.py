@@ -38,7 +38,7 @@ from deepseek.config import (
 )
 from deepseek.config.parallel import ParallelConfig
 from deepseek.errors import DeepSeekError
-from deepseek.models import ARCHITECTURES
+from deepseek.models import ARCHITECTURES, ModelEngine
 from deepseek.trainer import LOGGERS, RUN_OUTPUTS, SCHEDULES, TASKS
 
 ROOT = Path(__file__).parents[2]
@@ -334,6 +334,12 @@ def test_vision_transformer_of_the_contract(tmp_path):
     assert (trainer.folder.path / "report.html").is_file()
 
 
-@pytest.mark.skip(reason="deepseek.convert does not exist yet")
 def test_conversion_of_the_contract(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=1000, hidden_size=128, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=512,
+    )  # fmt: skip
+    torch.save(transformers.BertModel(config).state_dict(), "bert_base.pt")
     run_python(BERT, {"torch": torch}, "contract")
+    assert ModelEngine.load("bert_base_ds.bin").architecture == "encoder"

@@ -32,8 +32,8 @@ class SegmentationTask(Task):
         num_classes: K.
         label_smoothing: probability spread over all classes, in the cross-entropy of training.
         background: whether class 0 is what is not looked for: no overlap is taken of it.
-        loss: `dice_ce`, `dice_focal`, `focal` or `tversky`, or one with settings, `{"name":
-            "tversky", "alpha": 0.3, "beta": 0.7}`; `None`: `dice_ce`.
+        loss: `dice_ce`, `dice_focal`, `focal` or `tversky`, or one with settings:
+            `{"name": "tversky", "alpha": 0.3, "beta": 0.7}`; `None`: `dice_ce`.
 
     Raises:
         ConfigError: there is one class, or no such loss or setting.

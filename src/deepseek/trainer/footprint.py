@@ -147,7 +147,7 @@ def _copied_bytes(trainer: "Trainer") -> int:
     graph = trainer.assembly.step.graph
     if graph.memory.name == "full" or graph.is_static or graph.memory.compiles:
         return 0
-    now, found = _simulate(trainer), _simulate(trainer, copies_all=True)
+    now, found = _simulate(trainer, on="cpu"), _simulate(trainer, copies_all=True)
     return 0 if now is None or found is None else now.peak_bytes - found.peak_bytes
 
 
@@ -170,7 +170,11 @@ def _policy_savings(trainer: "Trainer") -> str:
 
 
 def _simulate(
-    trainer: "Trainer", policy: str | None = None, *, copies_all: bool = False
+    trainer: "Trainer",
+    policy: str | None = None,
+    *,
+    copies_all: bool = False,
+    on: str | None = None,
 ) -> Simulated | None:
     """Return what a micro-batch allocates; `None` where that cannot be told.
 
@@ -178,6 +182,7 @@ def _simulate(
         trainer: assembled.
         policy: instead of the run's.
         copies_all: take all that is kept to the host, instead of what the run takes.
+        on: type of the device of the fake tensors; `None`: see `_device_on_paper`.
     """
     memory = trainer.assembly.step.graph.memory
     copied = memory.copied_places if memory.copies is not None else frozenset()
@@ -192,7 +197,7 @@ def _simulate(
     takes_images = len(spec.fields["inputs"].shape) == 3
     # pictures come as uint8 and are normalised before the module
     dtype = "float32" if takes_images else spec.fields["inputs"].dtype
-    device = _device_on_paper(trainer, copied)
+    device = on or _device_on_paper(trainer, copied)
     inputs = _maker(count, spec.fields["inputs"].shape, dtype)
     targets = _maker(count, spec.fields["targets"].shape, spec.fields["targets"].dtype)
     # The first step of an epoch has no gradients before it; accumulation has, from the second

@@ -90,8 +90,8 @@ EXAMPLES = {
         (
             "init text --data rhyme.txt --output text.yaml --force",
             "train text.yaml data.tokenizer=characters data.sequence_length=64 trainer.lr=3e-3 "
-            "model.args.context_length=64 model.args.dim=64 trainer.max_steps=80 "
-            "--run-dir runs/text-1",
+            "model.args.context_length=64 model.args.dim=64 trainer.epochs=40 "
+            "trainer.max_steps=200 --run-dir runs/text-1",
         ),
     ),
     "prune": Example(

@@ -386,7 +386,8 @@ class TrainStep:
         if self.precision.needs_scaler:
             self.scaler.unscale_(self.optimizer)
         if not self._world.is_distributed:
-            return self._measured_alone(accumulated, total_norm(grads), wants_stop)
+            norm = self.parallel.weights.norm_with_tables(total_norm(grads))
+            return self._measured_alone(accumulated, norm, wants_stop)
         squares = self.parallel.weights.sum_of_squares(total_norm)
         speaks = self._world.speaks_for_outputs
         sums = self._world.agree(
@@ -487,6 +488,7 @@ class TrainStep:
     def _update_weights(self, norm: Tensor) -> None:
         if self.clip_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip_grad_norm, norm)
+            self.parallel.weights.clip_tables(self.clip_grad_norm, norm)
         if self.precision.needs_scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()

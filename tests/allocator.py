@@ -5,7 +5,9 @@ from torch.profiler import ProfilerActivity, profile
 
 def most_allocated(act):
     """Return the most bytes that are allocated within `act()`, beyond those before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
         act()
     total = peak = 0
     for event in profiler.profiler.kineto_results.events():

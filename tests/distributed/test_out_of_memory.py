@@ -4,6 +4,7 @@ import pytest
 import torch
 from tests.distributed.ranks import RankFailed, run_ranks
 from tests.distributed.shortage import train_short
+from torch.distributed.fsdp import FSDPModule
 
 PLACES = ("first forward", "last forward", "early backward", "late backward")
 QUICK = {
@@ -18,6 +19,8 @@ def often(*values):
 
 
 def run(plan, tmp_path, place, size=2, **settings):
+    if plan == "fsdp2" and place and not hasattr(FSDPModule, "reset_iter_state"):
+        pytest.skip("FSDP2 of this torch cannot begin anew after a failed pass; 2.13 can")
     folder = tmp_path / f"{place}".replace(" ", "-")
     return run_ranks(
         size, train_short, folder / "run", plan, place, folder=folder / "ranks", **settings

@@ -22,8 +22,8 @@ from deepseek.launch.process import AGENT_PID
 from deepseek.whole_file import replacing
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-LINE_PREFIX = "<<rank ${rank}>> "
-"""Set by torchrun before lines of workers, so that they can be told from its own."""
+LINE_PREFIX = "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"
+"""What torchrun sets before lines of workers, so that they can be told from its own."""
 PREFIX = re.compile(rb"<<rank (\d+)>> ")
 AGENT_LOG = "agent.log"
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # the option is not in every version of torch
@@ -64,7 +64,6 @@ def agent_command(job: Job, logs: Path | str, endpoint: Endpoint | None, is_host
         *("--max-restarts", str(job.max_restarts)),
         *("--signals-to-handle", ",".join(number.name for number in FORWARDED)),
         *("--log-dir", str(logs), "--redirects", "3", "--tee", "0:3"),
-        *("--log-line-prefix-template", LINE_PREFIX),
         *("-m", "deepseek.launch.worker", *job.program),
     ]
 
@@ -81,8 +80,8 @@ def show_command(job: Job) -> str:
         for word in command
     ]
     environment = agent_environment(Path(), job)
-    names = (THREADS, SHUTDOWN_TIMEOUT, OWN_STORE)
-    shown = " ".join(f"{name}={environment[name]}" for name in names)
+    names = (THREADS, SHUTDOWN_TIMEOUT, OWN_STORE, LINE_PREFIX)
+    shown = " ".join(f"{name}={shlex.quote(environment[name])}" for name in names)
     return f"export {LAUNCH_DIR}=$(mktemp -d) {shown}\n{' '.join(words)}"
 
 
@@ -98,6 +97,7 @@ def agent_environment(launch_dir: Path, job: Job) -> dict[str, str]:
         SHUTDOWN_TIMEOUT: str(job.grace_s),
         OWN_STORE: "1",
         **kept,
+        LINE_PREFIX: "<<rank ${rank}>> ",
         LAUNCH_DIR: str(launch_dir),
     }
 

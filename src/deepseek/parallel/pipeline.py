@@ -12,6 +12,7 @@ filled up, and what was filled up never reaches the loss.
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -68,7 +69,7 @@ class Pipeline:
         self.numbers = list(numbers)
         takes, gives = zip(*examples, strict=True) if examples else ([None] * len(stages),) * 2
         made = [
-            PipelineStage(
+            _TorchStage(
                 stage, number, plan.num_stages, device, group=group, input_args=taken,
                 output_args=given,
             )
@@ -122,6 +123,31 @@ class Pipeline:
     def modules(self) -> list[nn.Module]:
         """Return the parts of the model on this rank."""
         return [stage.model for stage in self.stages]
+
+
+class _TorchStage(PipelineStage):
+    """Where torch before 2.13 does what a run must not notice, it is undone or left out."""
+
+    def _shape_inference(self, *arguments: Any) -> Any:
+        """It computes zeros to learn shapes: neither random state nor statistics move."""
+        buffers = {name: buffer.clone() for name, buffer in self.submod.named_buffers()}
+        gpus = [self.device] if self.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices=gpus):
+                return super()._shape_inference(*arguments)  # pyright: ignore[reportAttributeAccessIssue]
+        finally:
+            for name, buffer in self.submod.named_buffers():
+                buffer.copy_(buffers[name])
+
+    def _validate_fwd_outputs(self, outputs: tuple[Tensor, ...]) -> None:
+        """What the last stage returns goes nowhere: on paper its shape is not known."""
+        if not self.is_last:
+            super()._validate_fwd_outputs(outputs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _get_init_p2p_neighbors_ops(self) -> list[dist.P2POp]:
+        """Gloo does not send from a rank to itself, which has two neighbours in a V."""
+        own = dist.get_rank()
+        return [op for op in super()._get_init_p2p_neighbors_ops() if op.peer != own]
 
 
 def _no_loss(logits: Tensor, number: int) -> Tensor:

@@ -135,15 +135,19 @@ def _find_size_problems(
     return problems
 
 
+STAGES_WITHOUT_BLOCK = 2
+"""The first may have the embedding alone, the last the head, as in Llama 3 405B: 126 blocks."""
+
+
 def _find_pipeline_problems(model: TransformerShape, plan: ParallelPlan) -> list[tuple[str, str]]:
     """Stages against layers, micro-batches and the schedule."""
     problems = []
     stages = plan.pp * plan.virtual_stages
-    if stages > model.num_layers:
+    if stages > model.num_layers + STAGES_WITHOUT_BLOCK:
         problems.append(
             (
                 f"pp * virtual_stages = {stages} stages and num_layers={model.num_layers}.",
-                "lower pp or virtual_stages: each stage needs a block",
+                "lower pp or virtual_stages: stages between the first and the last need a block",
             )
         )
     if plan.virtual_stages > 1 and plan.schedule not in LOOPED:

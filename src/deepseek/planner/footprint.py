@@ -187,7 +187,7 @@ def _count_buffer_bytes(plan: ParallelPlan, count: float, num_layers: int, layer
     ends = count - num_layers * layer
     # A pipeline stage adds up whole gradients until its last micro-batch.
     sums = plan.gradient_bytes * count if plan.pp > 1 else 0.0
-    if not plan.reshards:
+    if not plan.frees_weights:
         return plan.weight_bytes * (count + layer) + sums
     # The block that runs and the next one; one block's gradients; embedding and head throughout.
     return plan.weight_bytes * (3 * layer + ends) + sums

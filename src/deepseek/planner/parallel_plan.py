@@ -34,7 +34,8 @@ class ParallelPlan:
         precision: of matrix products.
         attention: `flash` keeps no matrix of scores (FlashAttention 2 and later, cuDNN); `flash1`
             is its first version, slower; `plain` writes scores to memory.
-        reshards: with `dp_shard`, whether weights are freed after a block and gathered again.
+        reshards: with `dp_shard`, whether weights are freed after a block and gathered again; None:
+            without a pipeline, as this framework and torchtitan do.
         master_bytes, gradient_bytes, state_bytes: per weight, beside its compute copy of
             `weight_bytes`.
         shards_optimizer: master weights and state are divided between all copies (ZeRO-1,
@@ -64,7 +65,7 @@ class ParallelPlan:
     recompute: Recompute = "none"
     precision: Precision = "bf16"
     attention: Attention = "flash"
-    reshards: bool = True
+    reshards: bool | None = None
     weight_bytes: float = 2.0
     gradient_bytes: float = 4.0
     master_bytes: float = 4.0
@@ -79,6 +80,11 @@ class ParallelPlan:
     adds_in_product: bool = True
     overlaps_dp: bool = True
     overlaps_tp: bool = False
+
+    @property
+    def frees_weights(self) -> bool:
+        """`reshards`, decided."""
+        return self.pp == 1 if self.reshards is None else self.reshards
 
     @property
     def world_size(self) -> int:

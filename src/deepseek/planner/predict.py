@@ -193,7 +193,7 @@ def _data_parallel_s(
     weights, gradients = plan.weight_bytes * local, plan.gradient_bytes * local
     gather_s = _in_calls_s(ring, weights, calls)
     reduce_s = _in_calls_s(ring, gradients, calls)
-    again_s, again = (gather_s, weights) if plan.reshards else (0.0, 0.0)
+    again_s, again = (gather_s, weights) if plan.frees_weights else (0.0, 0.0)
     if not plan.overlaps_dp:
         after_s, beside_s, beside = reduce_s, again_s, again
     else:

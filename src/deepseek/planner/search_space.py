@@ -168,7 +168,6 @@ def adapt_plan(plan: ParallelPlan, space: SearchSpace) -> ParallelPlan:
         adds_in_product=False,
         keeps_gathered=True,
         # A pipeline keeps gathered weights, and reduces gradients after its last micro-batch.
-        reshards=plan.pp == 1,
         overlaps_dp=plan.pp == 1,
         # These schedules split the backward pass, which a static graph has as one.
         is_fused=space.is_fused and ("zero_bubble" not in plan.schedule or plan.pp == 1),

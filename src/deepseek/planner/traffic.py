@@ -64,7 +64,7 @@ def count_rounds(plan: ParallelPlan) -> tuple[int, int]:
     """
     if plan.pp == 1:
         return plan.num_micro_batches, plan.num_micro_batches
-    if not plan.reshards or plan.schedule in ("gpipe", "looped_bfs"):
+    if not plan.frees_weights or plan.schedule in ("gpipe", "looped_bfs"):
         return 1, 1
     return plan.num_micro_batches, 1
 
@@ -89,7 +89,7 @@ def _count_data_bytes(plan: ParallelPlan, local: float) -> float:
         return (plan.gradient_bytes + back) * local * _share(copies)
     gathers, reductions = count_rounds(plan)
     weights, gradients = plan.weight_bytes * local, plan.gradient_bytes * local
-    gathered = gathers * weights * (2 if plan.reshards else 1)
+    gathered = gathers * weights * (2 if plan.frees_weights else 1)
     copies = 2 * reductions * gradients / shards * _share(plan.dp_replicate)
     return (gathered + reductions * gradients) * _share(shards) + copies
 

@@ -40,6 +40,11 @@ def check_can_halve(micro_batch_size: int, rank: int, why_not: str, shortage: st
     Raises:
         ConfigError: it cannot be.
     """
+    if micro_batch_size == 1:
+        raise ConfigError(
+            f"one sample alone does not fit into memory: {shortage}",
+            fix="use smaller inputs, a smaller model, precision=bf16, or divide it: fsdp, tp",
+        )
     if why_not:
         raise ConfigError(
             f"rank {rank} is out of memory with micro-batches of {micro_batch_size} samples, and"
@@ -47,11 +52,6 @@ def check_can_halve(micro_batch_size: int, rank: int, why_not: str, shortage: st
             fix="raise grad_accum_steps (or parallel.micro_batches in a pipeline), or divide the"
             " model further: fsdp, tp",
             see="docs/errors.md#memory",
-        )
-    if micro_batch_size == 1:
-        raise ConfigError(
-            f"one sample alone does not fit into memory: {shortage}",
-            fix="use smaller inputs, a smaller model, or precision=bf16",
         )
 
 

@@ -85,7 +85,7 @@ def plan_of(trainer: "Trainer") -> ParallelPlan:
         virtual_stages=plan.stages_per_rank, micro_batch_size=plan.micro_batch_size,
         num_micro_batches=plan.num_micro_batches,
         recompute=_RECOMPUTE[assembly.step.graph.memory.name],
-        precision="bf16" if is_half else "fp32", reshards=plan.pp == 1,
+        precision="bf16" if is_half else "fp32",
         weight_bytes=2.0 if is_half else 4.0, master_bytes=4.0 if is_half else 0.0,
         state_bytes=assembly.optimizer_bytes / max(1, num_trained),
         is_fused=False, adds_in_product=False, overlaps_dp=plan.pp == 1, keeps_gathered=True,

@@ -82,7 +82,10 @@ class Profiler(Clock):
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
-        self._trace = torch.profiler.profile(activities=activities, profile_memory=True)
+        # acc_events: else torch 2.11 warns that events of earlier cycles are gone; there is one
+        self._trace = torch.profiler.profile(
+            activities=activities, profile_memory=True, acc_events=True
+        )
         self._trace.start()
 
     def _end_trace(self) -> None:

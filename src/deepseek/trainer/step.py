@@ -486,7 +486,7 @@ class TrainStep:
             self.ema.update(step)
 
     def _update_weights(self, norm: Tensor) -> None:
-        if self.clip_grad_norm is not None:
+        if self.clip_grad_norm is not None and float(norm) > self.clip_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip_grad_norm, norm)
             self.parallel.weights.clip_tables(self.clip_grad_norm, norm)
         if self.precision.needs_scaler:

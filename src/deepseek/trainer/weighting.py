@@ -336,53 +336,62 @@ class GradNorm(Learnt):
 class FAMO(Learnt):
     """Weights under which the logarithms of all losses fall alike, from losses alone.
 
-    Paper: Liu et al. 2023, arXiv 2306.03792, algorithm 1. Departure: the change of a loss is that
-    from one step to the next, not of one batch before and after its update, which would take
+    Paper: Liu et al. 2023, arXiv 2306.03792, algorithm 1. Departures: losses are running means,
+    for one of a small batch may come near 0 by chance and take all the weight; and their change is
+    that from one step to the next, not of one batch before and after its update, which would take
     another forward pass.
 
     Args:
         lr: learning rate of the logits of the weights.
         decay: of these logits, gamma in the paper.
+        smoothing: what the running mean keeps at a step; 0: the losses of the step alone.
     """
 
     needs: Needs = "losses"
 
-    def __init__(self, lr: float = 0.025, decay: float = 1e-3) -> None:
+    def __init__(self, lr: float = 0.025, decay: float = 1e-3, smoothing: float = 0.9) -> None:
         super().__init__(lr)
         if not 0 <= decay < math.inf:
             raise ConfigError(f"decay={decay} is below 0", fix="use 0.001")
-        self._decay = decay
+        if not 0 <= smoothing < 1:
+            raise ConfigError(f"smoothing={smoothing} is not in 0..1", fix="use 0.9")
+        self._decay, self._smoothing = decay, smoothing
 
     def _begin(self, task_names: Sequence[str]) -> None:
         super()._begin(task_names)
-        self._last = np.zeros(len(task_names))  # 0: not seen yet
+        self._mean = np.zeros(len(task_names))  # 0: not seen yet
 
     def weights(self, seen: Seen | None) -> np.ndarray:
         """Return `z_i / L_i` over their sum, z the softmax of the logits."""
         if seen is None:
             return softmax(self.values)
-        shares = softmax(self.values) / np.maximum(seen.losses, SMALLEST) * seen.is_present
+        shares = softmax(self.values) / self._mean_with(seen) * seen.is_present
         return shares / max(shares.sum(), SMALLEST)
 
     def learn(self, seen: Seen, lr: float) -> None:
         """Move the logits by how each loss has changed since it was seen last."""
-        is_known = seen.is_present & (self._last > 0)
-        losses = np.maximum(seen.losses, SMALLEST)
-        fallen = np.where(is_known, np.log(np.where(is_known, self._last, 1.0) / losses), 0.0)
+        is_known = seen.is_present & (self._mean > 0)
+        mean = self._mean_with(seen)
+        fallen = np.where(is_known, np.log(np.where(is_known, self._mean, 1.0) / mean), 0.0)
         shares = softmax(self.values)
         if is_known.any():
             gradient = shares * (fallen - shares @ fallen)  # of softmax, times `fallen`
             self._descend(gradient + self._decay * self.values, lr)
-        self._last = np.where(seen.is_present, losses, self._last)
+        self._mean = np.where(seen.is_present, mean, self._mean)
+
+    def _mean_with(self, seen: Seen) -> np.ndarray:
+        """Return the running means after the losses of `seen`."""
+        kept = np.where(self._mean > 0, self._smoothing, 0.0)
+        return np.maximum(kept * self._mean + (1 - kept) * seen.losses, SMALLEST)
 
     def state_dict(self) -> dict:
-        """Return logits, moments and the last losses."""
-        return {**super().state_dict(), "last_losses": self._last.tolist()}
+        """Return logits, moments and the mean losses."""
+        return {**super().state_dict(), "mean_losses": self._mean.tolist()}
 
     def load_state_dict(self, state: Mapping) -> None:
         """Take them back."""
         super().load_state_dict(state)
-        self._last = np.array(state["last_losses"])
+        self._mean = np.array(state["mean_losses"])
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

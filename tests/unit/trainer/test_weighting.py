@@ -104,7 +104,7 @@ def test_gradnorm_makes_gradients_as_large_as_rates_of_learning_ask(alpha):
 
 def test_famo_lets_the_logarithms_of_both_losses_fall_alike():
     # axes of their own: d log L_i / dt is in the ratio z_i c_i / L_i; equal where z_i ~ L_i / c_i
-    weighting = begun({"name": "famo", "lr": 0.01, "decay": 0.0})
+    weighting = begun({"name": "famo", "lr": 0.01, "decay": 0.0, "smoothing": 0.0})
     x = np.array([2.0, 1.0])
     for _ in range(3000):
         seen = Seen(CURVATURES / 2 * x**2, BOTH)
@@ -116,6 +116,14 @@ def test_famo_lets_the_logarithms_of_both_losses_fall_alike():
     np.testing.assert_allclose(shares, expected, atol=0.02)
     weights = shares / last / (shares / last).sum()
     np.testing.assert_allclose(weighting.weights(Seen(last, BOTH)), weights)
+
+
+def test_famo_is_not_carried_away_by_one_batch_that_was_easy():
+    weighting = begun("famo")
+    for _ in range(20):
+        weighting.learn(Seen(np.array([1.0, 1.0]), BOTH), 0.1)
+    by_chance = Seen(np.array([1.0, 1e-4]), BOTH)
+    assert weighting.weights(by_chance)[1] == pytest.approx(0.5, abs=0.05)
 
 
 def test_pcgrad_takes_from_each_gradient_what_runs_against_the_other():
@@ -230,6 +238,7 @@ def test_a_weighting_goes_on_from_its_state(name):
         ({"name": "dwa", "window": 0}, "window=0 is below 1"),
         ({"name": "famo", "lr": 0}, "lr=0 of a weighting"),
         ({"name": "famo", "decay": -1}, "decay=-1 is below 0"),
+        ({"name": "famo", "smoothing": 1}, "smoothing=1 is not in 0..1"),
         ({"name": "gradnorm", "alpha": -1}, "alpha=-1 is below 0"),
     ],
 )

@@ -129,7 +129,7 @@ def scikit_probs(data: InteractionDataset, test: InteractionDataset, kind: str) 
         )
     else:
         model = HistGradientBoostingClassifier(max_iter=150, learning_rate=0.05, random_state=0)
-    return model.fit(x, y).predict_proba(given)[:, 1]
+    return np.asarray(model.fit(x, y).predict_proba(given))[:, 1]
 
 
 def _matrix(data: InteractionDataset) -> tuple[np.ndarray, np.ndarray]:

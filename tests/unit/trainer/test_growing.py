@@ -14,12 +14,12 @@ from deepseek.trainer import Trainer
 
 
 class GrowingModel(TableModel):
-    def __init__(self, admit_after=1, optimizer=None, layout=None, num_classes=None):
-        super().__init__(layout, num_classes, admit_after=admit_after)
-        self.optimizer = optimizer or AdaGrad(lr=0.1)
+    def __init__(self, admit_after=1, adagrad=(0.1, 0.0), layout=None, num_classes=None):
+        super().__init__(layout, num_classes, admit_after=admit_after, adagrad=adagrad)
 
     def build(self, layout):
-        table = GrowingEmbedding(4, self.optimizer, admit_after=self.config["admit_after"])
+        optimizer = AdaGrad(*self.config["adagrad"])
+        table = GrowingEmbedding(4, optimizer, admit_after=self.config["admit_after"])
         self.embedder = Embedder(layout, 4, tables={"user_id": table})
         self.head = nn.Linear(self.embedder.width, 1)
 
@@ -98,7 +98,7 @@ def test_a_batch_in_parts_learns_what_it_learns_as_one(data, tmp_path):
 def test_the_norm_counts_rows_that_grow_and_clipping_reaches_them(data, tmp_path):
     def first_step(limit):
         # with so large a sum of squares a step is -0.1 times the gradient
-        model = GrowingModel(optimizer=AdaGrad(lr=100, initial_accumulator=1e6))
+        model = GrowingModel(adagrad=(100.0, 1e6))
         trainer = trainer_of(
             data, tmp_path / str(limit), model, max_steps=1, val_data=None, optimizer="sgd",
             weight_decay=0.0, clip_grad_norm=limit, log_every=1,

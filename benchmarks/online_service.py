@@ -34,6 +34,8 @@ from deepseek.recsys.online.online_model import OnlineModel
 from deepseek.recsys.online.settings import OnlineSettings
 
 NUM_USERS, NUM_ITEMS = 1000, 5000
+POISONS = ((0, False), (0.01, False), (0.05, False), (0.2, False), (0, True))
+"""Shares of flipped labels, and whether a client sends as many examples again, all flipped."""
 
 
 def make_rows(count, seed):
@@ -290,40 +292,43 @@ def poison(arguments):
     """Learn from poisoned streams, and print what was published."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model(folder / "model.bin", make_rows(5000, 2))
         lines = map(json.dumps, make_rows(4000, 3))
         (folder / "holdout.jsonl").write_text("\n".join(lines))
         content = settings_of(folder, gate={"holdout": str(folder / "holdout.jsonl")})
         rows = make_rows(arguments.examples, 4)
-        for flipped, is_loud in ((0, False), (0.01, False), (0.05, False), (0.2, False), (0, True)):
-            content["folder"] = str(folder / f"{flipped}-{is_loud}")
-            made = validate_settings(OnlineSettings, content)
-            learner = Learner(OnlineModel.load(made.model), made)
-            publisher = Publisher(learner, made)
-            feed(learner, publisher, rows, flipped, is_loud)
-            current = publisher.versions.about(publisher.versions.current().version)
-            what = f"flipped {flipped:.0%}{', a loud liar' if is_loud else ''}"
-            auc = current["metrics"]["holdout"]["auc"]
-            print(f"{what}: published hold-out AUC {auc:.4f}, {publisher.num_refused} turned down")
-            print(f"  {learner.guard.counts}")
+        for start, epochs in (("untrained", 0), ("trained", 2)):
+            write_model(folder / "model.bin", make_rows(5000, 2), epochs)
+            for number, (flipped, is_loud) in enumerate(POISONS):
+                content["folder"] = str(folder / f"{start}-{number}")
+                made = validate_settings(OnlineSettings, content)
+                learner = Learner(OnlineModel.load(made.model), made)
+                publisher = Publisher(learner, made)
+                feed(learner, publisher, rows, flipped, is_loud)
+                current = publisher.versions.about(publisher.versions.current().version)
+                what = f"{start}, {flipped:.0%} flipped{', a loud liar beside them' * is_loud}"
+                auc = current["metrics"]["holdout"]["auc"]
+                print(f"{what}: published AUC {auc:.4f}, {publisher.num_refused} turned down")
+                print(f"  {learner.guard.counts}", flush=True)
 
 
 def feed(learner, publisher, rows, flipped, is_loud):
-    """Let a learner learn rows; a loud client sends half of them, all flipped."""
+    """Let a learner learn rows; beside each one a loud client sends another one, flipped."""
     draw, records = random.Random(0), []
+    lies = make_rows(len(rows), 5) if is_loud else []
 
-    def add(content, moment):
-        records.append(Record(learner.offset + len(records), moment, json.dumps(content).encode()))
+    def add(name, row, client, is_flipped, moment):
+        features = {key: value for key, value in row.items() if key != "click"}
+        key = {"key": name, "client": client}
+        events = [{"kind": "impression", **key, "features": features}]
+        events += [{"kind": "click", **key}] if row["click"] ^ is_flipped else []
+        for event in events:
+            offset = learner.offset + len(records)
+            records.append(Record(offset, moment, json.dumps(event).encode()))
 
     for n, row in enumerate(rows):
-        lies = is_loud and n % 2 == 1
-        client = "loud" if lies else f"client {draw.randrange(50)}"
-        is_click = row["click"] ^ (lies or draw.random() < flipped)
-        features = {key: value for key, value in row.items() if key != "click"}
-        key = {"key": f"r{n}", "client": client}
-        add({"kind": "impression", **key, "features": features}, n * 0.01)
-        if is_click:
-            add({"kind": "click", **key}, n * 0.01)
+        add(f"r{n}", row, f"client {draw.randrange(50)}", draw.random() < flipped, n * 0.01)
+        if is_loud:
+            add(f"lie {n}", lies[n], "loud", True, n * 0.01)
         if n % 100 == 99:
             learner.learn(records)
             records.clear()

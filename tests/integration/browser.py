@@ -16,6 +16,9 @@ class Browser:
 
     Args:
         folder: of its profile.
+
+    Attributes:
+        errors: what pages said in the console, and what they did not find.
     """
 
     def __init__(self, folder):
@@ -32,12 +35,16 @@ class Browser:
         os.close(to_browser)
         os.close(from_browser)
         self._number, self._rest, self._session = 0, b"", None
+        self.errors = []
 
     def open(self, url):
         """Open a page."""
-        target = self._ask("Target.createTarget", url=url)["targetId"]
+        target = self._ask("Target.createTarget", url="about:blank")["targetId"]
         attached = self._ask("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
+        self._ask("Runtime.enable")
+        self._ask("Log.enable")
+        self._ask("Page.navigate", url=url)
 
     def run(self, script):
         """Return what JavaScript evaluates to."""
@@ -83,6 +90,15 @@ class Browser:
                 self._rest += part
             line, _, self._rest = self._rest.partition(b"\0")
             answer = json.loads(line)
+            self._note(answer.get("method"), answer.get("params", {}))
             if answer.get("id") == self._number:
                 assert "error" not in answer, answer
                 return answer["result"]
+
+    def _note(self, method, params):
+        if method == "Runtime.exceptionThrown":
+            self.errors.append(params["exceptionDetails"])
+        elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
+            self.errors.append(params["args"])
+        elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
+            self.errors.append(params["entry"])

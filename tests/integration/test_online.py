@@ -308,12 +308,16 @@ def test_the_page_shows_learning_and_rolls_back(services, tmp_path):
         browser.wait_for("document.getElementById('tile_events_learnt').textContent.length > 1")
         browser.wait_for("document.querySelectorAll('#versions tr').length > 3")
         browser.wait_for("!!document.querySelector('#loss polyline')")
+        browser.wait_for("!!document.querySelector('#auc polyline')")
         browser.screenshot(tmp_path / "page.png")
         browser.run("document.getElementById('back').click()")
         browser.wait_for("document.getElementById('versions').textContent.includes('pinned')")
         browser.run("document.getElementById('release').click()")
         browser.wait_for("!document.getElementById('versions').textContent.includes('pinned')")
+        drawn = browser.run("document.querySelector('#auc polyline').getAttribute('points')")
+        assert len(drawn.split()) >= 2
         assert browser.run("document.getElementById('error').textContent") == ""
+        assert browser.errors == []
     finally:
         browser.close()
         stop.set()

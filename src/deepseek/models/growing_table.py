@@ -13,8 +13,9 @@ for table in growing_tables(model).values():
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class GrowingTable(nn.Module, ABC):
@@ -30,6 +31,28 @@ class GrowingTable(nn.Module, ABC):
         Returns:
             The number of rows updated.
         """
+
+    @property
+    @abstractmethod
+    def can_be_shared(self) -> bool:
+        """Whether `share_gradients` leaves the tables of all ranks alike."""
+
+    @abstractmethod
+    def share_gradients(self, gather: Callable[[Tensor], Tensor], factor: float) -> None:
+        """Add up the gradients since the last step over ranks, so that each takes the same step.
+
+        Args:
+            gather: returns the rows of the tensors of all ranks, those of rank 0 first.
+            factor: what the sums are multiplied by.
+        """
+
+    @abstractmethod
+    def sum_of_squares(self) -> Tensor:
+        """Return the squared L2 norm of the gradient of all rows since the last step, a scalar."""
+
+    @abstractmethod
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply the gradients since the last step; the next thing must be the step."""
 
     @abstractmethod
     def drop_gradients(self) -> None:

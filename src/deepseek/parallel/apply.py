@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deepseek.models import ModelEngine
 from deepseek.models.classifier import BlockModel
+from deepseek.models.growing_table import growing_tables
 from deepseek.models.tensor_part import TensorPart
 from deepseek.parallel.context import ContextParallel
 from deepseek.parallel.data import average_gradients, reduces_now, replicate, shard
@@ -87,8 +88,7 @@ class ParallelModel:
     ) -> None:
         self.engine = engine
         self.world = world
-        self.whole_names = {name: name for name in engine.module.state_dict()}
-        self.whole_names |= {other: name for name, other in tied_names(engine.module)}
+        self.whole_names = _whole_names(engine.module)
         self.forward: nn.Module = engine
         self.pipeline: Pipeline | None = None
         self.context: ContextParallel | None = None
@@ -227,6 +227,8 @@ class ParallelModel:
             for weight in self._tied:
                 if weight.local.grad is not None:
                     dist.all_reduce(weight.local.grad, group=self.tie_group)
+        if not self.world.is_paper:
+            self.weights.share_tables(1 / self.gradient_factor)
         return gradients
 
     def whole_logits(self, logits: Tensor) -> Tensor:
@@ -299,6 +301,13 @@ def block_row(module: nn.Module) -> list[nn.Module]:
     for name in layer_lists(module):
         row = module.get_submodule(name)
     return list(row)  # pyright: ignore[reportArgumentType]
+
+
+def _whole_names(module: nn.Module) -> dict[str, str]:
+    """Return `whole_names`, without tables that grow: they write themselves."""
+    growing = tuple(f"{name}." for name in growing_tables(module))
+    names = {name: name for name in module.state_dict() if not name.startswith(growing)}
+    return names | {other: name for name, other in tied_names(module)}
 
 
 def _cut(engine: ModelEngine, world: World) -> tuple[list[Stage], list[int]]:

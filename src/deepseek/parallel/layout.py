@@ -174,6 +174,37 @@ class LocalWeights:
         for table in self._tables:
             table.drop_gradients()
 
+    def share_tables(self, factor: float) -> None:
+        """Add up the gradients of tables that grow over all ranks, which hold the same tables.
+
+        Args:
+            factor: what the sums are multiplied by.
+        """
+        if self.world is not None:
+            for table in self._tables:
+                table.share_gradients(self.world.gather_rows, factor)
+
+    def norm_with_tables(self, norm: Tensor) -> Tensor:
+        """Return the norm of the gradient of weights and of the rows of tables that grow.
+
+        Args:
+            norm: of the gradient of the weights, a scalar.
+        """
+        if not self._tables:
+            return norm
+        squares = [table.sum_of_squares().to(norm.device) for table in self._tables]
+        return torch.stack([norm.square(), *squares]).sum().sqrt()
+
+    def clip_tables(self, limit: float, norm: Tensor) -> None:
+        """Shorten the gradients of tables that grow, as `clip_grads_with_norm_` those of weights.
+
+        Args:
+            limit: L2 norm of the whole gradient, at most.
+            norm: what it is.
+        """
+        for table in self._tables:
+            table.scale_gradients(min(1.0, limit / (float(norm) + 1e-6)))
+
     def step_tables(self) -> None:
         """Update the tables that grow: they are no weights, and have optimizers of their own."""
         for table in self._tables:
@@ -189,7 +220,9 @@ class LocalWeights:
         for weight in self.trained:
             if weight.local.grad is not None:
                 by_copies.setdefault(weight.num_copies, []).append(weight.local.grad)
-        return sum(float(norm(grads)) ** 2 / copies for copies, grads in by_copies.items())
+        shares = [float(norm(grads)) ** 2 / copies for copies, grads in by_copies.items()]
+        num_ranks = 1 if self.world is None else self.world.size  # all hold the whole tables
+        return sum(shares) + sum(float(t.sum_of_squares()) for t in self._tables) / num_ranks
 
 
 def _reduce_flat(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:

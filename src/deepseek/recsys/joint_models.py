@@ -20,6 +20,7 @@ from deepseek.models.embedder import Batch, Embedder, FeatureLayout
 from deepseek.models.presets import Architecture
 from deepseek.models.table_model import TableModel
 from deepseek.recsys.first_models import checked_widths, hidden_layers
+from deepseek.recsys.own_features import OwnFeatures, checked_own_features
 
 
 class Tower(nn.Module):
@@ -131,12 +132,13 @@ class MixtureOfExperts(TableModel):
         num_experts: K.
         expert_dims: widths of the layers of an expert.
         tower_dims: widths of the hidden layers of a tower.
+        own_features: label -> features that its tower alone sees, and no expert.
         dropout: share of hidden values that training leaves out.
         layout: what a batch holds; by default the data say so.
         num_classes: none; the labels of the data say what is learnt.
 
     Raises:
-        ConfigError: there is one label.
+        ConfigError: there is one label, or `own_features` names what is not there.
     """
 
     def __init__(
@@ -145,6 +147,7 @@ class MixtureOfExperts(TableModel):
         num_experts: int = 4,
         expert_dims: Sequence[int] = (64,),
         tower_dims: Sequence[int] = (16,),
+        own_features: Mapping[str, Sequence[str]] | None = None,
         dropout: float = 0.0,
         layout: Mapping | None = None,
         num_classes: int | None = None,
@@ -154,7 +157,8 @@ class MixtureOfExperts(TableModel):
         super().__init__(
             layout, num_classes, embedding_dim=embedding_dim, num_experts=num_experts,
             expert_dims=_some_widths("expert_dims", expert_dims),
-            tower_dims=checked_widths("tower_dims", tower_dims), dropout=dropout,
+            tower_dims=checked_widths("tower_dims", tower_dims),
+            own_features=checked_own_features(own_features), dropout=dropout,
         )  # fmt: skip
 
     def build(self, layout: FeatureLayout) -> None:
@@ -162,18 +166,22 @@ class MixtureOfExperts(TableModel):
         names = _several_labels(layout, type(self).__name__)
         config = self.config
         self.embedder = Embedder(layout, config["embedding_dim"], takes_numbers=False)
-        width = self.embedder.width
-        self.experts = _experts(config["num_experts"], width, config)
-        self.gates = nn.ModuleList(Gate(width, config["num_experts"]) for _ in names)
-        self.towers = _towers(len(names), config)
+        self.own = OwnFeatures(self.embedder, config["own_features"])
+        self.experts = _experts(config["num_experts"], self.own.width, config)
+        self.gates = nn.ModuleList(Gate(self.own.width, config["num_experts"]) for _ in names)
+        self.towers = _towers(names, self.own, config)
         self.names = names
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the output of each label, (B,)."""
-        x = self.embedder.flat(batch)
+        flat = self.embedder.flat(batch)
+        x = self.own.common(flat)
         experts = torch.stack([expert(x) for expert in self.experts], 1)
         parts = zip(self.names, self.gates, self.towers, strict=True)
-        return {name: tower(gate(x, experts)) for name, gate, tower in parts}
+        return {
+            name: tower(self.own.beside(gate(x, experts), flat, name))
+            for name, gate, tower in parts
+        }
 
 
 class Extraction(nn.Module):
@@ -231,12 +239,13 @@ class ProgressiveExtraction(TableModel):
         num_shared: shared experts at each level.
         expert_dims: widths of the layers of an expert.
         tower_dims: widths of the hidden layers of a tower.
+        own_features: label -> features that its tower alone sees, and no expert.
         dropout: share of hidden values that training leaves out.
         layout: what a batch holds; by default the data say so.
         num_classes: none; the labels of the data say what is learnt.
 
     Raises:
-        ConfigError: there is one label.
+        ConfigError: there is one label, or `own_features` names what is not there.
     """
 
     def __init__(
@@ -247,6 +256,7 @@ class ProgressiveExtraction(TableModel):
         num_shared: int = 2,
         expert_dims: Sequence[int] = (64,),
         tower_dims: Sequence[int] = (16,),
+        own_features: Mapping[str, Sequence[str]] | None = None,
         dropout: float = 0.0,
         layout: Mapping | None = None,
         num_classes: int | None = None,
@@ -260,7 +270,8 @@ class ProgressiveExtraction(TableModel):
             layout, num_classes, embedding_dim=embedding_dim, num_levels=num_levels,
             num_own=num_own, num_shared=num_shared,
             expert_dims=_some_widths("expert_dims", expert_dims),
-            tower_dims=checked_widths("tower_dims", tower_dims), dropout=dropout,
+            tower_dims=checked_widths("tower_dims", tower_dims),
+            own_features=checked_own_features(own_features), dropout=dropout,
         )  # fmt: skip
 
     def build(self, layout: FeatureLayout) -> None:
@@ -268,8 +279,9 @@ class ProgressiveExtraction(TableModel):
         self.names = _several_labels(layout, type(self).__name__)
         config = self.config
         self.embedder = Embedder(layout, config["embedding_dim"], takes_numbers=False)
+        self.own = OwnFeatures(self.embedder, config["own_features"])
         depth = config["num_levels"]
-        widths = [self.embedder.width, *[config["expert_dims"][-1]] * (depth - 1)]
+        widths = [self.own.width, *[config["expert_dims"][-1]] * (depth - 1)]
         self.levels = nn.ModuleList(
             Extraction(
                 width, len(self.names), config["num_own"], config["num_shared"],
@@ -277,16 +289,17 @@ class ProgressiveExtraction(TableModel):
             )
             for number, width in enumerate(widths)
         )  # fmt: skip
-        self.towers = _towers(len(self.names), config)
+        self.towers = _towers(self.names, self.own, config)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the output of each label, (B,)."""
-        common = self.embedder.flat(batch)
+        flat = self.embedder.flat(batch)
+        common = self.own.common(flat)
         each = [common] * len(self.names)
         for level in self.levels:
             each, common = level(each, common)
         parts = zip(self.names, self.towers, each, strict=True)
-        return {name: tower(x) for name, tower, x in parts}
+        return {name: tower(self.own.beside(x, flat, name)) for name, tower, x in parts}
 
 
 def _experts(count: int, width: int, config: Mapping) -> nn.ModuleList:
@@ -294,9 +307,11 @@ def _experts(count: int, width: int, config: Mapping) -> nn.ModuleList:
     return nn.ModuleList(hidden_layers(widths, config["dropout"]) for _ in range(count))
 
 
-def _towers(count: int, config: Mapping) -> nn.ModuleList:
-    widths = [config["expert_dims"][-1], *config["tower_dims"]]
-    return nn.ModuleList(Tower(widths, config["dropout"]) for _ in range(count))
+def _towers(names: Sequence[str], own: OwnFeatures, config: Mapping) -> nn.ModuleList:
+    width, dims = config["expert_dims"][-1], config["tower_dims"]
+    return nn.ModuleList(
+        Tower([width + own.width_of(name), *dims], config["dropout"]) for name in names
+    )
 
 
 def _some_widths(name: str, widths: Sequence[int]) -> list[int]:

@@ -20,11 +20,15 @@ def check_growing(
     Raises:
         ConfigError: there are such tables, and such settings.
     """
-    names = list(growing_tables(module))
-    if not names:
+    tables = growing_tables(module)
+    if not tables:
         return
+    counts_first = not all(table.can_be_shared for table in tables.values())
     problems = {
-        f"{world.size} ranks: each would have rows of its own": world.is_distributed,
+        f"parallel={world.plan.describe()}: every rank holds all of their rows, as in dp":
+            world.size > world.plan.dp_replicate,
+        f"{world.size} ranks and admit_after: each would count ids of its own":
+            world.is_distributed and counts_first,
         "precision=fp16: their gradients would stay scaled": precision.needs_scaler,
         f"ema_decay={config.ema_decay}: the average would have none of their rows":
             bool(config.ema_decay),
@@ -32,9 +36,9 @@ def check_growing(
     for problem, is_set in problems.items():
         if is_set:
             raise ConfigError(
-                f"tables that grow ({', '.join(names[:3])}) do not go with {problem}",
-                fix="train on one rank, in fp32 or bf16, without ema_decay; or use a table of a"
-                " fixed size",
+                f"tables that grow ({', '.join(list(tables)[:3])}) do not go with {problem}",
+                fix="train in fp32 or bf16, without ema_decay, on one rank or on several of dp"
+                " without admit_after; or use a table of a fixed size",
             )
 
 

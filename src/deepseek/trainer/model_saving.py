@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from deepseek.checkpoint import StoredTensors
 from deepseek.models.model_file import ModelFile, write_model_file
 from deepseek.parallel.apply import ParallelModel
+from deepseek.trainer.growing import table_tensors
 
 
 def save_model(parallel: ParallelModel, path: Path) -> None:
@@ -30,6 +31,7 @@ def save_model(parallel: ParallelModel, path: Path) -> None:
             stored = StoredTensors(sorted(folder.glob("rank_*.safetensors")))
             tensors = dict(stored)  # names of one weight share one tensor
             state = {name: tensors[known] for name, known in parallel.whole_names.items()}
+            state |= table_tensors(engine.module)
             content = ModelFile(
                 engine.architecture, engine.config, engine.spec, state, changes=engine.changes
             )

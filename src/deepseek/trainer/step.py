@@ -386,6 +386,7 @@ class TrainStep:
         if not self._world.is_distributed:
             updated = self.in_backward
             norm = total_norm(grads) if updated is None else updated.sum_of_squares().sqrt()
+            norm = self.parallel.weights.norm_with_tables(norm)
             return self._measured_alone(accumulated, norm, wants_stop)
         if self.in_backward is not None:
             squares = float(self.in_backward.sum_of_squares())
@@ -491,6 +492,7 @@ class TrainStep:
     def _update_weights(self, norm: Tensor, size: float) -> None:
         if self.clip_grad_norm is not None and size > self.clip_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip_grad_norm, norm)
+            self.parallel.weights.clip_tables(self.clip_grad_norm, norm)
         if self.precision.needs_scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()

@@ -30,9 +30,10 @@ def capture(trainer: "Trainer") -> Checkpoint:
     step, boundary = trainer.assembly.step, trainer.assembly.step.boundary
     weights = step.parallel.weights
     optimizer, optimizer_rest = split_state(step.optimizer, weights.named_trained(), weights.cut)
+    is_main = step.parallel.world.is_main  # the others hold the same tables
+    tables = table_tensors(step.engine.module) if is_main else {}
     tensors = {
-        "model": _written(step.parallel.parts(boundary.buffers()))
-        | table_tensors(step.engine.module),
+        "model": _written(step.parallel.parts(boundary.buffers())) | tables,
         "optimizer": _written(optimizer),
     }
     if step.ema is not None:

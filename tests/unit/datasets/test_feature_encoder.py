@@ -157,7 +157,9 @@ def test_skew_on_every_row_of_adult(real_data):
     options = TableOptions(column_names=ADULT)
     train = ColumnSource(real_data / "adult" / "adult.data", options)
     spec = infer_features(train, {"income": {"positive": [">50K", ">50K."]}})
-    assert set(spec.dense) == {"age", "fnlwgt", "capital_gain", "capital_loss", "hours_per_week"}
+    numbers = {"age", "fnlwgt", "capital_gain", "capital_loss", "hours_per_week"}
+    assert set(spec.dense) == {*numbers, "fnlwgt_range"}
+    assert numbers - {"fnlwgt"} == {n[:-6] for n in spec.sparse if n.endswith("_value")}
     found = FeatureEncoder(fit_features(spec, train))
     num_rows = 0
     for name in ("adult.data", "adult.test"):
@@ -204,11 +206,13 @@ def test_a_spec_goes_through_a_file(tmp_path):
     ]  # fmt: skip
 
 
-def test_inference_hashes_many_values_and_leaves_out_what_says_nothing():
+def test_inference_wants_many_values_often_and_leaves_out_what_says_nothing():
     num = 20_000
     rng = np.random.default_rng(0)
     table = {
         "session_id": [f"s{n}" for n in range(num)],
+        "device_id": [f"d{n // 3 * 2}" for n in range(num // 2)] * 2,
+        "profit": rng.standard_t(1, num),
         "age": rng.integers(0, 90, num),
         "tail": rng.pareto(1, num) * 10,
         "same": ["x"] * num,
@@ -217,13 +221,21 @@ def test_inference_hashes_many_values_and_leaves_out_what_says_nothing():
         "label": rng.integers(0, 2, num),
     }
     table["tags"] = ["a|b", "c|d|e"] * (num // 2)
+    table["zone"] = [f"z{n % 12_000}" for n in range(num)]
     spec = infer_features(source(table))
-    assert spec.sparse["session_id"].encoding == "hash"
-    assert spec.sparse["session_id"].buckets >= 4 * num
+    assert (spec.sparse["zone"].encoding, spec.sparse["zone"].min_count) == ("vocabulary", 5)
+    assert spec.sparse["device_id"].min_count == 2
     assert spec.dense["tail"].log
+    assert spec.dense["profit"].log  # on both sides of 0
+    assert spec.dense["profit_range"].buckets == 32
+    assert spec.sparse["age_value"].column == "age"
+    small = {name: values[:9000] for name, values in table.items()}
+    assert "age_value" not in infer_features(source(small)).sparse
     assert not spec.dense["age"].log
     assert spec.sequence["tags"].separator == "|"
-    assert spec.columns == ("session_id", "age", "tail", "tags")
+    assert {*spec.columns} == {"device_id", "zone", "profit", "age", "tail", "tags"}
+    crossed = infer_features(source(table), crosses=[("session_id", "device_id")])
+    assert "session_id" in crossed.sparse  # asked for
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from deepseek.trainer import Trainer
 
 
 class GrowingModel(TableModel):
-    def __init__(self, admit_after=1, layout=None, num_classes=None):
-        super().__init__(layout, num_classes, admit_after=admit_after)
+    def __init__(self, admit_after=1, adagrad=(0.1, 0.0), layout=None, num_classes=None):
+        super().__init__(layout, num_classes, admit_after=admit_after, adagrad=adagrad)
 
     def build(self, layout):
-        table = GrowingEmbedding(4, AdaGrad(lr=0.1), admit_after=self.config["admit_after"])
+        optimizer = AdaGrad(*self.config["adagrad"])
+        table = GrowingEmbedding(4, optimizer, admit_after=self.config["admit_after"])
         self.embedder = Embedder(layout, 4, tables={"user_id": table})
         self.head = nn.Linear(self.embedder.width, 1)
 
@@ -92,6 +93,27 @@ def test_a_batch_in_parts_learns_what_it_learns_as_one(data, tmp_path):
         found.append(trainer.model.module.table.state_dict())
     assert torch.equal(found[0]["ids"], found[1]["ids"])
     torch.testing.assert_close(found[0]["weight"], found[1]["weight"], rtol=1e-4, atol=1e-6)
+
+
+def test_the_norm_counts_rows_that_grow_and_clipping_reaches_them(data, tmp_path):
+    def first_step(limit):
+        # with so large a sum of squares a step is -0.1 times the gradient
+        model = GrowingModel(adagrad=(100.0, 1e6))
+        trainer = trainer_of(
+            data, tmp_path / str(limit), model, max_steps=1, val_data=None, optimizer="sgd",
+            weight_decay=0.0, clip_grad_norm=limit, log_every=1,
+        )  # fmt: skip
+        norm = trainer.fit().records[0]["grad_norm"]
+        module = trainer.model.module
+        weights = {name: each.detach() / 0.01 for name, each in module.named_parameters()}
+        return norm, {**weights, "rows": module.table.state_dict()["weight"] / 0.1}
+
+    norm, free = first_step(None)
+    same_norm, halved = first_step(norm / 2)
+    assert same_norm == norm
+    squares = {name: float((2 * (halved[name] - free[name])).square().sum()) for name in free}
+    assert squares["rows"] > 1e-3 * norm**2
+    assert sum(squares.values()) == pytest.approx(norm**2, rel=1e-2)
 
 
 def test_what_a_table_would_not_follow_is_refused(data, tmp_path):

@@ -1,7 +1,9 @@
 """Which examples are kept away from the model: those of loud or lying clients, and absurd ones.
 
 ```
-capped       the client has more than its share of what was learnt already
+capped       the client has its share of what was learnt already: `client_share`, or three equal
+             parts where that is more, and three standard errors; half of it before its labels
+             are known to go with the predictions
 flipped      the client's labels are worse predicted than those of the others, by a margin; or they
              go against the predictions, while those of the others go with them
 outlier      the model finds the label all but impossible
@@ -123,11 +125,12 @@ class Guard:
         settings = self._settings
         own = self._clients.get(client)
         if own is not None and len(self._clients) >= settings.min_clients:
-            least = settings.client_share * settings.window / 10
-            if own.learnt >= max(settings.client_share * self._all.learnt, least):
-                return CAPPED
             if self._lies(own):
                 return FLIPPED
+            most = max(settings.client_share, 3 / len(self._clients)) * self._all.learnt
+            most *= 1.0 if own.agreement > settings.flip_errors else 0.5
+            if own.learnt >= most + 3 * math.sqrt(most):  # less may be chance
+                return CAPPED
         is_usual = self._num_outliers < WORLD_CHANGED * max(
             len(self._window), settings.window // 10
         )

@@ -122,8 +122,10 @@ class GuardSettings(Settings):
 
     window: Annotated[Whole, Field(ge=10, json_schema_extra=unit("examples"))] = 10_000
     """Over which clients are counted."""
-    client_share: Annotated[Number, Field(gt=0, le=1)] = 0.1
-    """Most that one client may have of what was learnt in the window, with `min_clients` there."""
+    client_share: Annotated[Number, Field(gt=0, le=1)] = 0.05
+    """Most that one client may have of what was learnt in the window, with `min_clients` there;
+    three equal parts where that is more, and half where its labels are not known to go with the
+    predictions."""
     min_clients: Annotated[Whole, Field(ge=2)] = 10
     """With fewer clients there is no limit."""
     outlier_nats: Annotated[Number, Field(gt=0)] = 8.0
@@ -132,7 +134,7 @@ class GuardSettings(Settings):
     """A client whose mean loss is so much above that of all is set aside."""
     flip_errors: Annotated[Number, Field(gt=0, json_schema_extra=unit("standard errors"))] = 3.0
     """A client whose labels go against the predictions by so much, while others' go with them, is
-    set aside."""
+    set aside; one whose labels go with them by so much is known to."""
     flip_examples: Annotated[Whole, Field(ge=1)] = 50
     """Examples that a client is judged by, at least."""
 

@@ -9,7 +9,7 @@ Shapes: N ids, E numbers of a vector, L ids with a row, S numbers of an optimize
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -78,6 +78,7 @@ class GrowingEmbedding(GrowingTable):
         self._store = self._new_store(capacity)
         self._seen = SeenCounts(_NUM_COUNTERS, key) if admit_after > 1 else None
         self._pending: list[tuple[Tensor, Tensor]] = []
+        self._summed: tuple[Tensor, Tensor] | None = None  # rows with gradients, and their sums
         self._counted: list[tuple[Tensor, Tensor]] = []  # rare ids since the last step
         self._removals = Removals()
 
@@ -104,6 +105,7 @@ class GrowingEmbedding(GrowingTable):
         if learns:
             vectors.requires_grad_()
             self._pending.append((rows, vectors))
+            self._summed = None
         return vectors.view(*ids.shape, self.dim).to(ids.device)
 
     def step(self, now: int | None = None) -> int:
@@ -115,17 +117,55 @@ class GrowingEmbedding(GrowingTable):
         Returns:
             The number of rows updated.
         """
-        given = [(rows, it.grad) for rows, it in self._pending if it.grad is not None]
-        self._pending.clear()
+        rows, sums = self._sums()
+        self._forget_gradients()
         self._tick(now)
-        if not given:
-            return 0
-        rows, gradients = (torch.cat(each) for each in zip(*given, strict=True))
-        return self._update(rows, gradients)
+        return self._update(rows, sums)
+
+    def sum_of_squares(self) -> Float[Tensor, ""]:
+        """Return the squared L2 norm of the gradient of all rows since the last step."""
+        return self._sums()[1].square().sum()
+
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply the gradients since the last step; the next thing must be the step."""
+        self._sums()[1].mul_(factor)
+
+    @property
+    def can_be_shared(self) -> bool:
+        """Whether it may be on several ranks: not where a rank counts ids before it admits them."""
+        return self.admit_after == 1
+
+    @torch.no_grad()
+    def share_gradients(self, gather: Callable[[Tensor], Tensor], factor: float) -> None:
+        """Add up the gradients of all ranks, so that each takes the same step.
+
+        Args:
+            gather: returns the rows of the tensors of all ranks, those of rank 0 first.
+            factor: what the sums are multiplied by.
+        """
+        rows, sums = self._sums()
+        met = torch.cat([rows.new_zeros(0), *(each for each, _ in self._pending)]).unique()
+        self._find_or_add(gather(self._store.ids[met]))
+        ids, sums = gather(self._store.ids[rows]), gather(sums)
+        self._summed = _sum_rows(self._store.find(ids), sums * factor)
+
+    @torch.no_grad()
+    def _sums(self) -> tuple[Tensor, Tensor]:
+        """Return the rows that have gradients since the last step, and the sum of each."""
+        if self._summed is None:
+            given = [(rows, it.grad) for rows, it in self._pending if it.grad is not None]
+            rows = [torch.zeros(0, dtype=torch.int32), *(each for each, _ in given)]
+            gradients = [torch.zeros(0, self.dim), *(each for _, each in given)]
+            self._summed = _sum_rows(torch.cat(rows), torch.cat(gradients))
+        return self._summed
+
+    def _forget_gradients(self) -> None:
+        self._pending.clear()
+        self._summed = None
 
     def drop_gradients(self) -> None:
         """Forget the gradients since the last step, and that rare ids were seen."""
-        self._pending.clear()
+        self._forget_gradients()
         if self._seen is not None:
             self._seen.counters.copy_(self._counters_at_step())
         self._counted.clear()
@@ -147,10 +187,21 @@ class GrowingEmbedding(GrowingTable):
         Raises:
             ConfigError: the table is only read, or these are no gradients of its ids.
         """
+        if self.optimizer is None:
+            raise ConfigError(
+                "a table without an optimizer was to learn",
+                fix="give GrowingEmbedding an optimizer, for example AdaGrad(lr=0.05)",
+            )
+        if gradients.shape != (len(ids), self.dim):
+            raise ConfigError(
+                f"gradients of shape {tuple(gradients.shape)} were given for {len(ids)} ids of"
+                f" dim={self.dim}",
+                fix=f"give a gradient of {self.dim} numbers for each id",
+            )
         self._tick(now)
         rows = self._find_or_add(_checked(ids))
         self._counted.clear()
-        return self._update(rows, gradients)
+        return self._update(*_sum_rows(rows, gradients))
 
     def _tick(self, now: int | None) -> None:
         self._counted.clear()
@@ -197,35 +248,17 @@ class GrowingEmbedding(GrowingTable):
         self._store.values.index_copy_(0, rows, values)
 
     @torch.no_grad()
-    def _update(self, rows: Tensor, gradients: Tensor) -> int:
-        """Take a step with the gradients of rows, which may be there several times."""
-        if self.optimizer is None:
-            raise ConfigError(
-                "a table without an optimizer was to learn",
-                fix="give GrowingEmbedding an optimizer, for example AdaGrad(lr=0.05)",
-            )
-        if gradients.shape != (len(rows), self.dim):
-            raise ConfigError(
-                f"gradients of shape {tuple(gradients.shape)} were given for {len(rows)} ids of"
-                f" dim={self.dim}",
-                fix=f"give a gradient of {self.dim} numbers for each id",
-            )
-        if not len(rows):
+    def _update(self, rows: Tensor, sums: Tensor) -> int:
+        """Take a step with the sums of the gradients of rows."""
+        if self.optimizer is None or not len(rows):
             return 0
-        # a stable order, so that sums are always taken in the same one
-        ordered, order = rows.sort(stable=True)
-        is_first = torch.ones(len(rows), dtype=torch.bool)
-        torch.ne(ordered[1:], ordered[:-1], out=is_first[1:])
-        starts = is_first.nonzero()[:, 0]
-        touched = ordered[starts].long()
-        sums = embedding_bag(order, gradients.float(), starts, mode="sum")
-        values = self._store.values.index_select(0, touched)
+        values = self._store.values.index_select(0, rows)
         self.optimizer.update(*self._parts(values), sums)
-        self._store.values.index_copy_(0, touched, values)
-        self._store.used.index_fill_(0, touched, self.clock)
+        self._store.values.index_copy_(0, rows, values)
+        self._store.used.index_fill_(0, rows, self.clock)
         if self.max_ids is not None and len(self) > self.max_ids and not self._pending:
             self.expire(keep=self.max_ids - self.max_ids // 8)
-        return len(touched)
+        return len(rows)
 
     # -- expire ------------------------------------------------------------------------------
 
@@ -410,7 +443,7 @@ class GrowingEmbedding(GrowingTable):
                     fix="build the table with the admit_after that it was saved with",
                 )
             self._seen.counters.copy_(seen)
-        self._pending.clear()
+        self._forget_gradients()
         self._counted.clear()
         self._store = self._new_store(len(content["ids"]) + 1)
         self._take(content)
@@ -420,6 +453,19 @@ class GrowingEmbedding(GrowingTable):
         """Return content without the optimizer's part, where this table has none."""
         skipped = () if self._state_size else ("optimizer_state",)
         return {name: tensor for name, tensor in content.items() if name not in skipped}
+
+
+def _sum_rows(rows: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows once each, int64 (U,), and the sums of their gradients, float32 (U, E)."""
+    if not len(rows):
+        return rows.long(), gradients.float()
+    # a stable order, so that sums are always taken in the same one
+    ordered, order = rows.sort(stable=True)
+    is_first = torch.ones(len(rows), dtype=torch.bool)
+    torch.ne(ordered[1:], ordered[:-1], out=is_first[1:])
+    starts = is_first.nonzero()[:, 0]
+    sums = embedding_bag(order, gradients.float(), starts, mode="sum")
+    return ordered[starts].long(), sums
 
 
 def _checked(ids: Tensor) -> Tensor:

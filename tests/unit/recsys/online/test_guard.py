@@ -30,6 +30,42 @@ def test_a_loud_client_is_capped_where_there_are_others():
     assert loud[1] > 1000
 
 
+def test_a_client_that_is_loud_from_the_first_event_on_gets_its_share_and_no_more():
+    guard, draw = make(window=10_000), np.random.default_rng(0)
+    learnt = {"loud": 0, "others": 0}
+    for n in range(4000):
+        client = "loud" if n % 2 else f"client {draw.integers(50)}"
+        if judge(guard, client, 0.5) == LEARNT:
+            learnt["loud" if n % 2 else "others"] += 1
+        if n >= 400:
+            assert learnt["loud"] < 0.15 * learnt["others"]
+    assert learnt["others"] == 2000
+    assert learnt["loud"] < 0.08 * 2000
+
+
+def test_a_loud_client_has_twice_as_much_where_its_labels_go_with_the_predictions():
+    learnt = []
+    for agrees in (True, False):
+        guard, draw = make(window=10_000), np.random.default_rng(0)
+        verdicts = []
+        for n in range(8000):
+            prob = float(draw.uniform(0.1, 0.9))
+            value = int(draw.random() < (prob if agrees or n % 2 == 0 else 0.5))
+            client = "loud" if n % 2 else f"client {draw.integers(80)}"
+            verdict = guard.judge(client, prob, value)
+            verdicts += [verdict] if n % 2 else []
+        assert set(verdicts) == {LEARNT, CAPPED}
+        learnt.append(verdicts.count(LEARNT))
+    assert learnt[0] > 1.6 * learnt[1]
+
+
+def test_clients_that_are_alike_are_not_capped():
+    for num_clients in (10, 13, 40):
+        guard, draw = make(window=2000), np.random.default_rng(num_clients)
+        for _ in range(3000):
+            assert judge(guard, f"client {draw.integers(num_clients)}", 0.5) == LEARNT
+
+
 def test_few_clients_have_no_limit():
     guard = make()
     assert {judge(guard, f"client {n % 9}", 0.5) for n in range(2000)} == {LEARNT}
@@ -111,7 +147,7 @@ def test_counts_reach_the_learner(settings):
     made = settings(guard={"window": 200})
     learner = Learner(OnlineModel.load(made.model), made)
     records = stream(
-        make_rows(400), client=lambda n: "loud" if n % 2 and n > 100 else f"client {n % 12}"
+        make_rows(400), client=lambda n: "loud" if n % 2 and n > 100 else f"client {n % 40}"
     )
     for cut in Cuts(ListLog(records), 0, 32):
         learner.learn(cut)

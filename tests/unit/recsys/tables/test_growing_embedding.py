@@ -77,6 +77,22 @@ def test_gradients_go_where_those_of_an_embedding_go():
     torch.testing.assert_close(vectors(table, torch.arange(20)), dense.weight.detach())
 
 
+def test_the_norm_of_a_gradient_is_that_of_the_sums_of_rows():
+    """An id that is there twice counts by the sum of both gradients; what is scaled is learnt."""
+    table, other = (table_of(optimizer=AdaGrad(lr=0.1, initial_accumulator=1.0)) for _ in "ab")
+    for each in (table, other):
+        each(ids_of(1, 2, 1)).backward(torch.tensor([[1.0], [2.0], [3.0]]).expand(3, DIM))
+        each(ids_of(2)).backward(torch.ones(1, DIM))
+    assert float(table.sum_of_squares()) == DIM * (4**2 + 3**2)
+    table.scale_gradients(0.5)
+    assert float(table.sum_of_squares()) == DIM * (2**2 + 1.5**2)
+    assert table.step() == 2
+    assert float(table.sum_of_squares()) == 0
+    other.drop_gradients()
+    other.learn(ids_of(1, 2), torch.tensor([[2.0], [1.5]]).expand(2, DIM))
+    assert torch.equal(vectors(table, ids_of(1, 2)), vectors(other, ids_of(1, 2)))
+
+
 def test_the_first_vector_depends_on_the_id_and_the_seed_alone():
     one, other = table_of(scale=0.2), table_of(scale=0.2)
     one(ids_of(1, 2, 3))

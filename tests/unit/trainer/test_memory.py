@@ -220,7 +220,7 @@ def test_the_peak_is_predicted_by_category_and_compared(tmp_path, capsys):
         assert f"{category} " in predicted
     summary = json.loads((trainer.folder.path / "summary.json").read_text())
     assert summary["predicted_memory_bytes"] == trainer.footprint.peak
-    logits = 8 * 64 * 64 * 4  # 50 tokens of the vocabulary, padded
+    logits = 8 * 64 * 50 * 4  # their logarithms of probabilities are kept
     assert logits <= trainer.footprint.logits < trainer.footprint.activations
     shown = replace(trainer.footprint, logits=3 << 20, activations=8 << 20).describe()
     assert "activations 5, logits 3)" in shown

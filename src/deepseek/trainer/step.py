@@ -380,18 +380,15 @@ class TrainStep:
             accumulated: what `accumulate` returned.
             wants_stop: whether this rank wants the run to end after the step.
         """
-        grads = [] if self.in_backward is not None else self.parallel.take_gradients()
+        updated, weights = self.in_backward, self.parallel.weights
+        grads = self.parallel.take_gradients() if updated is None else []
         if self.precision.needs_scaler:
             self.scaler.unscale_(self.optimizer)
         if not self._world.is_distributed:
-            updated = self.in_backward
             norm = total_norm(grads) if updated is None else updated.sum_of_squares().sqrt()
-            norm = self.parallel.weights.norm_with_tables(norm)
-            return self._measured_alone(accumulated, norm, wants_stop)
-        if self.in_backward is not None:
-            squares = float(self.in_backward.sum_of_squares())
-        else:
-            squares = self.parallel.weights.sum_of_squares(total_norm)
+            return self._measured_alone(accumulated, weights.norm_with_tables(norm), wants_stop)
+        found = weights.sum_of_squares(total_norm) if updated is None else updated.sum_of_squares()
+        squares = float(found)
         speaks = self._world.speaks_for_outputs
         sums = self._world.agree(
             [

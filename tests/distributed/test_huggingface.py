@@ -59,7 +59,9 @@ def check(expected, size, layout, kind, changes, folder, **settings):
     ("kind", "changes"),
     [("llama", {}), pytest.param("qwen2", TIED, marks=pytest.mark.long)],
 )
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [pytest.param(n, marks=pytest.mark.long if k > 4 else ()) for n, k in LAYOUTS.items()]
+)
 def test_a_layout_learns_what_one_process_learns(layout, kind, changes, reference, tmp_path):
     expected = reference(kind, changes, val_size=21)
     check(expected, LAYOUTS[layout], layout, kind, changes, tmp_path, val_size=21)

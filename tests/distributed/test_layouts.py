@@ -55,7 +55,7 @@ EVERY = [
     pytest.param(
         layout, kind,
         marks=pytest.mark.long
-        if LAYOUTS[layout] > 2 and kind != "gpt" and (kind == "llama" or layout != ALL_AXES)
+        if LAYOUTS[layout] > 2 and kind != "gpt" and (kind != "vit" or layout != ALL_AXES)
         else (),
     )
     for kind in ("vit", "gpt", "llama", "encoder")

@@ -7,8 +7,8 @@ log-loss are of the second half. Time is that of the processor, of one thread, f
 without reading the file.
 
 - service: what `deepseek online serve` does with its log, 256 events at a time: JSON, the join of
-  clicks, the guard, the features, an update of a factorisation machine.
-- model: features and update alone, 256 rows at a time.
+  clicks, the guard, the features, and an update of a factorisation machine for 32 examples.
+- model: features and update alone, for so many rows at a time.
 - river: one event at a time; `FMClassifier` of as many factors, and `LogisticRegression`.
 - Vowpal Wabbit: lines of text, one at a time; `--lrq` of as many factors for each pair, and linear.
 
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
@@ -41,7 +42,7 @@ from deepseek.recsys.online.settings import OnlineSettings
 from measure import markdown_table, report
 
 COLUMNS = ["user_id", "item_id", "genre", "occupation"]
-DIM, BATCH, CHOOSE = 8, 256, 20_000
+DIM, CUT, CHOOSE = 8, 256, 20_000
 Rows = Sequence[dict]
 
 
@@ -101,13 +102,13 @@ def learn_by_service(rows: Rows, lr: float, path: Path) -> Learnt:
             records.append(Record(len(records), n * 0.01, json.dumps(event).encode()))
     records.append(Record(len(records), len(rows) * 0.01 + 60, b'{"kind":"tick"}'))
     began = time.process_time()
-    for start in range(0, len(records), BATCH):
-        learner.learn(records[start : start + BATCH])
+    for start in range(0, len(records), CUT):
+        learner.learn(records[start : start + CUT])
     return Learnt(*learner.recent[0].window, time.process_time() - began)
 
 
-def learn_by_model(rows: Rows, lr: float, path: Path) -> Learnt:
-    """Learn rows in batches."""
+def learn_by_model(rows: Rows, lr: float, path: Path, size: int) -> Learnt:
+    """Learn rows, so many at a time."""
     model = OnlineModel.load(path)
     for module in model.engine.modules():
         if isinstance(module, nn.Embedding):
@@ -115,8 +116,8 @@ def learn_by_model(rows: Rows, lr: float, path: Path) -> Learnt:
     optimizer = torch.optim.Adagrad(model.engine.parameters(), lr=lr)
     probs, labels = np.zeros(len(rows)), labels_of(rows)
     began = time.process_time()
-    for start in range(0, len(rows), BATCH):
-        part = slice(start, start + BATCH)
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
         logits = model.logits(model.encode(rows[part]))[:, 0]
         probs[part] = logits.detach().sigmoid().numpy()
         optimizer.zero_grad()
@@ -199,7 +200,10 @@ def learners(path: Path) -> list[tuple[str, str | None, Callable[[Rows, float], 
     vw = "vowpalwabbit"
     return [
         ("deepseek, service", None, lambda r, lr: learn_by_service(r, lr, path), adagrad),
-        ("deepseek, model", None, lambda r, lr: learn_by_model(r, lr, path), adagrad),
+        *(
+            (f"deepseek, model, {n}", None, partial(learn_by_model, path=path, size=n), adagrad)
+            for n in (256, 32, 4)
+        ),
         ("river, FMClassifier", "river", lambda r, lr: learn_by_river(r, lr, False), adagrad),
         ("river, LogisticRegression", "river", lambda r, lr: learn_by_river(r, lr, True), adagrad),
         ("Vowpal Wabbit, --lrq", vw, lambda r, lr: learn_by_vowpal(r, lr, False), vowpal),

@@ -71,8 +71,9 @@ class Learner:
         """Take the records of one cut."""
         joined = self.join.take(map(read_event, records))
         self._count(joined.moves, joined.times)
-        if joined.examples:
-            self._take(joined.examples)
+        size = self.settings.learner.step_examples
+        for start in range(0, len(joined.examples), size):
+            self._take(joined.examples[start : start + size], start)
         self.offset = records[-1].offset + 1
         self.num_cuts += 1
 
@@ -92,11 +93,12 @@ class Learner:
         for each, seen in zip(whose, self.crosses.follow(events, shown, clicked), strict=True):
             each.seen = seen
 
-    def _take(self, examples: Sequence[Example]) -> None:
+    def _take(self, examples: Sequence[Example], place: int) -> None:
+        """Predict examples, from `place` of their cut on, and then learn them in one step."""
         batch, examples, rows = self._encode(examples)
         if not examples:
             return
-        seed = self.settings.learner.seed * 1_000_003 + self.offset
+        seed = self.settings.learner.seed * 1_000_003 + self.offset + place
         torch.manual_seed(seed & 0x7FFF_FFFF_FFFF_FFFF)
         self.model.engine.train()
         numbers = torch.tensor([each.label for each in examples])
@@ -203,7 +205,7 @@ class Learner:
         parts = [settings.join, settings.guard, settings.crosses, settings.gate.window]
         learner = settings.learner
         parts += [learner.algorithm, learner.lr, learner.cut_events, learner.clip_norm]
-        return repr([*parts, learner.seed])
+        return repr([*parts, learner.step_examples, learner.seed])
 
     def load(self, checkpoint: Checkpoint, log: EventLog) -> None:
         """Go on from a checkpoint.

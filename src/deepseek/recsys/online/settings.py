@@ -83,7 +83,9 @@ class LearnerSettings(Settings):
     lr: Annotated[Number, Field(gt=0)] = 0.05
     """Learning rate."""
     cut_events: Annotated[Whole, Field(ge=1)] = 256
-    """Events of the log after which an update is made at the latest."""
+    """Events of the log after which what waits is learnt at the latest."""
+    step_examples: Annotated[Whole, Field(ge=1)] = 32
+    """Examples of one step of the optimizer: fewer learn more of each, and take longer."""
     tick: Duration = "0.25s"
     """Time after which events that wait are learnt from, be they ever so few."""
     clip_norm: Annotated[Number, Field(gt=0)] = 10.0

@@ -78,11 +78,22 @@ def test_it_learns_who_likes_what(settings):
     assert learner.guard.counts["learnt"] == 1500
 
 
+def test_a_step_takes_so_many_examples_of_a_cut(settings):
+    learner = new(settings(learner={"cut_events": 512, "step_examples": 10}))
+    for cut in Cuts(ListLog(stream(make_rows(300))), 0, 512):
+        before = learner.num_updates, learner.recent[0].total
+        learner.learn(cut)
+        num_learnt = learner.recent[0].total - before[1]
+        assert learner.num_updates - before[0] == -(-num_learnt // 10)
+    assert learner.recent[0].total == 300
+
+
 @pytest.mark.parametrize("algorithm", ["adagrad", "sgd", "adam"])
 def test_a_restart_at_any_cut_equals_the_uninterrupted_run(
     settings, crossed_model, tmp_path, algorithm
 ):
-    made = settings(model=crossed_model, crosses=CROSSES, learner={"algorithm": algorithm})
+    learns = {"algorithm": algorithm, "step_examples": 12}
+    made = settings(model=crossed_model, crosses=CROSSES, learner=learns)
     log = ListLog(stream(make_rows(400)))
     whole = new(made)
     for cut in Cuts(log, 0, 32):

@@ -15,6 +15,14 @@ _SIZES = {
     "vocab_size": ("vocab_size",),
     "context_length": ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"),
 }
+_STRANGE = (
+    "is_encoder_decoder", "text_config", "vision_config", "n_routed_experts", "moe_num_experts",
+    "kv_lora_rank", "num_hidden_groups", "attention_window", "attn_layer_period", "mamba_d_state",
+    "mamba_d_conv", "layers_block_type", "hybrid_override_pattern", "conv_L_cache",
+    "interleave_moe_layer_step",
+)  # fmt: skip
+"""Keys of models with a decoder beside, several parts, shared experts, latent attention, shared
+layers, windows of their own, or layers without attention."""
 _TIED_UNLESS_SAID = ("gpt2", "bert", "opt", "falcon", "gpt_neo", "gemma", "mpt", "roberta")
 
 
@@ -26,9 +34,10 @@ def shape_from_huggingface(config: Mapping[str, Any], context_length: int = 0) -
         context_length: tokens of a sequence in training; 0 for the longest the model allows.
 
     Raises:
-        ConfigError: a size is missing.
+        ConfigError: a size is missing, or the model is built of what the planner does not know.
     """
     kind = str(config.get("model_type", ""))
+    _check_kind(config, kind)
     sizes = {
         name: _find_size(config, name, keys)
         for name, keys in _SIZES.items()
@@ -57,6 +66,18 @@ def shape_from_huggingface(config: Mapping[str, Any], context_length: int = 0) -
     )
 
 
+def _check_kind(config: Mapping[str, Any], kind: str) -> None:
+    """Refuse what would silently be counted as another model."""
+    strange = [key for key in _STRANGE if config.get(key)]
+    if strange:
+        raise ConfigError(
+            f"config.json of {kind or 'a model'} has {', '.join(strange)}: it is not built of equal"
+            " blocks of attention and of one feed-forward network or equal experts.",
+            fix="give the sizes of a model that comes near it as a table; the memory of this one is"
+            " predicted by deepseek train CONFIG --dry-run",
+        )
+
+
 def _first(config: Mapping[str, Any], *keys: str) -> Any:
     """The first value among `keys` that is there and not null."""
     return next((config[key] for key in keys if config.get(key) is not None), None)
@@ -69,7 +90,13 @@ def _find_size(config: Mapping[str, Any], name: str, keys: tuple[str, ...]) -> i
             f"config.json has none of {', '.join(keys)}, one of which is the model's {name}.",
             fix=f"add {keys[0]}, or give the sizes of the model as a table",
         )
-    return int(value)
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{name}={value!r} in config.json is not one whole number.",
+            fix="the planner takes models of equal blocks; give their sizes as a table",
+        ) from error
 
 
 def _find_kv_heads(config: Mapping[str, Any], heads: int) -> int:

@@ -124,6 +124,25 @@ def test_a_missing_size_is_named():
         shape_from_huggingface(config)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "deepseek_v3", "n_routed_experts": 256, "kv_lora_rank": 512}, "kv_lora"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "is_encoder_decoder"),
+        ({"model_type": "albert", "num_hidden_groups": 1}, "num_hidden_groups"),
+        ({"hidden_size": [96, 192]}, r"dim=\[96, 192\]"),
+        ({"hidden_size": "big"}, "dim='big'"),
+    ],
+)
+def test_what_would_be_counted_as_another_model_is_refused(changes, words):
+    config = {
+        "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 100,
+        "num_attention_heads": 4, "max_position_embeddings": 128,
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=words):
+        shape_from_huggingface({**config, **changes})
+
+
 def test_a_table_of_sizes_is_a_shape():
     table = {"num_layers": 2, "dim": 64, "heads": 4, "vocab_size": 100, "context_length": 32}
     assert shape_from_table(table) == TransformerShape("model", 2, 64, 4, 100, 32)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepseek.memory.simulation import simulate_step
-from deepseek.models import ModelEngine, TableModel, list_models
+from deepseek.models import ModelEngine, MultiHead, TableModel, list_models
 from deepseek.models.classifier import Classifier
 from deepseek.models.zoo import ARCHITECTURES, is_own, timm_input_shape
 from measure import markdown_table, report
@@ -79,10 +79,13 @@ def make(name: str, batch_size: int) -> Subject | None:
     return Subject(name, model, (batch_size, *shape))
 
 
+OTHERS = (TableModel, MultiHead)
+
+
 def list_own() -> list[str]:
-    """Return our own models but those of tables, whose inputs are what a table has."""
+    """Return our own models but those of tables and those around another model."""
     builds = {name: ARCHITECTURES.get(name).build for name in list_models(own_only=True)}
-    return [n for n, b in builds.items() if not (isinstance(b, type) and issubclass(b, TableModel))]
+    return [n for n, b in builds.items() if not (isinstance(b, type) and issubclass(b, OTHERS))]
 
 
 def small_args(name: str) -> dict[str, int]:

@@ -38,7 +38,7 @@ SIZES = {
 MOST_WEIGHTS = 300e6
 MIB = 2**20
 NUM_CLASSES = 500
-TOKENS, PIXELS, VOXELS = 256, 64, 32
+TOKENS, PIXELS, VOXELS = 256, 64, 64
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,20 @@ def loss_of(outputs: Tensor) -> Tensor:
 
 def make(name: str, batch_size: int) -> Subject | None:
     """Return a small model of an architecture; `None` where its weights alone are too many."""
+    num_classes = 4 if name.endswith("3d") or "3d_" in name else NUM_CLASSES
     with torch.device("meta"):
-        size = ModelEngine(name, num_classes=NUM_CLASSES, **small_args(name)).num_parameters
+        size = ModelEngine(name, num_classes=num_classes, **small_args(name)).num_parameters
     if size > MOST_WEIGHTS:
         return None
     torch.manual_seed(0)
-    model = ModelEngine(name, num_classes=NUM_CLASSES, **small_args(name)).module.train()
+    model = ModelEngine(name, num_classes=num_classes, **small_args(name)).module.train()
     takes = model.input_shape if isinstance(model, Classifier) else timm_input_shape(model, {})
     if len(takes) == 1:
         shape: tuple[int, ...] = (takes[0] or TOKENS,)
     else:
         side = PIXELS if len(takes) == 3 else VOXELS
         shape = tuple(side if size is None else size for size in takes)
-    return Subject(name, model, (batch_size, *shape))
+    return Subject(name, model, (1 if len(shape) == 4 else batch_size, *shape))
 
 
 OTHERS = (TableModel, MultiHead)

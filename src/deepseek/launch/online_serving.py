@@ -31,11 +31,11 @@ from deepseek.launch.serving import (
     PORT,
     PROBE_PORT,
     TOKENS,
+    answering,
     autoscaler,
     budget,
     metadata_of,
     network_policy,
-    probe,
     service,
     serving_problems,
 )
@@ -163,14 +163,7 @@ def _rankers(pod: PodOptions, online: OnlineOptions) -> dict:
             "serve", str(CONFIG_DIR / "online.yaml"), "--host", "0.0.0.0", "--port", str(PORT),
             "--token-file", f"{TOKENS}/tokens", "--probe-port", str(PROBE_PORT),
         ],
-        "ports": [
-            {"name": "http", "containerPort": PORT},
-            {"name": "probes", "containerPort": PROBE_PORT},
-        ],
-        "startupProbe": probe("/ready", period=5, failures=OPEN_S // 5),
-        "readinessProbe": probe("/ready", period=5, failures=2),
-        "livenessProbe": probe("/health", period=10, failures=6),
-        "lifecycle": {"preStop": {"sleep": {"seconds": DRAIN_S}}},
+        **answering(),
     }  # fmt: skip
     container["volumeMounts"] = [
         *container["volumeMounts"],

@@ -186,6 +186,14 @@ def _container(pod: PodOptions, serving: ServingOptions) -> dict:
             *serving.words, "--host", "0.0.0.0", "--port", str(PORT), "--token-file",
             f"{TOKENS}/tokens", "--probe-port", str(PROBE_PORT),
         ],
+        **answering(),
+        **container_means(pod, mounts, [{"name": "OMP_NUM_THREADS", "valueFrom": limit}]),
+    }  # fmt: skip
+
+
+def answering() -> dict:
+    """Return what a container has that answers at `PORT`, is probed, and drains before its end."""
+    return {
         "ports": [
             {"name": "http", "containerPort": PORT},
             {"name": "probes", "containerPort": PROBE_PORT},
@@ -194,8 +202,7 @@ def _container(pod: PodOptions, serving: ServingOptions) -> dict:
         "readinessProbe": probe("/ready", period=5, failures=2),
         "livenessProbe": probe("/health", period=10, failures=6),
         "lifecycle": {"preStop": {"sleep": {"seconds": DRAIN_S}}},
-        **container_means(pod, mounts, [{"name": "OMP_NUM_THREADS", "valueFrom": limit}]),
-    }  # fmt: skip
+    }
 
 
 def probe(path: str, *, period: int, failures: int) -> dict:

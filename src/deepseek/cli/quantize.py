@@ -43,7 +43,6 @@ def quantize(
     as_json: AsJson = False,
 ) -> None:
     """Write a model in 8 or 16 bits, within a tolerance."""
-    allowed = None if tolerance is None else read_share(tolerance)
     _check_output(model, output)
     from deepseek.cli.build_run import build_evaluation_data
     from deepseek.deploy import Calibration
@@ -56,7 +55,7 @@ def quantize(
         for path in (data, calibrate)
     ]
     done = quantize_model(
-        engine, scheme, opened[0], tolerance=allowed, metric=metric, keep=keep or (),
+        engine, scheme, opened[0], tolerance=tolerance, metric=metric, keep=keep or (),
         embeddings=True if embeddings else None,
         calibration=Calibration(
             opened[1], ranges, "symmetric" if symmetric else "affine", samples
@@ -69,22 +68,6 @@ def quantize(
         return
     print(done.describe())
     print(f"  {output}")
-
-
-def read_share(text: str) -> float:
-    """Return `0.5%` or `0.005` as a number.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    from deepseek.deploy.shares import parse_share
-
-    try:
-        return parse_share(text)
-    except ValueError:
-        raise ConfigError(
-            f"tolerance={text!r} is no share", fix="give one such as 0.5% or 0.005"
-        ) from None
 
 
 def _check_output(model: Path, output: Path) -> None:

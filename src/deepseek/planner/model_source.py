@@ -9,7 +9,12 @@ from typing import Any
 from deepseek.config import read_config
 from deepseek.errors import ConfigError
 from deepseek.planner.adapters import with_adapters
-from deepseek.planner.huggingface import shape_from_huggingface, shape_from_table
+from deepseek.planner.huggingface import (
+    VISION_NOTE,
+    is_vision,
+    shape_from_huggingface,
+    shape_from_table,
+)
 from deepseek.planner.presets import find_shape
 from deepseek.planner.shape import TransformerShape
 from deepseek.published import gated_hidden_dim
@@ -63,7 +68,7 @@ def find_model(text: str, context_length: int = 0, vocab_size: int = 0) -> Model
     elif path.suffix in (".yaml", ".yml"):
         source = _read_own(path, context_length, vocab_size)
     elif path.suffix == ".json" or path.is_dir():
-        source = ModelSource(_read_huggingface(path, context_length))
+        source = _read_huggingface(path, context_length)
     else:
         source = ModelSource(find_shape(text, context_length))
     if (
@@ -109,7 +114,7 @@ def _read_value(text: str, key: str, value: str) -> int | bool | str:
         ) from None
 
 
-def _read_huggingface(path: Path, context_length: int) -> TransformerShape:
+def _read_huggingface(path: Path, context_length: int) -> ModelSource:
     file = path / "config.json" if path.is_dir() else path
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -125,8 +130,10 @@ def _read_huggingface(path: Path, context_length: int) -> TransformerShape:
         )
     # A model of text and pictures has the sizes of its language model one level down.
     inner = config.get("text_config")
-    shape = shape_from_huggingface(inner if isinstance(inner, dict) else config, context_length)
-    return replace(shape, name=file.resolve().parent.name or shape.name)
+    config = inner if isinstance(inner, dict) else config
+    shape = shape_from_huggingface(config, context_length)
+    shape = replace(shape, name=file.resolve().parent.name or shape.name)
+    return ModelSource(shape, VISION_NOTE if is_vision(config) else "")
 
 
 def _read_own(path: Path, context_length: int, vocab_size: int) -> ModelSource:
@@ -250,4 +257,4 @@ def _read_vit(args: Mapping[str, Any], vocab_size: int) -> tuple[TransformerShap
         is_causal=False,
         **_sizes(args),
     )
-    return shape, "the projection of patches is costed in the place of logits"
+    return shape, VISION_NOTE

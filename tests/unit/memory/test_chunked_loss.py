@@ -35,4 +35,3 @@ def test_loss_and_gradients_are_those_of_the_whole(num_chunks):
     (0.5 * loss).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], msg=name)
-

@@ -52,7 +52,7 @@ class Around(nn.Module):
 )
 def test_what_is_left_is_what_the_head_takes(make):
     module = make().eval()
-    head = find_head(module, getattr(module, "hints", None) and module.hints.head or ())
+    head = find_head(module, module.hints.head if isinstance(module, GPT) else ())
     logits = module(TOKENS)
     with head.left_out():
         hidden = module(TOKENS)

@@ -111,7 +111,7 @@ def test_too_few_labels_are_refused(tmp_path):
 
 
 def test_a_model_without_logits_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="GPT2Model returns .* holds no logits"):
+    with pytest.raises(ConfigError, match=r"GPT2Model returns .* holds no logits"):
         train(gpt2("GPT2Model"), text(), tmp_path)
 
 

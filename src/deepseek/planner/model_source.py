@@ -17,6 +17,7 @@ from deepseek.planner.huggingface import (
 )
 from deepseek.planner.presets import find_shape
 from deepseek.planner.shape import TransformerShape
+from deepseek.planner.vocabulary import find_vocabulary
 from deepseek.published import gated_hidden_dim
 
 _ALIASES = {
@@ -138,9 +139,12 @@ def _read_huggingface(path: Path, context_length: int) -> ModelSource:
 
 def _read_own(path: Path, context_length: int, vocab_size: int) -> ModelSource:
     config = read_config(path).config
-    args = dict(config.model.args)
+    args, told = dict(config.model.args), ""
     if context_length:
         args["context_length"] = context_length
+    needed = "vocab_size" if config.model.architecture == "encoder" else "num_classes"
+    if not (vocab_size or args.get(needed)):
+        vocab_size, told = find_vocabulary(config.data)
     try:
         source = shape_of_own(config.model.architecture, args, vocab_size)
     except ConfigError as error:
@@ -148,7 +152,8 @@ def _read_own(path: Path, context_length: int, vocab_size: int) -> ModelSource:
     shape = replace(source.shape, name=path.stem)
     if config.trainer.lora is not None:
         shape = with_adapters(shape, config.model.architecture, config.trainer.lora)
-    return replace(source, shape=shape, batch_size=config.trainer.batch_size)
+    notes = "; ".join(filter(None, (source.note, told)))
+    return replace(source, shape=shape, note=notes, batch_size=config.trainer.batch_size)
 
 
 def shape_of_own(architecture: str, args: Mapping[str, Any], vocab_size: int = 0) -> ModelSource:

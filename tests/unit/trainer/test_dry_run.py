@@ -146,7 +146,7 @@ def walk_gpt(plan, size, length, dropout, **settings):
         with torch.device("meta"):
             model = GPT(length, **{**SIZES, "dim": 128}, num_classes=1500, dropout=dropout)
         data = TokenDataset(
-            np.zeros(32 * length + 1, np.int64), length, [str(n) for n in range(99)]
+            np.zeros(32 * length + 1, np.int64), length, [str(n) for n in range(1500)]
         )
         chosen = {"batch_size": 16, "max_steps": 1, "precision": "bf16", **settings}
         return Trainer(model, data, parallel=plan, device="cpu", **chosen)

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -255,7 +255,7 @@ def _make_cluster(options: Mapping[str, Any], num_gpus: int) -> "Cluster":
     return cluster
 
 
-def _usual_precision(gpu: str) -> str:
+def _usual_precision(gpu: str) -> Literal["bf16", "fp16"]:
     from deepseek.planner import find_gpu
 
     return "bf16" if "bf16" in find_gpu(gpu).matmul_flops else "fp16"

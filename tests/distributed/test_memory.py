@@ -103,12 +103,25 @@ def test_a_policy_changes_nothing_that_a_pipeline_learns(schedule, memory, refer
 
 
 @pytest.mark.parametrize(
-    "layout", ["fsdp2", *(pytest.param(each, marks=pytest.mark.long) for each in ("dp2", "cp2"))]
+    "layout",
+    [
+        *("fsdp2", "tp2", "pp2"),
+        *(pytest.param(each, marks=pytest.mark.long) for each in ("dp2", "cp2", *MIXTURES)),
+    ],
 )
 def test_a_loss_in_chunks_changes_nothing_that_a_layout_learns(layout, reference, tmp_path):
-    run = tmp_path / "run"
-    found = run_ranks(2, train, "gpt", run, parallel=layout, loss_chunks=3, folder=tmp_path / "r")
+    run, num = tmp_path / "run", (LAYOUTS | MIXTURES)[layout]
+    found = run_ranks(num, train, "gpt", run, parallel=layout, loss_chunks=3, folder=tmp_path / "r")
     compare(reference, found[0], run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_loss_in_chunks_changes_nothing_that_a_pipeline_learns(schedule, reference, tmp_path):
+    plan = {"pp": 2, "schedule": schedule}
+    settings = {"parallel": plan, "loss_chunks": 3, "folder": tmp_path / "ranks"}
+    found = run_ranks(2, train, "gpt", tmp_path / "run", **settings)
+    compare(reference, found[0], tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,11 @@ class _Walk:
             self.allocations.logits_numel = local.numel()
             self.allocations.hold([local], "logits")
 
+        def forget(module: object, args: tuple) -> None:
+            self.allocations.logits_numel = 0  # of the micro-batch before
+
         for end in ends:
+            end.register_forward_pre_hook(forget)
             end.register_forward_hook(note)
 
     @property

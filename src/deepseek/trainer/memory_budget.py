@@ -12,7 +12,6 @@ from deepseek.memory.epsilons import Epsilons
 from deepseek.memory.host_copies import HostCopies
 from deepseek.memory.policy import MemoryPolicy
 from deepseek.models import ModelEngine
-from deepseek.models.classifier import BlockModel
 from deepseek.parallel.apply import ParallelModel
 from deepseek.trainer.console import MIB
 from deepseek.trainer.host_pace import Pace, find_pace, trial_batch
@@ -83,27 +82,6 @@ def _check_copies(config: TrainerConfig, policy: MemoryPolicy, is_static: bool) 
             " else is left to copy",
             fix="set memory to off, pointwise or selective, or offload to none",
         )
-
-
-def check_loss_chunks(config: TrainerConfig, engine: ModelEngine, parallel: ParallelModel) -> int:
-    """Return the parts that a loss is taken in.
-
-    Raises:
-        ConfigError: the model or the plan cannot do so.
-    """
-    if config.loss_chunks == 1:
-        return 1
-    module, plan = engine.module, parallel.world.plan
-    why = ""
-    if not (isinstance(module, BlockModel) and module.keeps_tokens):
-        why = f"{engine.architecture} has no head of its own for each token"
-    elif "static" in (config.graph, engine.graph):
-        why = "graph=static fuses the loss by itself"
-    elif plan.pp > 1 or plan.tp > 1:
-        why = f"parallel={plan.describe()} takes logits in parts already"
-    if why:
-        raise ConfigError(f"loss_chunks={config.loss_chunks}, but {why}", fix="remove loss_chunks")
-    return config.loss_chunks
 
 
 def _refuse_own_checkpointing(config: TrainerConfig, engine: ModelEngine) -> None:

@@ -148,7 +148,23 @@ def test_what_is_weak_is_said_with_the_error(capsys):
 
 def test_a_batch_is_found_for_gpus_that_are_no_power_of_two(capsys):
     found = run_json(capsys, "gpt3-20b", "--gpus", "24")
-    assert found["batch_size"] % 3 == 0
+    assert found["batch_size"] == 3 * 512  # sequences of 2,048: 3.1 of at most 4.2M tokens
+
+
+def test_a_gpu_without_bf16_is_planned_in_fp16(capsys):
+    assert run("gpt2-124m", "--gpus", "4", "--gpu", "v100", "--batch", "64", "--top", "1") == 0
+    assert "fp16 (the GPU has no bf16)" in capsys.readouterr().out
+
+
+def test_little_memory_is_shown_in_mib(capsys):
+    sizes = "layers=2,dim=64,heads=4,vocab=512,seq=64"
+    assert run(sizes, "--gpus", "1", "--batch", "8", "--recompute", "none", "--top", "1") == 0
+    text = capsys.readouterr().out
+    assert "MiB of the fullest device" in text
+    assert run(sizes, "--gpus", "1", "--batch", "8", "--recompute", "none", "--yaml") == 0
+    text = capsys.readouterr().out
+    assert " MiB, MFU" in text
+    assert 'memory: "off"' in text  # false, to a reader of YAML 1.1
 
 
 def test_the_page_is_written(capsys, tmp_path):

@@ -208,8 +208,17 @@ def test_chunks_are_refused_where_there_are_none(tmp_path):
     data = TensorDataset(torch.randn(16, 12), torch.arange(16) % 10)
     with pytest.raises(ConfigError, match=r"loss_chunks=4, but .* no head"):
         train(tmp_path, "off", model, data, loss_chunks=4)
-    with pytest.raises(ConfigError, match="graph=static fuses"):
-        train(tmp_path, "off", graph="static", loss_chunks=4)
+
+
+@pytest.mark.parametrize("chunks", [4, pytest.param(3, marks=pytest.mark.long)])
+def test_a_loss_in_chunks_is_captured_too(chunks, tmp_path):
+    settings = {"precision": "fp32", "dropout": 0.0, "grad_accum_steps": 2}
+    whole = train(tmp_path / "whole", "off", **settings)
+    cut = train(tmp_path / "cut", "off", graph="static", loss_chunks=chunks, **settings)
+    torch.testing.assert_close(weights(cut), weights(whole), rtol=0, atol=2e-4)
+    # the model, a part's loss, and that of the last part where it is smaller
+    assert cut.assembly.step.graph.num_graphs == (2 if chunks == 4 else 3)
+    assert cut.assembly.step.graph.num_compiled == 8
 
 
 def test_the_peak_is_predicted_by_category_and_compared(tmp_path, capsys):

@@ -13,6 +13,7 @@ nothing is read but what a sample is.
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
@@ -134,14 +135,18 @@ class Walk:
     Args:
         trainer: put on paper, for good.
         notes: told what is left out.
+        counts_traffic: note the collectives, too.
 
     Attributes:
         step: what is taken.
         why_not: reason that forward and backward are left out; empty if they are not.
     """
 
-    def __init__(self, trainer: "Trainer", notes: list[str]) -> None:
+    def __init__(
+        self, trainer: "Trainer", notes: list[str], *, counts_traffic: bool = True
+    ) -> None:
         self.trainer, self.notes, self.why_not = trainer, notes, ""
+        self._counts_traffic = counts_traffic
         if isinstance(trainer.task, MultiTask):
             raise ConfigError(
                 "a dry run of several tasks: how many labels each has in a step is known from the"
@@ -209,7 +214,8 @@ class Walk:
                 batch = parallel.context.cut_targets(batch)
         self._watch_logits()
         apart = shapes_within(self.allocations.pause)
-        with self.fake, self.allocations, self.collectives, apart:
+        traffic = self.collectives if self._counts_traffic else nullcontext()
+        with self.fake, self.allocations, traffic, apart:
             held = [*(w.local for w in parallel.weights.weights), *parallel.buffers().values()]
             self.allocations.hold(held, "weights")
             if self.step.ema is not None:

@@ -64,7 +64,7 @@ def walk_peak(trainer: "Trainer") -> WalkedPeak:
     ):
         warnings.simplefilter("ignore")  # the run says them itself
         try:
-            walk = Walk(_on_paper(trainer, trainer.mirrored), notes)
+            walk = Walk(_on_paper(trainer, trainer.mirrored), notes, counts_traffic=False)
             _take_policy(trainer, walk)
             walk.take_step()
         except Exception as error:  # any model and any task may do anything

@@ -19,17 +19,12 @@ def refuse_bytes(layouts, memory, run_dir):
     return found
 
 
-def predict(runs, run_dir):
-    """Return, by run, policy, blocks that are recomputed, and what is said of predicted peaks."""
-    found = {}
-    for name, settings in runs.items():
-        chosen = {"loggers": ["jsonl"], "max_steps": 2, "run_dir": run_dir / name, **settings}
-        trainer = make_trainer(chosen)
-        trainer.fit()
-        lines = (trainer.folder.path / "events.jsonl").read_text().splitlines()
-        events = [each for each in map(json.loads, lines) if each["kind"] == "memory_peak"]
-        memory = trainer.assembly.step.graph.memory
-        peak = trainer.footprint and trainer.footprint.peak
-        log = (trainer.folder.path / "log.txt").read_text()
-        found[name] = (memory.name, sorted(memory.recomputed), peak, events, log)
-    return found
+def predict(settings, run_dir):
+    """Return policy, blocks that are recomputed, and what is said of the predicted peak."""
+    trainer = make_trainer({"loggers": ["jsonl"], "max_steps": 2, "run_dir": run_dir, **settings})
+    trainer.fit()
+    lines = (trainer.folder.path / "events.jsonl").read_text().splitlines()
+    events = [each for each in map(json.loads, lines) if each["kind"] == "memory_peak"]
+    memory, log = trainer.assembly.step.graph.memory, (run_dir / "log.txt").read_text()
+    peak = trainer.footprint and trainer.footprint.peak
+    return memory.name, sorted(memory.recomputed), peak, events, log

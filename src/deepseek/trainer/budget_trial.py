@@ -59,15 +59,15 @@ def keep_to_budget(trainer: "Trainer") -> None:
 def _settle_bytes(trial: "_Trial", limit: int) -> None:
     """Choose until the peak that is predicted on every rank is within `limit` bytes."""
     trainer = trial.trainer
-    allowed = limit - _fixed_bytes(trainer) * MARGIN
-    tries = 0
+    fixed, tries = _fixed_bytes(trainer) * MARGIN, 0
+    allowed = limit - fixed
     while True:
         trial.settle(allowed if tries < MAX_TRIES else -math.inf)
         trainer.footprint = footprint = predict_footprint(trainer).footprint
         found = trainer.world.exchange(
             [footprint.peak, footprint.describe()]
             if footprint is not None
-            else [trial.kept_bytes + limit - allowed, ""]
+            else [fixed + trial.kept_bytes, ""]
         )
         peak, rank = max((peak, rank) for rank, (peak, _) in enumerate(found))
         if peak <= limit:
@@ -257,7 +257,8 @@ class _Trial:
         if policy.recomputed:
             what.append(f"{len(policy.recomputed)} of {len(policy.blocks)} blocks recomputed")
         if choice.remade:
-            what.append(f"{len(policy.remade_places or ())} matrix products done again")
+            count = len(policy.remade_places or ())
+            what.append(f"{count} matrix product{'s' * (count > 1)} done again")
         if policy.share is not None:
             what.append(f"a compiled graph may keep {policy.share:.0%} of what pointwise keeps")
         offloaded = choice.copied_bytes * self._scale

@@ -141,9 +141,13 @@ class Bench:
     def _task(self, way: Candidate, path: Path, base: Path, work: Path) -> TrialTask:
         runtime = RUNTIMES.get(way.runtime)
         return TrialTask(
-            way.runtime, way.precision, way.method, f"{runtime.__module__}:{runtime.__qualname__}",
-            str(work / "model.bin"), str(base), str(path), str(work / "data.safetensors"), 32,
-            way.threads, self._args.threads, "", "", self._args.seconds, str(work / "result.json"),
+            runtime=way.runtime, precision=way.precision, method=way.method,
+            provider=f"{runtime.__module__}:{runtime.__qualname__}",
+            source=str(work / "model.bin"), base=str(base), artefact=str(path),
+            data=str(work / "data.safetensors"), batch_size=32, threads=way.threads,
+            base_threads=self._args.threads, metric="", quality_metric="", tolerance=0.0,
+            known_layers="", reference="", seconds=self._args.seconds,
+            result=str(work / "result.json"),
         )  # fmt: skip
 
     def _convert(self, way: Candidate, work: Path) -> Path | str:

@@ -295,15 +295,17 @@ class Search:
         folder.mkdir(parents=True, exist_ok=True)
         runtime = RUNTIMES.get(candidate.runtime)
         is_reference = candidate == BASE or plan.material.has_labels
+        known_layers = f"{candidate.source}-{candidate.method}-{plan.tolerance:g}.json"
         task = TrialTask(
-            candidate.runtime, candidate.precision, candidate.method,
-            f"{runtime.__module__}:{runtime.__qualname__}",
-            str(plan.sources[candidate.source]), str(self.artefact_of(BASE)),
-            str(self.artefact_of(candidate)), str(plan.material.path), plan.batch_size,
-            candidate.threads, plan.threads, metric, plan.metric, plan.tolerance,
-            str(plan.work / f"{candidate.source}-{candidate.method}-{plan.tolerance:g}.json"),
-            "" if is_reference else str(self._folder(BASE) / OUTPUTS), seconds,
-            str(folder / "result.json"),
+            runtime=candidate.runtime, precision=candidate.precision, method=candidate.method,
+            provider=f"{runtime.__module__}:{runtime.__qualname__}",
+            source=str(plan.sources[candidate.source]), base=str(self.artefact_of(BASE)),
+            artefact=str(self.artefact_of(candidate)), data=str(plan.material.path),
+            batch_size=plan.batch_size, threads=candidate.threads, base_threads=plan.threads,
+            metric=metric, quality_metric=plan.metric, tolerance=plan.tolerance,
+            known_layers=str(plan.work / known_layers),
+            reference="" if is_reference else str(self._folder(BASE) / OUTPUTS),
+            seconds=seconds, result=str(folder / "result.json"),
         )  # fmt: skip
         limits = Limits(limit_s, plan.memory_bytes)
         return run_trial(kind, task, folder, limits, self._tick(kind, candidate))

@@ -133,8 +133,10 @@ def test_what_waits_on_the_host_changes_nothing_that_a_layout_learns(
     compare(reference, found[0][0], run)
 
 
-def test_bytes_that_are_too_few_are_refused_on_every_axis(tmp_path):
-    layouts = [layout for layout in LAYOUTS if layout != "dp2"]
+@pytest.mark.parametrize(
+    "layouts", [("fsdp2", "pp2"), pytest.param(("tp2", "cp2", "dp2"), marks=pytest.mark.long)]
+)
+def test_bytes_that_are_too_few_are_refused_on_every_axis(layouts, tmp_path):
     found = run_ranks(2, refuse_bytes, layouts, "24MiB", tmp_path / "run", folder=tmp_path / "r")
     assert found[0] == found[1]  # nobody waits for the other
     for layout in layouts:

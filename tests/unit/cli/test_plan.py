@@ -130,8 +130,9 @@ def test_yaml_is_read_by_the_configuration(capsys):
     assert config.parallel.describe() == "fsdp8"
 
 
+@pytest.mark.long
 def test_yaml_trains_with_a_number_of_bytes(capsys, tmp_path):
-    assert run("gpt2", "--gpus", "1", "--batch", "4", "--yaml") == 0
+    assert run("gpt2-xl", "--gpus", "1", "--batch", "4", "--yaml") == 0
     settings = YAML(typ="safe").load(capsys.readouterr().out)["trainer"]
     assert settings["graph"] == "static"
     model = GPT(context_length=16, num_layers=1, dim=32, heads=2)

@@ -4,13 +4,17 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import typer
 from ruamel.yaml import YAML
 
 from deepseek.cli.plan import plan
 from deepseek.config import TrainerConfig
+from deepseek.datasets import TokenDataset
 from deepseek.errors import ConfigError
+from deepseek.models import GPT
+from deepseek.trainer import Trainer
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(plan)
@@ -124,6 +128,19 @@ def test_yaml_is_read_by_the_configuration(capsys):
     config = TrainerConfig.model_validate(settings)
     assert config.batch_size == 256
     assert config.parallel.describe() == "fsdp8"
+
+
+@pytest.mark.long
+def test_yaml_trains_with_a_number_of_bytes(capsys, tmp_path):
+    assert run("gpt2-xl", "--gpus", "1", "--batch", "4", "--yaml") == 0
+    settings = YAML(typ="safe").load(capsys.readouterr().out)["trainer"]
+    assert settings["graph"] == "static"
+    model = GPT(context_length=16, num_layers=1, dim=32, heads=2)
+    data = TokenDataset(np.arange(8 * 16 + 1) % 20, 16, [str(number) for number in range(20)])
+    settings |= {"memory": "4GiB", "device": "cpu", "max_steps": 2, "num_workers": 0}
+    trainer = Trainer(model, data, run_dir=tmp_path / "run", loggers=["jsonl"], **settings)
+    trainer.fit()
+    assert trainer.assembly.step.graph.num_compiled == 2
 
 
 def test_measured_links_change_the_plan(capsys, tmp_path):

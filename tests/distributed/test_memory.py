@@ -178,7 +178,7 @@ def test_every_axis_predicts_a_peak_and_compares_it(name, tmp_path):
     assert "memory measured" in log
     assert "on all 2" in log
     [event] = events
-    assert [event["predicted_bytes"], event["measured_bytes"]] == event["by_rank"][0]
+    assert [event["measured_bytes"], event["predicted_bytes"]] == event["by_rank"][0]
     assert peak > 2**20
     for measured, predicted in event["by_rank"]:
         assert measured == pytest.approx(predicted, rel=0.25)

@@ -1,5 +1,7 @@
 import base64
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -152,7 +154,13 @@ TENSOR = {"name": "inputs", "shape": [1, 1, 8, 8], "datatype": "UINT8", "data": 
         ({"shape": [10**30]}, 400, "no request of the protocol"),
         ({"shape": [0, 1, 8, 8], "data": []}, 422, "0 samples"),
         ({"data": "abc"}, 400, "no request of the protocol"),
-        ({"datatype": "BYTES", "shape": [1], "data": ["x"]}, 422, "does not take texts"),
+        ({"datatype": "BYTES", "shape": [1], "data": ["x"]}, 400, "the datatype 'BYTES'"),
+        ({"datatype": "FP32"}, 400, "the datatype 'FP32'"),
+        ({"name": "pixels"}, 400, "the name 'pixels'"),
+        ({"name": ["inputs"]}, 400, "the name \"['inputs']\""),
+        ({"parameters": {"content_type": "np"}}, 400, "['content_type'] of the input"),
+        ({"parameters": 5}, 400, "[5] of the input"),
+        ({"parameters": {}}, 200, ""),
     ],
 )
 def test_tensors_that_are_none_are_refused(ask, change, status, words):
@@ -161,7 +169,7 @@ def test_tensors_that_are_none_are_refused(ask, change, status, words):
         return await client.post("/v2/models/digits/infer", json=body)
 
     answer = ask(talk)
-    assert (answer.status_code, words in answer.json()["error"]) == (status, True)
+    assert (answer.status_code, words in answer.json().get("error", "")) == (status, True)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +177,10 @@ def test_tensors_that_are_none_are_refused(ask, change, status, words):
     [
         ({"outputs": [{"name": "probs"}]}, 200), ({"outputs": []}, 200), ({"outputs": 5}, 400),
         ({"outputs": ["probs"]}, 400), ({"outputs": [{"name": "none"}]}, 400),
-        ({"id": "\ud800"}, 200),
+        ({"id": "\ud800"}, 200), ({"parameters": {"binary_data_output": True}}, 200),
+        ({"parameters": {"sequence_id": 7}}, 400),
+        ({"outputs": [{"name": "probs", "parameters": {"binary_data": True}}]}, 200),
+        ({"outputs": [{"name": "probs", "parameters": {"classification": 3}}]}, 400),
     ],
 )  # fmt: skip
 def test_outputs_and_id_of_the_protocol_are_checked(ask, more, status):
@@ -240,6 +251,56 @@ def test_versions_are_swapped_and_rolled_back(ask):
         return found
 
     assert ask(talk) == ["v10", "v1", "v10", "v2", "v10"]
+
+
+def test_a_rollback_that_is_sent_again_does_not_bring_the_bad_version_back(ask):
+    async def talk(client):
+        async def state():
+            return (await client.get("/models")).json()["models"][0]
+
+        await client.post("/models/digits/activate", json={"version": "v1"})
+        assert (await state())["previous"] == "v10"
+        first = await client.post("/models/digits/rollback")
+        again = await client.post("/models/digits/rollback")
+        return first, again, await state()
+
+    first, again, state = ask(talk)
+    assert (first.status_code, first.json()["active"]) == (200, "v10")
+    assert again.status_code == 409
+    assert "version v10 of digits answers" in again.json()["error"]
+    assert (state["active"], state["previous"]) == ("v10", None)
+
+
+def test_every_version_that_is_loaded_answers_the_protocol(ask):
+    async def talk(client):
+        await client.post("/models/digits/activate", json={"version": "v1"})
+        paths = [f"/v2/models/digits/versions/{version}" for version in ("v1", "v10", "v2")]
+        about = [await client.get(path) for path in paths]
+        said = [await client.post(f"{path}/infer", json={"inputs": [TENSOR]}) for path in paths]
+        return about, said
+
+    about, said = ask(talk)
+    assert [answer.status_code for answer in (*about, *said)] == [200, 200, 404] * 2
+    assert [answer.json()["model_version"] for answer in said[:2]] == ["v1", "v10"]
+    assert said[0].json()["outputs"] != said[1].json()["outputs"]
+    assert about[2].json()["fix"] == "ask for one of: v1, v10; or activate one of: v1, v2, v10"
+
+
+def test_a_picture_bomb_is_told_our_limit(ask):
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    head = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+    async def talk(client):
+        return await client.post("/predict", content=bomb, headers={"content-type": "image/png"})
+
+    answer = ask(talk)
+    assert answer.status_code == 400
+    assert "400000000 pixels, more than max_pixels=10000" in answer.json()["error"]
+    assert "10,000 pixels at most" in answer.json()["fix"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from deepseek.cli.model_options import AsJson, ModelFile, Settings
+from deepseek.cli.model_output import check_model_output
 from deepseek.errors import ConfigError
 
 
@@ -44,7 +45,7 @@ def quantize(
 ) -> None:
     """Write a model in 8 or 16 bits, within a tolerance."""
     allowed = None if tolerance is None else read_share(tolerance)
-    _check_output(model, output)
+    check_model_output(model, output)
     from deepseek.cli.build_run import build_evaluation_data
     from deepseek.deploy import Calibration
     from deepseek.deploy import quantize as quantize_model
@@ -85,13 +86,3 @@ def read_share(text: str) -> float:
         raise ConfigError(
             f"tolerance={text!r} is no share", fix="give one such as 0.5% or 0.005"
         ) from None
-
-
-def _check_output(model: Path, output: Path) -> None:
-    """Say before the work what would fail after it."""
-    if output.suffix != ".bin":
-        raise ConfigError(f"{output} does not end with .bin", fix="a model file is called NAME.bin")
-    if not output.parent.is_dir():
-        raise ConfigError(f"{output.parent} is not a folder", fix=f"mkdir -p {output.parent}")
-    if output.exists() and output.samefile(model):
-        raise ConfigError(f"{output} would replace the model it is made of", fix="choose a name")

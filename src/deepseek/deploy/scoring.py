@@ -370,7 +370,7 @@ def _type_of(column: str) -> pa.DataType:
 
 
 def _flat(row: Row, top_k: int) -> Row:
-    """Return a row with a column for each thing: `label`, `prob`, `label_2`, `prob_2`, ..., `error`."""
+    """Return a row with a column for each thing: `label`, `prob`, `label_2`, ..., and `error`."""
     kind = "text" if "text" in row else "file"
     flat = {kind: row[kind]}
     if "error" in row:

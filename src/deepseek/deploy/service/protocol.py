@@ -1,9 +1,12 @@
 """The Open Inference Protocol, version 2, as KServe and Triton speak it: `/v2/...`."""
 
+from typing import Any
+
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
+from deepseek.deploy.service.answers import Inference
 from deepseek.deploy.service.protection import Limits
 from deepseek.deploy.service.question import (
     aside,
@@ -59,6 +62,8 @@ _TENSORS = {
     },
 }  # fmt: skip
 
+_INFER: dict[str, Any] = {"openapi_extra": _TENSORS, "responses": {200: {"model": Inference}}}
+
 
 def add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
     """Add the routes of the protocol to an application."""
@@ -99,12 +104,12 @@ def add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
         """Say whether a version is loaded, and answers."""
         return {"name": shelf.loaded(model, version).name, "ready": True}
 
-    @app.post("/v2/models/{model}/infer", tags=["v2"], openapi_extra=_TENSORS)
+    @app.post("/v2/models/{model}/infer", tags=["v2"], **_INFER)
     async def infer(request: Request, model: str) -> JSONResponse:
         """Compute with numbers, or texts; rows of a table are texts of JSON."""
         return await _infer(request, shelf.active(model), limits)
 
-    @app.post("/v2/models/{model}/versions/{version}/infer", tags=["v2"], openapi_extra=_TENSORS)
+    @app.post("/v2/models/{model}/versions/{version}/infer", tags=["v2"], **_INFER)
     async def infer_with_version(request: Request, model: str, version: str) -> JSONResponse:
         """Compute with a version that is loaded."""
         return await _infer(request, shelf.loaded(model, version), limits)

@@ -2,12 +2,14 @@ import base64
 import json
 import struct
 import zlib
+from importlib.resources import files
 
 import numpy as np
 import pytest
 import torch
 from tests.unit.deploy.service.conftest import LIMITS, make_engine, png
 
+from deepseek.deploy.service.answers import Inference, Predictions
 from deepseek.deploy.service.tokens import hash_token
 from deepseek.models import ModelEngine
 
@@ -324,13 +326,20 @@ def test_a_version_that_is_none_leaves_the_old_one(ask, model_folder, body, stat
         broken.unlink(missing_ok=True)
 
 
-def test_every_route_wants_the_token_where_there_is_one(ask):
-    hashes = (hash_token("ds_right"),)
+RIGHT = {"authorization": "Bearer ds_right"}
 
+
+def ask_with_token(ask, talk):
+    hashes = (hash_token("ds_right"),)
+    return ask(talk, hashes, is_loopback=False, base_url="http://example.com")
+
+
+def test_every_route_but_the_page_wants_the_token_where_there_is_one(ask):
     async def talk(client):
         paths = (await client.get("/openapi.json", headers=RIGHT)).json()["paths"]
+        more = {path: {"get": {}, "head": {}} for path in ("/docs", "/openapi.json", "/redoc")}
         refused = []
-        for path, methods in {**paths, "/": {"get": {}}, "/docs": {"get": {}}}.items():
+        for path, methods in {**paths, **more, "/": {"post": {}}}.items():
             for method in methods:
                 for headers in ({}, {"authorization": "Bearer ds_wrong"}, {"authorization": "ds"}):
                     answer = await client.request(method, path, headers=headers)
@@ -338,11 +347,62 @@ def test_every_route_wants_the_token_where_there_is_one(ask):
         allowed = await client.get("/health", headers=RIGHT)
         return refused, allowed.status_code
 
-    RIGHT = {"authorization": "Bearer ds_right"}
-    refused, allowed = ask(talk, hashes, is_loopback=False, base_url="http://example.com")
+    refused, allowed = ask_with_token(ask, talk)
     assert {status for _, status in refused} == {401}
     assert len(refused) > 30
     assert allowed == 200
+
+
+def test_the_page_is_open_and_the_same_whatever_is_served(ask):
+    async def talk(client):
+        plain = await client.get("/")
+        sent = await client.request("GET", "/", content=bytes(LIMITS.max_body_bytes + 1))
+        return plain, sent, await client.head("/")
+
+    plain, sent, head = ask_with_token(ask, talk)
+    page = files("deepseek.deploy.service").joinpath("page.html").read_text(encoding="utf-8")
+    assert [answer.status_code for answer in (plain, sent, head)] == [200] * 3
+    assert plain.text == sent.text == page
+    assert "default-src 'none'" in plain.headers["content-security-policy"]
+
+
+def test_the_interface_has_types_of_answers_and_the_token(ask):
+    async def talk(client):
+        return [(await client.get(path, headers=RIGHT)) for path in ("/openapi.json", "/docs")]
+
+    schema, docs = ask_with_token(ask, talk)
+    schema = schema.json()
+    assert schema["components"]["securitySchemes"]["token"] == {"type": "http", "scheme": "bearer"}
+    assert schema["security"] == [{"token": []}]
+    for path, name in (
+        ("/predict", "Predictions"), ("/v2/models/{model}/infer", "Inference"),
+        ("/v2/models/{model}/versions/{version}/infer", "Inference"),
+    ):  # fmt: skip
+        answer = schema["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]
+        assert answer["schema"]["$ref"] == f"#/components/schemas/{name}"
+        assert name in schema["components"]["schemas"]
+    assert '<div id="swagger-ui"><p>This page needs the internet' in docs.text
+    assert 'href="/openapi.json"' in docs.text
+
+
+def test_without_tokens_the_interface_asks_for_none(ask):
+    async def talk(client):
+        return (await client.get("/openapi.json")).json()
+
+    schema = ask(talk)
+    assert "security" not in schema
+    assert "securitySchemes" not in schema["components"]
+
+
+def test_answers_are_of_the_types_that_the_interface_says(ask):
+    async def talk(client):
+        said = await client.post("/predict", json={"inputs": [[[7] * 8] * 8]})
+        inferred = await client.post("/v2/models/digits/infer", json={"inputs": [TENSOR]})
+        return said.json(), inferred.json()
+
+    said, inferred = ask(talk)
+    assert Predictions.model_validate(said, extra="forbid").predictions
+    assert Inference.model_validate(inferred, extra="forbid").outputs
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def main() -> None:
     rows, absent = read_rows(find_data(arguments.data))
     for name in absent:
         print(f"skipped: {name} is not there")
-    chosen = [row for row in rows if row.is_fitted]
+    chosen = [row for row in rows if row.is_fitted and row.is_timing]
     cal = fit(chosen, RANGES)
     print(f"fitted on {len(chosen)} rows")
     for name, (start, low, high) in RANGES.items():

@@ -422,6 +422,32 @@ def _fms(lines: list[dict[str, str]]) -> Iterator[Row]:
         )
 
 
+def _mamf(lines: list[dict[str, str]]) -> Iterator[Row]:
+    """The planner's ceilings are these figures, where its table has the GPU: those are "fitted".
+
+    A GH200 is costed as an H100, whose chip it has. AMD's are not in the planner's table.
+    """
+    for line in lines:
+        name = line["accelerator"]
+        if name not in MAMF_GPUS:
+            continue
+        gpu, kind = find_gpu(MAMF_GPUS[name]), "fp8" if line["dtype"].startswith("fp8") else "bf16"
+        yield Row(
+            "MAMF, TFLOP/s of the best product",
+            f"{name} {kind}",
+            float(line["mamf_tflops"]),
+            lambda cal, flops=gpu.matmul_flops[kind]: flops / 1e12,
+            is_fitted=name != "GH200 SXM",
+            is_timing=False,
+        )
+
+
+MAMF_GPUS = {
+    "A100 SXM": "a100-80", "A100 PCIe": "a100-pcie", "GH200 SXM": "h100", "H100 SXM": "h100",
+    "H100 SXM (=H200)": "h100", "H200 SXM": "h200", "B200 SXM": "b200", "B300 SXM": "b300",
+    "GB200 SXM": "gb200",
+}  # fmt: skip
+
 FITTED_KORTHIKANTI = ("22B selective", "175B full", "1T selective")
 FITTED_SC21 = ("7.5B", "145B", "ZeRO-3 174.6B 384 GPUs")
 FITTED_MEGATRON_2020 = ("1B V100 DGX-2 1 GPUs",)
@@ -449,4 +475,5 @@ TABLES: dict[str, Callable[[list[dict[str, str]]], Iterator[Row]]] = {
     "megatron_2020_dgx_a100.csv": _megatron_2020,
     "mosaicml_mpt_a100.csv": _mpt,
     "fms_fsdp_llama2.csv": _fms,
+    "mamf_matmul_ceiling.csv": _mamf,
 }

@@ -82,7 +82,7 @@ def report(tables: dict[str, list[Result]], is_verbose: bool) -> str:
 
 
 def _describe(result: Result) -> str:
-    if not result.row.is_timing:
+    if not result.row.is_timing and not result.row.table.startswith("MAMF"):
         how = "closed form"
     else:
         how = "fitted" if result.row.is_fitted else "held out"

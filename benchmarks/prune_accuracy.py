@@ -43,7 +43,7 @@ def run(case: str, original: ModelEngine, args: argparse.Namespace, data: tuple)
         model, train, test,
         task=Distillation(original, temperature=args.temperature, weight=args.weight),
         batch_size=128, epochs=args.epochs, optimizer="sgd", lr=args.lr, weight_decay=1e-4,
-        callbacks=callbacks, checkpoint_every=200, run_dir=folder,
+        callbacks=callbacks, checkpoint_every=200, run_dir=folder, graph=args.graph,
         resume=(folder / "checkpoints").is_dir() or None,
     )  # fmt: skip
     trainer.fit()
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=4.0)
     parser.add_argument("--weight", type=float, default=0.7, help="of the teacher")
     parser.add_argument("--criterion", default="taylor")
+    parser.add_argument("--graph", choices=("dynamic", "static"), default="dynamic")
     parser.add_argument("--output", type=Path, default=Path("runs"))
     args = parser.parse_args()
     train = ImageDataset(args.data / "cifar10/train", transform=AUGMENTED)

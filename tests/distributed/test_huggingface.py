@@ -82,6 +82,15 @@ def test_the_styles_of_tp_plans_mean_what_they_say(kind, changes, reference, tmp
     check(reference(kind, changes), 2, "tp2", kind, changes, tmp_path)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("layout", ["tp2", "pp2", "dp2-tp2-pp2"])
+@pytest.mark.parametrize(("kind", "changes"), [("llama", {}), ("qwen2", TIED)])
+def test_a_loss_in_chunks_changes_nothing(kind, changes, layout, reference, tmp_path):
+    expected = reference(kind, changes, val_size=21)
+    settings = {"val_size": 21, "loss_chunks": 3}
+    check(expected, LAYOUTS[layout], layout, kind, changes, tmp_path, **settings)
+
+
 def test_every_stage_makes_the_mask_of_its_tokens(reference, tmp_path):
     expected = reference("llama", {}, pad=7)
     assert expected[0][0] != reference("llama", {}, val_size=21)[0][0]  # it matters

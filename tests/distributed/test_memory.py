@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.distributed.budgets import predict, refuse_bytes
 from tests.distributed.ranks import run_ranks, train
 from tests.distributed.test_layouts import compare
 
@@ -103,12 +104,25 @@ def test_a_policy_changes_nothing_that_a_pipeline_learns(schedule, memory, refer
 
 
 @pytest.mark.parametrize(
-    "layout", ["fsdp2", *(pytest.param(each, marks=pytest.mark.long) for each in ("dp2", "cp2"))]
+    "layout",
+    [
+        *("fsdp2", "tp2", "pp2"),
+        *(pytest.param(each, marks=pytest.mark.long) for each in ("dp2", "cp2", *MIXTURES)),
+    ],
 )
 def test_a_loss_in_chunks_changes_nothing_that_a_layout_learns(layout, reference, tmp_path):
-    run = tmp_path / "run"
-    found = run_ranks(2, train, "gpt", run, parallel=layout, loss_chunks=3, folder=tmp_path / "r")
+    run, num = tmp_path / "run", (LAYOUTS | MIXTURES)[layout]
+    found = run_ranks(num, train, "gpt", run, parallel=layout, loss_chunks=3, folder=tmp_path / "r")
     compare(reference, found[0], run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_loss_in_chunks_changes_nothing_that_a_pipeline_learns(schedule, reference, tmp_path):
+    plan = {"pp": 2, "schedule": schedule}
+    settings = {"parallel": plan, "loss_chunks": 3, "folder": tmp_path / "ranks"}
+    found = run_ranks(2, train, "gpt", tmp_path / "run", **settings)
+    compare(reference, found[0], tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -130,3 +144,54 @@ def test_what_waits_on_the_host_changes_nothing_that_a_layout_learns(
     found = run_ranks(num, train_with_copies, run, folder=tmp_path / "r", **settings)
     assert all(num_copies > 0 for _, num_copies in found)
     compare(reference, found[0][0], run)
+
+
+@pytest.mark.parametrize(
+    "layouts", [("fsdp2", "pp2"), pytest.param(("tp2", "cp2", "dp2"), marks=pytest.mark.long)]
+)
+def test_bytes_that_are_too_few_are_refused_on_every_axis(layouts, tmp_path):
+    found = run_ranks(2, refuse_bytes, layouts, "24MiB", tmp_path / "run", folder=tmp_path / "r")
+    assert found[0] == found[1]  # nobody waits for the other
+    for layout in layouts:
+        assert found[0][layout].startswith("memory=24MiB cannot be kept to: the least is ")
+        assert "on rank " in found[0][layout]
+
+
+RUNS = {
+    "fsdp": {"parallel": "fsdp2", "grad_accum_steps": 2},
+    "tp": {"parallel": "tp2", "memory": "selective"},
+    "pp": {"parallel": {"pp": 2, "micro_batches": 4}},
+    "cp": {"parallel": "cp2", "memory": "full"},
+    "tp mixed": {"parallel": "tp2", "memory": 0.3},
+    "pp mixed": {"parallel": {"pp": 2, "micro_batches": 4}, "memory": 0.3},
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["fsdp", *(pytest.param(name, marks=pytest.mark.long) for name in RUNS if name != "fsdp")],
+)
+def test_every_axis_predicts_a_peak_and_compares_it(name, tmp_path):
+    ranks = run_ranks(2, predict, RUNS[name], tmp_path / "run", folder=tmp_path / "r")
+    memory, recomputed, peak, events, log = ranks[0]
+    assert "memory predicted peak" in log
+    assert "memory measured" in log
+    assert "on all 2" in log
+    [event] = events
+    assert [event["measured_bytes"], event["predicted_bytes"]] == event["by_rank"][0]
+    assert peak > 2**20
+    for measured, predicted in event["by_rank"]:
+        assert measured == pytest.approx(predicted, rel=0.25)
+    assert bool(recomputed) == ("mixed" in name)
+    if "tp" in name:  # else they would wait for each other
+        assert ranks[1][:2] == (memory, recomputed)
+
+
+@pytest.mark.parametrize(
+    "layout", ["tp2", *(pytest.param(each, marks=pytest.mark.long) for each in ("fsdp2", "pp2"))]
+)
+def test_a_mixture_changes_nothing_that_a_layout_learns(layout, reference, tmp_path):
+    run = tmp_path / "run"
+    settings = {"parallel": layout, "memory": 0.4, "folder": tmp_path / "r"}
+    found = run_ranks(LAYOUTS[layout], train_all_small, run, **settings)
+    compare(reference, found[0], run)

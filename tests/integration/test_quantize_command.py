@@ -62,7 +62,7 @@ def test_a_layer_is_kept_and_a_table_printed(digits, capsys):
     [
         (["out.bin", "--scheme", "int9"], "scheme='int9' is not known"),
         (["out.bin"], "int8_static needs samples"),
-        (["out.bin", "--tolerance", "much"], "tolerance='much' is no share"),
+        (["out.bin", "--tolerance", "much"], "tolerance='much' is not a share"),
         (["out.txt"], "does not end with .bin"),
         (["no/out.bin"], "mkdir -p no"),
         (["out.bin", "--scheme", "bf16", "--keep", "conv9"], 'did you mean "conv1"'),

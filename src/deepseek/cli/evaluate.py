@@ -42,14 +42,14 @@ def evaluate(
     """Measure a model on labelled data."""
     from deepseek.cli.build_run import build_evaluation_data
     from deepseek.cli.opened_model import open_model
-    from deepseek.deploy.artefact import description_of
+    from deepseek.deploy.artefact import description_of, locate
     from deepseek.deploy.scoring import check_output
     from deepseek.trainer.evaluation import count_batches, evaluate_samples
 
     if samples is not None:
         check_output(samples)
     engine, _ = open_model(model, device, precision, threads, trust)
-    if description_of(model).is_file():
+    if description_of(locate(model)).is_file():
         device, precision = "cpu", "fp32"  # the program has its own
     dataset = build_evaluation_data(engine, data, settings or [])
     with progress("batches", lambda: count_batches(dataset, batch_size)) as show:

@@ -7,7 +7,11 @@ import typer
 
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL.bin", help="Model file of a run.")]
 AnyModel = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Model file of a run, or file of a runtime.")
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="Model file of a run, file of a runtime, or folder of `deepseek optimize`.",
+    ),
 ]
 Settings = Annotated[
     list[str] | None,

@@ -15,7 +15,7 @@ def open_model(
     """Return an engine, and the context in which it computes.
 
     Args:
-        path: of the file.
+        path: of the file, or of the folder that `optimize` has written.
         device: `auto`, `cpu`, `cuda:1`; the file of a runtime computes on the CPU.
         precision: of a model file; the file of a runtime has its own.
         threads: of a batch on the CPU; all cores by default.
@@ -26,7 +26,7 @@ def open_model(
     """
     import torch
 
-    from deepseek.deploy.artefact import description_of, load_engine
+    from deepseek.deploy.artefact import description_of, load_engine, locate
     from deepseek.errors import ConfigError
     from deepseek.models.device import resolve_device
     from deepseek.trainer.precision import DTYPES, resolve_precision
@@ -34,7 +34,7 @@ def open_model(
     if threads is not None:
         torch.set_num_threads(threads)
     engine = load_engine(path, trust=trust, threads=threads)
-    if description_of(path).is_file():
+    if description_of(locate(path)).is_file():
         for name, value in (("device", device), ("precision", precision)):
             if value not in ("auto", "cpu", "fp32"):
                 raise ConfigError(

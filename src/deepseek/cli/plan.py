@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -77,7 +77,10 @@ def plan(
     tokens: Annotated[
         str | None, typer.Option(metavar="N", help="Tokens to train on, for days and money: 300B.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="bf16, fp16, fp8 or fp32.")] = "bf16",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="bf16, fp16, fp8 or fp32; bf16 by default, fp16 where the GPU has none."),
+    ] = None,
     vocab_size: Annotated[
         int, typer.Option(min=0, help="Tokens of the vocabulary; the model's by default.")
     ] = 0,
@@ -208,7 +211,7 @@ def _make_space(options: Mapping[str, Any]) -> "tuple[SearchSpace, int]":
     chosen = {"all": ALL_SCHEDULES, None: SCHEDULES}.get(schedule, (schedule,))
     space = SearchSpace(
         software=options["software"],
-        precision=options["precision"],
+        precision=options["precision"] or _usual_precision(options["gpu"]),
         axes=axes,
         policies=(options["recompute"],) if options["recompute"] else POLICIES,
         schedules=chosen,
@@ -252,13 +255,22 @@ def _make_cluster(options: Mapping[str, Any], num_gpus: int) -> "Cluster":
     return cluster
 
 
+def _usual_precision(gpu: str) -> Literal["bf16", "fp16"]:
+    from deepseek.planner import find_gpu
+
+    return "bf16" if "bf16" in find_gpu(gpu).matmul_flops else "fp16"
+
+
 def _usual_batch(source: "ModelSource", num_gpus: int) -> int:
-    """A power of two of about the usual number of tokens, or a multiple of the GPUs."""
+    """Sequences of at most the usual number of tokens: a power of two, times the GPUs' odd part.
+
+    GPUs that are no power of two, such as 3,072, share no batch that is one.
+    """
     sequences = max(1, TOKENS_OF_A_STEP // source.shape.context_length)
-    power = 2 ** (sequences.bit_length() - 1)
-    # GPUs that are no power of two, such as 3,072, share no batch that is one.
     odd = num_gpus // (num_gpus & -num_gpus)
-    return power * odd if odd < power else power
+    if odd > sequences:
+        odd = 1
+    return odd * 2 ** ((sequences // odd).bit_length() - 1)
 
 
 def _count_tokens(text: str | None) -> float:

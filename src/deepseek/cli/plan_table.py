@@ -8,7 +8,7 @@ from deepseek.planner.explanation import GIB, Loss, find_worst_rank, say_plan
 from deepseek.planner.plan_report import PlanReport
 from deepseek.planner.plan_text import describe_axes, shorten_pipeline
 from deepseek.planner.prediction import Prediction
-from deepseek.planner.quantity import show_seconds
+from deepseek.planner.quantity import pick_unit, show_seconds
 from deepseek.planner.search import TIE_SHARE, Candidate
 
 MIN_WIDTH = 136
@@ -120,9 +120,10 @@ def _time_cells(prediction: Prediction, offloads: bool) -> list[str]:
 
 def _memory_table(report: PlanReport, shown: list[Candidate]) -> Table:
     names = list(shown[0].prediction.memory[0]) if shown else []
+    unit, size = pick_unit(max((each.prediction.peak_bytes for each in shown), default=GIB))
     table = _make_table(
         ("", "name"),
-        ("GiB of the fullest device", "name"),
+        (f"{unit} of the fullest device", "name"),
         *((name, "number") for name in (*names, "sum", "of device")),
         *([("of node's host", "number")] if _uses_host(shown) else []),
     )
@@ -134,8 +135,8 @@ def _memory_table(report: PlanReport, shown: list[Candidate]) -> Table:
         table.add_row(
             ">" if candidate is report.found.best else "",
             describe_axes(candidate.plan),
-            *(f"{memory[name] / GIB:,.1f}" for name in names),
-            f"{prediction.peak_bytes / GIB:,.1f}",
+            *(f"{memory[name] / size:,.1f}" for name in names),
+            f"{prediction.peak_bytes / size:,.1f}",
             Text(f"{share:.0%}", "bold red" if prediction.peak_bytes > report.limit_bytes else ""),
             *([f"{on_host / GIB:,.0f}"] if _uses_host(shown) else []),
         )

@@ -8,7 +8,6 @@ import typer
 
 from deepseek.cli.model_options import AsJson, ModelFile, Settings
 from deepseek.cli.model_output import check_model_output
-from deepseek.errors import ConfigError
 
 
 def quantize(
@@ -44,7 +43,6 @@ def quantize(
     as_json: AsJson = False,
 ) -> None:
     """Write a model in 8 or 16 bits, within a tolerance."""
-    allowed = None if tolerance is None else read_share(tolerance)
     check_model_output(model, output)
     from deepseek.cli.build_run import build_evaluation_data
     from deepseek.deploy import Calibration
@@ -57,7 +55,7 @@ def quantize(
         for path in (data, calibrate)
     ]
     done = quantize_model(
-        engine, scheme, opened[0], tolerance=allowed, metric=metric, keep=keep or (),
+        engine, scheme, opened[0], tolerance=tolerance, metric=metric, keep=keep or (),
         embeddings=True if embeddings else None,
         calibration=Calibration(
             opened[1], ranges, "symmetric" if symmetric else "affine", samples
@@ -70,19 +68,3 @@ def quantize(
         return
     print(done.describe())
     print(f"  {output}")
-
-
-def read_share(text: str) -> float:
-    """Return `0.5%` or `0.005` as a number.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    from deepseek.deploy.shares import parse_share
-
-    try:
-        return parse_share(text)
-    except ValueError:
-        raise ConfigError(
-            f"tolerance={text!r} is no share", fix="give one such as 0.5% or 0.005"
-        ) from None

@@ -13,7 +13,8 @@ def serve(
         list[str] | None,
         typer.Argument(
             metavar="[MODEL | NAME=MODEL | NAME/VERSION=MODEL]...",
-            help="Model files, or files of runtimes; one without a name is called as it is.",
+            help="Model files, files of runtimes or folders of `deepseek optimize`; one without a"
+            " name is called as it is.",
         ),
     ] = None,
     folder: Annotated[
@@ -131,15 +132,21 @@ def named_file(entry: str) -> tuple[tuple[str, str], Path]:
     Raises:
         ConfigError: there is no such file.
     """
+    from deepseek.deploy.artefact import locate
     from deepseek.errors import ConfigError
 
     name, equals, file = entry.rpartition("=")
-    path = Path(file)
+    path = locate(Path(file))
+    if path.suffix == ".json":
+        raise ConfigError(
+            f"{file} says what is known of a model, and is none", fix=f"give {path.parent}/ alone"
+        )
     if not path.is_file():
         raise ConfigError(f"{file} is not a file", fix="give the model.bin of a run")
     if not equals:
         # `runs/digits-1/model.bin` is better known by its run
-        name = path.parent.name if path.stem == "model" and path.parent.name else path.stem
+        is_named_by_folder = path.stem == "model" or Path(file).is_dir()
+        name = path.parent.name if is_named_by_folder and path.parent.name else path.stem
     model, _, version = name.partition("/")
     return (model, version or "1"), path
 

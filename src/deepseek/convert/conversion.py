@@ -23,6 +23,7 @@ from deepseek.models.assembly import build_from_file
 from deepseek.models.classifier import Classifier
 from deepseek.models.lora import merge_lora
 from deepseek.models.model_file import ModelFile
+from deepseek.models.pretrained import given_module
 from deepseek.models.weights import load_weights
 from deepseek.models.zoo import build_model, check_model_args, is_timm
 
@@ -153,7 +154,8 @@ def deepseek_to_pytorch(engine: ModelEngine, layout: str = "auto") -> dict[str, 
         ConfigError: no model of that library computes what this one does.
     """
     if not isinstance(engine.module, Classifier):
-        return {name: tensor.detach() for name, tensor in engine.module.state_dict().items()}
+        state = given_module(engine.module).state_dict()
+        return {name: tensor.detach() for name, tensor in state.items()}
     engine = merge_lora(engine)
     family = find_writer(engine, layout)
     return written_state(engine, family, family.in_memory)

@@ -1,6 +1,5 @@
 """Where weights come from: a module, a state dict, a file, a folder, or a name of timm."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from deepseek.convert.unpickle import unpickle
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.model_file import KEY
+from deepseek.models.pretrained import find_transformers_model
 from deepseek.models.tensor_layout import read_layout
 from deepseek.models.weights import read_pickle, read_weights
 from deepseek.models.zoo import is_timm
@@ -155,11 +155,8 @@ def _read_module(module: nn.Module) -> Source:
 
 def _find_config(module: nn.Module) -> Mapping[str, Any]:
     """Return the configuration of transformers' model that it is, or has inside; empty if none."""
-    loaded = sys.modules.get("transformers.modeling_utils")
-    if loaded is None:
-        return {}
-    inside = (part for part in module.modules() if isinstance(part, loaded.PreTrainedModel))
-    settings: Any = getattr(next(inside, None), "config", None)
+    found = find_transformers_model(module)
+    settings: Any = None if found is None else getattr(found[1], "config", None)
     return {} if settings is None else settings.to_dict()
 
 

@@ -142,21 +142,38 @@ def description_of(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
+def locate(path: Path) -> Path:
+    """Return the file of a model: `path`, or the best in a folder that `optimize` has written.
+
+    Raises:
+        ConfigError: it is a folder of something else.
+    """
+    if not path.is_dir():
+        return path
+    found = [each.with_suffix("") for each in path.glob("best.*.json")]
+    if len(found) != 1:
+        raise ConfigError(
+            f"{path} is a folder in which `optimize` has left no best model",
+            fix="give the file of a model, such as runs/NAME-1/model.bin",
+        )
+    return found[0]
+
+
 def load_engine(
     path: str | Path, *, trust: str | None = None, threads: int | None = None
 ) -> ModelEngine:
     """Return an engine from a model file, or from the file of a runtime with its description.
 
     Args:
-        path: `model.bin`, `model.onnx`, ...
+        path: `model.bin`, `model.onnx`, ..., or the folder that `optimize` has written.
         trust: SHA-256 of a file that can run code and that somebody else has written.
         threads: of one batch, in place of what the description says.
 
     Raises:
         CheckpointError: the file is damaged, was changed, or is not trusted.
-        ConfigError: its runtime is not installed.
+        ConfigError: its runtime is not installed, or it is a folder of something else.
     """
-    path = Path(path)
+    path = locate(Path(path))
     if not description_of(path).is_file():
         if path.suffix != ".bin":
             raise CheckpointError(

@@ -74,8 +74,8 @@ class Samples:
                 fix=f"give {LEAST_SAMPLES} or more",
             )
         self._num_calibration = min(num_calibration, count // 2)
-        size = min(batch_size, self._num_calibration) or batch_size
-        recipe = DataLoader(batch_size=size, seed=0, num_workers=num_workers)
+        self._batch_size = min(batch_size, self._num_calibration) or batch_size
+        recipe = DataLoader(batch_size=self._batch_size, seed=0, num_workers=num_workers)
         self._loader = recipe.bind(dataset)  # pyright: ignore[reportArgumentType]
         self._held_out_from = 0
 
@@ -89,13 +89,9 @@ class Samples:
 
     def calibration(self) -> list[Tensor]:
         """Return the inputs of the batches that are for calibration."""
-        found, count = [], 0
-        for batch in self._from(0):
-            found.append(batch["inputs"])
-            count += len(batch["inputs"])
-            if count >= self._num_calibration:
-                self._held_out_from = self._loader.position
-                break
+        count = max(1, self._num_calibration // self._batch_size)
+        found = [batch["inputs"] for batch in self.first(count)]
+        self._held_out_from = self._loader.position
         return found
 
     def batches(self, held_out_only: bool = False) -> Iterator[Batch]:

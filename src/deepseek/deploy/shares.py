@@ -1,5 +1,7 @@
 """Shares as people write them."""
 
+from deepseek.errors import ConfigError
+
 
 def parse_share(text: str) -> float:
     """Return `0.5%` or `0.005` as a number.
@@ -8,3 +10,21 @@ def parse_share(text: str) -> float:
         ValueError: it is neither.
     """
     return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+
+
+def parse_tolerance(tolerance: float | str) -> float:
+    """Return a share: `0.005`, `"0.005"` and `"0.5%"` are the same.
+
+    Raises:
+        ConfigError: it is no number, or not from 0 to 1.
+    """
+    try:
+        share = parse_share(str(tolerance).strip())
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ConfigError(
+            f"tolerance={tolerance!r} is not a share from 0 to 1",
+            fix='give one such as 0.005, or "0.5%"',
+        )
+    return share

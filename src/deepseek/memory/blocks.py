@@ -4,13 +4,17 @@ Paper: Chen et al. 2016, arXiv 1604.06174. The random numbers of dropout are dra
 same state; statistics of batches are not counted twice.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._autograd import _get_sequence_nr
 from torch.utils.checkpoint import checkpoint
+
+from deepseek.memory.node import Node
 
 SMALL_NUMEL = 1 << 16
 """Larger buffers are tables, which a forward pass does not change."""
@@ -48,18 +52,30 @@ class RecomputedBlocks:
     def __init__(self, blocks: Sequence[nn.Module], roots: Sequence[nn.Module] = ()) -> None:
         self._blocks = tuple(blocks)
         self._recomputing: list[Callable] = []  # the same each time: compiled graphs guard them
+        self._begins: list[int] = []
+        self._ends: list[int] = []
         configs = {id(c): c for root in roots for m in root.modules() if (c := _config(m))}
         self._caching = [each for each in configs.values() if each.use_cache]
 
     @contextmanager
-    def open(self) -> Iterator[None]:
-        """Recompute the blocks that are run inside."""
-        blocks = self._blocks
-        own = [block.__dict__.get("forward") for block in blocks]
+    def open(self, numbers: Collection[int] | None = None) -> Iterator[None]:
+        """Recompute the blocks that are run inside.
+
+        Args:
+            numbers: of those blocks; `None`: all.
+        """
+        self._begins.clear()
+        self._ends.clear()
+        if numbers is not None and not numbers:
+            yield
+            return
         if not self._recomputing:
-            self._recomputing = [_recomputing(block) for block in blocks]
-        for block, forward in zip(blocks, self._recomputing, strict=True):
-            block.forward = forward
+            self._recomputing = [_recomputing(block, self._close) for block in self._blocks]
+        wanted = range(len(self._blocks)) if numbers is None else sorted(numbers)
+        blocks = [self._blocks[number] for number in wanted]
+        own = [block.__dict__.get("forward") for block in blocks]
+        for number, block in zip(wanted, blocks, strict=True):
+            block.forward = self._recomputing[number]
         for config in self._caching:
             config.use_cache = False
         try:
@@ -73,6 +89,19 @@ class RecomputedBlocks:
                 else:
                     block.forward = forward
 
+    def is_inside(self, node: Node) -> bool:
+        """Return whether an operation of this pass is one of a recomputed block.
+
+        What such an operation has saved can be asked for only once: by its own backward pass.
+        """
+        at = bisect_right(self._begins, node._sequence_nr()) - 1
+        return at >= 0 and node._sequence_nr() < self._ends[at]
+
+    def _close(self, begin: int, end: int) -> None:
+        """Remember the operations of a recomputed block, which autograd numbers in a row."""
+        self._begins.append(begin)
+        self._ends.append(end)
+
 
 def _config(module: nn.Module) -> Any:
     """Return the settings of a Hugging Face model, if it keeps keys and values."""
@@ -80,7 +109,7 @@ def _config(module: nn.Module) -> Any:
     return config if isinstance(getattr(config, "use_cache", None), bool) else None
 
 
-def _recomputing(block: nn.Module) -> Callable:
+def _recomputing(block: nn.Module, close: Callable[[int, int], None]) -> Callable:
     forward: Any = block.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -89,7 +118,10 @@ def _recomputing(block: nn.Module) -> Callable:
         before = _small_buffers(block)
         contexts = (lambda: (nullcontext(), _with(before))) if before else None
         options = {"context_fn": contexts} if contexts else {}
-        return checkpoint(forward, *args, use_reentrant=False, **options, **kwargs)
+        begin = _get_sequence_nr()
+        outputs = checkpoint(forward, *args, use_reentrant=False, **options, **kwargs)
+        close(begin, _get_sequence_nr())
+        return outputs
 
     return run
 

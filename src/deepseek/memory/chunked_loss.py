@@ -8,40 +8,13 @@ Paper: Hsu et al. 2024 (Liger, section 3.2), arXiv 2410.10989; here in plain tor
 that treats each token alone and any loss that is a sum over tokens.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deepseek.memory.host_copies import used_at_once
-from deepseek.models.classifier import BlockModel
-
-
-@contextmanager
-def without_head(model: BlockModel) -> Iterator[None]:
-    """Let a model return what its head takes, (B, T, D)."""
-    model.classify = _same  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        yield
-    finally:
-        del model.classify
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
-def head_parameters(model: BlockModel, names: Sequence[str]) -> list[nn.Parameter]:
-    """Return the trained weights of the modules that are called `names`, each once."""
-    found = {
-        id(parameter): parameter
-        for name in names
-        for parameter in model.get_submodule(name).parameters()
-        if parameter.requires_grad
-    }
-    return list(found.values())
 
 
 def chunked_loss(

@@ -5,7 +5,7 @@ off         everything is kept, as torch does
 pointwise   norms, activation functions, casts, products of elements are made again: almost free
 selective   and the outputs of matrix products that activation functions read, which are wide
 full        of each block only its inputs are kept
-24GiB, 0.6  the cheapest of all that keeps to a number of bytes, or to a share of the activations
+24GiB, 0.6  the cheapest mixture that keeps to a number of bytes, or to a share of the activations
 ```
 Of what is kept, some or all may wait on the host (see `host_copies`).
 """
@@ -36,13 +36,14 @@ class MemoryPolicy:
         modules: the model, or its parts on this rank.
         blocks: what `full` recomputes as one; those of `find_blocks` by default.
         compiles: whether `saving` is around graphs that are compiled, block by block.
-        share: of the activations that a compiled graph may keep, where a budget says so.
 
     Attributes:
         name: as it was resolved.
         blocks: what `full` recomputes.
         compiles: whether `saving` is around compiled graphs.
         observer: told of every tensor that is saved, but under `full`; or `None`.
+        share: of what `pointwise` keeps that a compiled graph may keep; `None`: as the name says.
+        recomputed: numbers of the blocks that are recomputed as one, whatever the name.
         remade_places: matrix products that are done again, by the place of what they made among the
             tensors saved in a pass; `None`: those that `selective` stands for.
         copies: take what is kept to the host, but under `full` and in compiled graphs; or `None`.
@@ -56,10 +57,11 @@ class MemoryPolicy:
         blocks: Sequence[nn.Module] = (),
         *,
         compiles: bool = False,
-        share: float | None = None,
     ) -> None:
         self.name = name
         self.observer: Observer | None = None
+        self.share: float | None = None
+        self.recomputed: frozenset[int] = frozenset()
         self.remade_places: frozenset[int] | None = None
         self.copies: HostCopies | None = None
         self.copied_places: frozenset[int] | None = None
@@ -67,7 +69,6 @@ class MemoryPolicy:
         self.blocks = tuple(blocks) or tuple(b for m in modules for b in find_blocks(m))
         self._recomputed = RecomputedBlocks(self.blocks, self.modules)
         self._epsilons: Epsilons | None = None
-        self._share = share
         self.compiles = compiles
 
     @contextmanager
@@ -89,15 +90,21 @@ class MemoryPolicy:
         if self._epsilons is None:
             self._epsilons = Epsilons(*self.modules)
         epsilons = self._epsilons
-        cheap = Cookbook(epsilons, frozenset() if self.name == "off" else CHEAP)
-        products = Cookbook(epsilons, ALL_KINDS) if self.name == "selective" else None
-        with Saving(cheap, products, self._remakes, self.observer, copies, self._copies)():
+        blocks = self._recomputed
+        cheap = Cookbook(epsilons, frozenset() if self.name == "off" else CHEAP, blocks.is_inside)
+        products = None
+        if self.name == "selective":
+            products = Cookbook(epsilons, ALL_KINDS, blocks.is_inside)
+        saving = Saving(cheap, products, self._remakes, self.observer, copies, self._copies)
+        with blocks.open(self.recomputed), saving():
             yield
 
     @contextmanager
     def compiling(self) -> Iterator[None]:
         """Put it on what is compiled inside: the compiler remakes what is pointwise by itself."""
-        share = self._share or (SELECTIVE_SHARE if self.name == "selective" else 1.0)
+        share = self.share
+        if share is None:
+            share = SELECTIVE_SHARE if self.name == "selective" else 1.0
         recomputed = self._recomputed.open() if self.name == "full" else nullcontext()
         with torch._functorch.config.patch(activation_memory_budget=share), recomputed:
             yield

@@ -155,10 +155,17 @@ class Cookbook:
     Args:
         epsilons: of norms whose node does not know it: parameter -> value.
         kinds: of recipes that are wanted.
+        is_closed: whether a node must not be asked for what it has saved.
     """
 
-    def __init__(self, epsilons: Epsilons, kinds: frozenset[Kind]) -> None:
+    def __init__(
+        self,
+        epsilons: Epsilons,
+        kinds: frozenset[Kind],
+        is_closed: Callable[[Node], bool] = lambda node: False,
+    ) -> None:
         self.kinds = kinds
+        self._is_closed = is_closed
         self._epsilons = epsilons
         self._depth = 0
         self._recipes: WeakValueDictionary[int, Recipe] = WeakValueDictionary()
@@ -166,7 +173,7 @@ class Cookbook:
     def find(self, tensor: Tensor) -> Recipe | None:
         """Return how a tensor is made again that is no view of another."""
         node = tensor.grad_fn
-        if node is None or tensor.output_nr != 0:
+        if node is None or tensor.output_nr != 0 or self._is_closed(node):
             return None
         recipe = self._of(node)
         if recipe is None and node.name() == _CAST and Kind.CAST in self.kinds:
@@ -189,7 +196,7 @@ class Cookbook:
 
     def _of(self, node: Node) -> Recipe | None:
         known = self._recipes.get(id(node))
-        if known is not None or self._depth == MAX_DEPTH:
+        if known is not None or self._depth == MAX_DEPTH or self._is_closed(node):
             return known
         self._depth += 1
         try:

@@ -4,7 +4,7 @@ torch's fake tensors run the real code of a model, its loss and its memory polic
 counted from its making to its end. No weight is copied and no random number drawn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -45,6 +45,8 @@ def simulate_step(
     policy: str = "off",
     remade_places: frozenset[int] | None = None,
     copied_places: frozenset[int] | None = frozenset(),
+    blocks: Sequence[str] = (),
+    recomputed: frozenset[int] = frozenset(),
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     has_gradients: bool = False,
     frees_gradients: bool = False,
@@ -60,6 +62,8 @@ def simulate_step(
         policy: name of the memory policy.
         remade_places: matrix products that are done again; see `MemoryPolicy`.
         copied_places: what waits on the host; `None`: all that is kept.
+        blocks: names of what the policy takes for blocks; what looks like some by default.
+        recomputed: numbers of those that are recomputed as one, whatever the policy.
         autocast: context of the forward pass.
         has_gradients: whether gradients are there before, as from the second micro-batch on.
         frees_gradients: whether each is freed as soon as it is there.
@@ -82,8 +86,9 @@ def simulate_step(
             parameter.register_post_accumulate_grad_hook(_free_gradient)
         batch = inputs().to(device)
         allocations = Allocations(counts_kernels=is_on_cpu)
-        memory = MemoryPolicy(policy, [twin])
+        memory = MemoryPolicy(policy, [twin], [twin.get_submodule(name) for name in blocks])
         memory.remade_places, memory.copied_places = remade_places, copied_places
+        memory.recomputed = recomputed
         # on a CPU the host's memory is the device's
         memory.copies = HostCopies(nullcontext() if is_on_cpu else allocations.pause)
         with allocations:

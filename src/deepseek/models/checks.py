@@ -1,6 +1,6 @@
 """Rules that the arguments of more than one model obey, and the errors that say so."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from deepseek.errors import ConfigError
 
@@ -36,6 +36,33 @@ def check_fits(num_tokens: int, context_length: int) -> None:
             f"{num_tokens} tokens do not fit a model with context_length={context_length}",
             fix="cut the sequences, or build the model with a longer context",
         )
+
+
+def check_input(architecture: str, takes: Sequence[int | None], shape: Sequence[int]) -> None:
+    """Raise `ConfigError` unless a model takes inputs of a shape.
+
+    Args:
+        architecture: of the model.
+        takes: the shape that it takes, `None` for any size; empty: any.
+        shape: of one sample.
+    """
+    fits = not takes or (
+        len(shape) == len(takes)
+        and all(want is None or want == size for want, size in zip(takes, shape, strict=True))
+    )
+    if not fits:
+        what, axes = {
+            1: ("inputs", " (tokens)"),
+            4: ("volumes", " (channels x depth x height x width)"),
+        }.get(len(takes), ("images", " (channels x height x width)"))
+        raise ConfigError(
+            f"the data has {what} {_shown(shape)}{axes}, {architecture!r} takes {_shown(takes)}",
+            fix="change the transform of the data, or image_size and channels of the model",
+        )
+
+
+def _shown(shape: Sequence[int | None]) -> str:
+    return "x".join("any" if size is None else str(size) for size in shape)
 
 
 def missing_head(model: str) -> ConfigError:

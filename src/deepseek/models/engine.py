@@ -13,7 +13,7 @@ from deepseek.datasets.spec import DataSpec
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import prediction
 from deepseek.models.assembly import build_from_file, build_head, build_pretrained
-from deepseek.models.checks import check_choice, check_positive, missing_head
+from deepseek.models.checks import check_choice, check_input, check_positive, missing_head
 from deepseek.models.classifier import Classifier
 from deepseek.models.decoder import Decoder
 from deepseek.models.eval_mode import evaluating
@@ -21,6 +21,7 @@ from deepseek.models.hints import ParallelHints
 from deepseek.models.joint_outputs import Divided
 from deepseek.models.model_file import ModelFile, read_model_file, write_model_file
 from deepseek.models.multi_head import MultiHead
+from deepseek.models.pretrained import PretrainedLogits, as_logits, given_module, logits_of
 from deepseek.models.prompts import Generation, Prompt, Vocabulary, Writer
 from deepseek.models.quantized import QuantizedLayer
 from deepseek.models.table_model import TableModel
@@ -130,7 +131,8 @@ class ModelEngine(nn.Module):
         """Return an engine around a module that exists; an engine is returned as it is.
 
         Args:
-            module: one of our models, or any other module from inputs to outputs.
+            module: one of our models, one of transformers, or any other module from inputs to
+                outputs.
             spec: what it was trained on, if known; its classes must be the module's.
         """
         if isinstance(module, ModelEngine):
@@ -139,8 +141,9 @@ class ModelEngine(nn.Module):
             num_classes = module.config["num_classes"]
             engine = cls._around(module, name, module.config, num_classes=num_classes)
         else:
-            name = f"{type(module).__module__}.{type(module).__qualname__}"
-            engine = cls._around(module, name, {}, is_foreign=True)
+            kind = type(given_module(module))
+            name = f"{kind.__module__}.{kind.__qualname__}"
+            engine = cls._around(as_logits(module), name, {}, is_foreign=True)
         if spec is not None:
             engine.bind(spec)
         return engine
@@ -165,7 +168,8 @@ class ModelEngine(nn.Module):
                 f"{path} has num_classes={num_classes!r}, which is not a count",
                 fix="save the model anew",
             )
-        built, is_foreign = build_from_file(path, content, args, num_classes, module)
+        given = None if module is None else as_logits(module)
+        built, is_foreign = build_from_file(path, content, args, num_classes, given)
         return cls._around(
             built, content.architecture, args, num_classes=num_classes, is_foreign=is_foreign,
             spec=content.spec, changes=content.changes,
@@ -244,6 +248,8 @@ class ModelEngine(nn.Module):
         """
         if isinstance(self.module, TableModel):
             self.module.bind_features(spec, self.spec)
+        elif isinstance(self.module, PretrainedLogits):
+            self.module.bind(spec)
         elif not self._is_foreign:
             if "inputs" in spec.fields:
                 self._check_input(spec.fields["inputs"].shape)
@@ -279,23 +285,10 @@ class ModelEngine(nn.Module):
             takes = self.module.input_shape
         else:
             takes = timm_input_shape(self.module, self._config)
-        fits = not takes or (
-            len(shape) == len(takes)
-            and all(want is None or want == size for want, size in zip(takes, shape, strict=True))
-        )
-        if not fits:
-            what, axes = {
-                1: ("inputs", " (tokens)"),
-                4: ("volumes", " (channels x depth x height x width)"),
-            }.get(len(takes), ("images", " (channels x height x width)"))
-            raise ConfigError(
-                f"the data has {what} {_shown(shape)}{axes}, {self.architecture!r} takes"
-                f" {_shown(takes)}",
-                fix="change the transform of the data, or image_size and channels of the model",
-            )
+        check_input(self.architecture, takes, shape)
 
     def forward(self, inputs: Any) -> Any:
-        """Return the outputs of the module.
+        """Return the outputs of the module; of a mapping that holds logits, these.
 
         Args:
             inputs: what the module takes; uint8 images are normalised as `spec` says, in the
@@ -309,7 +302,8 @@ class ModelEngine(nn.Module):
         if self.graph == "static" and not self._is_compiled:
             self.module.compile()  # in place: names in the state dict stay as they are
             self._is_compiled = True
-        return self.module(inputs)
+        outputs = self.module(inputs)
+        return logits_of(outputs) if self._is_foreign else outputs
 
     def check_head(self) -> None:
         """Check that there is a head, if the model is one that has one.
@@ -494,7 +488,3 @@ class ModelEngine(nn.Module):
                 flops = self.flops(self.spec.fields["inputs"].shape)
                 parts.append(f"{flops / 1e9:.2f} GFLOPs per sample")
         return ", ".join(parts)
-
-
-def _shown(shape: Sequence[int | None]) -> str:
-    return "x".join("any" if size is None else str(size) for size in shape)

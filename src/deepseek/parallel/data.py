@@ -200,8 +200,13 @@ def average_gradients(
         unflatten_into(flat, grads)
 
 
-def reduction(world: World) -> str:
-    """Return in words how gradients are reduced."""
+def reduction(world: World, *, by_blocks: bool) -> str:
+    """Return in words how gradients are reduced.
+
+    Args:
+        world: the ranks.
+        by_blocks: whether the model says which its blocks are: else all of it is one unit.
+    """
     plan, settings = world.plan, world.plan.settings
     if world.device.type == "cuda":
         version = ".".join(str(number) for number in nccl.version())
@@ -210,7 +215,8 @@ def reduction(world: World) -> str:
     else:
         library = "Gloo (ring)"
     if plan.uses_fsdp:  # copies of a model that `tp` divides are shards of size one
-        how = f"{'reduce-scatter' if plan.dp_shard * plan.cp > 1 else 'all-reduce'} block by block"
+        how = "reduce-scatter" if plan.dp_shard * plan.cp > 1 else "all-reduce"
+        how += " block by block" if by_blocks else " all at once: no blocks are known"
     elif plan.pp > 1:
         how = f"all-reduce after the last micro-batch, in buckets of {settings.bucket_mib:g} MiB"
     else:

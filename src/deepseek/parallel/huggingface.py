@@ -15,7 +15,6 @@ last      likewise, and everything after the layers
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +33,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from deepseek.models import ModelEngine
+from deepseek.models.pretrained import find_transformers_model
 from deepseek.parallel.stages import Stage, shallow_copy, tied_names
 from deepseek.parallel.tensor import Division
 
@@ -97,21 +97,9 @@ class PretrainedFacts:
     no_pp: str
 
 
-def find_pretrained(module: nn.Module) -> tuple[str, Any] | None:
-    """Return name and object of the Hugging Face model that a module is or holds.
-
-    transformers is not imported for it: without, there is none.
-    """
-    loaded = sys.modules.get("transformers.modeling_utils")
-    if loaded is None:
-        return None
-    every = module.named_modules()
-    return next((each for each in every if isinstance(each[1], loaded.PreTrainedModel)), None)
-
-
 def pretrained_facts(module: nn.Module) -> PretrainedFacts | None:
     """Return what a plan asks of the Hugging Face model in `module`; `None` without one."""
-    found = find_pretrained(module)
+    found = find_transformers_model(module)
     if found is None:
         return None
     prefix, model = found
@@ -238,7 +226,7 @@ def _is_in(name: str, owners: Sequence[str]) -> bool:
 
 def layer_lists(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the lists of layers in the `pp_plan` of a Hugging Face model."""
-    found = find_pretrained(module)
+    found = find_transformers_model(module)
     if found is None:
         return ()
     prefix, model = found
@@ -272,7 +260,7 @@ def divide_pretrained(models: Sequence[nn.Module], mesh: DeviceMesh) -> dict[str
     divisions: dict[str, Division] = {}
     first: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # of a weight: before, and divided
     for outer in models:
-        found = find_pretrained(outer)
+        found = find_transformers_model(outer)
         if found is None:
             continue
         prefix, model = found
@@ -383,7 +371,7 @@ def cut_pretrained(
     engine: ModelEngine, blocks: range, *, is_first: bool, is_last: bool
 ) -> PretrainedStage:
     """Return a stage of the model of `engine`, which stays as it is; weights are shared with it."""
-    found = find_pretrained(engine.module)
+    found = find_transformers_model(engine.module)
     if found is None:
         raise RuntimeError("there is no Hugging Face model")
     row, before = layer_lists(engine.module)[0], _before(*found)

@@ -4,12 +4,15 @@ torch's fake process group stands for them. What a collective brings is never lo
 for tensors that have shapes and no numbers.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from torch import Tensor, nn
+from torch._C._distributed_c10d import _unregister_process_group
 from torch.distributed.tensor._op_schema import OpSchema
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
@@ -18,6 +21,11 @@ from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.parallel.apply import ParallelModel, block_row
 from deepseek.parallel.world import is_launched, processes
+
+_TABLES = (
+    "_pg_map", "_pg_names", "_pg_group_ranks", "_pg_backend_config", "_tags_to_pg", "_pg_to_tag",
+)  # fmt: skip
+"""Where torch keeps the groups of a process."""
 
 
 @contextmanager
@@ -40,15 +48,35 @@ def paper_ranks(size: int, rank: int = 0) -> Iterator[None]:
     if size == 1:
         yield
         return
+    with ranks_aside(size, rank):
+        yield
+
+
+@contextmanager
+def ranks_aside(size: int, rank: int) -> Iterator[None]:
+    """Be one rank of `size` that are imagined; the process's real groups wait outside, unharmed."""
     # registers the backend; and what collectives do to shapes
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
+    real = {name: getattr(c10d, name) for name in _TABLES}
+    default, count, hook = c10d._world.default_pg, c10d._world.group_count, sys.excepthook
+    for name, table in real.items():
+        setattr(c10d, name, type(table)())
+    c10d._update_default_pg(None)
+    # DTensor remembers meshes by their sizes, and these name groups that are not there
+    _clear_sharding_prop_cache()
     try:
+        # numbers of groups go on, for a name may be given once
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
         yield
     finally:
-        dist.destroy_process_group()
-        # DTensor remembers meshes by their sizes, and these name groups that are gone
+        for group_name in c10d._pg_names.values():
+            _unregister_process_group(group_name)
+        for name, table in real.items():
+            setattr(c10d, name, table)
+        c10d._update_default_pg(default)
+        # the same on all ranks, whatever has become of each one's walk
+        c10d._world.group_count, sys.excepthook = count, hook
         _clear_sharding_prop_cache()
 
 

@@ -89,12 +89,15 @@ def _find_size_problems(
 ) -> list[tuple[str, str]]:
     """Degrees against the sizes of the model, the cluster and the GPU."""
     problems = []
-    if plan.world_size > cluster.num_gpus:
+    if plan.world_size != cluster.num_gpus:
+        is_more = plan.world_size > cluster.num_gpus
         problems.append(
             (
                 f"plan needs dp_replicate * dp_shard * tp * pp * cp = {plan.world_size} GPUs and"
                 f" num_gpus={cluster.num_gpus}.",
-                "lower a degree or add GPUs",
+                "lower a degree or add GPUs"
+                if is_more
+                else f"raise a degree, or say that only some are meant: num_gpus={plan.world_size}",
             )
         )
     for name, size in (

@@ -9,6 +9,7 @@ products is counted once; what is kept in fp32 by an eager norm is not counted.
 from typing import NamedTuple
 
 from deepseek.planner.cluster import Gpu
+from deepseek.planner.eager import count_block_extra, count_rank_extra, count_scores
 from deepseek.planner.flops import Weights
 from deepseek.planner.parallel_plan import ParallelPlan
 from deepseek.planner.pipeline import count_in_flight, divide_layers, find_head_rank
@@ -32,11 +33,14 @@ class BlockBytes(NamedTuple):
 def count_block_bytes(shape: TransformerShape, plan: ParallelPlan) -> BlockBytes:
     """Activations of a block under `plan`."""
     everything, core, light, outputs = _count_kept(shape, plan)
+    if plan.eager is not None:
+        everything += count_block_extra(shape, plan, plan.eager)
     mode = plan.recompute
     if mode == "none":
         return BlockBytes(everything, 0.0)
     if mode == "full":
         item = 4 if plan.precision == "fp32" else 2
+        item = item if plan.eager is None else plan.eager.stream
         whole = plan.tp if plan.sequence_parallel else 1
         kept = item * _count_tokens(shape, plan) * shape.dim / whole
     elif mode == "selective" and plan.attention == "plain":
@@ -139,17 +143,36 @@ def count_memory(
     layer = _divide_layer(shape, weights, plan.tp)
     ranks = []
     for rank, (count, num_layers, held) in enumerate(zip(per_rank, layers, in_flight, strict=True)):
+        gradients = count * per_weight[1]
+        kept, at_head = num_layers * held * block.kept, logits * (rank == head_rank)
+        if plan.eager is None:
+            kept += block.working
+        else:
+            kept += count_rank_extra(shape, plan, plan.eager, rank, held)
+            work = block.working + count_scores(shape, plan) * plan.eager.score_work
+            # a block runs backward when the logits are gone and, of one micro-batch, gradients come
+            late = gradients if _makes_gradients_late(plan) else 0.0
+            if work + late > at_head:
+                kept, at_head = kept + work, 0.0
+            else:
+                gradients -= late
         ranks.append(
             {
                 "weights": count * per_weight[0],
-                "gradients": count * per_weight[1],
+                "gradients": gradients,
                 "optimizer": count * per_weight[2] + coming,
-                "activations": num_layers * held * block.kept + block.working,
-                "logits": logits if rank == head_rank else 0.0,
+                "activations": kept,
+                "logits": at_head,
                 "buffers": _count_buffer_bytes(plan, shape.trained_share, count, num_layers, layer),
             }
         )
     return ranks
+
+
+def _makes_gradients_late(plan: ParallelPlan) -> bool:
+    """Whether there is no gradient before a step's only backward pass, nor a bucket for it."""
+    has_buckets = plan.dp_shard == 1 and plan.dp_replicate * plan.cp > 1
+    return plan.pp == 1 and plan.num_micro_batches == 1 and not has_buckets
 
 
 def _bytes_per_weight(plan: ParallelPlan, trained: float) -> tuple[float, float, float]:
@@ -197,7 +220,10 @@ def _count_logits_bytes(shape: TransformerShape, plan: ParallelPlan) -> float:
     elements = _count_tokens(shape, plan) * shape.vocab_size / plan.tp
     if plan.is_loss_fused:
         return elements * 6
-    return elements * (16 if plan.tp > 1 else 12)
+    each = 16 if plan.tp > 1 else 12
+    if plan.eager is not None and plan.pp > 1:  # a stage's output stays until it goes backward
+        each += 4 if plan.precision == "fp32" else 2
+    return elements * each
 
 
 def _count_buffer_bytes(

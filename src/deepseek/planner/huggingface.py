@@ -1,13 +1,56 @@
-"""Shapes from a Hugging Face `config.json`, or from a table of sizes."""
+"""Shapes from a Hugging Face `config.json`, or from a table of sizes.
+
+Only kinds of models that are known to be equal blocks of attention and one feed-forward network (or
+equal experts) are taken: whatever else would silently be counted as another model.
+"""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from deepseek.errors import ConfigError
 from deepseek.planner.shape import TransformerShape
+from deepseek.registry import did_you_mean
 
-_GATED = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "phi3")
+
+class Kind(NamedTuple):
+    """What the class of a model says, and its sizes do not.
+
+    Attributes:
+        is_gated: a gate beside the first projection.
+        is_tied: embedding and head are one matrix, where the config does not say.
+        has_biases: linears add one.
+        has_positions: a learned embedding of positions.
+        is_causal: tokens attend to those before them only.
+        is_vision: its tokens are patches of a picture.
+    """
+
+    is_gated: bool = False
+    is_tied: bool = False
+    has_biases: bool = False
+    has_positions: bool = False
+    is_causal: bool = True
+    is_vision: bool = False
+
+
+_LLAMA, _GEMMA = Kind(is_gated=True), Kind(is_gated=True, is_tied=True)
+_GPT2 = Kind(is_tied=True, has_biases=True, has_positions=True)
+_ROTARY = Kind(has_biases=True)
+_BERT = Kind(is_tied=True, has_biases=True, has_positions=True, is_causal=False)
+_VIT = Kind(has_biases=True, has_positions=True, is_causal=False, is_vision=True)
+KINDS = {
+    **dict.fromkeys(("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"), _LLAMA),
+    **dict.fromkeys(("phi3", "olmo", "olmo2", "granite"), _LLAMA),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "cohere", "smollm3"), _GEMMA),
+    **dict.fromkeys(("gpt2", "gpt_neo", "opt"), _GPT2),
+    **dict.fromkeys(("gpt_neox", "phi"), _ROTARY),
+    "bloom": Kind(is_tied=True, has_biases=True),
+    "starcoder2": Kind(is_tied=True, has_biases=True),
+    **dict.fromkeys(("falcon", "mpt"), Kind(is_tied=True)),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "distilbert"), _BERT),
+    **dict.fromkeys(("vit", "deit"), _VIT),
+}
+"""By `model_type`."""
 _SIZES = {
     "num_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     "dim": ("hidden_size", "n_embd", "d_model", "dim"),
@@ -15,15 +58,8 @@ _SIZES = {
     "vocab_size": ("vocab_size",),
     "context_length": ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"),
 }
-_STRANGE = (
-    "is_encoder_decoder", "text_config", "vision_config", "n_routed_experts", "moe_num_experts",
-    "kv_lora_rank", "num_hidden_groups", "attention_window", "attn_layer_period", "mamba_d_state",
-    "mamba_d_conv", "layers_block_type", "hybrid_override_pattern", "conv_L_cache",
-    "interleave_moe_layer_step",
-)  # fmt: skip
-"""Keys of models with a decoder beside, several parts, shared experts, latent attention, shared
-layers, windows of their own, or layers without attention."""
-_TIED_UNLESS_SAID = ("gpt2", "bert", "opt", "falcon", "gpt_neo", "gemma", "mpt", "roberta")
+_HIDDEN = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "hidden_dim")
+VISION_NOTE = "the projection of patches is costed in the place of logits"
 
 
 def shape_from_huggingface(config: Mapping[str, Any], context_length: int = 0) -> TransformerShape:
@@ -34,31 +70,29 @@ def shape_from_huggingface(config: Mapping[str, Any], context_length: int = 0) -
         context_length: tokens of a sequence in training; 0 for the longest the model allows.
 
     Raises:
-        ConfigError: a size is missing, or the model is built of what the planner does not know.
+        ConfigError: a size is missing, or the model is of a kind that the planner does not know.
     """
-    kind = str(config.get("model_type", ""))
-    _check_kind(config, kind)
-    sizes = {
-        name: _find_size(config, name, keys)
-        for name, keys in _SIZES.items()
-        if not (name == "context_length" and context_length)
-    }
-    sizes["context_length"] = context_length or sizes["context_length"]
-    is_gated = kind.startswith(_GATED) or str(config.get("hidden_act", "")) in ("silu", "swiglu")
+    name = str(config.get("model_type") or "")
+    kind = _find_kind(config, name)
+    given = {"context_length": context_length} if context_length else {}
+    if kind.is_vision:
+        given = _count_patches(config, name) | given
+    sizes = {n: given.get(n) or _find_size(config, n, keys) for n, keys in _SIZES.items()}
     experts = config.get("num_local_experts") or config.get("num_experts") or 1
-    hidden = _first(config, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+    hidden = _first(config, *_HIDDEN)
     if experts > 1 and config.get("moe_intermediate_size"):
         hidden = config["moe_intermediate_size"]
     return TransformerShape(
-        name=str(config.get("_name_or_path") or kind or "model"),
+        name=str(config.get("_name_or_path") or name),
         **sizes,
         kv_heads=_find_kv_heads(config, sizes["heads"]),
         hidden_dim=int(hidden or 0),
-        is_gated=is_gated,
-        is_tied=bool(config.get("tie_word_embeddings", kind.startswith(_TIED_UNLESS_SAID))),
-        has_biases=not is_gated and kind != "falcon",
-        has_positions=not is_gated and kind not in ("falcon", "gpt_neox", "mpt", "bloom"),
-        is_causal=kind not in ("bert", "roberta", "vit"),
+        is_gated=kind.is_gated,
+        # one matrix of patches, however words are dealt with
+        is_tied=kind.is_vision or bool(config.get("tie_word_embeddings", kind.is_tied)),
+        has_biases=kind.has_biases,
+        has_positions=kind.has_positions,
+        is_causal=kind.is_causal,
         dropout=_has_dropout(config),
         head_dim=int(config.get("head_dim") or 0),
         num_experts=int(experts),
@@ -66,16 +100,36 @@ def shape_from_huggingface(config: Mapping[str, Any], context_length: int = 0) -
     )
 
 
-def _check_kind(config: Mapping[str, Any], kind: str) -> None:
-    """Refuse what would silently be counted as another model."""
-    strange = [key for key in _STRANGE if config.get(key)]
-    if strange:
+def is_vision(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration is of a model of pictures."""
+    kind = KINDS.get(str(config.get("model_type", "")))
+    return kind is not None and kind.is_vision
+
+
+def _find_kind(config: Mapping[str, Any], name: str) -> Kind:
+    if name in KINDS and not config.get("is_encoder_decoder"):
+        return KINDS[name]
+    close = did_you_mean(name, KINDS) if name else "add model_type"
+    raise ConfigError(
+        f"config.json has model_type={name or None!r}, which the planner does not know: it may not"
+        " be built of equal blocks of attention and of one feed-forward network or equal experts.",
+        fix=f"{close}; or give the sizes of a model that comes near it as a table; the memory of"
+        " any model is predicted by deepseek train CONFIG --dry-run",
+    )
+
+
+def _count_patches(config: Mapping[str, Any], name: str) -> dict[str, int]:
+    """Return tokens, and as many rows as a patch has numbers, in the place of a vocabulary."""
+    image, patch = config.get("image_size", 224), config.get("patch_size", 16)
+    if not isinstance(image, int) or not isinstance(patch, int) or image % patch:
         raise ConfigError(
-            f"config.json of {kind or 'a model'} has {', '.join(strange)}: it is not built of equal"
-            " blocks of attention and of one feed-forward network or equal experts.",
-            fix="give the sizes of a model that comes near it as a table; the memory of this one is"
-            " predicted by deepseek train CONFIG --dry-run",
+            f"config.json has image_size={image!r} and patch_size={patch!r}: no whole number of"
+            " square patches.",
+            fix="give the sizes of the model as a table",
         )
+    extra = 2 if name == "deit" else 1  # deit has a token of distillation, too
+    rows = patch * patch * int(config.get("num_channels", 3))
+    return {"context_length": (image // patch) ** 2 + extra, "vocab_size": rows}
 
 
 def _first(config: Mapping[str, Any], *keys: str) -> Any:

@@ -9,9 +9,15 @@ from typing import Any
 from deepseek.config import read_config
 from deepseek.errors import ConfigError
 from deepseek.planner.adapters import with_adapters
-from deepseek.planner.huggingface import shape_from_huggingface, shape_from_table
+from deepseek.planner.huggingface import (
+    VISION_NOTE,
+    is_vision,
+    shape_from_huggingface,
+    shape_from_table,
+)
 from deepseek.planner.presets import find_shape
 from deepseek.planner.shape import TransformerShape
+from deepseek.planner.vocabulary import find_vocabulary
 from deepseek.published import gated_hidden_dim
 
 _ALIASES = {
@@ -63,7 +69,7 @@ def find_model(text: str, context_length: int = 0, vocab_size: int = 0) -> Model
     elif path.suffix in (".yaml", ".yml"):
         source = _read_own(path, context_length, vocab_size)
     elif path.suffix == ".json" or path.is_dir():
-        source = ModelSource(_read_huggingface(path, context_length))
+        source = _read_huggingface(path, context_length)
     else:
         source = ModelSource(find_shape(text, context_length))
     if (
@@ -109,7 +115,7 @@ def _read_value(text: str, key: str, value: str) -> int | bool | str:
         ) from None
 
 
-def _read_huggingface(path: Path, context_length: int) -> TransformerShape:
+def _read_huggingface(path: Path, context_length: int) -> ModelSource:
     file = path / "config.json" if path.is_dir() else path
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -125,15 +131,20 @@ def _read_huggingface(path: Path, context_length: int) -> TransformerShape:
         )
     # A model of text and pictures has the sizes of its language model one level down.
     inner = config.get("text_config")
-    shape = shape_from_huggingface(inner if isinstance(inner, dict) else config, context_length)
-    return replace(shape, name=file.resolve().parent.name or shape.name)
+    config = inner if isinstance(inner, dict) else config
+    shape = shape_from_huggingface(config, context_length)
+    shape = replace(shape, name=file.resolve().parent.name or shape.name)
+    return ModelSource(shape, VISION_NOTE if is_vision(config) else "")
 
 
 def _read_own(path: Path, context_length: int, vocab_size: int) -> ModelSource:
     config = read_config(path).config
-    args = dict(config.model.args)
+    args, told = dict(config.model.args), ""
     if context_length:
         args["context_length"] = context_length
+    needed = "vocab_size" if config.model.architecture == "encoder" else "num_classes"
+    if not (vocab_size or args.get(needed)):
+        vocab_size, told = find_vocabulary(config.data)
     try:
         source = shape_of_own(config.model.architecture, args, vocab_size)
     except ConfigError as error:
@@ -141,7 +152,8 @@ def _read_own(path: Path, context_length: int, vocab_size: int) -> ModelSource:
     shape = replace(source.shape, name=path.stem)
     if config.trainer.lora is not None:
         shape = with_adapters(shape, config.model.architecture, config.trainer.lora)
-    return replace(source, shape=shape, batch_size=config.trainer.batch_size)
+    notes = "; ".join(filter(None, (source.note, told)))
+    return replace(source, shape=shape, note=notes, batch_size=config.trainer.batch_size)
 
 
 def shape_of_own(architecture: str, args: Mapping[str, Any], vocab_size: int = 0) -> ModelSource:
@@ -250,4 +262,4 @@ def _read_vit(args: Mapping[str, Any], vocab_size: int) -> tuple[TransformerShap
         is_causal=False,
         **_sizes(args),
     )
-    return shape, "the projection of patches is costed in the place of logits"
+    return shape, VISION_NOTE

@@ -14,7 +14,7 @@ from deepseek.planner.explanation import GIB, Loss, say_plan
 from deepseek.planner.pictures import draw_memory, draw_scaling, draw_timeline
 from deepseek.planner.plan_report import PlanReport
 from deepseek.planner.plan_text import describe_axes, describe_pipeline, shorten_pipeline
-from deepseek.planner.quantity import show_seconds
+from deepseek.planner.quantity import show_bytes, show_seconds
 from deepseek.planner.scaling import plan_sizes
 from deepseek.planner.search import Candidate
 from deepseek.planner.timeline import SPLITS_BACKWARD, draw_up
@@ -93,7 +93,7 @@ def _tiles(report: PlanReport, chosen: Candidate) -> str:
         ("step", f"{prediction.step_s:.3g} s", f"recompute {chosen.plan.recompute}"),
         ("tokens per second", f"{prediction.tokens_per_s_per_gpu:,.0f}", "of each GPU"),
         ("MFU", f"{prediction.mfu:.1%}", f"HFU {prediction.hfu:.1%}"),
-        ("memory", f"{prediction.peak_bytes / GIB:.1f} GiB", f"{share:.0%} of the device"),
+        ("memory", show_bytes(prediction.peak_bytes), f"{share:.0%} of the device"),
     ]
     if report.tokens:
         usd = report.count_usd(prediction)

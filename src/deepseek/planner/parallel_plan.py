@@ -13,6 +13,24 @@ Schedule = Literal[
 
 
 @dataclass(frozen=True)
+class EagerBytes:
+    """What PyTorch keeps where it computes operator by operator, in bytes of a number.
+
+    Attributes:
+        stream: of what goes from block to block, which autocast leaves in fp32.
+        mask: of dropout: one on a GPU; as what is dropped from, on a CPU.
+        score: of all that is kept of a score of attention that is no single kernel, as on a CPU for
+            few tokens and with dropout; 0 where it is.
+        score_work: of the gradients of such a score.
+    """
+
+    stream: float
+    mask: float = 1.0
+    score: float = 0.0
+    score_work: float = 0.0
+
+
+@dataclass(frozen=True)
 class ParallelPlan:
     """Degrees of the axes and how a batch is cut under them.
 
@@ -51,6 +69,7 @@ class ParallelPlan:
             micro-batches; otherwise a kernel of its own does. Of no effect with `dp_shard`.
         overlaps_dp: gradients are reduced while backward runs, not after it.
         overlaps_tp: tensor-parallel communication runs beside the products it feeds.
+        eager: what is kept beside what fused kernels keep, and by torch's pipelines; None: nothing.
         offload: what waits in the memory of the host. `optimizer`: its state, which comes to the
             device and goes back for each update; `parameters`, with `dp_shard`: the parts of
             weights, gradients and state, which the host updates (`deepseek.planner.host`).
@@ -84,6 +103,7 @@ class ParallelPlan:
     adds_in_product: bool = True
     overlaps_dp: bool = True
     overlaps_tp: bool = False
+    eager: EagerBytes | None = None
     offload: Offload = "none"
 
     @property

@@ -21,7 +21,7 @@ from deepseek.planner.hardware import GPUS
 from deepseek.planner.model_source import ModelSource
 from deepseek.planner.plan_text import describe_axes, describe_pipeline
 from deepseek.planner.prediction import Prediction
-from deepseek.planner.quantity import show_count
+from deepseek.planner.quantity import show_bytes, show_count
 from deepseek.planner.run_settings import as_settings, to_yaml
 from deepseek.planner.search import Candidate, Candidates, search
 from deepseek.planner.search_space import SearchSpace
@@ -108,6 +108,7 @@ class PlanReport:
             f"{cluster.num_gpus:,} x {cluster.gpu.name}"
             f"{nodes if cluster.num_gpus > cluster.gpus_per_node else ''}; steps of"
             f" {self.batch_size:,} sequences ({show_count(tokens)} tokens), {self.space.precision}"
+            + ("" if "bf16" in cluster.gpu.matmul_flops else " (the GPU has no bf16)")
         )
 
     def describe_search(self) -> str:
@@ -167,7 +168,7 @@ class PlanReport:
             return "no plan could be costed"
         peak = least.prediction.peak_bytes
         words = [
-            f"nothing fits; nearest: {say_plan(least.plan)}: {peak / GIB:,.1f} GiB of"
+            f"nothing fits; nearest: {say_plan(least.plan)}: {show_bytes(peak)} of"
             f" {self.limit_bytes / GIB:.1f} GiB on each {self.cluster.gpu.name}"
         ]
         if peak <= self.limit_bytes:
@@ -208,7 +209,7 @@ class PlanReport:
             f"# {self.describe_model()}",
             f"# {self.describe_cluster()}",
             f"# predicted: {best.prediction.step_s:.3g} s a step,"
-            f" {best.prediction.peak_bytes / GIB:.1f} GiB, MFU {best.prediction.mfu:.1%}",
+            f" {show_bytes(best.prediction.peak_bytes)}, MFU {best.prediction.mfu:.1%}",
         ]
         if self.space.software != "deepseek":
             head.append(f"# predicted for {self.space.software}, not for this framework")

@@ -70,7 +70,7 @@ def predict(
 
     Args:
         model: sizes of the transformer.
-        cluster: GPUs and links; `plan.world_size` of its GPUs are used.
+        cluster: GPUs and links, as many as `plan.world_size`.
         plan: degrees, micro-batches, recomputation, precision.
         calibration: the fitted constants.
         trainable: weights that are trained: their share, up to 1, or their number, above 1; the

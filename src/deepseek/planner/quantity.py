@@ -5,6 +5,7 @@ import re
 from deepseek.config.memory import parse_bytes
 from deepseek.errors import ConfigError
 
+GIB = 2**30
 _COUNT = re.compile(r"([\d._]+)\s*([kKmMbBgGtT]?)")
 _RATE = re.compile(r"([\d.]+)\s*([kMGT]?)(B|bit|b)(?:/s|ps)")
 _POWERS = {"": 1e0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
@@ -72,6 +73,22 @@ def show_count(number: float) -> str:
         if number >= 0.9995 * size:
             return f"{number / size:.3g}{letter}"
     return f"{number:.3g}"
+
+
+def pick_unit(largest_bytes: float) -> tuple[str, int]:
+    """Return name and size of the unit that bytes are shown in: MiB below a tenth of a GiB."""
+    return ("MiB", 2**20) if largest_bytes < GIB / 10 else ("GiB", GIB)
+
+
+def show_bytes(size: float) -> str:
+    """Return bytes in GiB, or in MiB below a tenth of one.
+
+    Example:
+        >>> show_bytes(3 * 2**29), show_bytes(3 * 2**19)
+        ('1.5 GiB', '1.5 MiB')
+    """
+    unit, factor = pick_unit(size)
+    return f"{size / factor:,.1f} {unit}"
 
 
 def show_seconds(seconds: float) -> str:

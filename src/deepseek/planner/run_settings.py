@@ -4,6 +4,7 @@ from io import StringIO
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from deepseek.errors import ConfigError
 from deepseek.planner.cluster import Cluster
@@ -80,9 +81,14 @@ def choose_settings(
 
 
 def to_yaml(settings: dict[str, Any]) -> str:
-    """Return `settings` as the section `trainer:` of a configuration."""
-    out = StringIO()
+    """Return `settings` as the section `trainer:` of a configuration.
+
+    `"off"` is quoted: a reader of YAML 1.1 takes it for false.
+    """
+    out, values = StringIO(), dict(settings)
+    if values.get("memory") == "off":
+        values["memory"] = DoubleQuotedScalarString("off")
     writer = YAML()
     writer.default_flow_style = False
-    writer.dump({"trainer": settings}, out)
+    writer.dump({"trainer": values}, out)
     return out.getvalue()

@@ -123,5 +123,5 @@ def plan_line(parallel: ParallelModel, reason: str) -> str:
         divided += ["tokens"] * plan.divides_tokens + ["vocabulary"] * parallel.divides_logits
         parts.append(f"tp divides {', '.join(divided)}")
     if plan.num_shares * plan.cp > 1:
-        parts.append(reduction(world))
+        parts.append(reduction(world, by_blocks=bool(parallel.blocks())))
     return "  ".join([*parts, reason] if reason else parts)

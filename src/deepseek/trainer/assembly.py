@@ -30,7 +30,8 @@ from deepseek.trainer.guard import BadStep, Guard
 from deepseek.trainer.joint_loss import JointLoss, check_joint
 from deepseek.trainer.labelled import counts_labels_alone
 from deepseek.trainer.layer_pace import LayerPace, choose_pace
-from deepseek.trainer.memory_budget import check_loss_chunks, choose_policy
+from deepseek.trainer.loss_parts import check_parts, head_here
+from deepseek.trainer.memory_budget import choose_policy
 from deepseek.trainer.micro_batches import MicroBatches
 from deepseek.trainer.multi_task import MultiTask
 from deepseek.trainer.optimizer import Optimizer, check_trainable
@@ -95,7 +96,7 @@ def assemble(
     device = world.device
     task.place(device)
     check_offload(config, world)
-    _check_parts(task, config, world)
+    check_parts(task, engine, config, world.plan)
     if isinstance(task, MultiTask):
         check_joint(task, engine.module, world.plan, config)
     max_steps, num_epochs = count_steps(config, loader)
@@ -221,7 +222,8 @@ def _build_step(
             loss=loss,  # pyright: ignore[reportArgumentType]  # outputs by task
             forward=lambda inputs: parallel.forward(inputs),  # it may be wrapped anew
             memory=choose_policy(config, engine, parallel),
-            loss_chunks=check_loss_chunks(config, engine, parallel),
+            loss_chunks=config.loss_chunks,
+            head=head_here(parallel) if config.loss_chunks > 1 else None,
             labels_alone=counts_labels_alone(engine, task, world.plan, is_static),
         ),
         micro_batch_size=world.plan.micro_batch_size,
@@ -275,17 +277,6 @@ def _leaves_weights_out(engine: ModelEngine, world: World) -> bool:
         return False
     inputs = torch.zeros((2, *field.shape), dtype=getattr(torch, field.dtype), device=engine.device)
     return leaves_weights_out(engine, inputs)
-
-
-def _check_parts(task: Task, config: TrainerConfig, world: World) -> None:
-    cut = {"loss_chunks": config.loss_chunks, "cp": world.plan.cp}
-    for name, count in cut.items():
-        if count > 1 and not task.takes_parts:
-            raise ConfigError(
-                f"{name}={count} takes the loss of some tokens at a time, and"
-                f" {type(task).__name__} needs whole sequences",
-                fix=f"leave {name} out",
-            )
 
 
 def _bind(

@@ -13,6 +13,7 @@ nothing is read but what a sample is.
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,12 +26,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deepseek.errors import ConfigError, DeepSeekError
 from deepseek.memory.allocations import Allocations
+from deepseek.memory.host_copies import HostCopies
 from deepseek.memory.mirror import mirror
 from deepseek.parallel.collectives import Collective, Collectives
 from deepseek.parallel.paper import block_outputs, paper_ranks, shapes_within, tell_shapes
 from deepseek.trainer.announcement import model_line, plan_line
 from deepseek.trainer.assembly import resolve_arithmetic
-from deepseek.trainer.footprint import held_bytes
+from deepseek.trainer.held_bytes import held_bytes
 from deepseek.trainer.memory_budget import NAMES
 from deepseek.trainer.multi_task import MultiTask
 from deepseek.trainer.paper_plan import Forecast, find_source, forecast
@@ -115,7 +117,7 @@ def dry_run(build: Callable[[], "Trainer"], *, world_size: int = 1, rank: int = 
     with paper_ranks(world_size, rank), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a real run says them, of real numbers
         trainer, notes = build(), []
-        walk = _Walk(trainer, notes)
+        walk = Walk(trainer, notes)
         walk.take_step()
         planned = walk.forecast()
         lines = [model_line(trainer.model, trainer.assembly, trainer.device)]
@@ -127,16 +129,24 @@ def dry_run(build: Callable[[], "Trainer"], *, world_size: int = 1, rank: int = 
         )  # fmt: skip
 
 
-class _Walk:
+class Walk:
     """One step on fake tensors.
 
     Args:
         trainer: put on paper, for good.
         notes: told what is left out.
+        counts_traffic: note the collectives, too.
+
+    Attributes:
+        step: what is taken.
+        why_not: reason that forward and backward are left out; empty if they are not.
     """
 
-    def __init__(self, trainer: "Trainer", notes: list[str]) -> None:
-        self.trainer, self.notes = trainer, notes
+    def __init__(
+        self, trainer: "Trainer", notes: list[str], *, counts_traffic: bool = True
+    ) -> None:
+        self.trainer, self.notes, self.why_not = trainer, notes, ""
+        self._counts_traffic = counts_traffic
         if isinstance(trainer.task, MultiTask):
             raise ConfigError(
                 "a dry run of several tasks: how many labels each has in a step is known from the"
@@ -157,7 +167,7 @@ class _Walk:
         self.trained = [w.local for w in self.step.parallel.weights.trained]
         self.allocations = Allocations()
         if (copies := self.step.graph.memory.copies) is not None:
-            copies.uncounted = self.allocations.pause
+            self.copy_to_host(copies)
         self.collectives = Collectives(lambda: str(len(self._begun)))
         self._begun: list[int] = []
         self._at_peak: dict[str, int] = {}
@@ -186,6 +196,11 @@ class _Walk:
         with self.fake, precision.autocast():
             return block_outputs(trainer.model, inputs)
 
+    def copy_to_host(self, copies: HostCopies) -> None:
+        """Let these take what the policy says to the host, whose memory is not counted."""
+        copies.uncounted = self.allocations.pause
+        self.step.graph.memory.copies = copies
+
     def take_step(self) -> None:
         """Go forward and backward, and update the weights."""
         parallel, plan = self.step.parallel, self.trainer.plan
@@ -199,7 +214,8 @@ class _Walk:
                 batch = parallel.context.cut_targets(batch)
         self._watch_logits()
         apart = shapes_within(self.allocations.pause)
-        with self.fake, self.allocations, self.collectives, apart:
+        traffic = self.collectives if self._counts_traffic else nullcontext()
+        with self.fake, self.allocations, traffic, apart:
             held = [*(w.local for w in parallel.weights.weights), *parallel.buffers().values()]
             self.allocations.hold(held, "weights")
             if self.step.ema is not None:
@@ -221,7 +237,8 @@ class _Walk:
         except DeepSeekError:
             raise
         except Exception as error:  # any model may do anything
-            self.notes.append(f"forward and backward are left out: {_in_words(error)}")
+            self.why_not = in_words(error)
+            self.notes.append(f"forward and backward are left out: {self.why_not}")
             self._begun.clear()
             self.collectives.seen.clear()
             return False
@@ -237,7 +254,7 @@ class _Walk:
         except Exception as error:
             self._optimizer_bytes = self.trainer.assembly.optimizer_bytes
             self.notes.append(
-                f"the optimizer's step is left out, its state taken as usual: {_in_words(error)}"
+                f"the optimizer's step is left out, its state taken as usual: {in_words(error)}"
             )
         states = [v for each in optimizer.state.values() for v in each.values()]
         self.allocations.hold((v for v in states if isinstance(v, Tensor)), "optimizer")
@@ -259,7 +276,11 @@ class _Walk:
             self.allocations.logits_numel = local.numel()
             self.allocations.hold([local], "logits")
 
+        def forget(module: object, args: tuple) -> None:
+            self.allocations.logits_numel = 0  # of the micro-batch before
+
         for end in ends:
+            end.register_forward_pre_hook(forget)
             end.register_forward_hook(note)
 
     @property
@@ -368,7 +389,8 @@ def _simplify(trainer: "Trainer", notes: list[str]) -> None:
     trainer.device = torch.device("cpu")
 
 
-def _in_words(error: BaseException) -> str:
+def in_words(error: BaseException) -> str:
+    """Return what an error comes from, in a line."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()

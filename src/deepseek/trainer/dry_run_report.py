@@ -5,6 +5,9 @@ from collections.abc import Iterator, Mapping
 from deepseek.trainer.console import MIB
 from deepseek.trainer.dry_run import CATEGORIES, DryRun
 
+MOST_OFF = 0.1
+"""Of the planner's sum, beyond which it is said what it differs by."""
+
 
 def describe_dry_run(run: DryRun) -> list[str]:
     """Return the lines that `deepseek train --dry-run` prints."""
@@ -34,9 +37,23 @@ def _memory_lines(run: DryRun) -> Iterator[str]:
         walked = run.peak.get(name, 0)
         if walked or (planned or {}).get(name):
             yield f"  {name:<24}{_mib(walked)}" + _beside(walked, planned, name)
-    if planned is not None:
-        planned = {"sum": sum(planned.values())}
-    yield f"  {'sum':<24}{_mib(run.peak_bytes)}" + _beside(run.peak_bytes, planned, "sum")
+    total = None if planned is None else {"sum": sum(planned.values())}
+    yield f"  {'sum':<24}{_mib(run.peak_bytes)}" + _beside(run.peak_bytes, total, "sum")
+    if planned is not None and (words := _say_difference(run, planned)):
+        yield words
+
+
+def _say_difference(run: DryRun, planned: Mapping[str, float]) -> str:
+    """Return which category two sums differ by; empty where they are near each other."""
+    off = sum(planned.values()) / run.peak_bytes - 1
+    if abs(off) <= MOST_OFF:
+        return ""
+    by = {name: planned.get(name, 0.0) - run.peak.get(name, 0) for name in CATEGORIES}
+    name = max(by, key=lambda each: abs(by[each]))
+    return (
+        f"  the planner's sum is {off:+.1%} off, most of it by {name} ({by[name] / MIB:+,.1f} MiB):"
+        " what was walked counts"
+    )
 
 
 def _traffic_lines(run: DryRun) -> Iterator[str]:

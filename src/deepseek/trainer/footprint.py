@@ -1,23 +1,22 @@
 """The memory that a run will need, by category: said before its first step, measured after it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from deepseek.config.memory import parse_bytes
 from deepseek.config.memory_rules import BF16_OPTIMIZERS
 from deepseek.datasets.host_memory import release_freed_memory
 from deepseek.datasets.token_masking import SHARE
-from deepseek.errors import ConfigError
 from deepseek.memory.simulation import Simulated, simulate_step
 from deepseek.models import Encoder
 from deepseek.parallel.plan import ELEMENTWISE
 from deepseek.trainer.console import MIB
+from deepseek.trainer.held_bytes import held_bytes
 from deepseek.trainer.memory_budget import NAMES
 from deepseek.trainer.optimizer import Optimizer
 from deepseek.trainer.throughput import (
@@ -25,6 +24,7 @@ from deepseek.trainer.throughput import (
     resident_bytes,
     total_memory_bytes,
 )
+from deepseek.trainer.walked_peak import is_divided, walk_peak
 
 if TYPE_CHECKING:
     from deepseek.trainer.trainer import Trainer
@@ -37,6 +37,8 @@ what was freed and not yet used again, which no allocator tells."""
 LITTLE_BYTES = 256 << 20
 """What libraries that are loaded late make of a process, and cuBLAS and cuDNN take of a GPU,
 whatever the model."""
+
+WITHOUT_COMPILING = "predicted as if it ran operator by operator, without what compiling saves"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Footprint:
         activations: of these, what is kept from forward to backward.
         logits: of the activations, the outputs and what the loss makes of them.
         gradients: of all that is trained.
+        buffers: weights that were gathered or cast, and gradients that are not reduced yet.
         host: activations that wait on the host of an accelerator, beside the peak.
     """
 
@@ -63,6 +66,7 @@ class Footprint:
     activations: int
     logits: int
     gradients: int
+    buffers: int
     host: int
 
     @property
@@ -77,36 +81,73 @@ class Footprint:
             ("process", self.process), ("weights", self.weights), ("optimizer", self.optimizer),
             ("average", self.average), ("gradients", self.gradients),
             ("activations", self.activations - logits), ("logits", logits),
+            ("buffers", self.buffers),
         ]  # fmt: skip
         shown = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in parts if size)
         on_host = f" and {self.host / MIB:,.0f} MiB on the host" if self.host else ""
         return f"{self.peak / MIB:,.0f} MiB ({shown}){on_host}"
 
 
-def predict_footprint(trainer: "Trainer") -> Footprint | None:
-    """Return what a step will need; `None` for a divided model, or one that needs real numbers."""
-    assembly, plan = trainer.assembly, trainer.world.plan
-    is_divided = plan.divides_weights or plan.pp > 1 or plan.cp > 1
-    if is_divided or assembly.step.graph.is_static or assembly.step.keep_graph:
-        return None
-    simulated = _simulate(trainer)
-    if simulated is None:
-        return None
-    held = held_bytes(trainer)
+class Prediction(NamedTuple):
+    """What a step will need on this rank, or why that is not said."""
+
+    footprint: Footprint | None
+    why_not: str = ""
+
+
+def predict_footprint(trainer: "Trainer") -> Prediction:
+    """Return what a step will need, run operator by operator; ranks do not meet in it."""
+    if trainer.assembly.step.keep_graph:
+        return Prediction(None, "keep_graph=true holds the graphs of all micro-batches")
     device = trainer.device
     if device.type == "cpu":
         release_freed_memory()  # what reading the data has freed is not the process's
-    process = resident_bytes(device) - held["weights"] if device.type == "cpu" else 0
-    return Footprint(
-        process=max(0, process),
-        weights=held["weights"],
-        optimizer=assembly.optimizer_bytes,
-        average=held["average"],
-        step=max(simulated.peak_bytes, simulated.gradient_bytes),
-        activations=simulated.activation_bytes,
-        logits=simulated.logits_bytes,
-        gradients=simulated.gradient_bytes,
-        host=simulated.host_bytes,
+    resident = resident_bytes(device)
+    found = _walked(trainer) if is_divided(trainer.plan) else _simulated(trainer)
+    if found.footprint is None or device.type != "cpu":
+        return found
+    process = max(0, resident - held_bytes(trainer)["weights"])
+    return Prediction(replace(found.footprint, process=process))
+
+
+def _simulated(trainer: "Trainer") -> Prediction:
+    simulated = _simulate(trainer)
+    if simulated is None:
+        return Prediction(None, "the model, its loss or its data need real numbers")
+    held = held_bytes(trainer)
+    return Prediction(
+        Footprint(
+            process=0,
+            weights=held["weights"],
+            optimizer=trainer.assembly.optimizer_bytes,
+            average=held["average"],
+            step=max(simulated.peak_bytes, simulated.gradient_bytes),
+            activations=simulated.activation_bytes,
+            logits=simulated.logits_bytes,
+            gradients=simulated.gradient_bytes,
+            buffers=0,
+            host=simulated.host_bytes,
+        )
+    )
+
+
+def _walked(trainer: "Trainer") -> Prediction:
+    walked = walk_peak(trainer)
+    if walked.why_not:
+        return Prediction(None, walked.why_not)
+    parts = walked.parts
+    kept = {name: parts[name] for name in ("weights", "optimizer", "average")}
+    return Prediction(
+        Footprint(
+            process=0,
+            **kept,
+            step=sum(parts.values()) - sum(kept.values()),
+            activations=parts["activations"] + parts["logits"],
+            logits=parts["logits"],
+            gradients=parts["gradients"],
+            buffers=parts["buffers"],
+            host=walked.host_bytes,
+        )
     )
 
 
@@ -184,7 +225,7 @@ def _simulate(
         copies_all: take all that is kept to the host, instead of what the run takes.
         on: type of the device of the fake tensors; `None`: see `_device_on_paper`.
     """
-    memory = trainer.assembly.step.graph.memory
+    memory, module = trainer.assembly.step.graph.memory, trainer.model.module
     copied = memory.copied_places if memory.copies is not None else frozenset()
     if copies_all:
         copied = None
@@ -203,7 +244,7 @@ def _simulate(
     # The first step of an epoch has no gradients before it; accumulation has, from the second
     # micro-batch on.
     accumulates = step.micro_batch_size * trainer.world.plan.num_shares < trainer.config.batch_size
-    module, at_labels = trainer.model.module, nullcontext()
+    at_labels = nullcontext()
     if step.graph.labels_alone and isinstance(module, Encoder):
         num_labels = round(SHARE * count * spec.fields["targets"].shape[0])
         targets = _maker(1, (num_labels,), "int64")
@@ -217,6 +258,8 @@ def _simulate(
                 policy=policy or memory.name,
                 remade_places=memory.remade_places if policy is None else None,
                 copied_places=copied,
+                blocks=_names(module, memory.blocks),
+                recomputed=memory.recomputed if policy is None else frozenset(),
                 autocast=_autocast(trainer, device),
                 has_gradients=accumulates,
                 frees_gradients=step.in_backward is not None,
@@ -238,6 +281,11 @@ def _device_on_paper(trainer: "Trainer", copied: frozenset[int] | None) -> str:
     return trainer.device.type if is_own and copied == frozenset() else "cpu"
 
 
+def _names(module: nn.Module, blocks: Sequence[nn.Module]) -> list[str]:
+    names = {id(each): name for name, each in module.named_modules()}
+    return [names[id(block)] for block in blocks]
+
+
 def _maker(count: int, shape: tuple[int, ...], dtype: str) -> Callable[[], Tensor]:
     return lambda: torch.zeros((count, *shape), dtype=getattr(torch, dtype))
 
@@ -248,23 +296,29 @@ def _autocast(trainer: "Trainer", device: str) -> Callable[[], AbstractContextMa
 
 
 def announce_footprint(trainer: "Trainer") -> None:
-    """Say what the run will need, and keep it to be compared."""
-    footprint = predict_footprint(trainer)
-    trainer.footprint = footprint
-    if footprint is None:
+    """Say what the run will need, and keep it to be compared; every rank calls it."""
+    predicted = Prediction(trainer.footprint)
+    if trainer.footprint is None:  # else a budget has asked for it
+        predicted = predict_footprint(trainer)
+    trainer.footprint = footprint = predicted.footprint
+    world, say = trainer.world, trainer.recorder.console.line
+    found = world.exchange([0 if footprint is None else footprint.peak, predicted.why_not])
+    reasons = [why for _, why in found if why]
+    if footprint is None or reasons:
+        trainer.footprint = None
+        say(f"memory no peak is predicted: {reasons[0]}")
         return
+    # a process that has had more before says nothing of this run by its peak
     is_host = trainer.device.type == "cpu"
-    if not is_host or peak_memory_bytes(trainer.device) < footprint.peak:
-        # else the process has had more before, and its peak says nothing of this run
+    if not world.any(is_host and peak_memory_bytes(trainer.device) >= footprint.peak):
         trainer.checks_memory_at = trainer.step + CHECKED_AFTER
     total = total_memory_bytes(trainer.device)
-    trainer.recorder.console.line(
-        f"memory predicted peak {footprint.describe()} of {total / MIB:,.0f} MiB"
-    )
-    setting = trainer.config.memory
-    if isinstance(setting, str) and setting not in NAMES:
-        _check_budget(footprint, setting)
-    if footprint.peak > total:
+    most, rank = max((peak, rank) for rank, (peak, _) in enumerate(found))
+    text = f"memory predicted peak {footprint.describe()} of {total / MIB:,.0f} MiB"
+    if world.is_distributed:
+        text += f" on rank 0; the most is {most / MIB:,.0f} MiB, on rank {rank}"
+    say(text + (f"; {WITHOUT_COMPILING}" if is_compiled(trainer) else ""))
+    if most > total:
         trainer.warn(
             f"the predicted peak is above the {total / MIB:,.0f} MiB of this device: set"
             " trainer.memory, a larger trainer.grad_accum_steps, or trainer.parallel=fsdp."
@@ -272,18 +326,15 @@ def announce_footprint(trainer: "Trainer") -> None:
         )
 
 
-def _check_budget(footprint: Footprint, setting: str) -> None:
-    if footprint.peak > parse_bytes(setting):
-        raise ConfigError(
-            f"memory={setting} cannot be kept to: the least is {footprint.describe()}",
-            fix="raise memory or grad_accum_steps, or divide the model: parallel=fsdp",
-            see="docs/errors.md#memory",
-        )
+def is_compiled(trainer: "Trainer") -> bool:
+    """Return whether a step is compiled, as a whole or block by block."""
+    graph = trainer.assembly.step.graph
+    return graph.is_static or graph.memory.compiles
 
 
 def check_footprint(trainer: "Trainer") -> None:
-    """Compare the prediction with what has been used, once."""
-    footprint = trainer.footprint
+    """Compare the prediction with what has been used, once; every rank calls it."""
+    footprint, world = trainer.footprint, trainer.world
     if footprint is None:
         return
     optimizer = held_bytes(trainer)["optimizer"]
@@ -292,34 +343,39 @@ def check_footprint(trainer: "Trainer") -> None:
         release_freed_memory()
         held = footprint.weights + optimizer + footprint.average
         footprint = replace(footprint, process=resident_bytes(trainer.device) - held)
-    measured = peak_memory_bytes(trainer.device)
-    off = measured / footprint.peak - 1
+    measured, predicted = peak_memory_bytes(trainer.device), footprint.peak
+    found = world.exchange([measured, predicted, optimizer - footprint.optimizer])
+    by_rank = [[measured, predicted] for measured, predicted, _ in found]
     trainer.folder.add_event(
-        "memory_peak", step=trainer.step, predicted_bytes=footprint.peak, measured_bytes=measured
+        "memory_peak", step=trainer.step, predicted_bytes=predicted, measured_bytes=measured,
+        by_rank=by_rank,
+    )  # fmt: skip
+    off = [measured / predicted - 1 for measured, predicted in by_rank]
+    text = (
+        f"memory measured {measured / MIB:,.0f} MiB, predicted {predicted / MIB:,.0f}"
+        f" ({off[0]:+.1%})"
     )
-    trainer.recorder.console.line(
-        f"memory measured {measured / MIB:,.0f} MiB, predicted {footprint.peak / MIB:,.0f}"
-        f" ({off:+.1%})"
-    )
-    is_little = math.fabs(measured - footprint.peak) < LITTLE_BYTES
-    if not is_little and math.fabs(off) > TOLERANCES.get(trainer.device.type, 0.1):
-        by_optimizer = optimizer - footprint.optimizer
-        rest = measured - footprint.peak - by_optimizer
-        culprit = f"activations, and what kernels and loaders take ({rest / MIB:+,.0f} MiB)"
-        if math.fabs(by_optimizer) > math.fabs(rest):
-            culprit = f"the optimizer's state ({by_optimizer / MIB:+,.0f} MiB)"
-        trainer.warn(f"memory is {off:+.0%} off what was predicted, by {culprit}")
+    if world.is_distributed:
+        text += f" on rank 0; {min(off):+.1%} to {max(off):+.1%} on all {world.size}"
+    if is_compiled(trainer):
+        trainer.recorder.console.line(f"{text}; {WITHOUT_COMPILING}")
+        return
+    trainer.recorder.console.line(text)
+    rank = max(range(world.size), key=lambda rank: math.fabs(off[rank]))
+    _warn_if_off(trainer, rank, *found[rank])
 
 
-def held_bytes(trainer: "Trainer") -> dict[str, int]:
-    """Return the bytes of this rank that stay from step to step, by category."""
-    step = trainer.assembly.step
-    weights = sum(weight.local.nbytes for weight in step.parallel.weights.weights)
-    buffers = sum(buffer.nbytes for buffer in step.parallel.buffers().values())
-    values = [value for each in step.optimizer.state.values() for value in each.values()]
-    state = [value for value in values if isinstance(value, Tensor)]
-    return {
-        "weights": weights + buffers,
-        "average": weights if step.ema is not None else 0,
-        "optimizer": sum(v.nbytes for v in state if v.device.type == trainer.device.type),
-    }
+def _warn_if_off(
+    trainer: "Trainer", rank: int, measured: int, predicted: int, by_optimizer: int
+) -> None:
+    """Warn of the rank that is off most, and name the category."""
+    off, more = measured / predicted - 1, measured - predicted
+    tolerance = TOLERANCES.get(trainer.device.type, 0.1)
+    if math.fabs(more) < LITTLE_BYTES or math.fabs(off) <= tolerance:
+        return
+    rest = more - by_optimizer
+    culprit = f"activations, and what kernels and loaders take ({rest / MIB:+,.0f} MiB)"
+    if math.fabs(by_optimizer) > math.fabs(rest):
+        culprit = f"the optimizer's state ({by_optimizer / MIB:+,.0f} MiB)"
+    where = f" on rank {rank}" if trainer.world.is_distributed else ""
+    trainer.warn(f"memory is {off:+.0%} off what was predicted{where}, by {culprit}")

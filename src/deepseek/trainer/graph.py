@@ -7,7 +7,9 @@ run takes the same way.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
@@ -15,10 +17,10 @@ import torch
 from torch import Tensor
 
 from deepseek.errors import ConfigError
-from deepseek.memory.chunked_loss import chunked_loss, head_parameters, without_head
+from deepseek.memory.chunked_loss import chunked_loss
+from deepseek.memory.head import Head
 from deepseek.memory.policy import MemoryPolicy
 from deepseek.models import ModelEngine
-from deepseek.models.classifier import BlockModel
 from deepseek.models.encoder import Encoder
 from deepseek.models.table_model import inputs_of, shape_of_inputs
 from deepseek.trainer.labelled import POSITIONS, labelled_positions
@@ -40,6 +42,7 @@ class StepGraph:
         forward: from inputs to logits; the engine by default.
         memory: what is kept from forward to backward; everything by default.
         loss_chunks: parts that the tokens are cut into for logits and loss.
+        head: that is left out then; `None` where another rank of a pipeline has it.
         labels_alone: leave the logits at tokens without a label out.
 
     Attributes:
@@ -60,10 +63,11 @@ class StepGraph:
         forward: Callable | None = None,
         memory: MemoryPolicy | None = None,
         loss_chunks: int = 1,
+        head: Head | None = None,
         labels_alone: bool = False,
     ) -> None:
         self._engine = engine
-        self._loss_chunks = loss_chunks
+        self._loss_chunks, self._head = loss_chunks, head if loss_chunks > 1 else None
         self.labels_alone = labels_alone and loss_chunks == 1
         self.memory = memory or MemoryPolicy("off")
         self._forward = forward or engine
@@ -77,7 +81,7 @@ class StepGraph:
             spec.fields["inputs"].shape if spec and "inputs" in spec.fields else None
         )
         self._other_shapes: set[tuple[int, ...]] = set()
-        self._compiled: Callable[[Batch], Tensor] | None = None
+        self._compiled: dict[str, Callable[..., Tensor]] = {}
         self._compiled_shapes: set[tuple[int, ...]] = set()
         self._is_new = False  # a graph whose backward is not compiled yet
 
@@ -109,8 +113,15 @@ class StepGraph:
         return is_whole and shape[0] == micro_batch_size
 
     def _run(self, batch: Batch) -> Tensor:
-        with self.memory.saving():
-            return self._loss(batch)
+        with self.passing():
+            return self.loss_of_outputs(self._outputs(batch), batch)
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Return the context of a forward pass operator by operator, here or in a pipeline."""
+        left_out = nullcontext() if self._head is None else self._head.left_out()
+        with self.memory.saving(), left_out:
+            yield
 
     def prepare(self, batch: Batch) -> Batch:
         """Return a micro-batch with all that `forward` looks for.
@@ -124,50 +135,70 @@ class StepGraph:
             return batch
         return {**batch, POSITIONS: labelled_positions(batch["targets"])}
 
-    def _loss(self, batch: Batch) -> Tensor:
-        if self._loss_chunks > 1:
-            return self._loss_in_chunks(batch)
-        if POSITIONS in batch:
-            return self._loss_at_labels(batch)
-        return self._loss_of(self._forward(inputs_of(batch)), batch)
-
-    def _loss_at_labels(self, batch: Batch) -> Tensor:
-        model, positions = self._engine.module, batch[POSITIONS]
+    def _outputs(self, batch: Batch) -> Tensor:
+        """Return what the model makes of a micro-batch: logits, or what a head left out takes."""
+        if POSITIONS not in batch:
+            return self._forward(inputs_of(batch))
+        model = self._engine.module
         if not isinstance(model, Encoder):
             raise TypeError(f"{type(model).__name__} gives all logits or none")
-        with model.logits_at(positions):
-            logits = self._forward(batch["inputs"])
-        return self._loss_of(logits, {"targets": batch["targets"].flatten()[positions][None]})
+        with model.logits_at(batch[POSITIONS]):
+            return self._forward(batch["inputs"])
 
-    def _loss_in_chunks(self, batch: Batch) -> Tensor:
-        model = self._engine.module
-        if not isinstance(model, BlockModel):
-            raise TypeError(f"{type(model).__name__} has no head to leave out")
-        with without_head(model):
-            hidden = self._forward(batch["inputs"])
-        shape = batch["targets"].shape
+    def loss_of_outputs(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the summed loss of what the model made of a micro-batch within `passing`."""
+        if self._head is not None:
+            return self._loss_in_chunks(outputs, batch, self._loss_of_part)
+        if POSITIONS in batch:
+            targets = batch["targets"].flatten()[batch[POSITIONS]][None]
+            return self._loss_of(outputs, {"targets": targets})
+        return self._loss_of(outputs, batch)
+
+    def _loss_in_chunks(
+        self, hidden: Tensor, batch: Batch, loss_of_part: Callable[[Tensor, Batch], Tensor]
+    ) -> Tensor:
+        if self._head is None:
+            raise RuntimeError("there is no head to leave out")
+        shape = batch["targets"].shape if "targets" in batch else ()
 
         def loss_of(part: Tensor, tokens: slice) -> Tensor:
             cut = {n: v[:, tokens] if v.shape[:2] == shape[:2] else v for n, v in batch.items()}
-            return self._loss_of(model.classify(part), cut)
+            return loss_of_part(part, cut)
 
-        parameters = head_parameters(model, self._engine.hints.head)
-        return chunked_loss(hidden, parameters, loss_of, self._loss_chunks)
+        return chunked_loss(hidden, self._head.parameters(), loss_of, self._loss_chunks)
+
+    def _loss_of_part(self, hidden: Tensor, part: Batch) -> Tensor:
+        return self._loss_of(self._head(hidden), part)  # pyright: ignore[reportOptionalCall]
 
     def _run_compiled(self, batch: Batch) -> Tensor:
-        if self._compiled is None:
-            self._compiled = torch.compile(
-                self._loss, backend=self._compile, fullgraph=True, dynamic=False
-            )
-        compiled = self._compiled
+        compute = partial(self._compute_captured, batch)
         shape = (*shape_of_inputs(inputs_of(batch)), torch.is_grad_enabled())
         if shape in self._compiled_shapes:
-            return self._timed(lambda: compiled(batch))
+            return self._timed(compute)
         self._compiled_shapes.add(shape)
         # torch counts the compilations of this method, over all runs of the process: here each
         # is wanted, once
         with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS):
-            return self._timed(lambda: compiled(batch))
+            return self._timed(compute)
+
+    def _compute_captured(self, batch: Batch) -> Tensor:
+        """Return the loss by one graph; in parts by two: of the model, and of a part's loss."""
+        if self._head is None:
+            return self._captured(self._run_whole)(batch)
+        with self._head.left_out():
+            hidden = self._captured(self._outputs)(batch)
+        return self._loss_in_chunks(hidden, batch, self._captured(self._loss_of_part))
+
+    def _run_whole(self, batch: Batch) -> Tensor:
+        return self.loss_of_outputs(self._outputs(batch), batch)
+
+    def _captured(self, compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        name = compute.__name__
+        if name not in self._compiled:
+            self._compiled[name] = torch.compile(
+                compute, backend=self._compile, fullgraph=True, dynamic=False
+            )
+        return self._compiled[name]
 
     def backward(self, loss: Tensor, *, retain_graph: bool) -> None:
         """Add the gradient of a loss that `forward` returned; compiles it at the first time.

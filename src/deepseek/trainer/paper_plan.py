@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING
 
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
+from deepseek.models.attention import MAX_EXPLICIT_SCORES
 from deepseek.models.classifier import Classifier
 from deepseek.models.zoo import name_of
+from deepseek.parallel.plan import Plan
 from deepseek.planner import Cluster, ParallelPlan, find_gpu, predict
 from deepseek.planner.model_source import ModelSource, shape_of_own
-from deepseek.planner.parallel_plan import Recompute
+from deepseek.planner.parallel_plan import EagerBytes, Recompute
 from deepseek.planner.predict import train_some
 from deepseek.planner.run_settings import MEMORY
+from deepseek.planner.shape import TransformerShape
 from deepseek.planner.traffic import count_sent
 
 if TYPE_CHECKING:
@@ -63,7 +66,8 @@ def forecast(trainer: "Trainer", source: ModelSource | None, notes: list[str]) -
     """
     if source is None:
         return None
-    plan, shape = plan_of(trainer), train_some(source.shape, _count_trained(trainer))
+    shape = train_some(source.shape, _count_trained(trainer))
+    plan = plan_of(trainer, shape)
     try:
         predicted = predict(shape, Cluster(find_gpu(GPU), plan.world_size), plan)
     except ConfigError as error:
@@ -81,11 +85,12 @@ def _count_trained(trainer: "Trainer") -> float:
     return 1.0 if is_whole else float(assembly.num_trainable)
 
 
-def plan_of(trainer: "Trainer") -> ParallelPlan:
-    """Return the plan of a run in the planner's words."""
+def plan_of(trainer: "Trainer", shape: TransformerShape) -> ParallelPlan:
+    """Return the plan of a run in the planner's words, operator by operator as on a CPU."""
     plan, assembly = trainer.plan, trainer.assembly
     is_half = assembly.precision.name != "fp32"
     trained = assembly.step.parallel.weights.trained
+    has_padding = trainer.model.config.get("pad_token") is not None
     num_trained = sum(weight.local.numel() for weight in trained)
     return ParallelPlan(
         dp_replicate=plan.dp_replicate, dp_shard=plan.dp_shard, tp=plan.tp, pp=plan.pp, cp=plan.cp,
@@ -97,7 +102,25 @@ def plan_of(trainer: "Trainer") -> ParallelPlan:
         weight_bytes=2.0 if is_half else 4.0, master_bytes=4.0 if is_half else 0.0,
         state_bytes=assembly.optimizer_bytes / max(1, num_trained),
         is_fused=False, adds_in_product=False, overlaps_dp=plan.pp == 1, keeps_gathered=True,
+        eager=_eager_on_cpu(shape, plan, is_half=is_half, has_padding=has_padding),
     )  # fmt: skip
+
+
+def _eager_on_cpu(
+    shape: TransformerShape, plan: Plan, *, is_half: bool, has_padding: bool
+) -> EagerBytes:
+    """Return what `deepseek.models.attention` and autocast keep on a CPU."""
+    item = 2.0 if is_half else 4.0
+    queries = shape.context_length if plan.cp == 1 else -(-shape.context_length // (2 * plan.cp))
+    score, work = 0.0, 0.0
+    if queries * shape.context_length <= MAX_EXPLICIT_SCORES:
+        # probabilities, and those of a mask; with dropout its mask, and what it leaves of them
+        kept = 3 if shape.dropout else 2 if plan.cp > 1 or has_padding else 1
+        score, work = item * kept, item * (1 if shape.dropout else 2)
+    elif shape.dropout:  # there is no kernel: torch's own operators, in fp32
+        score, work = 12.0, 4.0
+    stream = item if plan.dp_shard > 1 else 4.0
+    return EagerBytes(stream, mask=item, score=score, score_work=work)
 
 
 def _by_category(memory: dict[str, float], plan: ParallelPlan) -> dict[str, float]:

@@ -281,7 +281,7 @@ class TrainStep:
             parts, inputs = self._micro_batches.fill(on_device)
 
         def loss_of(logits: Tensor, number: int) -> Tensor:
-            loss = self._micro_batches.loss(self.task, logits, parts[number])
+            loss = self.graph.loss_of_outputs(logits, parts[number])
             losses[number] = loss.detach()
             loss = loss * (self.parallel.gradient_factor / max(1, num_items()))
             return self.scaler.scale(loss) if self.precision.needs_scaler else loss
@@ -290,7 +290,7 @@ class TrainStep:
             self.clock.phase("forward"),
             self.precision.autocast(),
             self.parallel.loss_context(),
-            self.graph.memory.saving(),
+            self.graph.passing(),
         ):
             pipeline.run(inputs, loss_of)
         return sum(losses.values(), torch.zeros((), device=self.device))

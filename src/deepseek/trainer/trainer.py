@@ -30,19 +30,15 @@ from deepseek.trainer.assembly import Assembly, adapt, assemble, recipe_from
 from deepseek.trainer.auto_parallel import choose_parallel
 from deepseek.trainer.averaging import AverageBest
 from deepseek.trainer.bad_steps import BadSteps
+from deepseek.trainer.budget_trial import keep_to_budget
 from deepseek.trainer.callbacks import BestModel, Callback, EarlyStopping
 from deepseek.trainer.device import cpu_threads, grow_segments
 from deepseek.trainer.evaluation import evaluation_loader
 from deepseek.trainer.evaluation_pass import Evaluation, evaluate
 from deepseek.trainer.finish import finish_run
-from deepseek.trainer.footprint import (
-    Footprint,
-    announce_footprint,
-    check_footprint,
-    held_bytes,
-)
+from deepseek.trainer.footprint import Footprint, announce_footprint, check_footprint
+from deepseek.trainer.held_bytes import held_bytes
 from deepseek.trainer.history import History
-from deepseek.trainer.memory_budget import keep_to_budget
 from deepseek.trainer.model_saving import save_model
 from deepseek.trainer.multi_task import resolve_run_task
 from deepseek.trainer.notices import note_halved, note_other_shape
@@ -59,6 +55,7 @@ from deepseek.trainer.saving import Saving
 from deepseek.trainer.signals import StopRequested, StopSignals
 from deepseek.trainer.step_values import StepResult
 from deepseek.trainer.task import Batch, Task
+from deepseek.trainer.walked_peak import is_divided, mirror_whole
 
 
 class Trainer:
@@ -142,6 +139,7 @@ class Trainer:
         self._output = Path(output)
         self.name, self.run_config = name, run_config
         self.footprint: Footprint | None = None
+        self.mirrored: ModelEngine | None = None  # the whole model's shapes, while it is divided
         self.checks_memory_at: int | None = None
         self.wish: str | None = None  # of this rank; the reason is what all agree on
         self._folder: RunFolder | None = None
@@ -229,6 +227,8 @@ class Trainer:
             # a head that is built now depends on the seed alone
             torch.manual_seed(self.config.seed)
             self.model.bind(self.spec)
+            if is_divided(self.plan) and not world.is_paper:
+                self.mirrored = mirror_whole(self.model)
             adapt(self.model, self.config, self.plan)
             self._assembly = assemble(
                 self.model, self.task, self.spec, self.recipe, self.config, self.train_loader,
@@ -237,6 +237,10 @@ class Trainer:
             self._assembly.step.on_halved = partial(note_halved, self)
             self._assembly.step.graph.on_other_shape = partial(note_other_shape, self)
         return self._assembly
+
+    def forget_world(self) -> None:
+        """Meet other processes, and build the step anew, at the next use."""
+        self._world = self._assembly = None
 
     @property
     def trained(self) -> ParallelModel:

@@ -4,13 +4,17 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import typer
 from ruamel.yaml import YAML
 
 from deepseek.cli.plan import plan
 from deepseek.config import TrainerConfig
+from deepseek.datasets import TokenDataset
 from deepseek.errors import ConfigError
+from deepseek.models import GPT
+from deepseek.trainer import Trainer
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(plan)
@@ -126,6 +130,19 @@ def test_yaml_is_read_by_the_configuration(capsys):
     assert config.parallel.describe() == "fsdp8"
 
 
+@pytest.mark.long
+def test_yaml_trains_with_a_number_of_bytes(capsys, tmp_path):
+    assert run("gpt2-xl", "--gpus", "1", "--batch", "4", "--yaml") == 0
+    settings = YAML(typ="safe").load(capsys.readouterr().out)["trainer"]
+    assert settings["graph"] == "static"
+    model = GPT(context_length=16, num_layers=1, dim=32, heads=2)
+    data = TokenDataset(np.arange(8 * 16 + 1) % 20, 16, [str(number) for number in range(20)])
+    settings |= {"memory": "4GiB", "device": "cpu", "max_steps": 2, "num_workers": 0}
+    trainer = Trainer(model, data, run_dir=tmp_path / "run", loggers=["jsonl"], **settings)
+    trainer.fit()
+    assert trainer.assembly.step.graph.num_compiled == 2
+
+
 def test_measured_links_change_the_plan(capsys, tmp_path):
     path = tmp_path / "measured.json"
     rows = [{"collective": "all_reduce", "bus_gbs": 5.0}]
@@ -148,7 +165,23 @@ def test_what_is_weak_is_said_with_the_error(capsys):
 
 def test_a_batch_is_found_for_gpus_that_are_no_power_of_two(capsys):
     found = run_json(capsys, "gpt3-20b", "--gpus", "24")
-    assert found["batch_size"] % 3 == 0
+    assert found["batch_size"] == 3 * 512  # sequences of 2,048: 3.1 of at most 4.2M tokens
+
+
+def test_a_gpu_without_bf16_is_planned_in_fp16(capsys):
+    assert run("gpt2-124m", "--gpus", "4", "--gpu", "v100", "--batch", "64", "--top", "1") == 0
+    assert "fp16 (the GPU has no bf16)" in capsys.readouterr().out
+
+
+def test_little_memory_is_shown_in_mib(capsys):
+    sizes = "layers=2,dim=64,heads=4,vocab=512,seq=64"
+    assert run(sizes, "--gpus", "1", "--batch", "8", "--recompute", "none", "--top", "1") == 0
+    text = capsys.readouterr().out
+    assert "MiB of the fullest device" in text
+    assert run(sizes, "--gpus", "1", "--batch", "8", "--recompute", "none", "--yaml") == 0
+    text = capsys.readouterr().out
+    assert " MiB, MFU" in text
+    assert 'memory: "off"' in text  # false, to a reader of YAML 1.1
 
 
 def test_the_page_is_written(capsys, tmp_path):

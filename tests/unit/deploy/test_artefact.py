@@ -7,7 +7,7 @@ import torch
 from tests.unit.models.test_contract import make_engine, make_spec
 from torch import nn
 
-from deepseek.deploy.artefact import convert, description_of, load_engine, read_description
+from deepseek.deploy.artefact import convert, description_of, load_engine, locate, read_description
 from deepseek.deploy.comparison import compare_outputs
 from deepseek.deploy.samples import random_inputs
 from deepseek.errors import CheckpointError, ConfigError
@@ -35,6 +35,18 @@ def test_a_description_says_what_the_model_takes_and_where_it_was_made(known):
     assert found.machine["torch"] == torch.__version__
     assert found.open_dims == ["batch", "length"]
     assert not [each for each in path.parent.iterdir() if each.name.startswith(".")]
+
+
+def test_a_folder_of_optimize_stands_for_its_best(known):
+    engine, path, _ = known
+    inputs = random_inputs(engine, 2)
+    best = path.with_name("best.pt2")
+    convert(engine, best, inputs, "exported")
+    assert locate(best.parent) == best
+    torch.testing.assert_close(load_engine(best.parent)(inputs), engine(inputs))
+    description_of(best).unlink()
+    with pytest.raises(ConfigError, match="a folder in which `optimize` has left no best model"):
+        load_engine(best.parent)
 
 
 def test_a_file_without_its_description_is_refused(known):

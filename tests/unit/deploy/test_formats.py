@@ -28,7 +28,8 @@ DOCS = Path(__file__).parents[3] / "docs"
 PAGE = DOCS / "export.md"
 KNOWN = DOCS / "export_matrix.json"
 MARKS = "<!-- table of models and formats: begin -->\n", "<!-- end -->\n"
-COLUMNS = ["pt2", "aoti", "onnx", "onnx int8", "openvino", "openvino int8", "executorch"]
+COLUMNS = ["pt2", "aoti", "onnx", "onnx int8", "openvino", "openvino int8", "executorch",
+           "executorch int8"]  # fmt: skip
 TIMM = "timm/mobilenetv3_small_050"
 TABLES = sorted(
     name for name in list_models(own_only=True)

@@ -7,7 +7,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from deepseek.memory.budget import Census, Group, Host, cheapest, choose
+from deepseek.memory.budget import Block, Census, Group, Host, cheapest, choose
 from deepseek.memory.epsilons import Epsilons
 from deepseek.memory.host_link import HostLink
 from deepseek.memory.policy import MemoryPolicy
@@ -41,6 +41,39 @@ def test_the_cheapest_groups_are_found(to_free):
     # bytes are counted in thousandths, rounded down
     nearly = brute_force(SIZES, 1.005 * to_free)
     assert best <= sum(group.cost_s for group in chosen) <= (nearly or 13.0)
+
+
+PARTS = [
+    Group(40, [0], 3.0, block=0), Group(30, [1], None, block=0), Group(20, [2], 0.5, block=0),
+    Group(40, [3], 3.0, block=1), Group(35, [4], None, block=1), Group(60, [5], 2.0),
+]  # fmt: skip
+BLOCKS = [Block(0, 3.2), Block(1, 2.5)]
+
+
+def cheapest_mixture(to_free):
+    """Return what the cheapest of all mixtures costs, tried one by one; `None`: there is none."""
+    costs = []
+    for whole in chain.from_iterable(combinations(BLOCKS, n) for n in range(3)):
+        numbers = {block.number for block in whole}
+        freed = sum(group.nbytes for group in PARTS if group.block in numbers)
+        rest = brute_force([g for g in PARTS if g.block not in numbers], to_free - freed)
+        costs += [] if rest is None else [rest + sum(block.cost_s for block in whole)]
+    return min(costs, default=None)
+
+
+@pytest.mark.parametrize("to_free", [10, 20, 60, 80, 90, 130, 150, 165, 185, 224, 225, 226])
+def test_a_block_is_recomputed_where_that_is_cheaper(to_free):
+    chosen, best = cheapest(PARTS, to_free, BLOCKS), cheapest_mixture(to_free)
+    if best is None:
+        assert chosen is None
+        return
+    whole = {each.number for each in chosen if isinstance(each, Block)}
+    groups = [each for each in chosen if isinstance(each, Group)]
+    assert not any(group.block in whole for group in groups)
+    freed = sum(g.nbytes for g in groups) + sum(g.nbytes for g in PARTS if g.block in whole)
+    assert freed >= to_free
+    nearly = cheapest_mixture(1.005 * to_free)
+    assert best <= sum(each.cost_s for each in chosen) <= (nearly or 7.7)
 
 
 def places(groups):
@@ -100,6 +133,27 @@ def test_a_census_adds_up_what_is_kept_and_what_is_not():
     # the activation's input; attention scales and copies queries and keys
     assert [group.nbytes for group in products] == [4 * unit, 4 * unit]
     assert all(group.cost_s > 0 for group in products)
+
+
+def test_a_census_knows_what_recomputing_a_block_would_free():
+    model = GPT(context_length=64, num_classes=50, num_layers=2, dim=64, heads=4)
+    policy = MemoryPolicy("pointwise", [model])
+
+    def look():
+        policy.observer = census = Census(Epsilons(model), torch.device("cpu"))
+        with census.watching(dict(enumerate(policy.blocks))), policy.saving():
+            model(torch.zeros(2, 64, dtype=torch.int64)).sum().backward()
+        census.forget()
+        return census
+
+    before = look()
+    inside = [sum(g.nbytes for g in before.groups if g.block == number) for number in (0, 1)]
+    assert inside[0] == inside[1] > 0
+    assert all(block.cost_s > 0 for block in before.blocks)
+    policy.recomputed = frozenset({1})
+    after = look()
+    assert after.kept_bytes == before.kept_bytes - inside[1]
+    assert {group.block for group in after.groups} == {None, 0}
 
 
 def test_a_census_counts_of_a_divided_tensor_what_this_rank_has():

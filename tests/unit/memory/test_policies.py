@@ -98,7 +98,9 @@ def run(name, policy_name, autocast, make=None, inputs=None, copies=None):
         make, inputs = MODELS[name]
     torch.manual_seed(0)
     model = make().train()
-    policy = MemoryPolicy(policy_name, [model])
+    policy = MemoryPolicy(policy_name.removeprefix("mixed "), [model])
+    if policy_name.startswith("mixed "):
+        policy.recomputed = frozenset(range(0, len(policy.blocks), 2))
     policy.observer, policy.copies = (kept := Kept()), copies
     torch.manual_seed(1)
     with policy.saving(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -115,7 +117,7 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("policy", ["pointwise", "selective", "full"])
+@pytest.mark.parametrize("policy", ["pointwise", "selective", "full", "mixed selective"])
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_and_statistics_are_the_same_bits(name, policy, autocast):
     grads, buffers, everything = run(name, "off", autocast)

@@ -35,11 +35,12 @@ def loss_of(outputs):
     return F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten())
 
 
-def allocated(name, policy, autocast):
+def allocated(name, policy, autocast, recomputed=frozenset()):
     """Return the most bytes that a real step allocates, from the allocator's events."""
     torch.manual_seed(0)
     model, inputs = MODELS[name]().train(), make_inputs(name)
     memory = MemoryPolicy(policy, [model])
+    memory.recomputed = recomputed
 
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast), memory.saving():
@@ -62,6 +63,19 @@ def test_the_peak_is_that_of_a_real_step(name, policy, autocast):
     fixed = 4 * simulated.gradient_bytes
     predicted = fixed + simulated.peak_bytes - simulated.gradient_bytes
     assert predicted == pytest.approx(fixed + allocated(name, policy, autocast), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["gpt", "resnet"])
+def test_the_peak_of_a_mixture_is_that_of_a_real_step(name):
+    simulated = simulate_step(
+        MODELS[name](), lambda: make_inputs(name), loss_of, policy="selective",
+        recomputed=frozenset({0, 1}), has_gradients=True,
+    )  # fmt: skip
+    found = allocated(name, "selective", autocast=False, recomputed=frozenset({0, 1}))
+    fixed = 3 * simulated.gradient_bytes
+    assert fixed + simulated.peak_bytes == pytest.approx(
+        fixed + found + simulated.gradient_bytes, rel=0.05
+    )
 
 
 def test_a_model_is_left_as_it_is():

@@ -12,6 +12,7 @@ from deepseek.config.parallel import ParallelConfig
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.hints import ParallelHints
+from deepseek.models.pretrained import find_transformers_model
 from deepseek.parallel.plan import BatchFacts, facts_of, resolve_plan
 
 transformers = pytest.importorskip("transformers", reason="needs the extra text: transformers")
@@ -25,7 +26,6 @@ from tests.distributed.huggingface_models import (  # noqa: E402
 
 from deepseek.parallel.huggingface import (  # noqa: E402
     cut_pretrained,
-    find_pretrained,
     layer_lists,
     pretrained_facts,
 )
@@ -50,9 +50,9 @@ def refused(plan, size, model, **batch):
 
 def test_a_model_is_found_in_what_a_user_writes_around_it():
     hf = make_pretrained("llama")
-    assert find_pretrained(hf) == ("", hf)
-    assert find_pretrained(LanguageModel(hf)) == ("hf", hf)
-    assert find_pretrained(nn.Linear(2, 2)) is None
+    assert find_transformers_model(hf) == ("", hf)
+    assert find_transformers_model(LanguageModel(hf)) == ("hf", hf)
+    assert find_transformers_model(nn.Linear(2, 2)) is None
     assert pretrained_facts(nn.Linear(2, 2)) is None
     assert layer_lists(LanguageModel(hf)) == ("hf.model.layers",)
     assert layer_lists(nn.Linear(2, 2)) == ()
@@ -60,8 +60,8 @@ def test_a_model_is_found_in_what_a_user_writes_around_it():
 
 def test_transformers_is_not_imported_to_look_for_its_models():
     code = (
-        "import sys; from torch import nn; from deepseek.parallel.huggingface import"
-        " find_pretrained as find; assert find(nn.Linear(1, 1)) is None;"
+        "import sys; from torch import nn; from deepseek.models.pretrained import"
+        " find_transformers_model as find; assert find(nn.Linear(1, 1)) is None;"
         " assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -24,6 +24,7 @@ TARGETS = {
         ("MPT, step s, held out", 10, 35),
     ],
     "fms_fsdp_llama2.csv": [("fms-fsdp", 10, 15)],
+    "mamf_matmul_ceiling.csv": [("MAMF", 1, 5)],
 }
 
 

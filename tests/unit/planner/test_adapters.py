@@ -57,7 +57,7 @@ def test_a_configuration_with_adapters_is_read(tmp_path):
     "plan", [ParallelPlan(), ParallelPlan(dp_shard=4), ParallelPlan(dp_replicate=4)]
 )
 def test_what_is_frozen_has_no_gradient_no_state_and_no_traffic(plan):
-    cluster = Cluster(H100, 4)
+    cluster = Cluster(H100, plan.world_size)
     whole = predict(LLAMA, cluster, plan)
     part = predict(LLAMA, cluster, plan, trainable=0.25)
     one, other = whole.memory[0], part.memory[0]

@@ -8,6 +8,7 @@ from deepseek.planner import (
     shape_from_table,
 )
 from deepseek.planner.flops import count_parameters
+from deepseek.planner.huggingface import KINDS
 
 LLAMA_3_8B = {
     "model_type": "llama",
@@ -124,23 +125,70 @@ def test_a_missing_size_is_named():
         shape_from_huggingface(config)
 
 
+TINY = {
+    "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 100,
+    "num_attention_heads": 4, "max_position_embeddings": 128,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "deepseek_v3", "n_routed_experts": 256, "kv_lora_rank": 512}, "kv_lora"),
-        ({"model_type": "t5", "is_encoder_decoder": True}, "is_encoder_decoder"),
-        ({"model_type": "albert", "num_hidden_groups": 1}, "num_hidden_groups"),
+        ({"model_type": "deepseek_v3"}, "model_type='deepseek_v3', which the planner"),
+        ({"model_type": "t5"}, "model_type='t5'"),
+        ({"model_type": "gpt3"}, 'did you mean "gpt2"'),
+        ({"model_type": None}, "add model_type"),
+        ({"model_type": "bert", "is_encoder_decoder": True}, "model_type='bert'"),
         ({"hidden_size": [96, 192]}, r"dim=\[96, 192\]"),
         ({"hidden_size": "big"}, "dim='big'"),
+        ({"model_type": "vit", "image_size": 30, "patch_size": 16}, "image_size=30"),
     ],
 )
 def test_what_would_be_counted_as_another_model_is_refused(changes, words):
-    config = {
-        "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 100,
-        "num_attention_heads": 4, "max_position_embeddings": 128,
-    }  # fmt: skip
     with pytest.raises(ConfigError, match=words):
-        shape_from_huggingface({**config, **changes})
+        shape_from_huggingface({**TINY, **changes})
+
+
+SIZES = {
+    "num_hidden_layers": 3, "hidden_size": 256, "num_attention_heads": 8, "vocab_size": 2000,
+    "max_position_embeddings": 256, "intermediate_size": 1024, "image_size": 224, "patch_size": 16,
+    "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+GROUPED = {"num_key_value_heads": 4, "head_dim": 32}
+OTHER_NAMES = {
+    "gpt2": {"n_layer": 3, "n_embd": 256, "n_head": 8, "n_positions": 256},
+    "gpt_neo": {"num_layers": 3, "attention_types": [[["global"], 3]], "num_heads": 8},
+    "opt": {"ffn_dim": 1024, "word_embed_proj_dim": 256},
+    "bloom": {"n_layer": 3, "n_head": 8},
+    "mpt": {"n_layers": 3, "d_model": 256, "n_heads": 8, "max_seq_len": 256},
+    "distilbert": {"n_layers": 3, "dim": 256, "n_heads": 8, "hidden_dim": 1024},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 512},
+}
+CLASSES = {"vit": "ViTForImageClassification", "deit": "DeiTForImageClassificationWithTeacher"}
+OFTEN = ("llama", "gpt2", "bert", "vit")
+
+
+@pytest.mark.parametrize(
+    "kind", [k if k in OFTEN else pytest.param(k, marks=pytest.mark.long) for k in KINDS]
+)
+def test_every_known_kind_has_the_weights_that_transformers_builds(kind):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers", reason="needs the extra text: transformers")
+    sizes = {**SIZES, **(GROUPED if KINDS[kind].is_gated else {}), **OTHER_NAMES.get(kind, {})}
+    config = transformers.AutoConfig.for_model(kind, **sizes)
+    with torch.device("meta"):
+        if kind in CLASSES:
+            model = getattr(transformers, CLASSES[kind])(config)
+        elif KINDS[kind].is_causal:
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        else:
+            model = transformers.AutoModelForMaskedLM.from_config(config)
+    built = sum(weight.numel() for weight in model.parameters())
+    shape = shape_from_huggingface(config.to_dict())
+    assert count_parameters(shape) == pytest.approx(built, rel=0.03)
+    assert shape.num_layers == 3
+    assert shape.context_length == {"vit": 197, "deit": 198}.get(kind, 256)
 
 
 def test_a_table_of_sizes_is_a_shape():

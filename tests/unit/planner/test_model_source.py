@@ -85,6 +85,33 @@ def test_our_vit_and_encoder_are_mapped_and_say_how(tmp_path):
     assert "logits" in find_model(write_config(tmp_path, "encoder", args)).note
 
 
+def test_the_vocabulary_of_a_text_is_read_from_its_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "letters.txt").write_text("abcab\n")
+    (tmp_path / "vocab.txt").write_text("\n".join(map(str, range(70))))
+    content = {"model": {"vocab": {"a": 0, "b": 90}}, "added_tokens": [{"id": 130}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    path = tmp_path / "model_config.yaml"
+    args = "{context_length: 16, num_layers: 2, dim: 32, heads: 4}"
+
+    def rows(tokenizer):
+        path.write_text(
+            f"data: {{format: text, train: letters.txt, tokenizer: {tokenizer}, vocab_size: 300}}\n"
+            f"model: {{architecture: gpt, args: {args}}}\n"
+        )
+        source = find_model(str(path))
+        assert "a vocabulary of" in source.note
+        return source.shape.vocab_size
+
+    assert rows("characters") == 64  # of 4, filled up
+    assert rows("vocab.txt") == 128
+    assert rows(".") == rows("tokenizer.json") == 192
+    assert rows("bpe") == 320
+    assert find_model(str(path), vocab_size=65).note == ""
+    with pytest.raises(ConfigError, match="--vocab-size"):
+        rows("absent.json")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

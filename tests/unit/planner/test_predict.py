@@ -40,8 +40,7 @@ def test_more_bandwidth_is_never_slower(plan):
 
 
 def test_more_tensor_parallelism_is_fewer_weights_and_more_talk():
-    cluster = Cluster(H100, 8)
-    predictions = [predict(LLAMA, cluster, ParallelPlan(tp=tp)) for tp in (1, 2, 4, 8)]
+    predictions = [predict(LLAMA, Cluster(H100, tp), ParallelPlan(tp=tp)) for tp in (1, 2, 4, 8)]
     weights = [p.memory[0]["weights"] for p in predictions]
     assert weights == sorted(weights, reverse=True)
     talk = [p.time_s["tp"] / p.step_s for p in predictions]
@@ -154,6 +153,12 @@ def test_impossible_plans_name_every_broken_rule_and_a_fix(change, words):
         predict(LLAMA, Cluster(H100, 64), replace(ParallelPlan(), **change))
     assert all(word in error.value.message for word in words)
     assert error.value.fix
+
+
+def test_gpus_that_a_plan_leaves_idle_are_not_passed_over():
+    with pytest.raises(ConfigError, match=r"= 3 GPUs and num_gpus=16") as error:
+        predict(LLAMA, Cluster(H100, 16), ParallelPlan(dp_shard=3))
+    assert "num_gpus=3" in error.value.fix
 
 
 def test_fp8_needs_a_gpu_that_has_it(a100s):

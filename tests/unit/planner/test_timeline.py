@@ -1,4 +1,5 @@
 from collections import Counter, defaultdict
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -60,6 +61,7 @@ def test_every_pass_comes_once_after_what_it_needs_and_ranks_do_one_at_a_time(sc
 
 def test_one_rank_never_waits():
     plan = ParallelPlan(dp_shard=64, tp=8, num_micro_batches=4)
-    prediction = predict(SHAPE, CLUSTER, plan)
-    passes = draw_up(SHAPE, CLUSTER, plan, prediction)
+    cluster = replace(CLUSTER, num_gpus=512)
+    prediction = predict(SHAPE, cluster, plan)
+    passes = draw_up(SHAPE, cluster, plan, prediction)
     assert sum(p.end_s - p.start_s for p in passes) == pytest.approx(prediction.step_s)

@@ -141,6 +141,45 @@ def test_any_model_of_timm_can_be_walked_on_the_data_axes(name, plan):
     assert not left_out(dry_run(build, world_size=8, rank=3))
 
 
+def walk_gpt(plan, size, length, dropout, **settings):
+    def build():
+        with torch.device("meta"):
+            model = GPT(length, **{**SIZES, "dim": 128}, num_classes=1500, dropout=dropout)
+        data = TokenDataset(
+            np.zeros(32 * length + 1, np.int64), length, [str(n) for n in range(1500)]
+        )
+        chosen = {"batch_size": 16, "max_steps": 1, "precision": "bf16", **settings}
+        return Trainer(model, data, parallel=plan, device="cpu", **chosen)
+
+    return dry_run(build, world_size=size, rank=size - 1)
+
+
+@pytest.mark.parametrize(
+    ("plan", "size", "length", "dropout"),
+    [
+        ("none", 1, 128, 0.1),  # scores are kept
+        ("none", 1, 1024, 0.1),  # in fp32: no kernel of a CPU has dropout
+        ("tp2-pp2", 4, 1024, 0.0),  # a buffer for each micro-batch that a stage receives
+        pytest.param("tp2-pp2", 4, 128, 0.1, marks=pytest.mark.long),
+        pytest.param("none", 1, 1024, 0.0, marks=pytest.mark.long),
+        pytest.param("fsdp2", 2, 128, 0.1, marks=pytest.mark.long),
+        pytest.param("cp2", 2, 256, 0.1, marks=pytest.mark.long),
+        pytest.param("pp4", 4, 1024, 0.1, marks=pytest.mark.long),
+    ],
+)
+def test_the_planner_has_a_term_for_what_is_walked(plan, size, length, dropout):
+    run = walk_gpt(plan, size, length, dropout)
+    assert sum(run.forecast.memory.values()) == pytest.approx(run.peak_bytes, rel=0.1)
+    assert not any("the planner's sum" in line for line in describe_dry_run(run))
+
+
+def test_a_sum_that_is_off_is_said_to_be_and_by_which_category():
+    plan = {"pp": 2, "schedule": "zbv_zero_bubble"}  # keeps what gradients of weights need
+    lines = describe_dry_run(walk_gpt(plan, 2, 1024, 0.0))
+    [said] = [line for line in lines if "the planner's sum" in line]
+    assert re.search(r"sum is -\d+\.\d% off, most of it by activations \(-[\d.]+ MiB\)", said)
+
+
 def test_one_dry_run_leaves_nothing_to_the_next():
     first = walk("vit", "fsdp2-tp2", 4)
     again = [walk("vit", "tp2-pp2", 4, rank=3), walk("vit", "fsdp2-tp2", 4)]

@@ -31,7 +31,7 @@ from deepseek.deploy.optimization.result import (
 from deepseek.deploy.optimization.search import Plan, Search
 from deepseek.deploy.runtimes import RUNTIMES
 from deepseek.deploy.samples import spec_of
-from deepseek.deploy.shares import parse_share
+from deepseek.deploy.shares import parse_tolerance
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.checks import check_positive
@@ -120,24 +120,6 @@ def optimize(
     search = Search(plan, journal, console)
     search.run()
     return _finish(search, out, console)
-
-
-def parse_tolerance(tolerance: float | str) -> float:
-    """Return a share: `0.005`, `"0.005"` and `"0.5%"` are the same.
-
-    Raises:
-        ConfigError: it is no number, or not from 0 to 1.
-    """
-    try:
-        share = parse_share(str(tolerance).strip())
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise ConfigError(
-            f"tolerance={tolerance!r} is not a share from 0 to 1",
-            fix='give one such as 0.005, or "0.5%"',
-        )
-    return share
 
 
 def parse_budget(budget: float | str) -> float:

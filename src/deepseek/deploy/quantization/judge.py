@@ -51,6 +51,12 @@ class Judge:
                 fix="give labelled data, or leave metric out",
             )
 
+    @property
+    def num_samples(self) -> int:
+        """Samples that it measures on."""
+        samples = self._samples
+        return samples.num_held_out if self._held_out_only else len(samples)
+
     def measure(self, engine: ModelEngine) -> float:
         """Return the metric of a model."""
         batches = self._samples.batches(self._held_out_only)

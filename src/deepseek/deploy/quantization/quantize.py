@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from deepseek.deploy.quantization.candidates import Candidates, find_candidates
 from deepseek.deploy.quantization.draft import Draft, find_probe, float_copy
-from deepseek.deploy.quantization.judge import Judge
+from deepseek.deploy.quantization.judge import COSINE, Judge
 from deepseek.deploy.quantization.observation import RANGES, find_codes
 from deepseek.deploy.quantization.result import HURTS, Quantization, count_bytes
 from deepseek.deploy.quantization.sensitivity import find_fewest, rank_by_harm
 from deepseek.deploy.samples import Samples
+from deepseek.deploy.shares import parse_tolerance
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.quantization_aware import is_aware
@@ -53,7 +54,7 @@ def quantize(
     scheme: str,
     data=None,
     *,
-    tolerance: float | None = None,
+    tolerance: float | str | None = None,
     metric: str | None = None,
     keep: Sequence[str] = (),
     embeddings: bool | None = None,
@@ -74,8 +75,10 @@ def quantize(
             finds; batch norms are folded first.
         data: what the model is judged on: labelled data by a metric of their task; a data set
             without labels, or batches (B, ...) of inputs, by the cosine to the original's outputs.
-        tolerance: how far the metric may fall, 0.005 for half a point; layers that hurt most are
-            left in float until it holds. `None`: none is.
+            `int8_static` is calibrated on some of them, half at most, and judged on the others,
+            unless `calibration` has data of its own.
+        tolerance: how far the metric may fall, 0.005 or "0.5%" for half a point; layers that hurt
+            most are left in float until it holds. `None`: none is.
         metric: `accuracy`, `macro_f1`, `cosine`, ...; by default what the task is judged by.
         keep: names of layers, or of modules that hold them, that stay in float.
         embeddings: whether tables of embeddings are meant, too; by default for 16 bits only.
@@ -92,9 +95,12 @@ def quantize(
         arXiv 2004.09602 (calibration, and layers left in float).
     """
     engine = ModelEngine.wrap(model)
-    _check(engine, scheme, data, tolerance, batch_size)
+    allowed = None if tolerance is None else parse_tolerance(tolerance)
+    _check(engine, scheme, data, allowed, batch_size)
     samples, batches = _open_data(engine, scheme, data, calibration, batch_size)
-    judge = None if samples is None else Judge(engine, samples, calibration.data is None, metric)
+    learns = scheme == "int8_static" and not is_aware(engine.module)
+    holds_out = learns and calibration.data is None
+    judge = None if samples is None else Judge(engine, samples, holds_out, metric)
     if embeddings is None:
         embeddings = scheme in DTYPES
     copied, learnt, notes = float_copy(engine, scheme, batches)
@@ -104,16 +110,28 @@ def quantize(
     draft = Draft(copied, found, tables, probe)
     before = after = None
     if judge is not None:
-        say(f"measuring {judge.metric}")
+        say(f"measuring {judge.metric} on {judge.num_samples:,} samples")
+        notes += _doubts(judge, allowed)
         before, after = judge.measure(engine), judge.measure(draft.assemble())
         say(f"{judge.metric} {before:.4f} -> {after:.4f}")
-        if tolerance is not None and not before - after <= tolerance:
-            after = _leave_out(draft, judge, batches[0], before, after, tolerance, say)
+        if allowed is not None and not before - after <= allowed:
+            after = _leave_out(draft, judge, batches[0], before, after, allowed, say)
     quantized = draft.finish()
     return Quantization(
         quantized, scheme, draft.report(), count_bytes(engine), count_bytes(quantized),
-        judge.metric if judge else "", before, after, notes,
+        judge.metric if judge else "", before, after, judge.num_samples if judge else 0, notes,
     )  # fmt: skip
+
+
+def _doubts(judge: Judge, tolerance: float | None) -> tuple[str, ...]:
+    """Return what is to be said of a tolerance that so few samples cannot tell."""
+    share = 1 / judge.num_samples
+    if tolerance is None or judge.metric == COSINE or share <= tolerance:
+        return ()
+    return (
+        f"measured on {judge.num_samples:,} samples, of which one is {100 * share:.2g} points: too"
+        f" few for a tolerance of {100 * tolerance:.2g}",
+    )
 
 
 def _check(
@@ -132,10 +150,6 @@ def _check(
         )
     if tolerance is not None and data is None:
         raise ConfigError(f"tolerance={tolerance:g} needs data to be measured on", fix="give data=")
-    if tolerance is not None and not 0 <= tolerance < 1:
-        raise ConfigError(
-            f"tolerance={tolerance:g} is no share below 1", fix="0.005 is half a point"
-        )
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} is below 1", fix="give 1 or more")
 
@@ -202,7 +216,7 @@ def _leave_out(
     if count == len(ranked):
         raise ConfigError(
             f"tolerance={tolerance:g} cannot be held: {judge.metric} falls by"
-            f" {min(drop, before - after):.4f} at least, from {before:.4f}",
+            f" {min(drop, before - after):.2g} at least, from {before:.4f}",
             fix="allow more, choose bf16 or int8_weight_only, or train it: quantization_aware",
         )
     draft.keep(ranked[:count], HURTS)

@@ -38,6 +38,7 @@ class Quantization:
         bytes_before, bytes_after: of the weights and buffers.
         metric: what the model is judged by; empty where there were no data.
         before, after: the metric; higher is better.
+        num_samples: that it was measured on.
         notes: what else there is to know.
     """
 
@@ -49,6 +50,7 @@ class Quantization:
     metric: str = ""
     before: float | None = None
     after: float | None = None
+    num_samples: int = 0
     notes: tuple[str, ...] = ()
 
     @property
@@ -62,7 +64,10 @@ class Quantization:
         head = f"{self.scheme}: {len(done)} of {len(self.layers)} layers"
         parts = [head, f"{_size(self.bytes_before)} -> {_size(self.bytes_after)}"]
         if self.before is not None and self.after is not None:
-            parts.append(f"{self.metric} {self.before:.4f} -> {self.after:.4f}")
+            parts.append(
+                f"{self.metric} {self.before:.4f} -> {self.after:.4f}"
+                f" on {self.num_samples:,} samples"
+            )
         width = max((len(layer.name) for layer in self.layers), default=0)
         lines = [
             f"  {layer.name:<{width}}  {_noise(layer)}"
@@ -82,6 +87,7 @@ class Quantization:
             "metric": self.metric,
             "before": self.before,
             "after": self.after,
+            "num_samples": self.num_samples,
             "notes": list(self.notes),
         }
 

@@ -54,10 +54,9 @@ def write_report(run_dir: Path) -> Path:
 def render_page(run: RunFolder) -> str:
     """Return the HTML of the report."""
     curves, optimization, performance = curve_sections(run)
-    profile = profile_section(run)
     sections = [
         summary_section(run), curves, optimization, *class_sections(run), gallery_section(run),
-        performance, *([profile] if profile else []), events_section(run), config_section(run),
+        performance, profile_section(run), events_section(run), config_section(run),
         environment_section(run),
     ]  # fmt: skip
     return assemble_page(

@@ -11,11 +11,15 @@ MAX_CATEGORIES = NUM_COLORS
 ID, TITLE = "profile", "Where a step's time and memory go"
 
 
-def profile_section(run: RunFolder) -> Section | None:
-    """Return the table of phases and the picture of the memory; `None` for a run without them."""
+def profile_section(run: RunFolder) -> Section:
+    """Return the table of phases and the picture of the memory, or how to get them."""
     seconds = _numbers(run.profile.get("seconds_per_step"))
     if not seconds:
-        return None
+        note = (
+            "Memory by category over time, and the time of each phase, are recorded with"
+            " <code>trainer.profile=true</code>, which waits for the device after each phase."
+        )
+        return Section(ID, "Memory and time of a step", f'<p class="note">{note}</p>')
     whole = sum(seconds.values()) or 1.0
     rows = [
         (text(name), f"{1e3 * value:.2f}", f"{value / whole:.1%}", _bar(value / whole))

@@ -1,6 +1,8 @@
 """ExecuTorch with XNNPACK: `.pte`, for phones and boards.
 
-A program of it is planned for one size: one sample. A batch is computed one by one.
+A program of it is planned for one size: one sample. A batch is computed one by one. `int8` is
+XNNPACK's own: static, from calibration data, where there are convolutions; of linears alone the
+inputs are scaled as they come.
 """
 
 import threading
@@ -9,7 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deepseek.deploy.runtimes.foreign import converting, find_missing_of, opening
+from deepseek.deploy.runtimes.foreign import (
+    check_calibration,
+    converting,
+    find_missing_of,
+    opening,
+)
+from deepseek.deploy.runtimes.integer_kernels import is_quantised
 from deepseek.deploy.runtimes.opened import Opened
 from deepseek.deploy.runtimes.program import has_node, trace
 from deepseek.deploy.runtimes.runtime import Conversion, Execution, Runtime
@@ -23,7 +31,7 @@ class ExecuTorch(Runtime):
 
     name = "executorch"
     suffix = ".pte"
-    precisions = ("fp32",)
+    precisions = ("fp32", "int8")
     runs_code = False
     has_open_dims = False
 
@@ -35,8 +43,13 @@ class ExecuTorch(Runtime):
         self, engine: ModelEngine, inputs: Tensor, path: Path, conversion: Conversion
     ) -> None:
         """Write the program of one sample."""
-        del conversion
-        graph = trace(engine, inputs[:1], is_open=False)
+        if is_quantised(engine):
+            raise ConfigError(
+                "ExecuTorch quantises by itself, and does not take what `quantize` has made",
+                fix="convert the model that it was made of, with precision='int8'",
+            )
+        sample = inputs[:1].contiguous()  # strides become a part of the program
+        graph = trace(engine, sample, is_open=False)
         if has_node(graph, lambda node: "conv3d" in str(node.target)):
             raise ConfigError(
                 f"{engine.architecture} has convolutions of volumes, and ExecuTorch has none",
@@ -47,6 +60,8 @@ class ExecuTorch(Runtime):
             xnnpack = import_extra(
                 "executorch.backends.xnnpack.partition.xnnpack_partitioner", "edge"
             )
+            if conversion.precision == "int8":
+                graph = _quantize(graph, sample, conversion)
             lowered = exir.to_edge_transform_and_lower(
                 graph, partitioner=[xnnpack.XnnpackPartitioner()]
             )
@@ -74,6 +89,23 @@ class ExecuTorch(Runtime):
                 return torch.cat([method.execute([row])[0].clone() for row in inputs.split(1)])
 
         return Opened(call)
+
+
+def _quantize(
+    graph: torch.export.ExportedProgram, sample: Tensor, conversion: Conversion
+) -> torch.export.ExportedProgram:
+    check_calibration(conversion)
+    xnnpack = import_extra("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", "edge")
+    pt2e = import_extra("torchao.quantization.pt2e.quantize_pt2e", "deploy")
+    convolves = has_node(graph, lambda node: "conv" in str(node.target))
+    settings = xnnpack.get_symmetric_quantization_config(
+        is_per_channel=True, is_dynamic=not convolves
+    )
+    quantizer = xnnpack.XNNPACKQuantizer().set_global(settings)
+    prepared = pt2e.prepare_pt2e(graph.module(check_guards=False), quantizer)
+    for row in torch.cat(list(conversion.calibration)).contiguous().split(1):
+        prepared(row)
+    return torch.export.export(pt2e.convert_pt2e(prepared), (sample,))
 
 
 def _set_threads(count: int) -> None:

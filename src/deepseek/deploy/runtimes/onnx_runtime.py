@@ -21,7 +21,7 @@ from deepseek.deploy.runtimes.foreign import (
 from deepseek.deploy.runtimes.opened import Opened
 from deepseek.deploy.runtimes.program import open_dims, trace
 from deepseek.deploy.runtimes.runtime import Conversion, Execution
-from deepseek.errors import CheckpointError
+from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import ModelEngine
 from deepseek.registry import import_extra
 
@@ -96,6 +96,12 @@ def _write(
     )  # fmt: skip
     if program is None:  # only where it was told to write a file itself
         raise RuntimeError("the exporter returned nothing")
+    written = program.model.opset_imports.get("")
+    if opset is not None and written != opset:
+        raise ConfigError(
+            f"opset={opset} cannot be written: the exporter stays at {written}",
+            fix=f"leave it out, or choose {written} or another that it knows",
+        )
     program.save(path, external_data=num_bytes > MAX_PROTOBUF_BYTES)
 
 

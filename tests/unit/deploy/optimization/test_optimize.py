@@ -7,8 +7,9 @@ import torch
 from deepseek.deploy import optimize
 from deepseek.deploy.artefact import load_engine
 from deepseek.deploy.optimization import candidate, search
-from deepseek.deploy.optimization.optimize import parse_budget, parse_tolerance
+from deepseek.deploy.optimization.optimize import parse_budget
 from deepseek.deploy.optimization.process import run_trial
+from deepseek.deploy.shares import parse_tolerance
 from deepseek.errors import ConfigError, DataError
 from deepseek.models import ModelEngine, VisionTransformer
 

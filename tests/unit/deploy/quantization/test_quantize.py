@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 from deepseek.datasets import DataSpec
 from deepseek.datasets.spec import FieldSpec
@@ -155,6 +155,21 @@ def test_a_tolerance_that_cannot_be_held_says_what_was_reached():
         )  # fmt: skip
 
 
+@pytest.mark.parametrize(("scheme", "judged"), [("int8_static", 66), ("bf16", 130)])
+def test_no_more_than_half_is_calibrated_with_and_what_is_judged_on_is_said(
+    engine, data, scheme, judged
+):
+    few = Subset(data, [at % len(data) for at in range(130)])
+    done = quantize(engine, scheme, few, tolerance="50%", metric="accuracy")
+    assert done.num_samples == done.to_json()["num_samples"] == judged
+    assert f"on {judged} samples" in done.describe()
+
+
+def test_a_tolerance_finer_than_a_sample_is_doubted(engine, data):
+    done = quantize(engine, "bf16", Subset(data, range(20)), tolerance=0.005, metric="accuracy")
+    assert "20 samples, of which one is 5 points: too few" in done.describe()
+
+
 def test_what_is_kept_stays_as_it_is(engine, data):
     done = quantize(engine, "bf16", data, keep=["layer1", "conv1"])
     kept = {layer.name: layer.why for layer in done.layers if layer.scheme is None}
@@ -168,8 +183,8 @@ def test_what_is_kept_stays_as_it_is(engine, data):
         ({"scheme": "int8_statik"}, 'did you mean "int8_static"'),
         ({"scheme": "int8_static", "data": None}, "int8_static needs samples"),
         ({"scheme": "bf16", "data": None, "tolerance": 0.1}, "needs data to be measured on"),
-        ({"scheme": "bf16", "tolerance": 5.0}, "tolerance=5 is no share"),
-        ({"scheme": "bf16", "tolerance": math.nan}, "tolerance=nan is no share"),
+        ({"scheme": "bf16", "tolerance": 5.0}, "tolerance=5.0 is not a share"),
+        ({"scheme": "bf16", "tolerance": math.nan}, "tolerance=nan is not a share"),
         ({"scheme": "bf16", "keep": ["layr1"]}, 'did you mean "layer1"'),
         ({"scheme": "bf16", "metric": "loss"}, "choose one of: accuracy, macro_f1, cosine"),
         ({"scheme": "bf16", "batch_size": 0}, "batch_size=0"),

@@ -56,6 +56,9 @@ def test_two_tasks_from_a_file_to_predictions(capsys):
     assert not any(name.startswith("stars") for name in metrics)
     assert run(["evaluate", model, "--data", "stars.csv"]) == 2
     assert "say which: task=tone" in capsys.readouterr().err
+    given = ["--parameters", "50%", "--data", "tone.csv", "--epochs", "1", "task=tone"]
+    assert run(["prune", model, "small.bin", *given]) == 2
+    assert "give --val" in capsys.readouterr().err
     assert run(["predict", model, "--text", "a good film", "--text", "a bad film", "--json"]) == 0
     good, bad = (row["tasks"] for row in json.loads(capsys.readouterr().out))
     assert (good["tone"]["top"][0]["label"], bad["tone"]["top"][0]["label"]) == ("pos", "neg")

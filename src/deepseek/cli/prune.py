@@ -12,6 +12,7 @@ from deepseek.cli.model_options import AsJson, ModelFile, Settings
 from deepseek.cli.model_output import check_model_output
 
 if TYPE_CHECKING:
+    from deepseek.cli.build_run import AnyDataset
     from deepseek.deploy import Pruning
     from deepseek.models import ModelEngine
 
@@ -63,7 +64,7 @@ def prune(
     )
     train = dataset
     if held_back is None and dataset is not None:
-        train, held_back = dataset.split(VAL_SHARE) if epochs else (dataset, dataset)
+        train, held_back = _hold_back(dataset) if epochs else (dataset, dataset)
     before = _measure(engine, held_back, batch_size)
     pruned = prune_model(
         engine,
@@ -128,6 +129,20 @@ def _check(
     for option, value in given.items():
         if value and not epochs:
             raise ConfigError(f"{option} would be ignored: --epochs is 0", fix="give --epochs 10")
+
+
+def _hold_back(dataset: "AnyDataset") -> tuple:
+    """Return what is trained with, and what is measured with."""
+    from deepseek.datasets import JointDataset, MultiTaskDataset
+    from deepseek.errors import ConfigError
+    from deepseek.medical import NoduleDataset
+
+    if isinstance(dataset, JointDataset | MultiTaskDataset | NoduleDataset):
+        raise ConfigError(
+            f"a {type(dataset).__name__} is not divided, and something has to be held back",
+            fix="give --val PATH",
+        )
+    return dataset.split(VAL_SHARE)
 
 
 def _measure(engine: "ModelEngine", data, batch_size: int) -> dict[str, float]:

@@ -136,7 +136,8 @@ def test_a_link_that_hides_nothing_is_left_alone(speed, is_used, tmp_path, monke
     found = offloading(tmp_path, 0.6, offload="none")
     policy = found.assembly.step.graph.memory
     assert bool(policy.copied_places) == is_used
-    assert (policy.name == "selective") == (not is_used)
+    computes_again = policy.name == "selective" or bool(policy.recomputed)
+    assert computes_again == (not is_used)
     assert (" ms to a micro-batch of " in said_of_budget(found)) == (not is_used)
     assert torch.equal(weights(found), weights(offloading(tmp_path / "off", "off", offload="none")))
 

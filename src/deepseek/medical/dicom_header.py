@@ -48,6 +48,7 @@ class SliceHeader:
         modality: such as CT.
         kernel: of the reconstruction.
         rescale: slope and intercept; `None` where they are not said.
+        padding: least and greatest stored number of what was not seen; `None` where not said.
     """
 
     path: Path
@@ -64,6 +65,12 @@ class SliceHeader:
     modality: str
     kernel: str
     rescale: tuple[float, float] | None
+    padding: tuple[int, int] | None
+
+    def is_padding(self, stored: np.ndarray) -> np.ndarray:
+        """Return which stored pixels the header calls padding, bool of the same shape."""
+        low, high = self.padding or (1, 0)
+        return (stored >= low) & (stored <= high)
 
 
 def read_header(path: Path) -> SliceHeader | None:
@@ -143,7 +150,20 @@ def _to_slice(header: Any, path: Path) -> SliceHeader:
         _modality(header),
         str(header.get("ConvolutionKernel") or ""),
         None if slope is None or intercept is None else (float(slope), float(intercept)),
+        _padding(header),
     )
+
+
+def _padding(header: Any) -> tuple[int, int] | None:
+    """Return the interval of PixelPaddingValue and PixelPaddingRangeLimit, in either order."""
+    said = [header.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    numbers = [int(value) for value in said if value not in (None, "")]
+    if said[0] in (None, ""):
+        return None
+    if header.get("PixelRepresentation") == 1:  # -2000 is there as 63536, too
+        half = 1 << (int(header.BitsAllocated) - 1)
+        numbers = [(number + half) % (2 * half) - half for number in numbers]
+    return min(numbers), max(numbers)
 
 
 def _numbers(value: Any) -> tuple[float, ...]:

@@ -162,8 +162,13 @@ BROKEN_SERIES = {
     "slope 0": (setting(RescaleSlope=0), "has RescaleSlope=0"),
     "intercept forgotten": (
         everywhere(RescaleIntercept=0),
-        r"is CT from 24 to 1924 HU after rescale: air is about -1000",
+        r"is CT from -2000 to 1924 HU after rescale; without padding 0\.0% of it is air",
     ),
+    "intercept of twice": (
+        everywhere(RescaleIntercept=-2024),
+        r"is CT from -4024 to -100 HU after rescale; .* \(about -1000\), 0\.1% tissue",
+    ),
+    "slope of nearly two": (everywhere(RescaleSlope=1.9), r"of what is denser than lung \d\.\d%"),
     "slope of another unit": (
         everywhere(RescaleSlope=1000),
         "is CT with RescaleSlope=1000, and scanners write 1",

@@ -26,6 +26,8 @@ _NEEDED = (
     "ImagePositionPatient", "ImageOrientationPatient",
 )  # fmt: skip
 _CT_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")
+_DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205")
+"""Transfer syntaxes of which the whole data set is deflated: explicit, JPIP, JPIP with HTJ2K."""
 _BITS = (8, 16, 32)
 _SLOPES = (0.5, 2.0)
 """Scanners write CT with slope 1; far from it, the file was scaled for something else."""
@@ -84,12 +86,24 @@ def read_header(path: Path) -> SliceHeader | None:
 
 
 def open_dicom(path: Path) -> Any:
-    """Return the header of a DICOM file as pydicom has it; `None` if it is none by its bytes."""
+    """Return the header of a DICOM file as pydicom has it; `None` if it is none by its bytes.
+
+    Raises:
+        DataError: it is deflated: pydicom would inflate all of it at once, whatever the size.
+        MissingExtraError: pydicom is not installed.
+    """
     with path.open("rb") as file:
         is_dicom = file.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
     if not is_dicom:
         return None
-    return import_extra("pydicom", "medical").dcmread(path, stop_before_pixels=True)
+    pydicom = import_extra("pydicom", "medical")
+    meta = import_extra("pydicom.filereader", "medical").read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") in _DEFLATED:
+        raise DataError(
+            f"{path} is stored deflated, as CT is not: how large it becomes cannot be known before",
+            fix="if you trust it, convert it: dcmconv +te FILE FILE (dcmtk)",
+        )
+    return pydicom.dcmread(path, stop_before_pixels=True)
 
 
 def is_image(header: Any) -> bool:

@@ -16,7 +16,7 @@ from deepseek.datasets.volume import Volume
 from deepseek.datasets.volume_file import check_holds, check_size
 from deepseek.errors import DataError
 from deepseek.medical.dicom_folders import files_of, only_series
-from deepseek.medical.dicom_header import SliceHeader, quietly, read_header
+from deepseek.medical.dicom_header import SliceHeader, open_dicom, quietly, read_header
 from deepseek.medical.hounsfield import PADDING_HU, check_hounsfield
 from deepseek.registry import import_extra
 
@@ -69,13 +69,11 @@ def read_headers(folder: Path) -> list[Any]:
         DataError: as `read_series`.
         MissingExtraError: pydicom is not installed.
     """
-    pydicom = import_extra("pydicom", "medical")
     folder = only_series(folder)
     slices = _find_slices(folder)
     order, _ = _place(folder, slices)
-    read = partial(pydicom.dcmread, stop_before_pixels=True)
     paths = [slices[index].path for index in order.tolist()]
-    return [quietly(path, partial(read, path)) for path in paths]
+    return [quietly(path, partial(open_dicom, path)) for path in paths]
 
 
 def _find_slices(folder: Path) -> list[SliceHeader]:

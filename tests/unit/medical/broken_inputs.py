@@ -101,6 +101,11 @@ def two_kernels(number, header):
     header.ConvolutionKernel = "B70f" if number == 3 else "B30f"
 
 
+def deflated(_, header):
+    header.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+    header.private_block(0x0099, "BOMB", create=True).add_new(0, "OB", bytes(1 << 20))
+
+
 def eight_bits(number, header):
     header.BitsAllocated, header.BitsStored, header.HighBit = 8, 8, 7
     header.PixelRepresentation = 0
@@ -207,6 +212,7 @@ BROKEN_SERIES = {
         "declares 960 bytes of voxels and holds 100",
     ),
     "no pixels": (without("PixelData", only=5), "has no pixels: it is truncated"),
+    "a deflated bomb": (deflated, r"is stored deflated, as CT is not: how large"),
     "a bomb": (everywhere(Rows=60_000, Columns=60_000), "60000 x 60000 voxels, more than max"),
     "frames in one file": (frames, "holds 8 frames in one file, which are not read yet"),
 }

@@ -1,10 +1,14 @@
+import zlib
+
 import numpy as np
 import pytest
 
 from deepseek.datasets import read_volume
 from deepseek.errors import DataError
+from deepseek.medical.dicom_folders import find_series, series_uid
+from deepseek.medical.dicom_series import read_headers
 
-from .broken_inputs import without
+from .broken_inputs import deflated, without
 from .slices import SECRET, SPACING_MM, phantom, stored, write_series
 
 pydicom = pytest.importorskip("pydicom")
@@ -107,6 +111,17 @@ def test_a_slice_cut_off_within_its_pixels_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(DataError, match=r"002\.dcm"):
         read_volume(folder)
+
+
+def test_what_is_deflated_is_never_inflated(tmp_path, monkeypatch):
+    folder = write_series(tmp_path / "a", change=deflated)
+    assert (folder / "000.dcm").stat().st_size < 10_000
+    monkeypatch.delattr(zlib, "decompress")
+    assert find_series(tmp_path) == [folder]
+    assert series_uid(folder) is None
+    for read in (read_volume, read_headers):
+        with pytest.raises(DataError, match="is stored deflated"):
+            read(folder)
 
 
 def test_a_compression_that_is_not_what_it_says_is_refused(tmp_path):

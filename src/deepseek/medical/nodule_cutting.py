@@ -21,7 +21,7 @@ from deepseek.datasets.kept_folder import SlowReport, make_beside, taking_place
 from deepseek.datasets.randomness import permutation
 from deepseek.datasets.volume import Volume
 from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS, read_volume
-from deepseek.datasets.volume_store import check_places, facts_of_files, read_labels
+from deepseek.datasets.volume_store import facts_of_files, laid_on, read_labels
 from deepseek.errors import ConfigError, DataError
 from deepseek.medical.froc import UNKNOWN_DIAMETER_MM, Findings, Marks
 from deepseek.medical.luna16 import read_marks
@@ -167,8 +167,7 @@ def _read(scan: Scan, max_voxels: int) -> tuple[Volume, Volume | None, Findings]
         raise DataError(f"{scan.image} has {len(volume.voxels)} channels", fix="give a CT")
     labels = None
     if scan.labels is not None:
-        labels = read_labels(scan.labels, max_voxels)
-        check_places(volume, labels, scan.labels)
+        labels = laid_on(volume, read_labels(scan.labels, max_voxels), scan.labels)
         labels = labels.reoriented("SPL")
     findings = scan.findings
     if findings is None:

@@ -140,7 +140,9 @@ def trace_steps(runs, run_dir):
         collectives = Collectives(phases.now)
         steps = Steps(collectives)
         callbacks = [steps, *chosen.pop("callbacks", ())]
-        trainer = Trainer(model, data, run_dir=run_dir / name, callbacks=callbacks, **chosen)
+        trainer = Trainer(
+            model, data, run_dir=run_dir / name, callbacks=callbacks, predict_memory=False, **chosen
+        )
         trainer.assembly.step.clock = phases
         with collectives:
             trainer.fit()

@@ -98,7 +98,7 @@ def train_pretrained(kind, run_dir, changes=None, pad=None, **settings):
     chosen = {
         "batch_size": 16, "max_steps": 10, "lr": 1e-3, "grad_accum_steps": 2, "precision": "fp32",
         "clip_grad_norm": 0.5, "loggers": ["jsonl"], "num_workers": 0, "device": "cpu",
-        **settings,
+        "predict_memory": False, **settings,
     }  # fmt: skip
     model = LanguageModel(make_pretrained(kind, **(changes or {})), pad)
     val_size = chosen.pop("val_size", None)

@@ -61,7 +61,7 @@ def train_each(weightings, folder, is_mixture=False, is_text=False, **settings):
         chosen = {
             "batch_size": 8, "epochs": 2, "lr": 1e-2, "grad_accum_steps": 2, "precision": "fp32",
             "loggers": ["jsonl"], "num_workers": 0, "device": "cpu", "clip_grad_norm": 0.5,
-            **settings,
+            "predict_memory": False, **settings,
         }  # fmt: skip
         trainer = Trainer(
             make_model(is_text), data, data, task=task, run_dir=folder / name, callbacks=[parts],

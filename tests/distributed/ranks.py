@@ -175,7 +175,7 @@ def train(kind, run_dir, **settings):
     chosen = {
         "batch_size": 16, "max_steps": 20, "lr": 1e-3, "grad_accum_steps": 2, "precision": "fp32",
         "clip_grad_norm": 0.5, "loggers": ["jsonl"], "num_workers": 0, "device": "cpu",
-        **settings,
+        "predict_memory": False, **settings,
     }  # fmt: skip
     model = make_model(kind, chosen.pop("dropout", 0.0))
     data, val_size = make_data(kind, chosen.pop("data_size", 70)), chosen.pop("val_size", None)

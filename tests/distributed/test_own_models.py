@@ -65,7 +65,9 @@ def train(kind, run_dir, num_samples=32, frozen=False, **settings):
     inputs = torch.linspace(-3, 3, num_samples * 3 * side * side).sin().view(-1, 3, side, side)
     data = TensorDataset(inputs, torch.arange(num_samples) % 4)
     chosen = {"batch_size": 8, "epochs": 2, "precision": "fp32", "loggers": ["jsonl"]} | settings
-    trainer = Trainer(model, data, num_workers=0, device="cpu", run_dir=run_dir, **chosen)
+    trainer = Trainer(
+        model, data, num_workers=0, device="cpu", run_dir=run_dir, predict_memory=False, **chosen
+    )
     history = trainer.fit()
     return [record["loss"] for record in history.records]
 

@@ -17,7 +17,7 @@ def evaluate(folder, run_dir, parallel=None):
     settings = {} if parallel is None else {"parallel": parallel}
     trainer = Trainer(
         model, data, data, batch_size=2, epochs=1, lr=1e-3, run_dir=run_dir, num_workers=0,
-        loggers=("jsonl",), precision="fp32", device="cpu", **settings,
+        loggers=("jsonl",), precision="fp32", device="cpu", predict_memory=False, **settings,
     )  # fmt: skip
     trainer.fit()
     return trainer.evaluate(), trainer.predict(data)["index"].tolist()

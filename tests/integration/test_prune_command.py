@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ import torch
 from deepseek.cli.main import run
 from deepseek.datasets import ImageDataset
 from deepseek.models import ModelEngine
+from deepseek.trainer import evaluate_model
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +40,30 @@ def test_it_is_trained_on_with_the_original_as_a_teacher(model, capsys):
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["after"]["num_parameters"] <= 0.6 * found["before"]["num_parameters"]
     assert found["metrics"]["accuracy"] > 0.1
+    assert found["metrics_before"].keys() == found["metrics"].keys()
     assert len(ModelEngine.load("small.bin").changes) == 1
+
+
+def test_what_is_lost_is_shown(model, capsys):
+    assert run(["prune", "model.bin", "small.bin", "--flops", "50%", "--val", "digits"]) == 0
+    shown = capsys.readouterr().out
+    data = ImageDataset("digits", transform="resize_8", channels=1)
+    found = [
+        evaluate_model(ModelEngine.load(name), data)["accuracy"]
+        for name in ("model.bin", "small.bin")
+    ]
+    assert f"accuracy  {found[0]:.6g} -> {found[1]:.6g}" in shown
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("model.bin", "would replace the model"), ("small.pt", "small.pt does not end with .bin")],
+)
+def test_the_original_and_other_suffixes_are_not_written(model, target, message, capsys):
+    content = Path("model.bin").read_bytes()
+    assert run(["prune", "model.bin", target, "--flops", "50%"]) == 2
+    assert message in capsys.readouterr().err
+    assert Path("model.bin").read_bytes() == content
 
 
 def test_two_zeros_in_four_stay_through_training(model):

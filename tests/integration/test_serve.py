@@ -193,6 +193,27 @@ def test_slow_clients_do_not_keep_others_out(service):
             client.close()
 
 
+FINDING = {"x": -41.21, "y": 12, "z": -88.5, "diameter_mm": 7.93, "score": 0.934}
+SPAN = {"kind": "ticker", "text": "$TSLA", "start": 0, "end": 5}
+ANSWERS = [
+    (
+        {"findings": [FINDING]},
+        [
+            ["x, y, z in mm", "diameter in mm", "score"],
+            ["-41.2, 12.0, -88.5", "7.9", "93.4 %"],
+        ],
+    ),
+    ({"findings": []}, [["Nothing was found."]]),
+    ({"ml": {"anterior": 2.025}}, [["anterior", "2.02 ml"]]),
+    (
+        {"predictions": [{"spans": [SPAN, {**SPAN, "prob": 0.5}]}]},
+        [["$TSLA", "ticker", ""], ["$TSLA", "ticker", "50.0 %"]],
+    ),
+    ({"predictions": [{"scores": {"click": 0.31234}}]}, [["click", "0.3123"]]),
+    ({"predictions": [{"tasks": {"size": {"value": 1.5}}}]}, [["size:"], ["1.5"]]),
+]
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on the path")
 def test_a_picture_is_dropped_on_the_page_and_its_classes_are_shown(service, tmp_path):
     (tmp_path / "seven.png").write_bytes(picture((8, 8)))
@@ -210,6 +231,10 @@ def test_a_picture_is_dropped_on_the_page_and_its_classes_are_shown(service, tmp
         browser.choose_file("#file", __file__)  # no picture
         said = browser.wait_for("document.getElementById('error').textContent")
         assert "the picture" in said
+        for content, rows in ANSWERS:
+            shown = f"[...tableOf({json.dumps(content)}).rows]"
+            cells = f"{shown}.map((row) => [...row.cells].map((cell) => cell.textContent))"
+            assert browser.run(cells) == rows
     finally:
         browser.close()
 
@@ -279,6 +304,28 @@ def test_outside_loopback_a_token_is_needed(models, tmp_path):
     with serving("--models", models, "--host", "0.0.0.0", "--token-file", file) as started:
         assert started.ask("/health")[0] == 401
         assert started.ask("/health", headers={"Authorization": f"Bearer {token}"})[0] == 200
+        if CHROMIUM is not None:
+            give_token_on_page(f"http://127.0.0.1:{started.port}/", token, tmp_path)
+
+
+def give_token_on_page(url, token, folder):
+    browser = Browser(folder / "profile")
+    try:
+        browser.open(url)
+        browser.wait_for("document.getElementById('ask') && !document.getElementById('ask').hidden")
+        assert not browser.run("document.querySelectorAll('#model option').length")
+        for given in ("wrong", token):
+            browser.run(f"document.getElementById('token').value = '{given}'")
+            browser.run("document.getElementById('token').dispatchEvent(new Event('change'))")
+            if given == "wrong":
+                said = browser.wait_for("document.getElementById('error').textContent")
+                assert said == "This token is not known."
+        browser.wait_for("document.querySelectorAll('#model option').length")
+        (folder / "seven.png").write_bytes(picture((8, 8)))
+        browser.choose_file("#file", folder / "seven.png")
+        assert browser.wait_for("document.querySelectorAll('#result tr').length") == 5
+    finally:
+        browser.close()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deepseek.cli.model_options import AnyModel, AsJson, Device, Precision, Settings, Threads, Trust
+from deepseek.cli.progress import progress
 from deepseek.whole_file import replacing
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def evaluate(
     from deepseek.cli.opened_model import open_model
     from deepseek.deploy.artefact import description_of, locate
     from deepseek.deploy.scoring import check_output
-    from deepseek.trainer.evaluation import evaluate_samples
+    from deepseek.trainer.evaluation import count_batches, evaluate_samples
 
     if samples is not None:
         check_output(samples)
@@ -51,10 +52,11 @@ def evaluate(
     if description_of(locate(model)).is_file():
         device, precision = "cpu", "fp32"  # the program has its own
     dataset = build_evaluation_data(engine, data, settings or [])
-    found = evaluate_samples(
-        engine, dataset, batch_size, device=device, precision=precision,
-        keeps_samples=samples is not None, metrics=metrics or (),
-    )  # fmt: skip
+    with progress("batches", lambda: count_batches(dataset, batch_size)) as show:
+        found = evaluate_samples(
+            engine, dataset, batch_size, device=device, precision=precision,
+            keeps_samples=samples is not None, metrics=metrics or (), on_batch=show,
+        )  # fmt: skip
     # of several tasks the data have labels of one
     is_joint = engine.spec is not None and engine.spec.tasks
     measured = {n: v for n, v in found.metrics.items() if not is_joint or v == v}

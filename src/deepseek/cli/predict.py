@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +17,7 @@ from deepseek.cli.model_options import (
     Threads,
     Trust,
 )
+from deepseek.cli.progress import progress
 
 if TYPE_CHECKING:
     from deepseek.deploy.scoring import Scoring
@@ -133,26 +133,29 @@ def predict(
     if not takes_texts(engine):
         _refuse_texts(texts)
     column = int(text_column) if text_column.isdecimal() else text_column
-    items = find_items(engine, paths, texts, text_column=column, path_column=path_column)
+
+    def items() -> Iterator[str]:
+        return find_items(engine, paths, texts, text_column=column, path_column=path_column)
+
     scoring = Scoring(top_k, batch_size or 32, strict, context)
     if output is not None:
         given = [*texts, *map(str, paths)]
         about = {"inputs": given, "columns": [column, path_column], "precision": precision}
         _write(engine, model, items, output, scoring, about)
         return
-    _print(engine, items, scoring, as_json)
+    _print(engine, items(), scoring, as_json)
 
 
 def _write(
-    engine: "ModelEngine", model: Path, items: Iterable[str], output: Path, scoring: "Scoring",
-    about: dict,
+    engine: "ModelEngine", model: Path, items: Callable[[], Iterator[str]], output: Path,
+    scoring: "Scoring", about: dict,
 ) -> None:  # fmt: skip
     from deepseek.deploy.artefact import sha256
     from deepseek.deploy.scoring import predict_to_file
 
-    with _counting() as count:
+    with progress("rows", lambda: sum(1 for _ in items())) as show:
         done = predict_to_file(
-            engine, items, output, scoring, about={"model": sha256(model), **about}, on_rows=count
+            engine, items(), output, scoring, about={"model": sha256(model), **about}, on_rows=show
         )
     print(f"{output}: {done.num_rows} rows, {done.num_errors} of them could not be read")
     if done.num_errors:
@@ -191,18 +194,6 @@ def _shown(said: dict) -> str:
         value = said["value"]
         return " ".join(map(str, value)) if isinstance(value, list) else f"{value:.4g}"
     return ", ".join(f"{each['label']} {each['prob']:.1%}" for each in said.get("top", []))
-
-
-@contextmanager
-def _counting() -> Iterator[Callable[[int], None]]:
-    """Show how many rows there are, on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} rows"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda count: progress.update(task, completed=count)
 
 
 def _check_given(paths: Sequence[Path], texts: Sequence[str]) -> None:

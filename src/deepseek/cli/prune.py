@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deepseek.cli.model_options import AsJson, ModelFile, Settings
+from deepseek.cli.model_output import check_model_output
 
 if TYPE_CHECKING:
     from deepseek.deploy import Pruning
@@ -32,7 +33,11 @@ def prune(
     ] = "magnitude",
     data: Annotated[str | None, typer.Option(help="Labelled data to train on with.")] = None,
     val: Annotated[
-        str | None, typer.Option(help="Data to measure with; a tenth of --data by default.")
+        str | None,
+        typer.Option(
+            help="Data to measure with, before and after; by default --data, or a tenth of it that"
+            " is not trained with."
+        ),
     ] = None,
     transform: Annotated[
         str | None, typer.Option(help="Of pictures in training, such as resize_32+hflip.")
@@ -50,11 +55,16 @@ def prune(
     from deepseek.deploy import prune as prune_model
     from deepseek.models import ModelEngine
 
-    _check(target, data, val, transform, epochs, distill)
+    _check(model, target, data, transform, epochs, distill)
     engine = ModelEngine.load(model)
-    dataset = None
-    if data is not None:
-        dataset = build_evaluation_data(engine, data, settings or [])
+    dataset, held_back = (
+        None if path is None else build_evaluation_data(engine, path, settings or [])
+        for path in (data, val)
+    )
+    train = dataset
+    if held_back is None and dataset is not None:
+        train, held_back = dataset.split(VAL_SHARE) if epochs else (dataset, dataset)
+    before = _measure(engine, held_back, batch_size)
     pruned = prune_model(
         engine,
         flops=read_share("--flops", flops),
@@ -62,24 +72,24 @@ def prune(
         pattern=pattern,
         what="depth" if depth else "width",
         criterion=criterion,
-        data=dataset,
+        data=train,
     )
     if not as_json:
         print(pruned.describe())
-    metrics: dict[str, float] = {}
     if epochs:
-        held_back = None if val is None else build_evaluation_data(engine, val, settings or [])
         recipe = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
         teacher = engine if distill else None
-        metrics = _train_on(pruned, teacher, dataset, held_back, transform, recipe, target)
+        _train_on(pruned, teacher, train, held_back, transform, recipe, target)
     else:
         pruned.model.save(target)
+    after = _measure(ModelEngine.load(target), held_back, batch_size)
     if as_json:
         costs = {"before": asdict(pruned.before), "after": asdict(pruned.after)}
-        print(json.dumps({"model": str(target), **costs, "metrics": metrics}))
+        measured = {"metrics_before": before, "metrics": after}
+        print(json.dumps({"model": str(target), **costs, **measured}))
         return
-    for name, value in metrics.items():
-        print(f"{name}  {value:.6g}")
+    for name, value in after.items():
+        print(f"{name}  {before[name]:.6g} -> {value:.6g}")
     print(f"  {target}")
 
 
@@ -101,9 +111,9 @@ def read_share(option: str, text: str | None) -> float | None:
 
 
 def _check(
+    model: Path,
     target: Path,
     data: str | None,
-    val: str | None,
     transform: str | None,
     epochs: int,
     distill: bool,
@@ -111,33 +121,35 @@ def _check(
     """Refuse, before anything is computed, what could not be done or would be ignored."""
     from deepseek.errors import ConfigError
 
-    if not target.parent.is_dir():
-        raise ConfigError(f"{target.parent} is not a folder", fix=f"mkdir -p {target.parent}")
+    check_model_output(model, target)
     if epochs and data is None:
         raise ConfigError(f"--epochs={epochs} without data to train with", fix="give --data PATH")
-    given = {"--distill": distill, "--val": val, "--transform": transform}
+    given = {"--distill": distill, "--transform": transform}
     for option, value in given.items():
         if value and not epochs:
             raise ConfigError(f"{option} would be ignored: --epochs is 0", fix="give --epochs 10")
 
 
+def _measure(engine: "ModelEngine", data, batch_size: int) -> dict[str, float]:
+    """Return the metrics on what is held back; none where there are no data."""
+    from deepseek.trainer import evaluate_model
+
+    return {} if data is None else evaluate_model(engine, data, batch_size)
+
+
 def _train_on(
     pruned: "Pruning",
     teacher: "ModelEngine | None",
-    dataset,
+    train,
     held_back,
     transform: str | None,
     recipe: dict,
     target: Path,
-) -> dict[str, float]:
-    """Train a pruned model, write the best of it, and return its metrics on what is held back."""
+) -> None:
+    """Train a pruned model, and write the best of it on what is held back."""
     from deepseek.deploy import KeepZeros
-    from deepseek.models import ModelEngine
-    from deepseek.trainer import Distillation, Trainer, evaluate_model
+    from deepseek.trainer import Distillation, Trainer
 
-    train = dataset
-    if held_back is None:
-        train, held_back = dataset.split(VAL_SHARE)
     if transform is not None:
         train = train.with_transform(transform)
     trainer = Trainer(
@@ -148,4 +160,3 @@ def _train_on(
     )  # fmt: skip
     trainer.fit()
     shutil.copyfile(trainer.folder.model, target)
-    return evaluate_model(ModelEngine.load(target), held_back, recipe["batch_size"])

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from deepseek.cli.model_options import AsJson, ModelFile, Settings
-from deepseek.errors import ConfigError
+from deepseek.cli.model_output import check_model_output
 
 
 def quantize(
@@ -43,7 +43,7 @@ def quantize(
     as_json: AsJson = False,
 ) -> None:
     """Write a model in 8 or 16 bits, within a tolerance."""
-    _check_output(model, output)
+    check_model_output(model, output)
     from deepseek.cli.build_run import build_evaluation_data
     from deepseek.deploy import Calibration
     from deepseek.deploy import quantize as quantize_model
@@ -68,13 +68,3 @@ def quantize(
         return
     print(done.describe())
     print(f"  {output}")
-
-
-def _check_output(model: Path, output: Path) -> None:
-    """Say before the work what would fail after it."""
-    if output.suffix != ".bin":
-        raise ConfigError(f"{output} does not end with .bin", fix="a model file is called NAME.bin")
-    if not output.parent.is_dir():
-        raise ConfigError(f"{output.parent} is not a folder", fix=f"mkdir -p {output.parent}")
-    if output.exists() and output.samefile(model):
-        raise ConfigError(f"{output} would replace the model it is made of", fix="choose a name")

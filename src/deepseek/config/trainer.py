@@ -84,6 +84,10 @@ class TrainerConfig(Settings):
     nor what matrix products make for activation functions. `full`: only the inputs of each block.
     A number of bytes (`24GiB`) that a device may use at most, or a share of the activations
     (`0.6`), is kept to by the cheapest means."""
+    predict_memory: Switch = True
+    """Predict the peak of memory at the start, and say after a few steps how far it was off. Of a
+    model that ranks divide a step is walked on paper, which takes a second for some four blocks;
+    a budget of `memory` predicts in any case."""
     loss_chunks: AtLeastOne = Field(default=1, json_schema_extra=unit("parts"))
     """Parts that the tokens of a language model are cut into for logits and loss: only one part's
     logits exist at a time, and nothing is computed twice."""
@@ -298,6 +302,7 @@ class TrainerSettings(TypedDict, total=False):
     expandable_segments: bool | Auto
     graph: Literal["dynamic", "static"]
     memory: str | float
+    predict_memory: bool
     loss_chunks: int
     batch_size_ramp: tuple[int, int, int] | None
     sequence_length_ramp: tuple[int, int, int] | None

@@ -6,6 +6,7 @@ its size where a caller says that so much is enough: libjpeg then skips most of 
 """
 
 import io
+import re
 
 import numpy as np
 from PIL import Image
@@ -50,14 +51,10 @@ class Picture:
         if isinstance(content, np.ndarray):
             self._image = Image.fromarray(content)
         else:
-            self._image = self._open(content)
+            self._image = self._open(content, max_pixels)
         width, height = self._image.size
         if width * height > max_pixels:
-            raise DataError(
-                f"{where}: the picture declares {width} x {height} = {width * height} pixels,"
-                f" more than max_pixels={max_pixels}",
-                fix="leave the picture out, or raise max_pixels if you trust it",
-            )
+            raise _too_large(where, f"{width} x {height} = {width * height}", max_pixels)
         self.size = (height, width) if self._orientation >= 5 else (width, height)
 
     @property
@@ -94,7 +91,7 @@ class Picture:
             image = image.transpose(_UPRIGHT[self._orientation])
         return image
 
-    def _open(self, content: bytes) -> Image.Image:
+    def _open(self, content: bytes, max_pixels: int) -> Image.Image:
         try:
             image = Image.open(io.BytesIO(content), formats=_FORMATS)
             # Reading EXIF costs; a PNG or WebP may carry it too, but only where `info` has it.
@@ -102,6 +99,10 @@ class Picture:
                 orientation = image.getexif().get(_ORIENTATION, 1)
                 self._orientation = orientation if orientation in _UPRIGHT else 1
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            # PIL has a limit of its own, far above ours in most cases, and looks first
+            declared = re.search(r"(\d+) pixels", str(error))
+            if declared and int(declared[1]) > max_pixels:
+                raise _too_large(self.where, declared[1], max_pixels) from error
             raise DataError(
                 f"{self.where}: the picture declares too many pixels: {error}",
                 fix="leave the picture out; to read it, raise max_pixels and PIL's"
@@ -150,6 +151,13 @@ def _to_8_bit(image: Image.Image, where: str) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("L" if mode == "1" else "RGB")
+
+
+def _too_large(where: str, declared: str, max_pixels: int) -> DataError:
+    return DataError(
+        f"{where}: the picture declares {declared} pixels, more than max_pixels={max_pixels}",
+        fix="leave the picture out, or raise max_pixels if you trust it",
+    )
 
 
 def _damaged(where: str, error: Exception) -> DataError:

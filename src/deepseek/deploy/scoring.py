@@ -1,14 +1,16 @@
 """Predictions of many samples, written to a file as they are made; killed, a run goes on.
 
 `OUT.part` holds a line of JSON for what is predicted (model, inputs, options), then one for each
-sample, in order. Run again, complete batches in it are kept; so batches are cut as before, and the
-result is that of a run that was not interrupted. At the end it becomes `OUT`: `.jsonl`, `.csv` or
-`.parquet`. Memory holds two batches, whatever the number of samples.
+sample, in order. Run again, complete batches in it are kept, if they are of the samples that come
+first now, too; so batches are cut as before, and the result is that of a run that was not
+interrupted. At the end it becomes `OUT`: `.jsonl`, `.csv` or `.parquet`. Memory holds two batches,
+whatever the number of samples.
 """
 
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -33,6 +35,10 @@ from deepseek.whole_file import replacing
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 OUTPUTS = (".jsonl", ".csv", ".parquet")
 ROWS_AT_A_TIME = 4096
+MAX_NAMED = 200
+"""Characters of a sample in a message."""
+_NUMBERS = re.compile(r"loss|(.+_)?(prob|value)(_\d+)?")
+"""Columns of numbers; others are texts."""
 Row = dict
 
 
@@ -153,7 +159,8 @@ def predict_to_file(
         on_rows: told how many rows there are, those of an earlier run too.
 
     Raises:
-        ConfigError: the file is there already, has another suffix, or was begun by another run.
+        ConfigError: the file is there already, has another suffix, or was begun by another run, or
+            with other samples.
         DataError: a sample cannot be read, and that is not allowed.
     """
     output = Path(output)
@@ -161,9 +168,11 @@ def predict_to_file(
     check_output(output)
     head = json.dumps({**(about or {}), "top_k": scoring.top_k, "batch_size": scoring.batch_size})
     num_rows, num_errors = _begin(part, head, scoring.batch_size)
+    rest = iter(items)
+    _pass_over(part, rest)
     on_rows(num_rows)
     with open(part, "ab") as file:
-        for rows in score(engine, islice(items, num_rows, None), scoring):
+        for rows in score(engine, rest, scoring):
             file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
             file.flush()
             num_rows += len(rows)
@@ -286,13 +295,41 @@ def _begin(part: Path, head: str, batch_size: int) -> tuple[int, int]:
     return num_rows, num_errors
 
 
-def _finish(part: Path, output: Path, top_k: int) -> None:
-    """Write the output, in one atomic step, and remove the part."""
+def _rows_of(part: Path) -> Iterator[Row]:
+    """Yield what is done."""
     with open(part, encoding="utf-8") as source:
         next(source)
-        rows = (json.loads(line) for line in source)
-        is_lines = output.suffix.lower() == ".jsonl"
-        write_table(output, rows if is_lines else (_flat(row, top_k) for row in rows))
+        for line in source:
+            yield json.loads(line)
+
+
+def _pass_over(part: Path, items: Iterator[str]) -> None:
+    """Take the samples that are done off those to come.
+
+    Raises:
+        ConfigError: they are not the ones that come first: some were added, removed or renamed.
+    """
+    for number, row in enumerate(_rows_of(part)):
+        done = row["text"] if "text" in row else row["file"]
+        found = next(items, None)
+        if found != done:
+            now = "there is none" if found is None else f"it is {found[:MAX_NAMED]!r}"
+            raise ConfigError(
+                f"{part} has {done[:MAX_NAMED]!r} as sample {number}, now {now}: the inputs have"
+                " changed since it was begun",
+                fix=f"put them back as they were, or rm {part} to begin anew",
+            )
+
+
+def _finish(part: Path, output: Path, top_k: int) -> None:
+    """Write the output, in one atomic step, and remove the part."""
+    if output.suffix.lower() == ".jsonl":
+        write_table(output, _rows_of(part))
+    else:
+        # of a row with a prediction: one with an error does not say what the model answers
+        columns = next((_flat(row, top_k) for row in _rows_of(part) if "error" not in row), {})
+        empty = dict.fromkeys(columns)
+        write_table(output, ({**empty, **_flat(row, top_k)} for row in _rows_of(part)))
     part.unlink()
 
 
@@ -328,22 +365,24 @@ def _type_of(column: str) -> pa.DataType:
     """Return the type of a column by its name: its first value may be missing."""
     if column == "index":
         return pa.int64()
-    is_number = column.startswith(("prob", "loss", "value")) or column.endswith(("_prob", "_value"))
+    is_number = _NUMBERS.fullmatch(column) is not None
     return pa.float64() if is_number else pa.string()
 
 
 def _flat(row: Row, top_k: int) -> Row:
-    """Return a row with a column for each thing: `label`, `prob`, `label_2`, `prob_2`, ..."""
+    """Return a row with a column for each thing: `label`, `prob`, `label_2`, ..., and `error`."""
     kind = "text" if "text" in row else "file"
     flat = {kind: row[kind]}
-    if "value" in row or "tasks" in row:
-        return {**flat, **_flat_tasks(row), "error": row.get("error")}
-    top = row.get("top", [])
+    if "error" in row:
+        return {**flat, "error": row["error"]}
+    if "top" not in row:
+        return {**flat, **_flat_tasks(row), "error": None}
+    top = row["top"]
     for number in range(top_k):
         entry = top[number] if number < len(top) else {"label": None, "prob": None}
         ending = f"_{number + 1}" if number else ""
         flat |= {f"label{ending}": entry["label"], f"prob{ending}": entry["prob"]}
-    return {**flat, "error": row.get("error")}
+    return {**flat, "error": None}
 
 
 def _flat_tasks(row: Row) -> Row:

@@ -101,7 +101,7 @@ def open_dicom(path: Path) -> Any:
     if meta.get("TransferSyntaxUID") in _DEFLATED:
         raise DataError(
             f"{path} is stored deflated, as CT is not: how large it becomes cannot be known before",
-            fix="if you trust it, convert it: dcmconv +te FILE FILE (dcmtk)",
+            fix="if you trust it, convert it: dcmconv --write-xfer-little FILE FILE (dcmtk)",
         )
     return pydicom.dcmread(path, stop_before_pixels=True)
 

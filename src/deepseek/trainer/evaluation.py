@@ -1,6 +1,6 @@
 """Evaluation of a model on its own, and what the report shows of single samples."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from deepseek.trainer.evaluation_pass import Evaluation, evaluate
 from deepseek.trainer.extra_metrics import MeasuredTask
 from deepseek.trainer.precision import resolve_precision
 from deepseek.trainer.run_folder import RunFolder
-from deepseek.trainer.task import resolve_task
+from deepseek.trainer.task import Batch, resolve_task
 
 NUM_SHOWN = 12
 THUMBNAIL_PIXELS = 128
@@ -58,10 +58,12 @@ def evaluate_samples(
     precision: str = "auto",
     keeps_samples: bool = True,
     metrics: Sequence[str] = (),
+    on_batch: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
     """Return the metrics, and what the task predicts for each sample.
 
-    Arguments are as above, and `metrics`: names of `EXTRA_METRICS`, beside those of the task.
+    Arguments are as above, and `metrics`: names of `EXTRA_METRICS`, beside those of the task;
+    `on_batch`: told how many batches are done, of `count_batches`.
 
     Raises:
         ConfigError: there is no such metric, or it says nothing of these data.
@@ -74,7 +76,18 @@ def evaluate_samples(
     engine.to(where)
     chosen = resolve_precision(precision, where)
     parallel = ParallelModel(engine, World.alone(where))
-    return evaluate(parallel, loader, task, chosen, False, keeps_samples)
+    return evaluate(parallel, _watched(loader, on_batch), task, chosen, False, keeps_samples)
+
+
+def count_batches(data, batch_size: int) -> int:
+    """Return how many batches `evaluate_samples` computes."""
+    return len(evaluation_loader(data, batch_size, 0))
+
+
+def _watched(loader: DataLoader, on_batch: Callable[[int], None]) -> Iterator[Batch]:
+    for number, batch in enumerate(loader, 1):
+        yield batch
+        on_batch(number)
 
 
 def evaluation_loader(

@@ -24,7 +24,7 @@ from deepseek.trainer.throughput import (
     resident_bytes,
     total_memory_bytes,
 )
-from deepseek.trainer.walked_peak import is_divided, walk_peak
+from deepseek.trainer.walked_peak import is_divided, walk_peak, wants_prediction
 
 if TYPE_CHECKING:
     from deepseek.trainer.trainer import Trainer
@@ -297,6 +297,8 @@ def _autocast(trainer: "Trainer", device: str) -> Callable[[], AbstractContextMa
 
 def announce_footprint(trainer: "Trainer") -> None:
     """Say what the run will need, and keep it to be compared; every rank calls it."""
+    if not wants_prediction(trainer):
+        return
     predicted = Prediction(trainer.footprint)
     if trainer.footprint is None:  # else a budget has asked for it
         predicted = predict_footprint(trainer)

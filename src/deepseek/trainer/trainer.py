@@ -55,7 +55,7 @@ from deepseek.trainer.saving import Saving
 from deepseek.trainer.signals import StopRequested, StopSignals
 from deepseek.trainer.step_values import StepResult
 from deepseek.trainer.task import Batch, Task
-from deepseek.trainer.walked_peak import is_divided, mirror_whole
+from deepseek.trainer.walked_peak import mirror_whole
 
 
 class Trainer:
@@ -227,8 +227,7 @@ class Trainer:
             # a head that is built now depends on the seed alone
             torch.manual_seed(self.config.seed)
             self.model.bind(self.spec)
-            if is_divided(self.plan) and not world.is_paper:
-                self.mirrored = mirror_whole(self.model)
+            self.mirrored = mirror_whole(self)
             adapt(self.model, self.config, self.plan)
             self._assembly = assemble(
                 self.model, self.task, self.spec, self.recipe, self.config, self.train_loader,

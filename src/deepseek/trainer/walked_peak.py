@@ -17,6 +17,7 @@ from deepseek.models import ModelEngine
 from deepseek.parallel.paper import ranks_aside
 from deepseek.parallel.plan import Plan
 from deepseek.trainer.dry_run import Walk, in_words
+from deepseek.trainer.memory_budget import NAMES
 
 if TYPE_CHECKING:
     from deepseek.trainer.trainer import Trainer
@@ -41,12 +42,22 @@ def is_divided(plan: Plan) -> bool:
     return plan.divides_weights or plan.pp > 1 or plan.cp > 1
 
 
-def mirror_whole(engine: ModelEngine) -> ModelEngine | None:
-    """Return a model with shapes only; `None`: it cannot be copied."""
+def wants_prediction(trainer: "Trainer") -> bool:
+    """Return whether a peak is to be predicted: it is asked for, or a budget needs it."""
+    return trainer.config.predict_memory or trainer.config.memory not in NAMES
+
+
+def mirror_whole(trainer: "Trainer") -> ModelEngine | None:
+    """Return a trainer's model with shapes only, to be walked on paper, before it is divided.
+
+    `None`: nothing is to be walked, or the model cannot be copied.
+    """
+    if trainer.world.is_paper or not is_divided(trainer.plan) or not wants_prediction(trainer):
+        return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return mirror(engine, "cpu", FakeTensorMode(allow_non_fake_inputs=True))
+            return mirror(trainer.model, "cpu", FakeTensorMode(allow_non_fake_inputs=True))
     except Exception:  # any model may hold anything
         return None
 

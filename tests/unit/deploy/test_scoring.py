@@ -5,10 +5,14 @@ from itertools import islice
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from pyarrow import csv
 from tests.unit.deploy.service.conftest import make_engine, make_text_engine, png
 
+from deepseek.datasets import ImageDataset, JointDataset
 from deepseek.deploy.scoring import Scoring, find_items, predict_to_file, score
 from deepseek.errors import ConfigError, DataError
+from deepseek.models import ModelEngine, MultiHead
 
 SCORING = Scoring(top_k=2, batch_size=4)
 
@@ -82,6 +86,81 @@ def test_another_run_is_not_gone_on_with(pictures, tmp_path):
         write(pictures, tmp_path / "b.csv")
     with pytest.raises(ConfigError, match="has no suffix of a table"):
         write(pictures, tmp_path / "b.txt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "!.png").write_bytes(png()), r"'.*00\.png' as sample 0, now .*!"),
+        (lambda folder: (folder / "03.png").unlink(), r"03\.png' as sample 3, now it is '.*04"),
+        (lambda folder: [each.unlink() for each in folder.rglob("0[4-9].png")], "now .*10.png"),
+    ],
+)  # fmt: skip
+def test_a_run_is_not_gone_on_with_where_its_samples_have_changed(
+    pictures, tmp_path, change, message
+):
+    def kill(count):
+        if count >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(pictures, tmp_path / "a.csv", on_rows=kill)
+    content = (tmp_path / "a.csv.part").read_bytes()
+    change(pictures)
+    with pytest.raises(ConfigError, match=message) as refused:
+        write(pictures, tmp_path / "a.csv")
+    assert "a.csv.part to begin anew" in refused.value.fix
+    assert (tmp_path / "a.csv.part").read_bytes() == content
+
+
+def test_what_comes_behind_the_samples_that_are_done_is_predicted_too(pictures, tmp_path):
+    def kill(count):
+        if count >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(pictures, tmp_path / "a.csv", on_rows=kill)
+    (pictures / "08a.png").write_bytes(png(seed=20))
+    write(pictures, tmp_path / "a.csv")
+    write(pictures, tmp_path / "whole.csv")
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def make_joint_engine():
+    torch.manual_seed(0)
+    digits = ImageDataset("digits", transform="resize_8", channels=1)
+    data = JointDataset(digits, {"loss": torch.randn(len(digits))}, own="prob")
+    engine = ModelEngine.wrap(MultiHead("resnet", {"num_layers": 8, "channels": 1}))
+    engine.bind(data.spec)
+    return engine.eval()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_of_several_tasks_a_first_picture_that_cannot_be_read_costs_no_other_row(tmp_path, suffix):
+    engine, output = make_joint_engine(), tmp_path / f"out{suffix}"
+    paths = [tmp_path / f"{name}.png" for name in "abc"]
+    for seed, path in enumerate(paths):
+        path.write_bytes(png(seed=seed)[: 1000 if seed else 40])
+    done = predict_to_file(engine, map(str, paths), output)
+    assert (done.num_rows, done.num_errors) == (3, 1)
+    read = pq.read_table if suffix == ".parquet" else csv.read_csv
+    bad, *good = read(output).to_pylist()
+    assert list(bad) == ["file", "prob_label", "prob_prob", "loss_value", "error"]
+    assert "a.png" in bad["error"]
+    assert bad["prob_prob"] is None
+    for row in good:
+        found = engine.predict(row["file"])
+        assert str(row["prob_label"]) == found["prob"].label  # not a number by its task's name
+        assert row["loss_value"] == pytest.approx(found["loss"], abs=1e-6)
+        assert not row["error"]
+
+
+def test_where_nothing_can_be_read_the_reasons_are_kept(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no")
+    engine = make_joint_engine()
+    done = predict_to_file(engine, [str(tmp_path / "a.png")], tmp_path / "out.parquet")
+    (row,) = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert (done.num_errors, list(row)) == (1, ["file", "error"])
 
 
 def test_tables_of_paths_are_relative_to_the_table(pictures, tmp_path):

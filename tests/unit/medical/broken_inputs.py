@@ -109,6 +109,7 @@ def deflated(_, header):
 def eight_bits(number, header):
     header.BitsAllocated, header.BitsStored, header.HighBit = 8, 8, 7
     header.PixelRepresentation = 0
+    del header.PixelPaddingValue
     header.PixelData = bytes(len(header.PixelData) // 2)
 
 

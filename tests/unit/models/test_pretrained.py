@@ -85,7 +85,9 @@ def test_a_causal_model_learns_as_one_that_returns_logits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "make", [bert, lambda: gpt2("GPT2ForSequenceClassification", pad_token_id=PAD)], ids=str
+    "make",
+    [bert, lambda: gpt2("GPT2ForSequenceClassification", pad_token_id=PAD)],
+    ids=["bert", "gpt2"],
 )
 def test_a_classifier_sees_no_padding(make, tmp_path):
     hf, data = make(), labelled()

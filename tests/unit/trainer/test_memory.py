@@ -244,7 +244,7 @@ def test_a_loss_in_chunks_learns_the_same(chunks, precision, tmp_path):
 def test_chunks_are_refused_where_there_are_none(tmp_path):
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
     data = TensorDataset(torch.randn(16, 12), torch.arange(16) % 10)
-    with pytest.raises(ConfigError, match=r"loss_chunks=4, but .* no head"):
+    with pytest.raises(ConfigError, match=r"loss_chunks=4 leaves the head of .* it has no head"):
         train(tmp_path, "off", model, data, loss_chunks=4)
 
 

@@ -160,7 +160,9 @@ def _check_engine(engine: ModelEngine) -> DataSpec:
     if engine.is_foreign:
         raise ConfigError(
             f"{engine.architecture} is no model of the zoo, and trials open it from its file",
-            fix="make it one of ours: deepseek.convert.pytorch_to_deepseek(module)",
+            fix="convert it to one of ours where it is one (timm, Hugging Face:"
+            " deepseek.convert.pytorch_to_deepseek); any other: export it to the runtimes you"
+            " want, and deepseek.deploy.quantize",
         )
     return spec_of(engine)
 

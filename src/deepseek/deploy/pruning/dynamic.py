@@ -76,6 +76,7 @@ class DynamicPruning(Callback):
         self.sparsity, self.begin, self.end = sparsity, begin, end
         self.every, self.regrow, self.skip = every, regrow, skip
         self._kept = WeightMasks()
+        self._is_told = False
 
     def on_fit_begin(self, trainer: "Trainer") -> None:
         """Find the weights, and the mask of a run that goes on."""
@@ -100,10 +101,24 @@ class DynamicPruning(Callback):
         if first < trainer.step <= last and is_due:
             progress = (trainer.step - first) / (last - first)
             self._choose(progress, assembly.step.optimizer)
+            self._tell(trainer)
             trainer.recorder.log(
                 {"kind": "pruning", "step": trainer.step, "sparsity": self.measured()}
             )
         self._kept.apply(trainer)
+
+    def _tell(self, trainer: "Trainer") -> None:
+        """Say once that nothing can come back, where the optimizer does not know what would."""
+        optimizer = trainer.assembly.step.optimizer
+        knows = all(
+            _moment(weight, optimizer) is not None for weight in self._kept.weights.values()
+        )
+        if self.regrow > 0 and not knows and not self._is_told:
+            self._is_told = True
+            trainer.warn(
+                f"regrow={self.regrow:g} does nothing: {trainer.config.optimizer} keeps no running"
+                " mean of gradients, by which weights come back; set momentum, or choose adamw"
+            )
 
     @torch.no_grad()
     def _choose(self, progress: float, optimizer: torch.optim.Optimizer) -> None:

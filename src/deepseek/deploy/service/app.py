@@ -16,6 +16,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
+from deepseek.deploy.service.answers import Predictions
+from deepseek.deploy.service.interface import OPENAPI, add_interface
 from deepseek.deploy.service.measures import Counting, Measures
 from deepseek.deploy.service.probes import start_probes
 from deepseek.deploy.service.protection import Limits, Protection
@@ -61,6 +63,7 @@ _BODY = {
         },
     },
 }  # fmt: skip
+_MASK = {"application/gzip": {"schema": {"type": "string", "format": "binary"}}}
 _BOOLEANS = {
     **dict.fromkeys(("true", "1", "yes", "on", "t", "y"), True),
     **dict.fromkeys(("false", "0", "no", "off", "f", "n"), False),
@@ -126,15 +129,17 @@ def make_app(
         lifespan=lifespan,
         responses=_ERRORS,
         redirect_slashes=False,  # to an address that a proxy may not have
-    )
+        openapi_url=OPENAPI, docs_url=None, redoc_url=None,
+    )  # fmt: skip
 
     explain_errors(app)
+    add_interface(app, has_tokens=bool(hashes))
     _add_predictions(app, shelf, limits)
     add_protocol(app, shelf, limits)
     _add_administration(app, shelf, measures)
     app.add_middleware(Counting, measures=measures)
     app.add_middleware(
-        Protection, limits=limits, hashes=hashes, is_loopback=is_loopback,
+        Protection, limits=limits, hashes=hashes, is_loopback=is_loopback, open_pages=("/",),
         on_refusal=lambda status: measures.requests.labels("refused", status).inc(),
     )  # fmt: skip
     return app
@@ -250,7 +255,10 @@ def _read_query(request: Request) -> _Asked:
 def _add_predictions(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
     page = files("deepseek.deploy.service").joinpath("page.html").read_text(encoding="utf-8")
 
-    @app.post("/predict", openapi_extra={**_BODY, **_QUERY}, tags=["predictions"])
+    @app.post(
+        "/predict", openapi_extra={**_BODY, **_QUERY}, tags=["predictions"],
+        responses={200: {"model": Predictions, "content": _MASK}},
+    )  # fmt: skip
     async def predict(request: Request) -> Response:
         """Classify a picture, a text, its words, samples, rows, or the voxels of a volume.
 
@@ -278,7 +286,7 @@ def _add_predictions(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
             }
         )
 
-    @app.get("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False)  # for everybody: it says nothing of the models
     async def start() -> HTMLResponse:
         policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline';"
         policy += " img-src blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -321,7 +329,7 @@ def _add_administration(app: FastAPI, shelf: Shelf, measures: Measures) -> None:
 
     @app.post("/models/{model}/rollback", tags=["models"])
     async def rollback(model: str) -> dict:
-        """Put the version back that answered before."""
+        """Put the version back that answered before; sent again, it is refused (409)."""
         active = await shelf.roll_back(model)
         note()
         return {"model": active.name, "active": active.version}

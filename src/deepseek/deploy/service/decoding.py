@@ -88,7 +88,7 @@ class Decoder:
             Refusal: 400, it is no picture, or a damaged or too large one; 422, it ended the
                 process that decoded it.
         """
-        fix = "send a JPEG, PNG or WebP picture"
+        fix = f"send a JPEG, PNG or WebP picture of {self._max_pixels:,} pixels at most"
         return await self._run("the picture", 400, fix, _decode, content, self._max_pixels)
 
     async def encode(self, texts: list[str]) -> np.ndarray:
@@ -117,7 +117,8 @@ class Decoder:
         folder = ""
         if needs_folder(content):  # removed here: the process that reads it may be ended
             folder = tempfile.mkdtemp(prefix="deepseek-scan-", dir=_memory_folder())
-        fix = "send a .nii.gz or .mha file, or a zip of one DICOM series, as in training"
+        fix = "send a .nii.gz or .mha file, or a zip of one DICOM series, as in training, of"
+        fix += f" {self._max_voxels:,} voxels at most"
         try:
             return await self._run(
                 "the volume", 400, fix, _open_scan, content, self._max_voxels, folder, self._region

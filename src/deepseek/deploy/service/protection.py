@@ -2,7 +2,7 @@
 
 ```
 bound to loopback    the Host header must name it: no page of the web reaches it by another name
-bound elsewhere      a token
+bound elsewhere      a token, but for pages that say nothing of what is served
 any                  a body of limited size, which comes at some pace
 ```
 """
@@ -55,6 +55,8 @@ class Protection:
         limits: of a request.
         hashes: of tokens; empty: none is asked for.
         is_loopback: whether only this machine can reach the service.
+        open_pages: paths that are read without a token, as a browser asks for them; what is sent
+            with such a request is not read.
         on_refusal: told the status of each request that is turned down.
     """
 
@@ -65,12 +67,14 @@ class Protection:
         hashes: tuple[str, ...],
         *,
         is_loopback: bool,
+        open_pages: tuple[str, ...] = (),
         on_refusal: Callable[[int], None] = lambda status: None,
     ) -> None:
         self._app = app
         self._limits = limits
         self._hashes = hashes
         self._is_loopback = is_loopback
+        self._open_pages = open_pages
         self._on_refusal = on_refusal
         self._held_bytes = 0  # of large bodies
 
@@ -86,8 +90,10 @@ class Protection:
         try:
             self._check_host(headers.get(b"host", b""))
             self._check_origin(headers)
-            self._check_token(headers.get(b"authorization", b""))
-            body = await self._read_body(headers, receive, held)
+            body: bytes | None = b""
+            if scope["method"] != "GET" or scope["path"] not in self._open_pages:
+                self._check_token(headers.get(b"authorization", b""))
+                body = await self._read_body(headers, receive, held)
             if body is None:  # the client has gone
                 return
             messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]

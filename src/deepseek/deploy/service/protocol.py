@@ -1,9 +1,12 @@
 """The Open Inference Protocol, version 2, as KServe and Triton speak it: `/v2/...`."""
 
+from typing import Any
+
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
+from deepseek.deploy.service.answers import Inference
 from deepseek.deploy.service.protection import Limits
 from deepseek.deploy.service.question import (
     aside,
@@ -23,6 +26,9 @@ _ALL_DATATYPES = (
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16",
     "FP32", "FP64", "BYTES",
 )  # fmt: skip
+IGNORED = {"binary_data", "binary_data_output"}
+"""Parameters of a request that are no settings of the answer: Triton's client always says that it
+could read a binary one, and reads JSON as well."""
 _TENSORS = {
     "requestBody": {
         "required": True,
@@ -56,6 +62,8 @@ _TENSORS = {
     },
 }  # fmt: skip
 
+_INFER: dict[str, Any] = {"openapi_extra": _TENSORS, "responses": {200: {"model": Inference}}}
+
 
 def add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
     """Add the routes of the protocol to an application."""
@@ -83,8 +91,8 @@ def add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
 
     @app.get("/v2/models/{model}/versions/{version}", tags=["v2"])
     async def metadata_of_version(model: str, version: str) -> dict:
-        """Describe a model, if this version answers."""
-        return _describe(_find(shelf, model, version), shelf)
+        """Describe a version that is loaded."""
+        return _describe(shelf.loaded(model, version), shelf)
 
     @app.get("/v2/models/{model}/ready", tags=["v2"])
     async def model_ready(model: str) -> dict:
@@ -93,25 +101,25 @@ def add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
 
     @app.get("/v2/models/{model}/versions/{version}/ready", tags=["v2"])
     async def version_ready(model: str, version: str) -> dict:
-        """Say whether this version of a model answers."""
-        return {"name": _find(shelf, model, version).name, "ready": True}
+        """Say whether a version is loaded, and answers."""
+        return {"name": shelf.loaded(model, version).name, "ready": True}
 
-    @app.post("/v2/models/{model}/infer", tags=["v2"], openapi_extra=_TENSORS)
+    @app.post("/v2/models/{model}/infer", tags=["v2"], **_INFER)
     async def infer(request: Request, model: str) -> JSONResponse:
         """Compute with numbers, or texts; rows of a table are texts of JSON."""
         return await _infer(request, shelf.active(model), limits)
 
-    @app.post("/v2/models/{model}/versions/{version}/infer", tags=["v2"], openapi_extra=_TENSORS)
+    @app.post("/v2/models/{model}/versions/{version}/infer", tags=["v2"], **_INFER)
     async def infer_with_version(request: Request, model: str, version: str) -> JSONResponse:
-        """Compute, if this version answers."""
-        return await _infer(request, _find(shelf, model, version), limits)
+        """Compute with a version that is loaded."""
+        return await _infer(request, shelf.loaded(model, version), limits)
 
 
 async def _infer(request: Request, version: Version, limits: Limits) -> JSONResponse:
     body = await request.body()
     with version.used():
         content = await aside(len(body), parse_json, body)
-        found, known = _read_tensor(content)
+        found, known = _read_tensor(content, version)
         wanted = _read_wanted(content, version)
         if version.packing is not None:
             rows = [parse_json(str(each).encode()) for each in found]
@@ -136,7 +144,7 @@ def _read_wanted(content: object, version: Version) -> tuple[str, ...]:
     """Return the names of the outputs that are asked for; all by default.
 
     Raises:
-        Refusal: 400, the model has no such output.
+        Refusal: 400, the model has no such output, or it should be in another form.
     """
     known = tuple(version.outputs)
     if version.takes_volumes:
@@ -145,6 +153,8 @@ def _read_wanted(content: object, version: Version) -> tuple[str, ...]:
     if not asked:
         return known
     rows = asked if isinstance(asked, list) else [None]
+    for each in rows:
+        _check_parameters(each, "an output")
     names = [str(each.get("name")) if isinstance(each, dict) else "" for each in rows]
     if not {*names} <= {*known}:
         raise Refusal(
@@ -159,29 +169,7 @@ def _output_of_volumes(version: Version) -> tuple[str, str]:
     return ("centers", "FP32") if version.finds_centers else ("labels", "UINT16")
 
 
-def _find(shelf: Shelf, model: str, version: str) -> Version:
-    """Return the version that answers, if it is the one that is named.
-
-    Raises:
-        Refusal: 404, another one answers.
-    """
-    active = shelf.active(model)
-    if version != active.version:
-        raise Refusal(
-            404, f"version {version[:64]!r} of {active.name} does not answer now",
-            fix=f"ask for {active.version}, or activate it: /models/{active.name}/activate",
-        )  # fmt: skip
-    return active
-
-
 def _describe(version: Version, shelf: Shelf) -> dict:
-    datatype = _DATATYPES.get(version.sample_field.dtype, "FP32")
-    sample = [-1] if version.takes_any_length else version.sample_shape
-    inputs = {"name": "inputs", "datatype": datatype, "shape": [-1, *sample]}
-    if version.takes_texts:
-        inputs = {"name": "text", "datatype": "BYTES", "shape": [-1]}
-    if version.packing is not None:
-        inputs = {"name": "rows", "datatype": "BYTES", "shape": [-1]}
     outputs = [
         {"name": name, "datatype": "FP32", "shape": [-1, width]}
         for name, width in zip(version.outputs, version.widths, strict=True)
@@ -192,16 +180,58 @@ def _describe(version: Version, shelf: Shelf) -> dict:
         outputs = [{"name": name, "datatype": kind, "shape": [-1, *sizes]}]
     return {
         "name": version.name, "versions": shelf.list_versions()[version.name],
-        "platform": "deepseek", "inputs": [inputs], "outputs": outputs,
+        "platform": "deepseek", "inputs": [_input_of(version)], "outputs": outputs,
     }  # fmt: skip
 
 
-def _read_tensor(content: object) -> tuple[np.ndarray | list, dict]:
+def _input_of(version: Version) -> dict:
+    """Return name, datatype and shape of what a version takes."""
+    if version.takes_texts:
+        return {"name": "text", "datatype": "BYTES", "shape": [-1]}
+    if version.packing is not None:
+        return {"name": "rows", "datatype": "BYTES", "shape": [-1]}
+    datatype = _DATATYPES.get(version.sample_field.dtype, "FP32")
+    sample = [-1] if version.takes_any_length else version.sample_shape
+    return {"name": "inputs", "datatype": datatype, "shape": [-1, *sample]}
+
+
+def _check_parameters(owner: object, what: str) -> None:
+    """Refuse what would be ignored, such as `classification`.
+
+    Raises:
+        Refusal: 400, a parameter is given that is not known.
+    """
+    given = owner.get("parameters") if isinstance(owner, dict) else None
+    unknown = sorted({*given} - IGNORED) if isinstance(given, dict) else [given] if given else []
+    if unknown:
+        raise Refusal(
+            400, f"parameters={str(unknown)[:80]} of {what} are not known", fix="leave them out"
+        )
+
+
+def _check_input(tensor: dict, version: Version) -> None:
+    """Refuse a tensor that is called otherwise, or holds other numbers, than the model's.
+
+    Raises:
+        Refusal: 400.
+    """
+    taken = _input_of(version)
+    for key in ("name", "datatype"):
+        if tensor.get(key) != taken[key]:
+            raise Refusal(
+                400, f"the input has the {key} {str(tensor.get(key))[:80]!r}",
+                fix=f"send {taken[key]}, as /v2/models/{version.name} says",
+            )  # fmt: skip
+    _check_parameters(tensor, "the input")
+
+
+def _read_tensor(content: object, version: Version) -> tuple[np.ndarray | list, dict]:
     """Return the one tensor of a request, texts as a list; and the id that its answer repeats.
 
     Raises:
-        Refusal: 400, it is not as the protocol says.
+        Refusal: 400, it is not as the protocol says, or not what the model takes.
     """
+    _check_parameters(content, "the request")
     try:
         (tensor,) = content["inputs"]  # pyright: ignore[reportIndexIssue, reportCallIssue, reportArgumentType]
         shape, datatype = tensor["shape"], tensor["datatype"]
@@ -209,13 +239,14 @@ def _read_tensor(content: object) -> tuple[np.ndarray | list, dict]:
             raise ValueError(f"shape {shape} is not a list of sizes")
         if datatype not in _ALL_DATATYPES:
             raise ValueError(f"datatype {datatype!r} is not one of the protocol's")
+        _check_input(tensor, version)
         array = np.array(tensor["data"]).reshape(shape)
         is_text = datatype == "BYTES"
     except (TypeError, KeyError, ValueError, OverflowError, AttributeError) as error:
         raise Refusal(
             400, f"the body is no request of the protocol: {str(error)[:120]}",
             fix='send {"inputs": [{"name": "inputs", "shape": [...], "datatype": "FP32",'
-            ' "data": [...]}]}',
+            f' "data": [...]}}]}}, with name and datatype of /v2/models/{version.name}',
         ) from error  # fmt: skip
     id_ = content.get("id") if isinstance(content, dict) else None
     # half of a surrogate pair is no text that an answer could hold

@@ -36,9 +36,14 @@ class Queue:
             timeout_s: from now; a sample whose time is up is not computed any more.
 
         Raises:
-            Refusal: 429, there is no room; 503, the model has gone; 504, it took too long; 500,
-                the model failed.
+            Refusal: 413, there could never be room; 429, there is none now; 503, the model has
+                gone; 504, it took too long; 500, the model failed.
         """
+        if len(samples) > self._max_waiting:
+            raise Refusal(
+                413, f"{len(samples)} samples, more than the {self._max_waiting} that may wait",
+                fix=f"send {self._max_waiting} at most at a time",
+            )  # fmt: skip
         if self.num_waiting + len(samples) > self._max_waiting:
             raise Refusal(
                 429, f"{self.num_waiting} samples wait already, the limit is {self._max_waiting}",

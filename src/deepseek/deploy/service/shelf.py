@@ -273,7 +273,8 @@ class Shelf:
     @property
     def num_waiting(self) -> int:
         """Samples that wait for any model."""
-        return sum(version.queue.num_waiting for version in self._active.values())
+        loaded = (*self._active.values(), *self._before.values())
+        return sum(version.queue.num_waiting for version in loaded)
 
     def state(self) -> list[dict]:
         """Return what there is, JSON-able."""
@@ -321,7 +322,8 @@ class Shelf:
                     )  # fmt: skip
                 return self._active[name]
             if name in self._before and self._before[name].version == version:
-                return self._swap_back(name)
+                self._active[name], self._before[name] = self._before[name], self._active[name]
+                return self._active[name]
             try:
                 loaded = await asyncio.to_thread(self._load, name, version)
             except DeepSeekError as error:
@@ -333,29 +335,54 @@ class Shelf:
                 self._before[name] = self._active[name]
             self._active[name] = loaded
             if forgotten is not None:
-                closing = asyncio.create_task(forgotten.close())
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
+                self._let_go(forgotten)
             return loaded
 
     async def roll_back(self, name: str) -> Version:
-        """Put the version back that answered before; it is still loaded.
+        """Put the version back that answered before, which is still loaded; let the other one go.
+
+        Asked again, it changes nothing: a client that has missed the answer may ask twice.
 
         Raises:
-            Refusal: 404, there is no such model; 409, it has had no other version.
+            Refusal: 404, there is no such model; 409, no other version has answered since it
+                started, or since it was rolled back.
         """
         if name not in self.list_versions():
             raise self._no_model(name)
         async with self._lock:
             if name not in self._before:
+                now = self.active(name).version
                 raise Refusal(
-                    409, f"model {name[:64]!r} has had no other version", fix="activate one by name"
-                )
-            return self._swap_back(name)
+                    409, f"version {now} of {name[:64]} answers, and none is kept from before it",
+                    fix="activate one by name",
+                )  # fmt: skip
+            self._let_go(self._active[name])
+            self._active[name] = self._before.pop(name)
+            return self._active[name]
 
-    def _swap_back(self, name: str) -> Version:
-        self._active[name], self._before[name] = self._before[name], self._active[name]
-        return self._active[name]
+    def _let_go(self, version: Version) -> None:
+        """Close a version once it has finished what it has begun."""
+        closing = asyncio.create_task(version.close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    def loaded(self, name: str, version: str) -> Version:
+        """Return a version that is loaded: the one that answers, or the one before it.
+
+        Raises:
+            Refusal: 404, there is no such model, or the version is not loaded; 503, the model is
+                not loaded yet.
+        """
+        known = [self.active(name), *([self._before[name]] if name in self._before else [])]
+        for each in known:
+            if each.version == version:
+                return each
+        there = ", ".join(each.version for each in known)
+        raise Refusal(
+            404, f"version {version[:64]!r} of {name[:64]} is not loaded",
+            fix=f"ask for one of: {there}; or activate one of:"
+            f" {', '.join(self.list_versions()[known[0].name])}",
+        )  # fmt: skip
 
     async def close(self) -> None:
         """Finish what was begun, and let go of all models."""

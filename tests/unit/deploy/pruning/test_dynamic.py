@@ -93,6 +93,11 @@ def test_weights_come_back(tmp_path):
     assert not any((after & ~before).any() for before, after in pairwise(watch.masks))
 
 
+def test_an_optimizer_by_which_nothing_comes_back_is_told_once(tmp_path, recwarn):
+    train(tmp_path / "run", DynamicPruning(0.8, every=3), optimizer="sgd", momentum=0.0)
+    assert (tmp_path / "run" / "log.txt").read_text().count("regrow=0.2 does nothing: sgd") == 1
+
+
 def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
     settings = {"checkpoint_every": 5, "ema_decay": 0.9}
     whole = train(tmp_path / "whole", DynamicPruning(0.8, every=4), **settings)

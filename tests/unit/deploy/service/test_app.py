@@ -1,11 +1,15 @@
 import base64
 import json
+import struct
+import zlib
+from importlib.resources import files
 
 import numpy as np
 import pytest
 import torch
 from tests.unit.deploy.service.conftest import LIMITS, make_engine, png
 
+from deepseek.deploy.service.answers import Inference, Predictions
 from deepseek.deploy.service.tokens import hash_token
 from deepseek.models import ModelEngine
 
@@ -152,7 +156,13 @@ TENSOR = {"name": "inputs", "shape": [1, 1, 8, 8], "datatype": "UINT8", "data": 
         ({"shape": [10**30]}, 400, "no request of the protocol"),
         ({"shape": [0, 1, 8, 8], "data": []}, 422, "0 samples"),
         ({"data": "abc"}, 400, "no request of the protocol"),
-        ({"datatype": "BYTES", "shape": [1], "data": ["x"]}, 422, "does not take texts"),
+        ({"datatype": "BYTES", "shape": [1], "data": ["x"]}, 400, "the datatype 'BYTES'"),
+        ({"datatype": "FP32"}, 400, "the datatype 'FP32'"),
+        ({"name": "pixels"}, 400, "the name 'pixels'"),
+        ({"name": ["inputs"]}, 400, "the name \"['inputs']\""),
+        ({"parameters": {"content_type": "np"}}, 400, "['content_type'] of the input"),
+        ({"parameters": 5}, 400, "[5] of the input"),
+        ({"parameters": {}}, 200, ""),
     ],
 )
 def test_tensors_that_are_none_are_refused(ask, change, status, words):
@@ -161,7 +171,7 @@ def test_tensors_that_are_none_are_refused(ask, change, status, words):
         return await client.post("/v2/models/digits/infer", json=body)
 
     answer = ask(talk)
-    assert (answer.status_code, words in answer.json()["error"]) == (status, True)
+    assert (answer.status_code, words in answer.json().get("error", "")) == (status, True)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +179,10 @@ def test_tensors_that_are_none_are_refused(ask, change, status, words):
     [
         ({"outputs": [{"name": "probs"}]}, 200), ({"outputs": []}, 200), ({"outputs": 5}, 400),
         ({"outputs": ["probs"]}, 400), ({"outputs": [{"name": "none"}]}, 400),
-        ({"id": "\ud800"}, 200),
+        ({"id": "\ud800"}, 200), ({"parameters": {"binary_data_output": True}}, 200),
+        ({"parameters": {"sequence_id": 7}}, 400),
+        ({"outputs": [{"name": "probs", "parameters": {"binary_data": True}}]}, 200),
+        ({"outputs": [{"name": "probs", "parameters": {"classification": 3}}]}, 400),
     ],
 )  # fmt: skip
 def test_outputs_and_id_of_the_protocol_are_checked(ask, more, status):
@@ -242,6 +255,56 @@ def test_versions_are_swapped_and_rolled_back(ask):
     assert ask(talk) == ["v10", "v1", "v10", "v2", "v10"]
 
 
+def test_a_rollback_that_is_sent_again_does_not_bring_the_bad_version_back(ask):
+    async def talk(client):
+        async def state():
+            return (await client.get("/models")).json()["models"][0]
+
+        await client.post("/models/digits/activate", json={"version": "v1"})
+        assert (await state())["previous"] == "v10"
+        first = await client.post("/models/digits/rollback")
+        again = await client.post("/models/digits/rollback")
+        return first, again, await state()
+
+    first, again, state = ask(talk)
+    assert (first.status_code, first.json()["active"]) == (200, "v10")
+    assert again.status_code == 409
+    assert "version v10 of digits answers" in again.json()["error"]
+    assert (state["active"], state["previous"]) == ("v10", None)
+
+
+def test_every_version_that_is_loaded_answers_the_protocol(ask):
+    async def talk(client):
+        await client.post("/models/digits/activate", json={"version": "v1"})
+        paths = [f"/v2/models/digits/versions/{version}" for version in ("v1", "v10", "v2")]
+        about = [await client.get(path) for path in paths]
+        said = [await client.post(f"{path}/infer", json={"inputs": [TENSOR]}) for path in paths]
+        return about, said
+
+    about, said = ask(talk)
+    assert [answer.status_code for answer in (*about, *said)] == [200, 200, 404] * 2
+    assert [answer.json()["model_version"] for answer in said[:2]] == ["v1", "v10"]
+    assert said[0].json()["outputs"] != said[1].json()["outputs"]
+    assert about[2].json()["fix"] == "ask for one of: v1, v10; or activate one of: v1, v2, v10"
+
+
+def test_a_picture_bomb_is_told_our_limit(ask):
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    head = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+    async def talk(client):
+        return await client.post("/predict", content=bomb, headers={"content-type": "image/png"})
+
+    answer = ask(talk)
+    assert answer.status_code == 400
+    assert "400000000 pixels, more than max_pixels=10000" in answer.json()["error"]
+    assert "10,000 pixels at most" in answer.json()["fix"]
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [({"version": "../v1"}, 404), ({"version": 1}, 400), ([], 400), ({"version": "broken"}, 409)],
@@ -263,13 +326,20 @@ def test_a_version_that_is_none_leaves_the_old_one(ask, model_folder, body, stat
         broken.unlink(missing_ok=True)
 
 
-def test_every_route_wants_the_token_where_there_is_one(ask):
-    hashes = (hash_token("ds_right"),)
+RIGHT = {"authorization": "Bearer ds_right"}
 
+
+def ask_with_token(ask, talk):
+    hashes = (hash_token("ds_right"),)
+    return ask(talk, hashes, is_loopback=False, base_url="http://example.com")
+
+
+def test_every_route_but_the_page_wants_the_token_where_there_is_one(ask):
     async def talk(client):
         paths = (await client.get("/openapi.json", headers=RIGHT)).json()["paths"]
+        more = {path: {"get": {}, "head": {}} for path in ("/docs", "/openapi.json", "/redoc")}
         refused = []
-        for path, methods in {**paths, "/": {"get": {}}, "/docs": {"get": {}}}.items():
+        for path, methods in {**paths, **more, "/": {"post": {}}}.items():
             for method in methods:
                 for headers in ({}, {"authorization": "Bearer ds_wrong"}, {"authorization": "ds"}):
                     answer = await client.request(method, path, headers=headers)
@@ -277,11 +347,62 @@ def test_every_route_wants_the_token_where_there_is_one(ask):
         allowed = await client.get("/health", headers=RIGHT)
         return refused, allowed.status_code
 
-    RIGHT = {"authorization": "Bearer ds_right"}
-    refused, allowed = ask(talk, hashes, is_loopback=False, base_url="http://example.com")
+    refused, allowed = ask_with_token(ask, talk)
     assert {status for _, status in refused} == {401}
     assert len(refused) > 30
     assert allowed == 200
+
+
+def test_the_page_is_open_and_the_same_whatever_is_served(ask):
+    async def talk(client):
+        plain = await client.get("/")
+        sent = await client.request("GET", "/", content=bytes(LIMITS.max_body_bytes + 1))
+        return plain, sent, await client.head("/")
+
+    plain, sent, head = ask_with_token(ask, talk)
+    page = files("deepseek.deploy.service").joinpath("page.html").read_text(encoding="utf-8")
+    assert [answer.status_code for answer in (plain, sent, head)] == [200] * 3
+    assert plain.text == sent.text == page
+    assert "default-src 'none'" in plain.headers["content-security-policy"]
+
+
+def test_the_interface_has_types_of_answers_and_the_token(ask):
+    async def talk(client):
+        return [(await client.get(path, headers=RIGHT)) for path in ("/openapi.json", "/docs")]
+
+    schema, docs = ask_with_token(ask, talk)
+    schema = schema.json()
+    assert schema["components"]["securitySchemes"]["token"] == {"type": "http", "scheme": "bearer"}
+    assert schema["security"] == [{"token": []}]
+    for path, name in (
+        ("/predict", "Predictions"), ("/v2/models/{model}/infer", "Inference"),
+        ("/v2/models/{model}/versions/{version}/infer", "Inference"),
+    ):  # fmt: skip
+        answer = schema["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]
+        assert answer["schema"]["$ref"] == f"#/components/schemas/{name}"
+        assert name in schema["components"]["schemas"]
+    assert '<div id="swagger-ui"><p>This page needs the internet' in docs.text
+    assert 'href="/openapi.json"' in docs.text
+
+
+def test_without_tokens_the_interface_asks_for_none(ask):
+    async def talk(client):
+        return (await client.get("/openapi.json")).json()
+
+    schema = ask(talk)
+    assert "security" not in schema
+    assert "securitySchemes" not in schema["components"]
+
+
+def test_answers_are_of_the_types_that_the_interface_says(ask):
+    async def talk(client):
+        said = await client.post("/predict", json={"inputs": [[[7] * 8] * 8]})
+        inferred = await client.post("/v2/models/digits/infer", json={"inputs": [TENSOR]})
+        return said.json(), inferred.json()
+
+    said, inferred = ask(talk)
+    assert Predictions.model_validate(said, extra="forbid").predictions
+    assert Inference.model_validate(inferred, extra="forbid").outputs
 
 
 @pytest.mark.parametrize(

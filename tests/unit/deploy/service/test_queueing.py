@@ -63,6 +63,18 @@ def test_too_many_are_refused_and_told_when_to_come_back():
     asyncio.run(run())
 
 
+def test_what_could_never_wait_is_not_asked_to_come_back():
+    async def run():
+        queue = Queue([Model()], max_waiting=4)
+        with pytest.raises(Refusal, match="5 samples, more than the 4 that may wait") as refused:
+            await queue.submit(one(1) * 5, 5.0)
+        assert refused.value.status == 413
+        assert not refused.value.headers()
+        assert "send 4 at most" in refused.value.fix
+
+    asyncio.run(run())
+
+
 def test_who_waits_too_long_is_told():
     async def run():
         queue = Queue([Model(holds=True)], max_waiting=4)

@@ -49,7 +49,12 @@ PATCH = (40, 40, 40)
 def train(kind: str, fold: int, cubes: NoduleCubes, args: argparse.Namespace) -> tuple:
     """Return the model of a fold, its validation data, and the minutes that its training took."""
     is_masks = kind == "segmentation"
-    data = NoduleDataset(cubes, targets="masks" if is_masks else "centers", seed=args.seed)
+    data = NoduleDataset(
+        cubes,
+        targets="masks" if is_masks else "centers",
+        negative_share=0.0 if is_masks else 0.25,  # Dice is of crops with a nodule
+        seed=args.seed,
+    )
     train_data, val_data = data.split_fold(fold)
     folder = args.output / f"{kind}-{fold}"
     finished = folder / "minutes.json"

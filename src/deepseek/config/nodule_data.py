@@ -29,7 +29,7 @@ class NoduleDataConfig(Settings):
     negative_share: Number = Field(
         default=0.25, ge=0, le=1, json_schema_extra=unit("share of the crops")
     )
-    """With `centers`: how many crops hold no nodule."""
+    """How many crops hold no nodule. With `masks` such a crop has an empty mask."""
     crops_per_cube: Whole = Field(default=1, ge=1, json_schema_extra=unit("crops"))
     """Samples of each cube in an epoch."""
     max_voxels: Whole = Field(default=2**29, ge=1, json_schema_extra=unit("voxels"))

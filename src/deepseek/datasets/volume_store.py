@@ -154,8 +154,7 @@ def _write(arrays: dict[str, np.ndarray], place: Path) -> None:
 
 def _make(pair: VolumePair, transform: VolumeTransform, max_voxels: int) -> dict[str, np.ndarray]:
     image = read_volume(pair.image, max_voxels=max_voxels)
-    labels = read_labels(pair.labels, max_voxels)
-    check_places(image, labels, pair.labels)
+    labels = laid_on(image, read_labels(pair.labels, max_voxels), pair.labels)
     image = transform.place(image, max_voxels=max_voxels, where=str(pair.image))
     labels = transform.place(labels, is_labels=True, max_voxels=max_voxels, where=str(pair.labels))
     known = np.ascontiguousarray(labels.voxels[0])
@@ -195,12 +194,13 @@ def read_labels(path: Path, max_voxels: int) -> Volume:
     return Volume(voxels.astype(np.uint16), volume.affine)
 
 
-def check_places(image: Volume, labels: Volume, path: Path) -> None:
-    """Refuse labels, those of `path`, of other voxels than those of the image.
+def laid_on(image: Volume, labels: Volume, path: Path) -> Volume:
+    """Return labels, those of `path`, with their axes as those of the image lead.
 
     Raises:
         DataError: they differ in shape or place.
     """
+    labels = labels.reoriented(image.orientation)
     shapes = image.voxels.shape[1:], labels.voxels.shape[1:]
     if shapes[0] != shapes[1]:
         raise DataError(
@@ -215,6 +215,7 @@ def check_places(image: Volume, labels: Volume, path: Path) -> None:
             " directions differ",
             fix="give both files the geometry of the scanner",
         )
+    return labels
 
 
 def _foreground(labels: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Where in a tree of folders the slices of DICOM series are, such as PATIENT/STUDY/SERIES."""
 
+import hashlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -58,12 +59,26 @@ def series_uid(folder: Path) -> str | None:
     Raises:
         MissingExtraError: there is DICOM, and pydicom is not installed.
     """
+    return _said(folder, "SeriesInstanceUID")
+
+
+def patient_key(folder: Path) -> str | None:
+    """Return what tells the patient of a folder from others: a hash, `None` where none is named.
+
+    Raises:
+        MissingExtraError: there is DICOM, and pydicom is not installed.
+    """
+    said = (_said(folder, "PatientID") or "").strip()
+    return hashlib.blake2b(said.encode()).hexdigest() if said else None
+
+
+def _said(folder: Path, name: str) -> str | None:
     first = _first_slice(folder)
     try:
         header = None if first is None else quietly(first, partial(open_dicom, first))
     except DataError:
         return None  # reading the series says why
-    return None if header is None else str(header.get("SeriesInstanceUID", "")) or None
+    return None if header is None else str(header.get(name) or "") or None
 
 
 def files_of(folder: Path) -> list[Path]:

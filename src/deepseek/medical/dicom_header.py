@@ -26,6 +26,8 @@ _NEEDED = (
     "ImagePositionPatient", "ImageOrientationPatient",
 )  # fmt: skip
 _CT_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")
+_DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205")
+"""Transfer syntaxes of which the whole data set is deflated: explicit, JPIP, JPIP with HTJ2K."""
 _BITS = (8, 16, 32)
 _SLOPES = (0.5, 2.0)
 """Scanners write CT with slope 1; far from it, the file was scaled for something else."""
@@ -48,6 +50,7 @@ class SliceHeader:
         modality: such as CT.
         kernel: of the reconstruction.
         rescale: slope and intercept; `None` where they are not said.
+        padding: least and greatest stored number of what was not seen; `None` where not said.
     """
 
     path: Path
@@ -64,6 +67,12 @@ class SliceHeader:
     modality: str
     kernel: str
     rescale: tuple[float, float] | None
+    padding: tuple[int, int] | None
+
+    def is_padding(self, stored: np.ndarray) -> np.ndarray:
+        """Return which stored pixels the header calls padding, bool of the same shape."""
+        low, high = self.padding or (1, 0)
+        return (stored >= low) & (stored <= high)
 
 
 def read_header(path: Path) -> SliceHeader | None:
@@ -77,12 +86,24 @@ def read_header(path: Path) -> SliceHeader | None:
 
 
 def open_dicom(path: Path) -> Any:
-    """Return the header of a DICOM file as pydicom has it; `None` if it is none by its bytes."""
+    """Return the header of a DICOM file as pydicom has it; `None` if it is none by its bytes.
+
+    Raises:
+        DataError: it is deflated: pydicom would inflate all of it at once, whatever the size.
+        MissingExtraError: pydicom is not installed.
+    """
     with path.open("rb") as file:
         is_dicom = file.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
     if not is_dicom:
         return None
-    return import_extra("pydicom", "medical").dcmread(path, stop_before_pixels=True)
+    pydicom = import_extra("pydicom", "medical")
+    meta = import_extra("pydicom.filereader", "medical").read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") in _DEFLATED:
+        raise DataError(
+            f"{path} is stored deflated, as CT is not: how large it becomes cannot be known before",
+            fix="if you trust it, convert it: dcmconv --write-xfer-little FILE FILE (dcmtk)",
+        )
+    return pydicom.dcmread(path, stop_before_pixels=True)
 
 
 def is_image(header: Any) -> bool:
@@ -143,7 +164,20 @@ def _to_slice(header: Any, path: Path) -> SliceHeader:
         _modality(header),
         str(header.get("ConvolutionKernel") or ""),
         None if slope is None or intercept is None else (float(slope), float(intercept)),
+        _padding(header),
     )
+
+
+def _padding(header: Any) -> tuple[int, int] | None:
+    """Return the interval of PixelPaddingValue and PixelPaddingRangeLimit, in either order."""
+    said = [header.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    numbers = [int(value) for value in said if value not in (None, "")]
+    if said[0] in (None, ""):
+        return None
+    if header.get("PixelRepresentation") == 1:  # -2000 is there as 63536, too
+        half = 1 << (int(header.BitsAllocated) - 1)
+        numbers = [(number + half) % (2 * half) - half for number in numbers]
+    return min(numbers), max(numbers)
 
 
 def _numbers(value: Any) -> tuple[float, ...]:

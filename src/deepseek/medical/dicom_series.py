@@ -16,15 +16,11 @@ from deepseek.datasets.volume import Volume
 from deepseek.datasets.volume_file import check_holds, check_size
 from deepseek.errors import DataError
 from deepseek.medical.dicom_folders import files_of, only_series
-from deepseek.medical.dicom_header import SliceHeader, quietly, read_header
+from deepseek.medical.dicom_header import SliceHeader, open_dicom, quietly, read_header
+from deepseek.medical.hounsfield import PADDING_HU, check_hounsfield
 from deepseek.registry import import_extra
 
 MAX_SLICES = 10_000
-AIR_HU = -1024.0
-"""Nothing is less dense than air; scanners mark what they did not see by numbers below it."""
-DENSEST_LIMIT_HU = 100_000.0
-DENSE_HU, DENSE_SHARE = 4000.0, 0.001
-"""Bone and contrast end at 3000 HU, and metal is a small part of a patient."""
 MISSING_FROM = 1.9
 """Steps of so many thicknesses, from which slices are missing between those that are there."""
 _HU_SAMPLE = 2**21
@@ -50,12 +46,19 @@ def read_series(folder: Path, max_voxels: int) -> Volume:
     check_size((len(slices), *size), max_voxels, str(folder))
     order, affine = _place(folder, slices)
     voxels = np.empty((1, len(slices), *size), np.float32)
+    # an odd step: an even one would see the same columns of every row
+    every, seen = max(1, voxels.size // _HU_SAMPLE) | 1, []
     for number, index in enumerate(order.tolist()):
         found = slices[index]
-        voxels[0, number] = quietly(found.path, partial(_read_pixels, pydicom, found))
+        stored = quietly(found.path, partial(_read_pixels, pydicom, found))
+        slope, intercept = found.rescale or (1.0, 0.0)
+        rescaled = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+        voxels[0, number] = rescaled
+        seen.append(rescaled.ravel()[::every][~found.is_padding(stored.ravel()[::every])])
     if slices[0].modality == "CT":
-        _check_hounsfield(folder, voxels)
-        np.maximum(voxels, AIR_HU, out=voxels)
+        limits = float(voxels.min()), float(voxels.max())
+        check_hounsfield(folder, limits, np.concatenate(seen))
+        np.maximum(voxels, PADDING_HU, out=voxels)
     return Volume(voxels, affine)
 
 
@@ -66,13 +69,11 @@ def read_headers(folder: Path) -> list[Any]:
         DataError: as `read_series`.
         MissingExtraError: pydicom is not installed.
     """
-    pydicom = import_extra("pydicom", "medical")
     folder = only_series(folder)
     slices = _find_slices(folder)
     order, _ = _place(folder, slices)
-    read = partial(pydicom.dcmread, stop_before_pixels=True)
     paths = [slices[index].path for index in order.tolist()]
-    return [quietly(path, partial(read, path)) for path in paths]
+    return [quietly(path, partial(open_dicom, path)) for path in paths]
 
 
 def _find_slices(folder: Path) -> list[SliceHeader]:
@@ -231,7 +232,7 @@ def _check_none_between(folder: Path, slices: Sequence[SliceHeader], step: float
 
 
 def _read_pixels(pydicom: Any, found: SliceHeader) -> np.ndarray:
-    """Return a slice after rescale, float32 (H, W)."""
+    """Return a slice as it is stored, (H, W)."""
     path, size = found.path, found.size
     image = pydicom.dcmread(path)
     if "PixelData" not in image:
@@ -245,28 +246,4 @@ def _read_pixels(pydicom: Any, found: SliceHeader) -> np.ndarray:
             f"{path} holds pixels {pixels.shape}, its header says {size}",
             fix="copy it again from its source",
         )
-    slope, intercept = found.rescale or (1.0, 0.0)
-    return pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-
-
-def _check_hounsfield(folder: Path, voxels: np.ndarray) -> None:
-    """Refuse CT in which there is no air, or what no matter reaches: its rescale is wrong."""
-    low, high = float(voxels.min()), float(voxels.max())
-    if low > -200 or high > DENSEST_LIMIT_HU or high < -500:
-        raise DataError(
-            f"{folder} is CT from {low:g} to {high:g} HU after rescale: air is about -1000, bone"
-            " up to 3000",
-            fix="the rescale of the headers is wrong: export the series anew",
-        )
-    if high <= DENSE_HU:
-        return
-    # an odd step: an even one would see the same columns of every row
-    every = voxels.reshape(-1)[:: max(1, voxels.size // _HU_SAMPLE) | 1]
-    share = float((every > DENSE_HU).mean())
-    if share > DENSE_SHARE:
-        raise DataError(
-            f"{folder} is CT of which {share:.1%} is above {DENSE_HU:g} HU after rescale: bone is"
-            " up to 3000",
-            fix="the rescale of the headers is wrong: export the series anew; if that is metal,"
-            " clip it and convert the series to NIfTI",
-        )
+    return pixels

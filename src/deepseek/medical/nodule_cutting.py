@@ -21,19 +21,19 @@ from deepseek.datasets.kept_folder import SlowReport, make_beside, taking_place
 from deepseek.datasets.randomness import permutation
 from deepseek.datasets.volume import Volume
 from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS, read_volume
-from deepseek.datasets.volume_store import check_places, facts_of_files, read_labels
+from deepseek.datasets.volume_store import facts_of_files, laid_on, read_labels
 from deepseek.errors import ConfigError, DataError
 from deepseek.medical.froc import UNKNOWN_DIAMETER_MM, Findings, Marks
 from deepseek.medical.luna16 import read_marks
 from deepseek.medical.nodule_crops import CUBE_VOXELS, SPACING_MM, cube_at, mask_of, shades_of
 from deepseek.medical.nodule_cubes import WINDOW_HU, NoduleCubes, read_nodule_cubes
 from deepseek.medical.scan_findings import findings_of_labels
-from deepseek.medical.scans import ANNOTATIONS, Scan, find_scans
+from deepseek.medical.scans import ANNOTATIONS, Scan, find_scans, patients_of
 
 NEGATIVES_PER_SCAN = 2
 CANDIDATES = ("candidates_v2.csv", "candidates.csv")
 FILE_NAME = "cubes.npz"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def cut_cubes(
     place = None if kept is None else kept / _key(root, scans, candidates, settings)
     if place is not None and (place / FILE_NAME).is_file():
         return read_nodule_cubes(place / FILE_NAME, max_voxels)
-    arrays = _cut_all(scans, candidates, settings, max_voxels)
+    arrays = _cut_all(root, scans, candidates, settings, max_voxels)
     if kept is None or place is None:
         return _in_memory(arrays)
     temporary = make_beside(kept)
@@ -122,24 +122,27 @@ def _key(root: Path, scans: Sequence[Scan], candidates: Path | None, settings: C
 
 
 def _cut_all(
-    scans: Sequence[Scan], candidates: Path | None, settings: CubeSettings, max_voxels: int
-) -> dict[str, np.ndarray]:
+    root: Path, scans: Sequence[Scan], candidates: Path | None, settings: CubeSettings,
+    max_voxels: int,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Return the arrays that `read_nodule_cubes` takes."""
     said = {} if candidates is None else read_marks(candidates, "class")
     cubes, names, others, num_shared = [], [], [], 0
     report = SlowReport("cutting cubes of nodules", "cut cubes of nodules", "scans")
-    for number, scan in enumerate(scans):
+    for number, (scan, first) in enumerate(zip(scans, patients_of(scans, root), strict=True)):
         report.note(number)
         marks = said.get(scan.name)
         if scan.findings is not None and not len(scan.findings.centers_mm) and marks is None:
             continue
         cutter = _Cutter(*_read(scan, max_voxels), settings)
-        patient = scan.name.replace("_", "-")  # what is before the first _ divides the folds
+        # what is before the first _ divides the folds
+        patient, name = (text.replace("_", "-") for text in (first, scan.name))
+        of_patient = patient if name == patient else f"{patient}_{name}"
         found = cutter.positives()
         num_shared += sum(cube is None for cube in found)
         cubes += [cube for cube in found if cube is not None]
-        names += [f"{patient}_{at}" for at, cube in enumerate(found) if cube is not None]
-        others += [(patient, shades) for shades in cutter.negatives(marks, number)]
+        names += [f"{of_patient}_{at}" for at, cube in enumerate(found) if cube is not None]
+        others += [(of_patient, shades) for shades in cutter.negatives(marks, number)]
     report.end(len(scans))
     if num_shared:
         sys.stderr.write(f"{num_shared} findings are left out: others reach into their cubes\n")
@@ -167,8 +170,7 @@ def _read(scan: Scan, max_voxels: int) -> tuple[Volume, Volume | None, Findings]
         raise DataError(f"{scan.image} has {len(volume.voxels)} channels", fix="give a CT")
     labels = None
     if scan.labels is not None:
-        labels = read_labels(scan.labels, max_voxels)
-        check_places(volume, labels, scan.labels)
+        labels = laid_on(volume, read_labels(scan.labels, max_voxels), scan.labels)
         labels = labels.reoriented("SPL")
     findings = scan.findings
     if findings is None:

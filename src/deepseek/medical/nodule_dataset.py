@@ -55,8 +55,9 @@ class NoduleDataset(torch.utils.data.Dataset):
             patch. With `flip`, axes of a cubic patch change places as well: all 48 positions.
         targets: "centers": where the nodule is and how large, or that there is none; "masks": a
             class for every voxel.
-        negative_share: of the crops for "centers" that hold no nodule, 0..1; every second of them
-            is of a negative cube, where there are any.
+        negative_share: of the crops to learn from that hold no nodule, 0..1; every second of them
+            is of a negative cube, where there are any. A model that has never seen one finds
+            nodules wherever it looks.
         crops_per_cube: samples of each cube in an epoch.
         seed: of crops and augmentation.
         max_voxels: of all cubes together; a file that declares more is refused unread.
@@ -197,7 +198,7 @@ class NoduleDataset(torch.utils.data.Dataset):
             draws, is_negative = Draws(_EVALUATION_SEED, row, number), number == 1
         else:
             draws = Draws(self.seed, epoch, row, number)
-            is_negative = is_centers and draws.chance(self.negative_share)
+            is_negative = draws.chance(self.negative_share)
             if is_negative and len(self._negatives) and draws.chance(0.5):
                 at = draws.integer(0, len(self._negatives) - 1)
                 return self._negative_sample(int(self._negatives[at]), draws)
@@ -231,7 +232,9 @@ class NoduleDataset(torch.utils.data.Dataset):
         start = [n // 2 if self._evaluates else draws.integer(0, n) for n in spare]
         region = [(0, size) for size in cube.shape]
         nothing = np.zeros(cube.shape, np.uint8)
-        voxels, _ = self._crop(cube, nothing, start, region, draws)
+        voxels, labels = self._crop(cube, nothing, start, region, draws)
+        if self.targets == "masks":
+            return {"inputs": voxels, "targets": labels}
         return {
             "inputs": voxels,
             "targets": np.full((1, 4), -1, np.float32),

@@ -114,6 +114,7 @@ def _write_series(folder: Path, voxels: np.ndarray, phantom: Phantom) -> None:
     for number, slice_ in enumerate(voxels):
         uid = pydicom.uid.generate_uid(entropy_srcs=[str(number), *source])
         header = _make_slice(pydicom, uid, uids, slice_, number, phantom)
+        header.PatientID = f"PHANTOM-{folder.name}"[:64]  # patients are told apart by it
         header.save_as(folder / f"{number:04}.dcm", enforce_file_format=True)
 
 
@@ -128,7 +129,7 @@ def _make_slice(
     depth, height, width = phantom.volume.spacing_mm
     header = dataset.FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     header.SOPClassUID, header.SOPInstanceUID = pydicom.uid.CTImageStorage, uid
-    header.PatientName = header.PatientID = "PHANTOM"
+    header.PatientName = "PHANTOM"
     header.StudyInstanceUID, header.SeriesInstanceUID = uids["study"], uids["series"]
     header.FrameOfReferenceUID = uids["frame"]
     # nobody's, and there: what is derived from a series, such as a segmentation, carries them on

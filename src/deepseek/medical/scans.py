@@ -11,12 +11,13 @@ import numpy as np
 from deepseek.datasets.volume_file import format_of, stem_of
 from deepseek.datasets.volume_source import FOLDERS, find_volumes
 from deepseek.errors import DataError
-from deepseek.medical.dicom_folders import find_series, series_uid
+from deepseek.medical.dicom_folders import find_series, patient_key, series_uid
 from deepseek.medical.froc import Findings
 from deepseek.medical.luna16 import luna16_scans, read_findings
 
 ANNOTATIONS = ("annotations.csv", "annotations_excluded.csv")
 _SHOWN = 3
+_IMAGE_FOLDERS = {images for images, _ in FOLDERS}
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,40 @@ def find_scans(paths: Iterable[str | Path]) -> list[Scan]:
             fix="predict them one after the other, into different folders",
         )
     return scans
+
+
+def patients_of(scans: Sequence[Scan], root: Path) -> list[str]:
+    """Return of each scan what its patient is called: the name of the first scan of that patient.
+
+    Patients of DICOM are those of PatientID, which is compared and not kept. Where it is missing,
+    or the same for all scans, as tools that make scans anonymous leave it, they are the folders of
+    `root`. Other files say nothing of patients: each is one of its own.
+
+    Raises:
+        MissingExtraError: there is DICOM, and pydicom is not installed.
+    """
+    said = [_patient_key(scan.image) for scan in scans]
+    is_for_all = len(set(said)) == 1
+    first: dict[str, str] = {}
+    keys = [
+        f"id {key}" if key is not None and not is_for_all else f"folder {_top(scan, root)}"
+        for scan, key in zip(scans, said, strict=True)
+    ]
+    return [first.setdefault(key, scan.name) for key, scan in zip(keys, scans, strict=True)]
+
+
+def _patient_key(image: Path) -> str | None:
+    folders = find_series(image) if image.is_dir() else []
+    return patient_key(folders[0]) if folders else None
+
+
+def _top(scan: Scan, root: Path) -> str:
+    """Return the folder of `root` that a series is in; a file, or what is elsewhere, as a whole."""
+    if not scan.image.is_dir() or not scan.image.is_relative_to(root):
+        return str(scan.image)
+    parts = scan.image.relative_to(root).parts
+    names = [part for part in parts if part not in _IMAGE_FOLDERS]
+    return names[0] if names else str(scan.image)
 
 
 def _scans_at(path: Path) -> list[Scan]:

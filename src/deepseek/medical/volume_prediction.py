@@ -13,7 +13,7 @@ import numpy as np
 from deepseek.datasets.nifti import write_nifti
 from deepseek.datasets.volume import Volume
 from deepseek.datasets.volume_file import read_volume
-from deepseek.datasets.volume_store import check_places, read_labels
+from deepseek.datasets.volume_store import laid_on, read_labels
 from deepseek.errors import ConfigError, DataError
 from deepseek.medical.dicom_segmentation import check_abnormal, write_dicom_segmentation
 from deepseek.medical.nodule_scorer import NoduleScorer
@@ -166,9 +166,7 @@ def _check_new(output: Path, scans: list[Scan]) -> None:
 def _known_labels(scan: Scan, volume: Volume, max_voxels: int) -> Volume | None:
     if scan.labels is None:
         return None
-    known = read_labels(scan.labels, max_voxels)
-    check_places(volume, known, scan.labels)
-    return known
+    return laid_on(volume, read_labels(scan.labels, max_voxels), scan.labels)
 
 
 def _finding_row(scan: Scan, found: Centers, labels: Volume | None) -> dict:

@@ -6,6 +6,7 @@ neighbouring windows lie on each other.
 Shapes: N windows, C channels, D H W voxels, P centres; `d h w` are places of the map.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,9 @@ from deepseek.models.volume_predictor import OnWindows, VolumePredictor, WindowO
 
 DEFAULT_MIN_SCORE = 0.1
 MAX_CENTERS = 100
-"""Of a scan, before suppression."""
+"""Of a scan: the surest that are left after suppression, and of a region."""
+_MAX_PEAKS = 2000
+"""Of a scan, before: suppression compares each with each."""
 NOTHING = -30.0
 """Logit and log diameter where no window was computed."""
 
@@ -96,6 +99,8 @@ class VolumeDetector(VolumePredictor[Centers]):
     ) -> np.ndarray:
         """Return what is found in a prepared volume: d, h, w, diameter in mm and score, (P, 5).
 
+        These are `MAX_CENTERS` at the most, the surest; a warning says that there were more.
+
         Args:
             voxels: what `prepare_volume` returns, (C, D, H, W).
             spacing_mm: of these.
@@ -109,7 +114,7 @@ class VolumeDetector(VolumePredictor[Centers]):
                 on_windows=on_windows,
             )[0]  # fmt: skip
         peaks = find_peaks(
-            maps[0], maps[-1], self._stride, spacing_mm, max_peaks=MAX_CENTERS,
+            maps[0], maps[-1], self._stride, spacing_mm, max_peaks=_MAX_PEAKS,
             min_score=max(self.min_score, 1e-6),
         )  # fmt: skip
         sizes = torch.tensor(voxels.shape[1:], device=peaks.indices.device)
@@ -118,7 +123,14 @@ class VolumeDetector(VolumePredictor[Centers]):
         if there is not None:
             is_kept &= self._touches(there[0], peaks, spacing_mm).to(is_kept.device)
         found = [peaks.indices, peaks.diameters_mm[:, None], peaks.scores[:, None]]
-        return torch.cat(found, 1)[is_kept].cpu().double().numpy()
+        rows = torch.cat(found, 1)[is_kept].cpu().double().numpy()
+        if len(rows) > MAX_CENTERS:
+            warnings.warn(
+                f"more than {MAX_CENTERS} centres score {self.min_score:g} or more in a scan: the"
+                f" surest {MAX_CENTERS} are kept; a higher min_score leaves fewer",
+                stacklevel=2,
+            )
+        return rows[:MAX_CENTERS]
 
     def _find_stride(self) -> list[int]:
         """Return the voxels of a place of the map, along D, H, W."""

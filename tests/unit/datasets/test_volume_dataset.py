@@ -7,7 +7,7 @@ import torch
 from deepseek.datasets import DataLoader, VolumeDataset
 from deepseek.errors import ConfigError, DataError
 
-from .volumes import draw, write_metaimage, write_pairs
+from .volumes import draw, write_metaimage, write_nifti, write_pairs
 
 TEXT = "zscore+patch_8x8x8+flip+rotate_15+elastic_1+gamma_0.3+noise_0.1"
 
@@ -115,6 +115,26 @@ def test_prepared_volumes_are_kept_and_made_anew_when_a_file_changes(folder, tmp
     uncached = VolumeDataset(folder, TEXT, cache="off")
     assert torch.equal(first[1]["inputs"], uncached[1]["inputs"])
     assert (tmp_path / "cache").stat().st_mode & 0o077 == 0  # it shows what the originals show
+
+
+def test_labels_may_be_stored_along_other_axes(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    labels = (draw() > 0).astype(np.uint8)
+    affine = np.diag([-1.0, -1, 2, 1])
+    for name, turn in (("a", None), ("b", nibabel.as_closest_canonical)):
+        for folder in ("images", "labels"):
+            (tmp_path / name / folder).mkdir(parents=True)
+        write_nifti(tmp_path / name / "images" / "1.nii", draw(), affine)
+        file = write_nifti(tmp_path / name / "labels" / "1.nii", labels, affine)
+        if turn is not None:
+            turned = turn(nibabel.Nifti1Image(labels.T, affine))
+            nibabel.save(turned, file)
+    one, other = (VolumeDataset(tmp_path / name, "patch_4x4x4", cache="off") for name in "ab")
+    np.testing.assert_array_equal(one.volume(0)[1], other.volume(0)[1])
+    moved = nibabel.Nifti1Image(labels.T, np.diag([1.0, 1, 2, 1]))  # the same voxels, mirrored
+    nibabel.save(moved, tmp_path / "b" / "labels" / "1.nii")
+    with pytest.raises(DataError, match=r"lies up to .* mm beside its volume"):
+        VolumeDataset(tmp_path / "b", "patch_4x4x4", cache="off")
 
 
 def test_an_index_file_and_dataset_json_are_read(folder, tmp_path):

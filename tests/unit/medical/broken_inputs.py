@@ -101,9 +101,15 @@ def two_kernels(number, header):
     header.ConvolutionKernel = "B70f" if number == 3 else "B30f"
 
 
+def deflated(_, header):
+    header.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+    header.private_block(0x0099, "BOMB", create=True).add_new(0, "OB", bytes(1 << 20))
+
+
 def eight_bits(number, header):
     header.BitsAllocated, header.BitsStored, header.HighBit = 8, 8, 7
     header.PixelRepresentation = 0
+    del header.PixelPaddingValue
     header.PixelData = bytes(len(header.PixelData) // 2)
 
 
@@ -162,8 +168,13 @@ BROKEN_SERIES = {
     "slope 0": (setting(RescaleSlope=0), "has RescaleSlope=0"),
     "intercept forgotten": (
         everywhere(RescaleIntercept=0),
-        r"is CT from 24 to 1924 HU after rescale: air is about -1000",
+        r"is CT from -2000 to 1924 HU after rescale; without padding 0\.0% of it is air",
     ),
+    "intercept of twice": (
+        everywhere(RescaleIntercept=-2024),
+        r"is CT from -4024 to -100 HU after rescale; .* \(about -1000\), 0\.1% tissue",
+    ),
+    "slope of nearly two": (everywhere(RescaleSlope=1.9), r"of what is denser than lung \d\.\d%"),
     "slope of another unit": (
         everywhere(RescaleSlope=1000),
         "is CT with RescaleSlope=1000, and scanners write 1",
@@ -202,6 +213,7 @@ BROKEN_SERIES = {
         "declares 960 bytes of voxels and holds 100",
     ),
     "no pixels": (without("PixelData", only=5), "has no pixels: it is truncated"),
+    "a deflated bomb": (deflated, r"is stored deflated, as CT is not: how large"),
     "a bomb": (everywhere(Rows=60_000, Columns=60_000), "60000 x 60000 voxels, more than max"),
     "frames in one file": (frames, "holds 8 frames in one file, which are not read yet"),
 }

@@ -7,16 +7,27 @@ import numpy as np
 
 SPACING_MM = (2.5, 0.8, 0.7)
 SECRET = "Doe^Jane"
+PADDING = -2000
+"""Stored where a scanner did not see, as LIDC-IDRI has it: the least number is no air."""
 
 
 def phantom(shape=(8, 24, 20)) -> np.ndarray:
-    """Air around a cylinder of tissue with a lung in it and a bone, in HU, int16 (D, H, W)."""
+    """Air around a box of tissue with a lung in it and a bone, in HU, int16 (D, H, W).
+
+    What was not seen, a corner, is -1024.
+    """
     voxels = np.full(shape, -1000, np.int16)
     d, h, w = shape
     voxels[:, 3 : h - 3, 3 : w - 3] = 40
     voxels[:, 7 : h - 7, 6 : w - 6] = -850
     voxels[d // 2, h // 2, w // 2] = 900
+    voxels[:, :2, :2] = -1024
     return voxels
+
+
+def stored(voxels: np.ndarray) -> np.ndarray:
+    """Return HU as a scanner stores them: from 0 on, and padding."""
+    return np.where(voxels <= -1024, PADDING, voxels.astype(np.int16) + 1024).astype(np.int16)
 
 
 def write_series(
@@ -62,5 +73,6 @@ def make_slice(pixels: np.ndarray, number: int, tilt: Sequence[float] = (1, 0, 0
     header.ImageOrientationPatient = list(tilt)
     header.ImagePositionPatient = [-10, -20, -30 + SPACING_MM[0] * number]
     header.RescaleSlope, header.RescaleIntercept = 1, -1024
-    header.PixelData = (pixels.astype(np.int16) + 1024).tobytes()
+    header.PixelPaddingValue = PADDING
+    header.PixelData = stored(pixels).tobytes()
     return header

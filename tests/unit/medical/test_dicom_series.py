@@ -1,13 +1,17 @@
+import zlib
+
 import numpy as np
 import pytest
 
 from deepseek.datasets import read_volume
 from deepseek.errors import DataError
+from deepseek.medical.dicom_folders import find_series, series_uid
+from deepseek.medical.dicom_series import read_headers
 
-from .broken_inputs import without
-from .slices import SECRET, SPACING_MM, phantom, write_series
+from .broken_inputs import deflated, without
+from .slices import SECRET, SPACING_MM, phantom, stored, write_series
 
-pytest.importorskip("pydicom")
+pydicom = pytest.importorskip("pydicom")
 
 
 def test_slices_are_sorted_by_position_and_become_hounsfield_units(tmp_path):
@@ -48,6 +52,37 @@ def test_real_slabs_are_as_simpleitk_reads_them(real_data):
         np.testing.assert_allclose(origin, image.GetOrigin(), atol=1e-4)
 
 
+RESCALES = {"intercept 0": (1, 0), "intercept -2024": (1, -2024), "slope 1.9": (1.9, -1024)}
+
+
+@pytest.mark.parametrize("rescale", RESCALES.values(), ids=RESCALES)
+def test_a_wrong_rescale_of_real_slabs_is_refused(real_data, tmp_path, rescale):
+    folders = sorted((real_data / "lidc_ct_slabs").glob("LIDC*"))
+    assert len(folders) == 3
+    for folder in folders:
+        written = tmp_path / folder.name
+        written.mkdir()
+        for file in sorted(folder.glob("*.dcm")):
+            header = pydicom.dcmread(file)
+            header.RescaleSlope, header.RescaleIntercept = rescale
+            header.save_as(written / file.name)
+        with pytest.raises(DataError, match="the rescale of the headers is wrong"):
+            read_volume(written)
+
+
+def test_padding_is_no_air_however_it_is_said(tmp_path):
+    voxels = phantom()
+    voxels[voxels < -500] = 40  # no air is left but in the padding
+    voxels[:, :6, :6] = -1000
+
+    def padded(number, header):
+        header.PixelPaddingValue, header.PixelPaddingRangeLimit = 24, 0
+
+    assert read_volume(write_series(tmp_path / "a", voxels)).voxels.min() == -1000
+    with pytest.raises(DataError, match=r"without padding 0\.0% of it is air"):
+        read_volume(write_series(tmp_path / "b", voxels, padded))
+
+
 def test_a_single_slice_needs_its_thickness(tmp_path):
     assert read_volume(write_series(tmp_path / "a", phantom()[:1])).spacing_mm[0] == 2.5
     folder = write_series(tmp_path / "b", phantom()[:1], without("SliceThickness"))
@@ -76,6 +111,17 @@ def test_a_slice_cut_off_within_its_pixels_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(DataError, match=r"002\.dcm"):
         read_volume(folder)
+
+
+def test_what_is_deflated_is_never_inflated(tmp_path, monkeypatch):
+    folder = write_series(tmp_path / "a", change=deflated)
+    assert (folder / "000.dcm").stat().st_size < 10_000
+    monkeypatch.delattr(zlib, "decompress")
+    assert find_series(tmp_path) == [folder]
+    assert series_uid(folder) is None
+    for read in (read_volume, read_headers):
+        with pytest.raises(DataError, match="is stored deflated"):
+            read(folder)
 
 
 def test_a_compression_that_is_not_what_it_says_is_refused(tmp_path):
@@ -110,7 +156,7 @@ def test_magnetic_resonance_needs_no_rescale(tmp_path):
         del header.RescaleSlope, header.RescaleIntercept
 
     volume = read_volume(write_series(tmp_path / "a", change=magnetic))
-    np.testing.assert_array_equal(volume.voxels[0], phantom() + 1024)
+    np.testing.assert_array_equal(volume.voxels[0], stored(phantom()))
 
 
 def test_images_of_ct_without_a_modality_are_ct(tmp_path):
@@ -127,7 +173,7 @@ def test_slices_of_emission_tomography_have_scales_of_their_own(tmp_path):
 
     volume = read_volume(write_series(tmp_path / "a", change=emission))
     scales = 1 + np.arange(8, dtype=np.float32)[:, None, None]
-    np.testing.assert_array_equal(volume.voxels[0], scales * (phantom() + 1024.0))
+    np.testing.assert_array_equal(volume.voxels[0], scales * stored(phantom()))
 
 
 def test_gaps_that_are_said_and_numbers_of_echoes_are_no_missing_slices(tmp_path):

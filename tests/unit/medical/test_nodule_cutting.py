@@ -15,6 +15,7 @@ from deepseek.medical.nodule_cubes import NoduleCubes
 from deepseek.medical.nodule_cutting import FILE_NAME
 from deepseek.medical.phantom_files import write_phantom
 from deepseek.medical.phantoms import Phantom
+from deepseek.medical.scans import Scan, patients_of
 
 SPACING = (2.0, 1.5, 1.5)
 
@@ -154,3 +155,39 @@ def test_scans_of_which_nothing_is_known_are_refused(tmp_path):
     np.save(tmp_path / "scan.npy", np.zeros((4, 4, 4), np.int16))
     with pytest.raises(DataError, match=r"neither annotations.csv nor labels"):
         NoduleCubes.from_scans(tmp_path, cache="off")
+
+
+def write_patients(folder, patients):
+    """Write a series with a finding for each, in folders `series_0`, `series_1`, ..."""
+    pydicom = pytest.importorskip("pydicom")
+    for number, patient in enumerate(patients):
+        phantom = chest([(-5.0 + number, 30.0, -80.0)], [9.0])
+        phantom.volume.voxels[..., -5:, :] = 40
+        series = write_phantom(phantom, folder, f"series_{number}")
+        for file in series.iterdir():
+            header = pydicom.dcmread(file)
+            header.PatientID = patient
+            header.save_as(file)
+    return folder
+
+
+def test_series_of_a_patient_are_in_one_fold_and_the_patient_is_not_told(tmp_path):
+    folder = write_patients(tmp_path / "a", ["Doe7", "Roe8", "Doe7", ""])
+    cubes = NoduleCubes.from_scans(folder, cube_voxels=16, cache=tmp_path / "cache")
+    assert cubes.names == ("series-0_0", "series-1_0", "series-0_series-2_0", "series-3_0")
+    folds = cubes.folds(3)
+    assert folds[0] == folds[2]
+    assert len(set(folds)) == 3
+    kept = b"".join(file.read_bytes() for file in (tmp_path / "cache").rglob("*.npz"))
+    assert b"Doe7" not in kept
+    assert "Doe7".encode("utf-32-le") not in kept
+
+
+def test_without_a_number_patients_are_the_folders(tmp_path):
+    folder = write_patients(tmp_path, ["same"] * 3)
+    patients = ("p1/old", "p1/new", "p2/new")
+    for number, place in enumerate(patients):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (folder / "images" / f"series_{number}").rename(tmp_path / place)
+    scans = [Scan(tmp_path / place, title=place.replace("/", "_")) for place in patients]
+    assert patients_of(scans, tmp_path) == ["p1_old", "p1_old", "p2_new"]

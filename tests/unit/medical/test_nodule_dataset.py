@@ -99,12 +99,28 @@ def test_centers_lie_on_the_nodule_however_it_is_turned(file):
 
 
 def test_masks_cover_the_nodule(file):
-    batch = make(file, targets="masks").get_batch(range(10), 0)[0]
+    batch = make(file, targets="masks", negative_share=0.0).get_batch(range(10), 0)[0]
     assert batch["targets"].shape == (10, 16, 16, 16)
     bright = batch["inputs"][:, 0] > 0.5
     overlap = 2 * (bright & (batch["targets"] == 1)).sum() / (bright.sum() + batch["targets"].sum())
     assert overlap > 0.9
     assert make(file, targets="masks").spec.class_names == ("background", "nodule")
+
+
+def test_masks_of_negative_crops_are_empty(file):
+    content = dict(np.load(file))
+    content |= {"negative": np.full((2, 27, 27, 27), 9, np.uint8), "negative_name": ["a_1", "b_1"]}
+    np.savez(file, **content)
+    batch = make(file, targets="masks", negative_share=1.0).get_batch(range(10), 0)[0]
+    assert batch["targets"].shape == (10, 16, 16, 16)
+    assert not batch["targets"].any()
+    assert batch["inputs"].max() < 0.6
+    batch = make(file, targets="masks", negative_share=0.5, crops_per_cube=4).get_batch(
+        range(40), 0
+    )
+    shown = batch[0]["targets"].flatten(1).any(1)
+    assert 10 < shown.sum() < 30
+    assert make(file, targets="masks", negative_share=1.0).evaluation_view()[0]["targets"].any()
 
 
 def test_negative_crops_hold_nothing_and_lie_apart(file):

@@ -1,5 +1,7 @@
 """What is found lies where it is in the patient, whatever was done to the scan for the model."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,26 @@ def test_windows_do_not_change_what_one_window_finds():
     parts = make_detector(overlap=0.5, batch_size=3, min_score=0.3)(volume)
     np.testing.assert_allclose(parts.points_mm, whole.points_mm, atol=1e-4)
     np.testing.assert_allclose(parts.scores, whole.scores, atol=1e-5)
+
+
+def test_the_surest_hundred_are_those_of_the_region_and_more_are_said():
+    voxels = np.zeros((1, 48, 48, 48), np.float32)
+    for d, h, w in itertools.product(range(4, 48, 8), repeat=3):  # 108 of 216 below 26
+        voxels[0, d : d + 2, h : h + 2, w : w + 2] = 1.0 if d < 26 else 0.8
+    volume = Volume(voxels, make_affine((1, 1, 1)))
+
+    def weaker(scan):
+        mask = np.zeros(scan.voxels.shape, np.uint8)
+        mask[:, 26:] = 1
+        return Volume(mask, scan.affine)
+
+    for region, score in ((None, 1.0), (weaker, 0.8)):
+        detector = make_detector(window=(48, 48, 48), region=region)
+        with pytest.warns(UserWarning, match=r"more than 100 centres score 0\.1 or more"):
+            found = detector(volume)
+        assert len(found.scores) == 100
+        expected = 1 / (1 + np.exp(6 - 12 * score))
+        np.testing.assert_allclose(found.scores, expected, rtol=1e-4)
 
 
 def test_flips_are_means_over_mirrored_windows():

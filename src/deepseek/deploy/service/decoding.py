@@ -28,6 +28,7 @@ from deepseek.deploy.service.volumes import (
     VOXEL_BYTES,
     Mask,
     PreparedScan,
+    import_readers,
     make_mask,
     needs_folder,
     open_scan,
@@ -45,6 +46,10 @@ MEMORY_FOLDER = "/dev/shm"
 _spec: DataSpec | None = None
 _seconds = 0.0
 _bytes = MAX_BYTES
+
+
+class _TooMuch(str):
+    """A refusal for the size of what was sent."""
 
 
 class Decoder:
@@ -66,8 +71,8 @@ class Decoder:
         self._region = region
         self._spec, self._num_processes = spec, num_processes
         self._max_pixels, self._max_voxels, self._timeout_s = max_pixels, max_voxels, timeout_s
-        of_volumes = takes_volumes(spec) or finds_centers(spec)
-        self._max_bytes = MAX_BYTES + of_volumes * VOXEL_BYTES * max_voxels
+        self._of_volumes = takes_volumes(spec) or finds_centers(spec)
+        self._max_bytes = MAX_BYTES + self._of_volumes * VOXEL_BYTES * max_voxels
         self._pool: ProcessPoolExecutor | None = None
 
     def start(self) -> None:
@@ -140,15 +145,17 @@ class Decoder:
             try:
                 found = await asyncio.wrap_future(pool.submit(act, *arguments))
                 if isinstance(found, str):
-                    raise Refusal(status, found, fix=fix)
+                    raise Refusal(
+                        status, found, fix="send less" if isinstance(found, _TooMuch) else fix
+                    )
                 return found
             except BrokenProcessPool:
                 if self._pool is pool:
                     self._pool = None
                     pool.shutdown(wait=False, cancel_futures=True)
         raise Refusal(
-            422, f"{what} could not be read within {self._timeout_s:g} s and"
-            f" {self._max_bytes >> 20} MiB", fix="send less",
+            422, f"{what} could not be read within {self._timeout_s:g} s, or ended its process",
+            fix="send it again when the service is less busy; if that does not help, send another",
         )  # fmt: skip
 
     def close(self) -> None:
@@ -164,16 +171,22 @@ class Decoder:
             self._num_processes,
             mp_context=context,
             initializer=_begin,
-            initargs=(self._spec, self._timeout_s, self._max_bytes),
-        )
+            initargs=(
+                self._spec, self._timeout_s, self._max_bytes, self._of_volumes, self._region,
+            ),
+        )  # fmt: skip
 
 
-def _begin(spec: DataSpec, timeout_s: float, max_bytes: int) -> None:
+def _begin(
+    spec: DataSpec, timeout_s: float, max_bytes: int, of_volumes: bool, region: str | None
+) -> None:
     global _spec, _seconds, _bytes  # of a process that does nothing else
     _spec, _seconds, _bytes = spec, timeout_s, max_bytes
     threading.Thread(target=_end_with_service, daemon=True).start()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service ends it
+    if of_volumes:  # in the time of a request it might end the process, which began anew for ever
+        import_readers(region)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process, whatever it is at
     now = _data_bytes()
     resource.setrlimit(resource.RLIMIT_DATA, (now + max_bytes, now + max_bytes))
@@ -237,6 +250,6 @@ def _limited(act: Callable[[DataSpec], T]) -> T | str:
     except DeepSeekError as error:
         return error.message
     except MemoryError:
-        return f"it needs more than {_bytes >> 20} MiB"
+        return _TooMuch(f"it needs more than {_bytes >> 20} MiB")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

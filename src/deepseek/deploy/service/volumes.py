@@ -10,6 +10,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -18,10 +19,11 @@ import numpy as np
 from deepseek.datasets import DataSpec
 from deepseek.datasets.nifti import decode_nifti, encode_nifti
 from deepseek.datasets.volume import Volume
-from deepseek.datasets.volume_file import read_volume
-from deepseek.errors import DataError
+from deepseek.datasets.volume_file import VOLUME_FORMATS, read_volume
+from deepseek.errors import DataError, MissingExtraError
 from deepseek.models.volume_predictor import REGIONS, place_region, prepare_volume
 from deepseek.models.volume_segmenter import measure_ml, restore_labels
+from deepseek.registry import import_extra
 
 VOXEL_BYTES = 24
 """Memory that a voxel takes at the most while it is read and prepared."""
@@ -33,6 +35,7 @@ SLICE_HEADER_BYTES = 2**18
 """Of each file of a zip, beside its voxels of four bytes at the most."""
 SHAPE_OF_CENTERS = (100, 5)
 """Of what a detector answers: d, h, w, diameter and score, this below 0 where there is no more."""
+_PACKAGES = ("nibabel", "pydicom.filereader", "pydicom.pixels", "scipy.ndimage")
 _METAIMAGE = (b"ObjectType", b"NDims")
 _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, OSError)
 
@@ -66,6 +69,24 @@ class Mask:
 def needs_folder(content: bytes) -> bool:
     """Return whether a body is read from a folder: a zip, or a MetaImage file."""
     return content.startswith((b"PK", *_METAIMAGE))
+
+
+def import_readers(region: str | None) -> None:
+    """Import what `open_scan` and `make_mask` need: seconds, which are no part of a volume's time.
+
+    A package that is not installed is named by the request that needs it.
+
+    Args:
+        region: of `REGIONS`, as for `open_scan`.
+    """
+    for name in VOLUME_FORMATS.names():
+        with suppress(MissingExtraError):
+            VOLUME_FORMATS.get(name)
+    with suppress(MissingExtraError):
+        _ = REGIONS.get(region) if region is not None else None
+    for package in _PACKAGES:
+        with suppress(MissingExtraError):
+            import_extra(package, "medical")
 
 
 def open_scan(

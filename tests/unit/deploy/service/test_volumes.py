@@ -1,9 +1,14 @@
 """A model of volumes behind HTTP: a scan goes in, its mask or its millilitres come out."""
 
+import asyncio
 import gzip
 import io
 import os
+import resource
+import signal
 import struct
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +21,8 @@ from deepseek.datasets import DataSpec
 from deepseek.datasets.nifti import decode_nifti, encode_nifti
 from deepseek.datasets.spec import FieldSpec
 from deepseek.datasets.volume import Volume, make_affine
+from deepseek.deploy.service import decoding
+from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.shelf import Pace, Version
 from deepseek.deploy.service.volumes import open_scan
 from deepseek.errors import DataError
@@ -251,3 +258,62 @@ def test_zips_and_headers_of_strangers_are_looked_at_first(ask, files, body, sai
     assert said in answer.json()["error"]
     assert "deepseek-scan" not in answer.text
     assert not left_behind()
+
+
+def test_what_reading_takes_is_imported_before_the_time_of_a_request_begins(monkeypatch):
+    imported = []
+    monkeypatch.setattr(decoding, "import_readers", imported.append)
+    monkeypatch.setattr(resource, "setrlimit", lambda *limits: None)
+    monkeypatch.setattr(signal, "signal", lambda *handlers: None)
+    spec = DataSpec("segmentation", {}, ("none", "a"), (1, 1))
+    decoding._begin(spec, 20.0, 1 << 30, True, "lungs")
+    decoding._begin(spec, 20.0, 1 << 30, False, None)
+    assert imported == ["lungs"]
+
+
+@pytest.mark.long
+def test_a_series_is_read_without_another_import(chest, tmp_path):
+    (tmp_path / "scan.zip").write_bytes(chest[0])
+    (tmp_path / "scan").mkdir()
+    script = """
+import sys
+from deepseek.datasets import DataSpec
+from deepseek.datasets.spec import FieldSpec
+from deepseek.deploy.service.volumes import import_readers, open_scan
+
+fields = {"inputs": FieldSpec((1, 8, 8, 8), "float32")}
+spec = DataSpec("detection", fields, ("nodule",), (1,), "spacing_6x6x6+window_-1000_400")
+import_readers("lungs")
+before = set(sys.modules)
+open_scan(open(sys.argv[1], "rb").read(), spec, 10**6, sys.argv[2], "lungs")
+print([name for name in set(sys.modules) - before if not name.startswith("encodings")])
+"""
+    command = [sys.executable, "-c", script, tmp_path / "scan.zip", tmp_path / "scan"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def take_too_long(*_):
+    os.kill(os.getpid(), signal.SIGALRM)  # what the limit does
+
+
+def take_too_much(*_):
+    return decoding._limited(lambda spec: (_ for _ in ()).throw(MemoryError))
+
+
+@pytest.mark.parametrize(
+    ("act", "said", "fix"),
+    [
+        (take_too_long, "could not be read within 20 s", "when the service is less busy"),
+        (take_too_much, "it needs more than", "send less"),
+    ],
+)
+def test_less_is_asked_for_only_where_the_size_is_the_reason(act, said, fix):
+    spec = DataSpec("classification", {}, ("none", "a"), (1, 1))
+    decoder = decoding.Decoder(spec, num_processes=1, max_pixels=9, max_voxels=9, timeout_s=20)
+    try:
+        with pytest.raises(Refusal, match=said) as refused:
+            asyncio.run(decoder._run("the volume", 400, "send a file", act))
+    finally:
+        decoder.close()
+    assert fix in refused.value.fix

@@ -35,7 +35,7 @@ def measure_steps(runs):
     """
     found = {}
     for name, settings in runs.items():
-        trainer = make_trainer(settings)
+        trainer = make_trainer({"predict_memory": False, **settings})
         step = trainer.assembly.step
         trainer.model.train()
         batches = [batch for _ in range(4) for batch in trainer.train_loader]

@@ -13,10 +13,10 @@ from deepseek.checkpoint import load_checkpoint
 PAIRS = [
     ("dp2-tp2-pp2", 8, "none", 1),
     ("none", 1, "dp4", 4),
-    ("fsdp2-tp2", 4, "pp2", 2),
+    pytest.param("fsdp2-tp2", 4, "pp2", 2, marks=pytest.mark.long),
     ("pp2", 2, "fsdp4", 4),
     ("dp2", 2, "tp2", 2),
-    ("fsdp3", 3, "dp2-fsdp2", 4),
+    pytest.param("fsdp3", 3, "dp2-fsdp2", 4, marks=pytest.mark.long),
 ]
 SETTINGS = {"ema_decay": 0.9, "checkpoint_every": 4, "keep_checkpoints": 9}
 

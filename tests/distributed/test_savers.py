@@ -75,7 +75,7 @@ def test_state_in_8_bits_learns_on_every_layout_what_one_process_learns(plan, wh
         torch.testing.assert_close(many[name], one[name], rtol=0.05, atol=1e-12)
 
 
-@pytest.mark.parametrize("plan", ["fsdp2", "tp2"])
+@pytest.mark.parametrize("plan", ["fsdp2", pytest.param("tp2", marks=pytest.mark.long)])
 def test_it_goes_on_bit_for_bit_on_the_same_layout_and_on_to_another(plan, whole, tmp_path):
     run(plan, tmp_path, tmp_path / "run", **EIGHT_BITS)
     before = {name: tensor.clone() for name, tensor in state(tmp_path / "run", 6).items()}

@@ -128,6 +128,7 @@ def run_page(page, capsys, short=False):
             assert run_bash(block["body"], short) == 0, f"{where}\n{capsys.readouterr().err}"
 
 
+@pytest.mark.filterwarnings("ignore:more than 100 centres")  # the tutorial says so
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.relative_to(ROOT / "docs").as_posix())
 def test_blocks_of_a_page_run_in_their_order(page, capsys):
     run_page(page, capsys)

@@ -20,6 +20,7 @@ from ..models.test_volume_segmenter import make_engine
 pytest.importorskip("highdicom")
 
 
+@pytest.mark.filterwarnings("ignore:more than 100 centres")  # it has hardly learnt
 def test_series_become_findings_masks_segmentations_and_pages(tmp_path):
     for number in range(2):
         phantom = make_phantom((32, 56, 56), (9.0, 6.4, 6.4), num_nodules=1, seed=number)

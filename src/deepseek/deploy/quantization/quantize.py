@@ -150,6 +150,8 @@ def _check(
         )
     if tolerance is not None and data is None:
         raise ConfigError(f"tolerance={tolerance:g} needs data to be measured on", fix="give data=")
+    if tolerance == 1:
+        raise ConfigError("tolerance=1 is no share below 1", fix="0.005 is half a point")
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} is below 1", fix="give 1 or more")
 

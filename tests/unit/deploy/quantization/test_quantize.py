@@ -184,6 +184,7 @@ def test_what_is_kept_stays_as_it_is(engine, data):
         ({"scheme": "int8_static", "data": None}, "int8_static needs samples"),
         ({"scheme": "bf16", "data": None, "tolerance": 0.1}, "needs data to be measured on"),
         ({"scheme": "bf16", "tolerance": 5.0}, "tolerance=5.0 is not a share"),
+        ({"scheme": "bf16", "tolerance": 1.0}, "tolerance=1 is no share below 1"),
         ({"scheme": "bf16", "tolerance": math.nan}, "tolerance=nan is not a share"),
         ({"scheme": "bf16", "keep": ["layr1"]}, 'did you mean "layer1"'),
         ({"scheme": "bf16", "metric": "loss"}, "choose one of: accuracy, macro_f1, cosine"),

@@ -40,6 +40,11 @@ def show(rows: list[dict]) -> str:
     return markdown_table(names, [[cell(row.get(name)) for name in names] for row in rows])
 
 
+def name_or_settings(text: str) -> str | dict:
+    """Return a weighting as the Trainer takes it."""
+    return json.loads(text) if text.startswith("{") else text
+
+
 def main() -> None:
     """Run the parts that were asked for."""
     parser = argparse.ArgumentParser(
@@ -55,7 +60,10 @@ def main() -> None:
     parser.add_argument("--head-steps", type=int, default=200, help="of a new head, alone")
     parser.add_argument("--replay", type=float, default=0.1, help="share of general text")
     parser.add_argument("--growth-epochs", type=int, default=0, help="of Twitter; 0: none")
-    parser.add_argument("--weightings", nargs="+", default=["equal", "uncertainty", "famo"])
+    parser.add_argument(
+        "--weightings", nargs="+", default=["equal", "uncertainty", "famo"], type=name_or_settings,
+        help="""names, or tables as JSON: '{"name": "uncertainty", "lr": 0.01}'""",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--recipe", type=json.loads, default={}, help="settings as JSON")
     parser.add_argument("--device", default="auto")

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> list[dict]:
     for weighting in args.weightings:
         began = monotonic()
         found = [learn_together(args, seed, weighting, train, test) for seed in seeds]
-        rows.append(describe(f"one, {weighting}", found, 22.7, monotonic() - began))
+        rows.append(describe(f"one, {label(weighting)}", found, 22.7, monotonic() - began))
     return rows
 
 
@@ -98,7 +98,7 @@ def learn_alone(
 def learn_together(
     args: argparse.Namespace,
     seed: int,
-    weighting: str,
+    weighting: str | dict,
     train: dict[str, TextDataset],
     test: dict[str, TextDataset],
 ) -> dict[str, float]:
@@ -108,12 +108,19 @@ def learn_together(
     recipe = {name: value for name, value in RECIPE.items() if name != "label_smoothing"}
     trainer = Trainer(
         model, MultiTaskDataset(train, seed=seed), seed=seed, device=args.device,
-        loggers=(), run_dir=args.output / f"multi_{weighting}_{seed}", weighting=weighting,
+        loggers=(), run_dir=args.output / f"multi_{label(weighting)}_{seed}", weighting=weighting,
         **{**recipe, **args.recipe},
     )  # fmt: skip
     trainer.fit()
     found = evaluate_model(trainer.model, MultiTaskDataset(test), device=args.device)
     return {name: found[f"{name}_{metric}"] for name, metric in SCORES.items()}
+
+
+def label(weighting: str | dict) -> str:
+    """Return a weighting's name, with its settings."""
+    if isinstance(weighting, str):
+        return weighting
+    return " ".join(str(value) for value in weighting.values())
 
 
 def describe(name: str, runs: list[dict[str, float]], millions: float, seconds: float) -> dict:

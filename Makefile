@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.install-stamp
 
-.PHONY: install demo test test-long check format docs docs-links bench audit clean
+.PHONY: install demo test test-long check check-benchmarks format docs docs-links bench audit clean
 
 install: $(STAMP)
 
@@ -30,6 +30,10 @@ check: install
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_size.py
 	$(BIN)/codespell
+
+# Calls that do not fit what they call, in programs that no test runs.
+check-benchmarks: install
+	$(BIN)/pyright --project benchmarks --pythonpath $(BIN)/python
 
 format: install
 	$(BIN)/ruff format .

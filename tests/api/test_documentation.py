@@ -1,15 +1,21 @@
 """The pages that follow from the code are up to date, and every page can be found."""
 
+import ast
+import importlib
 import importlib.util
 import re
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from tests.api.test_public_names import PUBLIC
 
+from deepseek.config.problems import Code
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+SOURCES = ROOT / "src"
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +68,47 @@ def test_reference_lists_every_public_package():
         for name in re.findall(r"^```\{public-names\} (\S+)$", page.read_text(), re.M)
     }
     assert PUBLIC.keys() - {"deepseek"} == listed
+
+
+def own_errors():
+    """Return the classes of errors of the library, by their name."""
+    bases, modules = {}, {}
+    for file in SOURCES.rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] = {base.id for base in node.bases if isinstance(base, ast.Name)}
+                modules[node.name] = ".".join(file.relative_to(SOURCES).with_suffix("").parts)
+    found = {"DeepSeekError"}
+    while more := {name for name, above in bases.items() if above & found} - found:
+        found |= more
+    return {name: getattr(importlib.import_module(modules[name]), name) for name in found}
+
+
+def test_every_class_of_errors_is_in_the_catalogue_with_its_exit_code_and_heading():
+    page = (DOCS / "errors.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+Error`[^|]*) \|([^|]*)\| (\d+)[^|]* \|", page, re.M)
+    listed = {name: row for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    errors = own_errors()
+    assert listed.keys() == errors.keys() - {"DeepSeekError"}
+    for name, (_, also, code) in listed.items():
+        kind = errors[name]
+        above = {base.__name__ for base in kind.__mro__[1:]}
+        assert set(re.findall(r"`(\w+)`", also)) <= above, name
+        assert int(code) == kind.exit_code, name
+        assert f"\n## {kind.anchor}\n" in page, name
+
+
+def test_every_kind_of_a_problem_in_a_configuration_is_in_the_catalogue():
+    page = (DOCS / "errors.md").read_text(encoding="utf-8")
+    table = page.partition("| kind | means |")[2].partition("\n\n")[0]
+    listed = set(re.findall(r"^\| `([\w-]+)` \|", table, re.M))
+    faults = {
+        word
+        for file in (SOURCES / "deepseek" / "config").glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        if node.func.id in ("Fault", "LocatedProblem")
+        for word in [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        if isinstance(word, str) and re.fullmatch(r"[a-z]+(-[a-z]+)*", word)
+    }
+    assert listed == set(get_args(Code)) | faults

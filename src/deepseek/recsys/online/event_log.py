@@ -91,9 +91,13 @@ class EventLog(ABC):
 class LogDamagedError(DataError):
     """A log holds something else than what was written to it."""
 
+    anchor = "event-log"
+
 
 class LogFullError(DataError):
     """More entries wait for the disk than may."""
+
+    anchor = "event-log"
 
 
 def id_of(text: str) -> bytes:

@@ -23,8 +23,11 @@ UNKNOWN = object()
 
 @pytest.fixture(autouse=True)
 def benchmarks_are_found(monkeypatch):
-    """As where one of them is the program."""
+    """As where one of them is the program; gone again afterwards, for their names are common."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield
+    for program in PROGRAMS:
+        sys.modules.pop(program.stem, None)
 
 
 def imported(name):

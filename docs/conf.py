@@ -18,6 +18,7 @@ extensions = [
     "sphinx_copybutton",
     "public_names",
     "llms_txt",
+    "line_breaks",
 ]
 exclude_patterns = ["_build", "extensions"]
 myst_heading_anchors = 4  # the addresses in error messages, errors.md#config, are headings

@@ -1,6 +1,6 @@
 """Build the wheel reproducibly, and hold its content against the git tree.
 
-The wheel is built twice from a clean export of HEAD, with the time of the commit in place of the
+The wheel is built twice from a clean export of the current commit, with the time of the commit in place of the
 clock; both must be equal to the byte. Every file under `src/deepseek` that git knows must be in it,
 and none besides.
 """
@@ -26,17 +26,23 @@ def run(*words: str, cwd: Path = ROOT, **variables: str) -> bytes:
     return subprocess.run(words, cwd=cwd, env=env, check=True, stdout=subprocess.PIPE).stdout
 
 
-def build(folder: Path, *options: str) -> Path:
-    """Export HEAD into `folder`, build there, and return the wheel.
+def current_commit() -> str:
+    """Return the commit that HEAD names now: a commit made while the tool runs changes nothing."""
+    return run("git", "rev-parse", "HEAD").decode().strip()
+
+
+def build(folder: Path, commit: str, *options: str) -> Path:
+    """Export a commit into `folder`, build there, and return the wheel.
 
     Args:
         folder: a new one.
+        commit: what is built.
         options: of `pip wheel`, such as `--no-build-isolation`.
     """
     source = folder / "source"
-    with tarfile.open(fileobj=BytesIO(run("git", "archive", "HEAD"))) as archive:
+    with tarfile.open(fileobj=BytesIO(run("git", "archive", commit))) as archive:
         archive.extractall(source, filter="data")
-    moment = run("git", "log", "-1", "--format=%ct").decode().strip()
+    moment = run("git", "log", "-1", "--format=%ct", commit).decode().strip()
     run(
         sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-cache-dir",
         "--disable-pip-version-check", *options, "--wheel-dir", str(folder), ".",
@@ -46,10 +52,14 @@ def build(folder: Path, *options: str) -> Path:
     return wheel
 
 
-def tracked_files() -> dict[str, bytes]:
-    """Return what git holds below `src/`, by its path in the wheel."""
-    names = run("git", "ls-tree", "-r", "--name-only", "-z", "HEAD", "src").decode().split("\0")
-    return {name.removeprefix("src/"): run("git", "show", f"HEAD:{name}") for name in names if name}
+def tracked_files(commit: str) -> dict[str, bytes]:
+    """Return what a commit holds below `src/`, by its path in the wheel."""
+    with tarfile.open(fileobj=BytesIO(run("git", "archive", commit, "src"))) as archive:
+        return {
+            member.name.removeprefix("src/"): file.read()
+            for member in archive
+            if (file := archive.extractfile(member)) is not None
+        }
 
 
 def differences(wheel: Path, tracked: dict[str, bytes]) -> list[str]:
@@ -69,18 +79,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "dist")
     args = parser.parse_args()
+    commit = current_commit()
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-        wheels = [build(Path(folder)) for folder in (first, second)]
+        wheels = [build(Path(folder), commit) for folder in (first, second)]
         hashes = [hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in wheels]
         if hashes[0] != hashes[1]:
             sys.exit(f"two builds differ: {hashes[0]} and {hashes[1]}")
-        found = differences(wheels[0], tracked_files())
+        found = differences(wheels[0], tracked_files(commit))
         if found:
             sys.exit("\n".join(found))
         args.output.mkdir(parents=True, exist_ok=True)
         target = args.output / wheels[0].name
         target.write_bytes(wheels[0].read_bytes())
-    print(f"{target}\nsha256 {hashes[0]}")
+    print(f"{target}\ncommit {commit}\nsha256 {hashes[0]}")
 
 
 if __name__ == "__main__":

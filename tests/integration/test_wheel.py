@@ -42,11 +42,12 @@ def test_two_builds_are_equal_and_hold_what_git_holds(tmp_path):
     inside = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True)
     if inside.returncode:
         pytest.skip("not a git clone")
+    commit = tool.current_commit()
     pytest.importorskip("setuptools", reason="the wheel is built without the network")
     wheels = []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        wheels.append(tool.build(tmp_path / name, "--no-build-isolation"))
+        wheels.append(tool.build(tmp_path / name, commit, "--no-build-isolation"))
     first, second = (hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in wheels)
     assert first == second
-    assert tool.differences(wheels[0], tool.tracked_files()) == []
+    assert tool.differences(wheels[0], tool.tracked_files(commit)) == []

@@ -1,8 +1,8 @@
 """Build the wheel reproducibly, and hold its content against the git tree.
 
-The wheel is built twice from a clean export of the current commit, with the time of the commit in place of the
-clock; both must be equal to the byte. Every file under `src/deepseek` that git knows must be in it,
-and none besides.
+The wheel is built twice from a clean export of the current commit, with the time of the commit in
+place of the clock; both must be equal to the byte. Every file under `src/deepseek` that git knows
+must be in it, and none besides.
 """
 
 import argparse

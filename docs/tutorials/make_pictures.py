@@ -1,6 +1,6 @@
-"""Draw the pictures of the tutorials from real data: flowers, and tinyshakespeare.
+"""Draw the pictures of the tutorials from flowers, tinyshakespeare and made-up clicks.
 
-    python docs/tutorials/make_pictures.py DATA images_run text_run
+    python docs/tutorials/make_pictures.py DATA images_run text_run clicks_run
 
 `DATA` holds `flowers5/` (class folders of photographs) and `tinyshakespeare/input.txt`. Runs that
 are there already are drawn again without training. They are sections of
@@ -9,9 +9,11 @@ the reports, taken by a Chromium on the path.
 
 import argparse
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
+from contextlib import chdir
 from pathlib import Path
 
 from PIL import Image, ImageChops
@@ -50,6 +52,23 @@ def train_text(data: Path, run_dir: Path) -> None:
     Trainer(model, train_data, val_data, run_dir=run_dir, **settings).fit()
 
 
+def train_clicks(data: Path, run_dir: Path) -> None:
+    """Run the blocks of `recsys.md` up to its training."""
+    del data  # the page makes its own
+    page = (HERE / "recsys.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        for language, body in re.findall(r"^```(python|bash)\n(.*?)^```$", page, re.M | re.S):
+            if language == "python":
+                exec(body, names)
+                continue
+            for words in map(shlex.split, body.splitlines()):
+                if words[1] == "train":
+                    run([*words[1:], "--run-dir", str(run_dir)])
+                    return
+                run(words[1:])
+
+
 def photograph(report: Path, section: str, picture: Path, num_cards: int) -> None:
     """Take the first cards of a section of a report as a picture of at most 64 colours."""
     page = report.read_text(encoding="utf-8")
@@ -80,13 +99,20 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("images_run", type=Path)
     parser.add_argument("text_run", type=Path)
+    parser.add_argument("clicks_run", type=Path)
     args = parser.parse_args()
-    for train, run_dir in ((train_images, args.images_run), (train_text, args.text_run)):
+    runs = (
+        (train_images, args.images_run),
+        (train_text, args.text_run),
+        (train_clicks, args.clicks_run),
+    )
+    for train, run_dir in runs:
         if not run_dir.exists():
             train(args.data.resolve(), run_dir.resolve())
     photograph(args.images_run / "report.html", "curves", HERE / "images_curves.png", 2)
     photograph(args.images_run / "report.html", "confusion", HERE / "images_confusion.png", 1)
     photograph(args.text_run / "report.html", "curves", HERE / "text_curves.png", 2)
+    photograph(args.clicks_run / "report.html", "curves", HERE / "recsys_curves.png", 4)
 
 
 if __name__ == "__main__":

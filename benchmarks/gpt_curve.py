@@ -92,7 +92,8 @@ def main() -> None:
         config = transformers.GPT2Config(
             vocab_size=tokenizer.vocab_size, n_positions=args.length, n_embd=args.dim,
             n_layer=args.layers, n_head=args.heads, resid_pdrop=0.0, embd_pdrop=0.0,
-            attn_pdrop=0.0, attn_implementation="sdpa",
+            attn_pdrop=0.0,
+            attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]: of its base class
         )  # fmt: skip
         theirs = transformers.GPT2LMHeadModel(config)
         ours = pytorch_to_deepseek(theirs)

@@ -96,7 +96,8 @@ def volumes(args: argparse.Namespace) -> Iterator[tuple[str, Volume, np.ndarray 
 
 def phantom(folder: Path, size: list[int]) -> tuple[Volume, np.ndarray]:
     """Return a body with two lungs and real nodules in them, in HU; 300 x 360 x 360 mm."""
-    return build_phantom(*(each[-HELD_OUT:] for each in nodules(folder)), size, seed=0)
+    cubes, masks = nodules(folder)
+    return build_phantom(cubes[-HELD_OUT:], masks[-HELD_OUT:], size, seed=0)
 
 
 def build_phantom(
@@ -137,8 +138,8 @@ def train(args: argparse.Namespace, device: torch.device) -> ModelEngine:
     torch.manual_seed(0)
     net = UNet3D(channels=1, num_classes=2, features=(16, 32, 64), blocks=1).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), 2e-3)
-    others = (each[:-HELD_OUT] for each in nodules(args.data))
-    volume, labels = build_phantom(*others, args.size, seed=1)
+    cubes, masks = nodules(args.data)
+    volume, labels = build_phantom(cubes[:-HELD_OUT], masks[:-HELD_OUT], args.size, seed=1)
     voxels, known = torch.from_numpy(scale(volume))[0], torch.from_numpy(labels).long()
     near, began, step, loss = known.nonzero(), perf_counter(), 0, torch.zeros(())
     room = torch.tensor(known.shape) - torch.tensor(args.window)

@@ -89,7 +89,7 @@ def _llama(layers: int, dim: int, heads: int) -> nn.Module:
     config = LlamaConfig(
         hidden_size=dim, intermediate_size=-(-8 * dim // 3 // 64) * 64, num_hidden_layers=layers,
         num_attention_heads=heads, vocab_size=VOCABULARY, use_cache=False,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]: of its base class
     )  # fmt: skip
     return LlamaForCausalLM(config)
 

@@ -373,7 +373,7 @@ def train_accelerate(setup: Setup, turns: Turns, folder: str) -> None:
     if plugin is not None and not isinstance(model, FSDPModule):
         raise RuntimeError(f"FSDP was asked for, and the model is a {type(model).__name__}")
     for x, y in Batches(setup).on_device(accelerator.device):
-        loss = loss_of(model(x), y)
+        loss = loss_of(model(x), y)  # pyright: ignore[reportCallIssue]: it is a module, too
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
         opt.step()

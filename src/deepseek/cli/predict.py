@@ -103,7 +103,8 @@ def predict(
     from deepseek.models.volume_detector import finds_centers
     from deepseek.models.volume_segmenter import takes_volumes
 
-    engine, context = open_model(model, device, precision, threads, trust)
+    opened = open_model(model, device, precision, threads, trust)
+    engine, context = opened.engine, opened.context
     of_volumes = {
         "overlap": overlap, "flips": flips, "region": region, "compile": compiled or None,
         "min_score": min_score, "scores": scores, "report": report, "max_voxels": max_voxels,
@@ -141,7 +142,7 @@ def predict(
     if output is not None:
         given = [*texts, *map(str, paths)]
         about = {"inputs": given, "columns": [column, path_column], "precision": precision}
-        _write(engine, model, items, output, scoring, about)
+        _write(engine, opened.path, items, output, scoring, about)
         return
     _print(engine, items(), scoring, as_json)
 

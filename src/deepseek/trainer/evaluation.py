@@ -13,6 +13,7 @@ from deepseek.models import ModelEngine
 from deepseek.models.device import resolve_device
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.world import World
+from deepseek.trainer.evaluation_part import EvaluationPart
 from deepseek.trainer.evaluation_pass import Evaluation, evaluate
 from deepseek.trainer.extra_metrics import MeasuredTask
 from deepseek.trainer.precision import resolve_precision
@@ -59,11 +60,13 @@ def evaluate_samples(
     keeps_samples: bool = True,
     metrics: Sequence[str] = (),
     on_batch: Callable[[int], None] = lambda done: None,
+    done: EvaluationPart | None = None,
 ) -> Evaluation:
     """Return the metrics, and what the task predicts for each sample.
 
     Arguments are as above, and `metrics`: names of `EXTRA_METRICS`, beside those of the task;
-    `on_batch`: told how many batches are done, of `count_batches`.
+    `on_batch`: told how many batches are done, of `count_batches`; `done`: what an evaluation that
+    was interrupted has left.
 
     Raises:
         ConfigError: there is no such metric, or it says nothing of these data.
@@ -76,7 +79,11 @@ def evaluate_samples(
     engine.to(where)
     chosen = resolve_precision(precision, where)
     parallel = ParallelModel(engine, World.alone(where))
-    return evaluate(parallel, _watched(loader, on_batch), task, chosen, False, keeps_samples)
+    if done is not None:
+        done.move(loader)
+    first = 1 if done is None else done.num_batches + 1
+    batches = _watched(loader, on_batch, first)
+    return evaluate(parallel, batches, task, chosen, False, keeps_samples, done=done)
 
 
 def count_batches(data, batch_size: int) -> int:
@@ -84,8 +91,8 @@ def count_batches(data, batch_size: int) -> int:
     return len(evaluation_loader(data, batch_size, 0))
 
 
-def _watched(loader: DataLoader, on_batch: Callable[[int], None]) -> Iterator[Batch]:
-    for number, batch in enumerate(loader, 1):
+def _watched(loader: DataLoader, on_batch: Callable[[int], None], first: int) -> Iterator[Batch]:
+    for number, batch in enumerate(loader, first):
         yield batch
         on_batch(number)
 

@@ -86,9 +86,9 @@ def train_growing(run_dir, admit_after=1, **settings):
     trajectory = Trajectory()
     data = make_data(user_id={"encoding": "open"})
     trainer = Trainer(
-        GrowingModel(admit_after), data, data, batch_size=24, max_steps=6, lr=0.05, precision="fp32",
-        loggers=["jsonl"], num_workers=0, device="cpu", run_dir=run_dir, callbacks=[trajectory],
-        clip_grad_norm=0.1, checkpoint_every=3, **settings,
+        GrowingModel(admit_after), data, data, batch_size=24, max_steps=6, lr=0.05,
+        precision="fp32", loggers=["jsonl"], num_workers=0, device="cpu", run_dir=run_dir,
+        callbacks=[trajectory], clip_grad_norm=0.1, checkpoint_every=3, **settings,
     )  # fmt: skip
     trainer.fit()
     (table,) = growing_tables(trainer.model.module).values()

@@ -144,7 +144,8 @@ class GrowingEmbedding(GrowingTable):
             self._find_or_add(gather(self._store.ids[met]))
             found, sums = self._store.find(gather(self._store.ids[rows])), gather(sums)
         else:
-            self._met = [tuple(map(gather, _sum_times(self._met)))]
+            ids, times = map(gather, _sum_times(self._met))
+            self._met = [(ids, times)]
             has_row = rows > 0  # the others are in row 0, which is the row of no id
             found = self._store.find(gather(self._store.ids[rows[has_row]]))
             shared = gather(sums[~has_row])

@@ -18,6 +18,13 @@ from deepseek.cli.model_options import (
     Trust,
 )
 from deepseek.cli.progress import progress
+from deepseek.cli.table_options import (
+    ColumnNames,
+    Delimiter,
+    Layout,
+    check_no_reading,
+    table_reading,
+)
 
 if TYPE_CHECKING:
     from deepseek.deploy.scoring import Scoring
@@ -89,6 +96,9 @@ def predict(
             " its name: nodule, lesion, tumour, ...",
         ),
     ] = None,
+    layout: Layout = None,
+    column_names: ColumnNames = None,
+    delimiter: Delimiter = None,
     device: Device = "auto",
     precision: Precision = "fp32",
     threads: Threads = None,
@@ -122,15 +132,17 @@ def predict(
     _refuse_window_options(of_volumes)
     if output is not None:
         check_output(output)
+    reading = table_reading(layout, column_names, delimiter)
     if engine.spec is not None and engine.spec.features is not None:
         from deepseek.cli.predict_tables import predict_tables
 
         _refuse_texts(texts)
         predict_tables(
-            engine, paths, output, context, batch_size=batch_size, top_k=top_k, strict=strict,
-            as_json=as_json,
+            engine, paths, output, context, reading, batch_size=batch_size, top_k=top_k,
+            strict=strict, as_json=as_json,
         )  # fmt: skip
         return
+    check_no_reading(reading, f"the model {model}")
     if not takes_texts(engine):
         _refuse_texts(texts)
     column = int(text_column) if text_column.isdecimal() else text_column

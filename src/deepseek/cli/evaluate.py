@@ -35,7 +35,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A metric beside those of the task, may be repeated: hd95, of volumes, in mm.",
+            help="A metric beside those of the task, may be repeated: hd95, of volumes, in mm;"
+            " calibration, of voxels.",
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 32,

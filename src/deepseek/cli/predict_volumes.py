@@ -1,6 +1,7 @@
 """`deepseek predict` with a model of volumes: scans -> masks or findings, scores, a page."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -65,11 +66,13 @@ def predict_volumes(
     as_json: bool,
 ) -> None:
     """Find classes or centres in scans, and print how much of each there is."""
+    from deepseek.medical.calibration import LEAST, VoxelCalibration
     from deepseek.medical.nodule_scorer import NoduleScorer
     from deepseek.medical.scan_findings import finding_scores
     from deepseek.medical.scan_report import ScanReport
     from deepseek.medical.scans import find_scans
     from deepseek.medical.volume_prediction import mean_scores, predict_scans
+    from deepseek.models import VolumeSegmenter
 
     predictor = _make_predictor(engine, options)
     spec, report = predictor.spec, None
@@ -78,19 +81,26 @@ def predict_volumes(
         _check_page(options.report)
         about = {**options.shown(), "transform": spec.transform or "none"}
         report = ScanReport(spec, about)
+    calibration = None
+    if isinstance(predictor, VolumeSegmenter):
+        calibration = VoxelCalibration(spec.num_classes, least=LEAST)
     scans, rows = find_scans(paths), []
     with _progress(len(scans)) as (on_windows, on_scan), context():
         for row in predict_scans(
             predictor, scans, output, scorer=scorer, is_strict=is_strict, abnormal=options.abnormal,
-            on_windows=on_windows, on_result=report.add if report else lambda result: None,
+            calibration=calibration, on_windows=on_windows,
+            on_result=report.add if report else lambda result: None,
         ):  # fmt: skip
             on_scan()
             rows.append(row)
             if not as_json:
                 print(_line(row))
     if report is not None and options.report is not None:
-        report.write(options.report, rows)
+        report.write(options.report, rows, calibration)
     scores = mean_scores(rows) | finding_scores(rows)
+    if calibration is not None and "dice" in scores:
+        error, _ = calibration.errors()
+        scores |= {} if math.isnan(error) else {"ece": error}
     if as_json:
         print(json.dumps({"volumes": rows, **scores}))
     elif scores:

@@ -178,14 +178,11 @@ class _Values(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.known: dict[fx.Node, Any] = {}
+        self._inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
 
     def run_with(self, args: tuple, kwargs: dict) -> object:
-        names = [node.target for node in self.module.graph.nodes if node.op == "placeholder"]
-        defaults = [
-            node.args[0] if node.args else None
-            for node in self.module.graph.nodes
-            if node.op == "placeholder"
-        ]
+        names = [node.target for node in self._inputs]
+        defaults = [node.args[0] if node.args else None for node in self._inputs]
         rest = zip(names[len(args) :], defaults[len(args) :], strict=True)
         with torch.inference_mode():
             return self.run(*args, *(kwargs.get(str(name), default) for name, default in rest))
@@ -199,10 +196,18 @@ def _outputs(found: object) -> list[Tensor]:
     return [each for each in tree_leaves(found) if isinstance(each, Tensor)]
 
 
+def _module_of(node: fx.Node) -> nn.Module:
+    """Return the module that a node calls."""
+    owner = node.graph.owning_module
+    if owner is None:
+        raise _OtherForm("its graph belongs to no module")
+    return owner.get_submodule(str(node.target))
+
+
 def _name_of(node: fx.Node) -> str:
     """Return what a node calls: `matmul`, `masked_fill`, `Softmax`."""
     if node.op == "call_module":
-        return type(node.graph.owning_module.get_submodule(str(node.target))).__name__
+        return type(_module_of(node)).__name__
     if node.op == "call_function":
         return getattr(node.target, "__name__", "")
     return str(node.target) if node.op == "call_method" else ""
@@ -246,7 +251,7 @@ def _replace(graph: fx.Graph, softmax: fx.Node, end: fx.Node, known: dict[fx.Nod
 
 def _value_of(softmax: fx.Node, end: fx.Node) -> fx.Node:
     """Return the values; weights and product have no other readers."""
-    node = softmax
+    node = before = softmax
     while node is not end:
         if len(node.users) != 1:
             raise _OtherForm("its weights are read elsewhere, too")
@@ -364,7 +369,7 @@ def _argument(node: fx.Node, at: int, *names: str) -> Any:
 
 def _dim_of(softmax: fx.Node) -> object:
     if softmax.op == "call_module":
-        return softmax.graph.owning_module.get_submodule(str(softmax.target)).dim
+        return _module_of(softmax).dim
     return _argument(softmax, 1, "dim")
 
 

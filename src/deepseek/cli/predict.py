@@ -75,7 +75,8 @@ def predict(
         bool, typer.Option("--compile", help="Compile a model of volumes.")
     ] = False,
     min_score: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Of findings of a detector: 0.1.")
+        float | None,
+        typer.Option(min=0, max=1, help="Of findings of a detector: what its validation settled."),
     ] = None,
     scores: Annotated[
         Path | None,

@@ -76,10 +76,17 @@ def predict_volumes(
 
     predictor = _make_predictor(engine, options)
     spec, report = predictor.spec, None
+    reported = _reported(predictor, options.min_score)
+    if reported and not as_json:
+        print(reported)
     scorer = None if options.scores is None else NoduleScorer.load(options.scores)
     if options.report is not None:
         _check_page(options.report)
-        about = {**options.shown(), "transform": spec.transform or "none"}
+        about = {
+            **options.shown(),
+            **({"reported": reported} if reported else {}),
+            "transform": spec.transform or "none",
+        }
         report = ScanReport(spec, about)
     calibration = None
     if isinstance(predictor, VolumeSegmenter):
@@ -119,7 +126,7 @@ def _make_predictor(
     from deepseek.medical.regions import find_region
     from deepseek.models import VolumeDetector, VolumeSegmenter, WindowOptions
     from deepseek.models.sliding_window import DEFAULT_OVERLAP
-    from deepseek.models.volume_detector import DEFAULT_MIN_SCORE, finds_centers
+    from deepseek.models.volume_detector import finds_centers
 
     windows = WindowOptions(
         overlap=DEFAULT_OVERLAP if options.overlap is None else options.overlap,
@@ -130,14 +137,27 @@ def _make_predictor(
         max_voxels=options.max_voxels or DEFAULT_MAX_VOXELS,
     )
     if finds_centers(engine.spec):
-        min_score = DEFAULT_MIN_SCORE if options.min_score is None else options.min_score
-        return VolumeDetector(engine, windows, min_score=min_score)
+        return VolumeDetector(engine, windows, min_score=options.min_score)
     if options.min_score is not None:
         raise ConfigError(
             f"--min-score {options.min_score:g} would be ignored: the model is no detector",
             fix="leave it out",
         )
     return VolumeSegmenter(engine, windows)
+
+
+def _reported(predictor: "VolumeSegmenter | VolumeDetector", given: float | None) -> str | None:
+    """Return from which score on a detector reports what it finds, and who says so."""
+    from deepseek.models import VolumeDetector
+
+    if not isinstance(predictor, VolumeDetector):
+        return None
+    why = "as by default: the model was not validated"
+    if given is not None:
+        why = "as --min-score says"
+    elif predictor.spec.min_score is not None:
+        why = "1/8 false marks a crop of its validation; --min-score shows more or fewer"
+    return f"findings with a score of {predictor.min_score:.3g} and more ({why})"
 
 
 def _check_page(path: Path) -> None:

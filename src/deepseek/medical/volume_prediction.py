@@ -98,7 +98,9 @@ def predict_scans(
         _check_new(folder, scans)
         folder.mkdir(parents=True, exist_ok=True)
         columns = COLUMNS if isinstance(predictor, VolumeDetector) else PART_COLUMNS
-        table = FindingsFile(folder / FILE_NAME, [*columns, *(scorer.names if scorer else ())])
+        told = predictor.told_names if isinstance(predictor, VolumeDetector) else ()
+        more = dict.fromkeys([*told, *(scorer.names if scorer else ())])
+        table = FindingsFile(folder / FILE_NAME, [*columns, *more])
     for scan in scans:
         try:
             result = _find(predictor, scan, calibration, on_windows)

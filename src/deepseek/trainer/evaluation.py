@@ -1,6 +1,8 @@
 """Evaluation of a model on its own, and what the report shows of single samples."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -18,10 +20,17 @@ from deepseek.trainer.evaluation_pass import Evaluation, evaluate
 from deepseek.trainer.extra_metrics import MeasuredTask
 from deepseek.trainer.precision import resolve_precision
 from deepseek.trainer.run_folder import RunFolder
-from deepseek.trainer.task import Batch, resolve_task
+from deepseek.trainer.task import Batch, Task, resolve_task
 
 NUM_SHOWN = 12
 THUMBNAIL_PIXELS = 128
+
+
+def keep_min_score(task: Task, metrics: Mapping[str, float], engine: ModelEngine) -> None:
+    """Let a model know from which score on it reports what it finds, by its evaluation."""
+    value = metrics.get(task.min_score_metric or "", math.nan)
+    if engine.spec is not None and not math.isnan(value):
+        engine.spec = replace(engine.spec, min_score=value)
 
 
 def evaluate_model(

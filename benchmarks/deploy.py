@@ -128,7 +128,7 @@ class Bench:
         """Return what `optimize` chose, and a copy of its file; trials are done once."""
         found = optimize(
             self._engine, self._samples, target, 1.0, self._args.budget,
-            out=self._folder / "search", max_samples=32,
+            out=self._folder / "search", max_samples=32, sparsities=(),
             runtimes=("eager", "openvino") if self._args.small else None,
         )  # fmt: skip
         copy = self._folder / target
@@ -139,15 +139,9 @@ class Bench:
         save_file({"inputs": self._samples[:64], "calibration": self._samples[64:].clone()}, path)
 
     def _task(self, way: Candidate, path: Path, base: Path, work: Path) -> TrialTask:
-        runtime = RUNTIMES.get(way.runtime)
-        return TrialTask(
-            runtime=way.runtime, precision=way.precision, method=way.method,
-            provider=f"{runtime.__module__}:{runtime.__qualname__}",
-            source=str(work / "model.bin"), base=str(base), artefact=str(path),
-            data=str(work / "data.safetensors"), batch_size=32, threads=way.threads,
-            base_threads=self._args.threads, metric="", quality_metric="", tolerance=0.0,
-            known_layers="", reference="", seconds=self._args.seconds,
-            result=str(work / "result.json"),
+        return way.make_task(
+            work / "model.bin", base, path, work / "data.safetensors", work / "result.json",
+            batch_size=32, base_threads=self._args.threads, seconds=self._args.seconds,
         )  # fmt: skip
 
     def _convert(self, way: Candidate, work: Path) -> Path | str:

@@ -150,7 +150,7 @@ def measure_malignancy(cubes: NoduleCubes, args: argparse.Namespace) -> dict:
     """Return the AUC over five folds, and the error of texture, with their floors."""
     form, labels, folds = form_features(cubes), malignancy_labels(cubes.scores), cubes.folds()
     texture = cubes.scores["texture"]
-    targets = np.stack([np.clip(cubes.scores["malignancy"] - 3, -1, 1), texture], 1)
+    targets = np.stack([cubes.scores["malignancy"], texture], 1)
     is_deep = "segmentation" in args.only and sorted(args.folds) == list(range(NUM_FOLDS))
     predicted = {name: np.zeros((len(cubes), 2)) for name in ("form", "both")}
     median = np.zeros(len(cubes))

@@ -8,18 +8,24 @@ events by torch's profiler, on a GPU by the allocator. Steps are taken in rotati
 median of the ratios to plain AdamW.
 
     python benchmarks/savers.py                     on the CPU, one thread
+    python benchmarks/savers.py --only "loss_chunks: 8"   that and plain AdamW alone
     python benchmarks/savers.py --device cuda       and offload; GPT-2 medium's size
 """
 
 import argparse
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from deepseek.memory.chunked_loss import chunked_loss
+from deepseek.memory.head import find_head
+from deepseek.memory.host_copies import HostCopies
+from deepseek.memory.policy import MemoryPolicy
 from deepseek.memory.weightwise import BackwardUpdate, HostState, WeightwiseOptimizer
 from deepseek.models import GPT
 from deepseek.parallel.layout import LocalWeights
@@ -30,26 +36,70 @@ from memory import allocated, time_step
 
 VOCABULARY = 8192
 MIB = 2**20
+PLAIN = "plain (adamw)"
+WAYS: dict[str, dict] = {
+    PLAIN: {},
+    "optimizer: adamw8bit": {"algorithm": "adamw8bit"},
+    "optimizer: adafactor": {"algorithm": "adafactor"},
+    "optimizer: lion": {"algorithm": "lion"},
+    "param_dtype: bf16": {"is_bf16": True},
+    "optimizer_in_backward": {"is_in_backward": True},
+    "loss_chunks: 8": {"loss_chunks": 8},
+    "adamw8bit, bf16": {"algorithm": "adamw8bit", "is_bf16": True},
+    "adamw8bit, bf16, in backward": {
+        "algorithm": "adamw8bit", "is_bf16": True, "is_in_backward": True,
+    },
+}  # fmt: skip
+GPU_WAYS: dict[str, dict] = {
+    "offload: optimizer": {"offload": "optimizer"},
+    "offload: activations": {"offload": "activations"},
+}
+ELSEWHERE = ("offload: parameters", "expandable_segments")
+"""What a step of one process, counted by what is allocated, does not show: the first is of `fsdp`,
+the second of what the allocator reserves."""
 
 
 @dataclass
 class Run:
     """A model with one way to keep and update it."""
 
-    model: nn.Module
+    model: GPT
     optimizer: torch.optim.Optimizer
     tokens: Tensor
     update: Callable[[], object]
     in_backward: BackwardUpdate | None = None
+    loss_chunks: int = 1
+    memory: MemoryPolicy | None = None
     peak_bytes: int = 0
     gradient_bytes: int = 0
     seconds: list[float] = field(default_factory=list)
 
     def backward(self) -> None:
         """Go forward and backward."""
-        with torch.autocast(self.tokens.device.type, torch.bfloat16):
-            logits = self.model(self.tokens)
-        F.cross_entropy(logits.float().flatten(0, -2), self.tokens.flatten()).backward()
+        kept = nullcontext() if self.memory is None else self.memory.saving()
+        with torch.autocast(self.tokens.device.type, torch.bfloat16), kept:
+            loss = self._loss_in_chunks() if self.loss_chunks > 1 else self._loss()
+        loss.backward()
+
+    def _loss(self) -> Tensor:
+        logits = self.model(self.tokens)
+        return F.cross_entropy(logits.float().flatten(0, -2), self.tokens.flatten())
+
+    def _loss_in_chunks(self) -> Tensor:
+        head = find_head(self.model, self.model.hints.head)
+        if head is None:
+            raise RuntimeError("the model has no head to leave out")
+
+        def loss_of(hidden: Tensor, tokens: slice) -> Tensor:
+            logits, targets = head(hidden), self.tokens[:, tokens]
+            whole = F.cross_entropy(
+                logits.float().flatten(0, -2), targets.flatten(), reduction="sum"
+            )
+            return whole / self.tokens.numel()
+
+        with head.left_out():
+            hidden = self.model(self.tokens)
+        return chunked_loss(hidden, head.parameters(), loss_of, self.loss_chunks)
 
     def step(self) -> None:
         """Take one optimizer step."""
@@ -84,7 +134,8 @@ def make(
     *,
     is_bf16: bool = False,
     is_in_backward: bool = False,
-    is_offloaded: bool = False,
+    loss_chunks: int = 1,
+    offload: str = "none",
 ) -> Run:
     """Return a model with a way to update it."""
     torch.manual_seed(0)
@@ -97,29 +148,24 @@ def make(
     if is_bf16:
         cast_weights(model, shards=False)
     optimizer = Optimizer(algorithm, 1e-4).bind(model, rounds=is_bf16)
-    weightwise = WeightwiseOptimizer(optimizer, HostState() if is_offloaded else None)
+    waits = offload == "optimizer"
+    weightwise = WeightwiseOptimizer(optimizer, HostState() if waits else None)
     if is_in_backward:
         in_backward = BackwardUpdate(weightwise, LocalWeights([model]).trained)
         return Run(model, optimizer, batch, optimizer.step, in_backward)
-    return Run(model, optimizer, batch, weightwise.step if is_offloaded else optimizer.step)
+    memory = None
+    if offload == "activations":
+        memory = MemoryPolicy("off", [model])
+        memory.copies = HostCopies()
+    update = weightwise.step if waits else optimizer.step
+    return Run(model, optimizer, batch, update, loss_chunks=loss_chunks, memory=memory)
 
 
 def contestants(args: argparse.Namespace) -> dict[str, Run]:
     """Return a run for each saver and for some together."""
-    ways = {
-        "plain (adamw)": {},
-        "optimizer: adamw8bit": {"algorithm": "adamw8bit"},
-        "optimizer: adafactor": {"algorithm": "adafactor"},
-        "optimizer: lion": {"algorithm": "lion"},
-        "param_dtype: bf16": {"is_bf16": True},
-        "optimizer_in_backward": {"is_in_backward": True},
-        "adamw8bit, bf16": {"algorithm": "adamw8bit", "is_bf16": True},
-        "adamw8bit, bf16, in backward": {
-            "algorithm": "adamw8bit", "is_bf16": True, "is_in_backward": True,
-        },
-    }  # fmt: skip
-    if args.device == "cuda":
-        ways["offload: optimizer"] = {"is_offloaded": True}
+    ways = WAYS | (GPU_WAYS if args.device == "cuda" else {})
+    asked = {PLAIN, *args.only} if args.only else ways.keys()
+    ways = {name: options for name, options in ways.items() if name in asked}
     return {name: make(args, **options) for name, options in ways.items()}
 
 
@@ -157,10 +203,20 @@ def records_of(runs: dict[str, Run]) -> list[dict]:
     ]
 
 
+def not_measured(args: argparse.Namespace) -> list[list[str]]:
+    """Return the rows of what this device or this benchmark cannot show."""
+    if args.only:
+        return []
+    names = [*(GPU_WAYS if args.device == "cpu" else ()), *ELSEWHERE]
+    return [[name, "GPU only, not measured here", *[""] * 5] for name in names]
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    known = [*WAYS, *GPU_WAYS]
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=known, help=f"of {known}")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     args = parser.parse_args()
@@ -184,7 +240,8 @@ def main() -> None:
                 "{:.3f} ± {:.3f}".format(*record["speed"]),
             ]
             for record in records
-        ],
+        ]
+        + not_measured(args),
     )
     report(args, records, table, f"GPT of {size / 1e6:.1f} M parameters, autocast to bf16.")
 

@@ -67,11 +67,13 @@ def test_several_ranks_learn_what_one_learns(alone, tmp_path, parallel):
 
 
 class GrowingModel(TableModel):
-    def __init__(self, layout=None, num_classes=None):
-        super().__init__(layout, num_classes)
+    def __init__(self, admit_after=1, layout=None, num_classes=None):
+        super().__init__(layout, num_classes, admit_after=admit_after)
 
     def build(self, layout):
-        table = GrowingEmbedding(4, AdaGrad(lr=0.1, initial_accumulator=1.0), scale=0.3)
+        optimizer = AdaGrad(lr=0.1, initial_accumulator=1.0)
+        admit_after = self.config["admit_after"]
+        table = GrowingEmbedding(4, optimizer, admit_after=admit_after, scale=0.3)
         self.embedder = Embedder(layout, 4, tables={"user_id": table})
         self.head = nn.Linear(self.embedder.width, 1)
 
@@ -79,34 +81,38 @@ class GrowingModel(TableModel):
         return self.head(self.embedder.flat(batch))[:, 0]
 
 
-def train_growing(run_dir, **settings):
+def train_growing(run_dir, admit_after=1, **settings):
     torch.manual_seed(0)
     trajectory = Trajectory()
     data = make_data(user_id={"encoding": "open"})
     trainer = Trainer(
-        GrowingModel(), data, data, batch_size=24, max_steps=6, lr=0.05, precision="fp32",
-        loggers=["jsonl"], num_workers=0, device="cpu", run_dir=run_dir, callbacks=[trajectory],
-        clip_grad_norm=0.1, checkpoint_every=3, **settings,
+        GrowingModel(admit_after), data, data, batch_size=24, max_steps=6, lr=0.05,
+        precision="fp32", loggers=["jsonl"], num_workers=0, device="cpu", run_dir=run_dir,
+        callbacks=[trajectory], clip_grad_norm=0.1, checkpoint_every=3, **settings,
     )  # fmt: skip
     trainer.fit()
     (table,) = growing_tables(trainer.model.module).values()
     return trajectory.losses, dict(table.state_dict())
 
 
-def test_a_table_grows_alike_on_several_ranks(tmp_path):
-    """Ids that one rank alone has met, gradients of both, and a norm that is clipped."""
-    losses, alone = train_growing(tmp_path / "alone")
-    results = run_ranks(2, train_growing, tmp_path / "run", folder=tmp_path, parallel="dp2")
+@pytest.mark.parametrize("admit_after", [1, 3])
+def test_a_table_grows_alike_on_several_ranks(tmp_path, admit_after):
+    """Ids that one rank alone has met, counts and gradients of both, and a norm that is clipped."""
+    losses, alone = train_growing(tmp_path / "alone", admit_after)
+    results = run_ranks(
+        2, train_growing, tmp_path / "run", admit_after, folder=tmp_path, parallel="dp2"
+    )
     (first_losses, first), (_, second) = results
     torch.testing.assert_close(first_losses, losses, rtol=1e-4, atol=1e-5)
     assert all(torch.equal(first[name], second[name]) for name in alone)
     assert torch.equal(first["ids"], alone["ids"])
+    assert len(first["ids"]) > USERS // 2
     torch.testing.assert_close(first["weight"], alone["weight"], rtol=1e-4, atol=1e-5)
     stored = load_file(tmp_path / "run" / "model.bin")
     (weight,) = (stored[name] for name in stored if name.endswith("table_0.weight"))
     assert torch.equal(weight, first["weight"])
     halfway = tmp_path / "run" / "checkpoints" / "step_3"
-    _, again = train_growing(None, resume=halfway)  # by one rank
+    _, again = train_growing(None, admit_after, resume=halfway)  # by one rank
     torch.testing.assert_close(again["weight"], alone["weight"], rtol=1e-4, atol=1e-5)
 
 

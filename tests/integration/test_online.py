@@ -333,6 +333,9 @@ def test_a_token_is_asked_for(services, tmp_path):
     launched = services(server={"port": 0, "token_file": "tokens.txt"})
     pid, url = launched.start()
     assert ask(url + "/v1/status")[0] == 401
+    for page in ("/", "/docs"):  # a browser sends no token: they ask for it themselves
+        with urllib.request.urlopen(url + page, timeout=30) as answer:
+            assert b'id="token"' in answer.read()
     row = {"user_id": "u1", "genre": "a", "price": 1.0}
     assert ask(url + "/v1/events", impression("a", row, client="liar"), token)[0] == 200
     end(pid)

@@ -240,6 +240,23 @@ def test_a_picture_is_dropped_on_the_page_and_its_classes_are_shown(service, tmp
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on the path")
+def test_the_interface_is_shown_and_tried_without_the_internet(service, tmp_path):
+    browser = Browser(tmp_path / "profile")
+    try:
+        browser.open(f"http://127.0.0.1:{service.port}/docs")
+        browser.wait_for("document.getElementById('post-predict')")
+        assert browser.run("document.querySelectorAll('details').length") > 10
+        browser.run("document.querySelector('#get-health button').click()")
+        shown = browser.wait_for("document.querySelector('#get-health pre').textContent")
+        assert "200 in" in shown
+        assert '"status": "ok"' in shown
+        assert shown.startswith("curl -X GET 'http://127.0.0.1:")
+        assert browser.errors == []
+    finally:
+        browser.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on the path")
 def test_a_text_is_written_on_the_page_and_its_classes_are_shown(tmp_path):
     make_text_engine(tmp_path).save(tmp_path / "reviews.bin")
     browser = Browser(tmp_path / "profile")

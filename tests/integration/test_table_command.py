@@ -133,7 +133,7 @@ def test_a_row_that_cannot_be_read_has_an_error_and_the_others_are_scored(capsys
     ("values", "told", "wanted"),
     [
         (("0", "1"), [], {"positive": None, "kind": "binary"}),
-        (("no", "no", "yes"), [], {"positive": ("yes",)}),
+        (("no", "no", "yes"), [], {"positive": ("yes",), "negative": ("no",)}),
         (("1.5", "2.5", "4"), [], {"kind": "number"}),
     ],
 )
@@ -153,6 +153,35 @@ def test_settings_are_made_from_a_table_and_train(values, told, wanted, capsys):
     assert run(told) == 2
     assert "is there already" in capsys.readouterr().err
     assert run([*told, "--force"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "reading", "wanted"),
+    [
+        ("a{n};{label}", ["--column-names", "user,label", "--delimiter", ";"], ["user", "label"]),
+        ("{label}" + "\t{n}" * 13 + "\tab" * 26, ["--layout", "criteo"], None),
+    ],
+)
+def test_a_file_without_a_header_goes_from_settings_to_scores(row, reading, wanted, capsys):
+    lines = [row.format(n=n % 5, label=n % 2) for n in range(80)]
+    Path("own.csv").write_text("\n".join(lines) + "\n")
+    told = ["init", "table", "--data", "own.csv"]
+    assert run(told) != 0
+    assert "--layout criteo" in capsys.readouterr().err or wanted is None
+    assert run([*told, *reading]) == 0
+    config = load_config("model_config.yaml").data
+    assert list(config.column_names or ()) == (wanted or [])
+    assert run(["train", "model_config.yaml", "trainer.epochs=1"]) == 0
+    capsys.readouterr()
+    told = ["predict", "runs/table-1/model.bin", "own.csv", "--json"]
+    assert run([*told, *reading]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 80
+    assert run(told) == 3  # the first row is taken for a header
+
+
+def test_how_a_table_is_read_is_refused_where_there_is_none(capsys):
+    assert run(["init", "text", "--data", ".", "--layout", "criteo"]) == 2
+    assert "--layout=criteo would be ignored" in capsys.readouterr().err
 
 
 def test_a_label_that_is_not_learnt_is_refused(capsys):

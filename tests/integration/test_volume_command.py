@@ -69,6 +69,9 @@ def test_a_segmentation_from_a_file_to_its_evaluation(scans, capsys):
     metrics = json.loads(capsys.readouterr().out)["metrics"]
     assert metrics["dice"] > 0.5
     assert 0 <= metrics["hd95"] < 20
+    assert run([*evaluate, "calibration", "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    assert 0 < metrics["ece"] <= metrics["mce"] < 1
     assert run([*evaluate, "hd59"]) == 2
     assert 'did you mean "hd95"?' in capsys.readouterr().err
     predict = ["predict", "runs/scans-1/model.bin"]

@@ -3,7 +3,7 @@
 from deepseek.config import NoduleDataConfig
 from deepseek.datasets import DataSpec
 from deepseek.medical.nodule_cubes import NoduleCubes, holds_scans
-from deepseek.medical.nodule_dataset import NoduleDataset
+from deepseek.medical.nodule_dataset import SCORE, NoduleDataset
 
 
 def build_nodules(
@@ -26,6 +26,7 @@ def build_nodules(
         targets=config.targets,
         negative_share=config.negative_share,
         crops_per_cube=config.crops_per_cube,
+        scores=config.scores,
         seed=seed,
         max_voxels=config.max_voxels,
     )
@@ -38,4 +39,6 @@ def build_nodule_evaluation(spec: DataSpec, path: str) -> NoduleDataset:
     """Return all cubes at `path`, cut as a detector or a segmenter was trained on such."""
     patch = "x".join(str(size) for size in spec.fields["inputs"].shape[1:])
     targets = "centers" if spec.task == "detection" else "masks"
-    return NoduleDataset(path, transform=f"patch_{patch}", targets=targets).evaluation_view()
+    scores = [name.removeprefix(SCORE) for name in spec.fields if name.startswith(SCORE)]
+    dataset = NoduleDataset(path, transform=f"patch_{patch}", targets=targets, scores=scores)
+    return dataset.evaluation_view()

@@ -47,4 +47,5 @@ def _dataset(
         seed=seed,
         max_voxels=config.max_voxels,
         cache=config.cache,
+        split_by=config.split_by,
     )

@@ -13,13 +13,19 @@ from deepseek.whole_file import replacing
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from deepseek.cli.build_run import AnyDataset
+    from deepseek.trainer.evaluation_part import EvaluationPart
+
 
 def evaluate(
     model: AnyModel,
     data: Annotated[str, typer.Option(help="Labelled data: pictures or text, as in training.")],
     settings: Settings = None,
     output: Annotated[
-        Path | None, typer.Option(help="Write model, data and metrics to this .json file.")
+        Path | None,
+        typer.Option(
+            help="Write model, data and metrics to this .json file; interrupted, run again."
+        ),
     ] = None,
     samples: Annotated[
         Path | None,
@@ -29,7 +35,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A metric beside those of the task, may be repeated: hd95, of volumes, in mm.",
+            help="A metric beside those of the task, may be repeated: hd95, of volumes, in mm;"
+            " calibration, of voxels.",
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 32,
@@ -42,20 +49,25 @@ def evaluate(
     """Measure a model on labelled data."""
     from deepseek.cli.build_run import build_evaluation_data
     from deepseek.cli.opened_model import open_model
-    from deepseek.deploy.artefact import description_of, locate
     from deepseek.deploy.scoring import check_output
     from deepseek.trainer.evaluation import count_batches, evaluate_samples
 
     if samples is not None:
         check_output(samples)
-    engine, _ = open_model(model, device, precision, threads, trust)
-    if description_of(locate(model)).is_file():
-        device, precision = "cpu", "fp32"  # the program has its own
+    opened = open_model(model, device, precision, threads, trust)
+    engine = opened.engine
+    if opened.is_program:
+        device, precision = "cpu", "fp32"  # it has its own
     dataset = build_evaluation_data(engine, data, settings or [])
+    about = {
+        "data": data, "settings": settings or [], "batch_size": batch_size, "device": device,
+        "precision": precision, "metrics": metrics or [], "keeps_samples": samples is not None,
+    }  # fmt: skip
+    done = _find_done(samples or output, opened.path, dataset, about)
     with progress("batches", lambda: count_batches(dataset, batch_size)) as show:
         found = evaluate_samples(
             engine, dataset, batch_size, device=device, precision=precision,
-            keeps_samples=samples is not None, metrics=metrics or (), on_batch=show,
+            keeps_samples=samples is not None, metrics=metrics or (), on_batch=show, done=done,
         )  # fmt: skip
     # of several tasks the data have labels of one
     is_joint = engine.spec is not None and engine.spec.tasks
@@ -66,12 +78,35 @@ def evaluate(
             draft.write_text(json.dumps(report, indent=1) + "\n")
     if samples is not None:
         _write_samples(samples, found.samples, engine.spec.class_names if engine.spec else ())
+    if done is not None:
+        done.remove()
     if as_json:
         print(json.dumps(report))
         return
     width = max(map(len, measured), default=0)
     for name, value in measured.items():
         print(f"{name:<{width}}  {value:.6g}")
+
+
+def _find_done(
+    output: Path | None, model: Path, dataset: "AnyDataset", about: dict
+) -> "EvaluationPart | None":
+    """Return what is done, in a file beside the output; `None` where nothing is written.
+
+    Raises:
+        ConfigError: that file is of another evaluation.
+    """
+    from deepseek.deploy.artefact import sha256
+    from deepseek.deploy.scoring import part_of
+    from deepseek.trainer.evaluation_part import EvaluationPart, digest_of_files
+
+    if output is None:
+        return None
+    about = {
+        "model": sha256(model), "files": digest_of_files(Path(about["data"])),
+        "num_samples": len(dataset), **about,
+    }  # fmt: skip
+    return EvaluationPart(part_of(output), about)
 
 
 def _write_samples(path: Path, found: "dict[str, Tensor]", class_names: tuple[str, ...]) -> None:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from deepseek.cli.table_options import ColumnNames, Delimiter, Layout, table_reading
+
 
 def features(
     table: Annotated[str, typer.Argument(metavar="TABLE", help="File, folder or pattern.")],
@@ -15,11 +17,9 @@ def features(
         list[str] | None, typer.Option(help="Pair of categories, as user_id*genre.")
     ] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Column to leave out.")] = None,
-    layout: Annotated[str, typer.Option(help="auto, or criteo.")] = "auto",
-    column_names: Annotated[
-        str | None, typer.Option(help="Of a file without a header, commas between them.")
-    ] = None,
-    delimiter: Annotated[str | None, typer.Option(help="Of a text file.")] = None,
+    layout: Layout = None,
+    column_names: ColumnNames = None,
+    delimiter: Delimiter = None,
     fit: Annotated[
         bool, typer.Option("--fit", help="Find vocabularies, means and ranges, too.")
     ] = False,
@@ -30,8 +30,8 @@ def features(
     from deepseek.datasets import ColumnSource, fit_features, infer_features
     from deepseek.datasets.column_source import TableOptions
 
-    names = None if column_names is None else tuple(column_names.split(","))
-    source = ColumnSource(table, TableOptions(layout, names, delimiter))
+    reading = table_reading(layout, column_names, delimiter)
+    source = ColumnSource(table, TableOptions(**reading))  # pyright: ignore[reportArgumentType]
     crosses = [pair.split("*") for pair in cross or []]
     spec = infer_features(source, label or None, crosses=crosses, ignore=ignore or [])
     if fit:

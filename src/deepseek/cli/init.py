@@ -1,11 +1,19 @@
 """`deepseek init`: write a configuration to start from."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from deepseek.cli.table_options import (
+    ColumnNames,
+    Delimiter,
+    Layout,
+    check_no_reading,
+    table_reading,
+)
 
 TEMPLATES = ("digits", "images", "text", "sentences")
 VOLUMES, TABLE = "volumes", "table"
@@ -29,6 +37,9 @@ def init(
     label: Annotated[
         list[str] | None, typer.Option(help="Of a table: a column to learn; may be repeated.")
     ] = None,
+    layout: Layout = None,
+    column_names: ColumnNames = None,
+    delimiter: Delimiter = None,
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("model_config.yaml"),
     force: Annotated[bool, typer.Option(help="Replace the file if it is there.")] = False,
 ) -> None:
@@ -41,7 +52,8 @@ def init(
         raise ConfigError(
             f"{output} is there already", fix="give another --output, or --force to replace it"
         )
-    text = filled_template(template, data, output, memory, label or (), force)
+    reading = table_reading(layout, column_names, delimiter)
+    text = filled_template(template, data, output, memory, label or (), force, reading)
     schema = output.with_suffix(".schema.json")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
@@ -59,6 +71,7 @@ def filled_template(
     memory: str | None = None,
     labels: Sequence[str] = (),
     replaces: bool = False,
+    reading: Mapping[str, str | list[str]] | None = None,
 ) -> str:
     """Return the text of a template with its names filled in.
 
@@ -78,11 +91,9 @@ def filled_template(
             f"--memory={memory} would be ignored: the template {template} does not depend on it",
             fix="leave it away",
         )
-    if labels and template != TABLE:
-        raise ConfigError(
-            f"--label={labels[0]} would be ignored: the template {template} is of no table",
-            fix="leave it away",
-        )
+    if template != TABLE:
+        of_tables = {"label": labels[0]} if labels else {}
+        check_no_reading({**of_tables, **(reading or {})}, f"the template {template}")
     text = (files("deepseek.config") / "templates" / f"{template}.yaml").read_text("utf-8")
     needs_data = "DATA_PATH" in text
     what = "folder" if template in ("images", VOLUMES) else "file"
@@ -108,7 +119,7 @@ def filled_template(
         from deepseek.cli.init_tables import fill_table
 
         features = output.with_name(f"{output.stem}_features.yaml")
-        text = fill_table(text, data, features, labels, replaces=replaces)
+        text = fill_table(text, data, features, labels, reading or {}, replaces=replaces)
         print(f"wrote {features}: what the columns mean")
     # JSON's form of a text is YAML's too, whatever is in it; the name alone where that is safe.
     path = str(data)

@@ -4,12 +4,13 @@ Imported by the command when it runs, never at start-up.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deepseek.config.feature_file import write_features
 from deepseek.config.features import LabelFeature
 from deepseek.datasets import ColumnSource, infer_features
+from deepseek.datasets.column_source import TableOptions
 from deepseek.datasets.feature_encoder import missing_feature_column
 from deepseek.datasets.feature_inference import LABEL_NAMES, TIME_NAMES
 from deepseek.datasets.feature_values import distinct, numbers_of, token_of
@@ -19,7 +20,13 @@ _YES_OR_NO = frozenset({"0", "1", "true", "false"})
 
 
 def fill_table(
-    text: str, data: Path, features: Path, labels: Sequence[str], *, replaces: bool
+    text: str,
+    data: Path,
+    features: Path,
+    labels: Sequence[str],
+    reading: Mapping[str, str | list[str]],
+    *,
+    replaces: bool,
 ) -> str:
     """Return a template with what was found in a table, and write its feature spec.
 
@@ -28,6 +35,7 @@ def fill_table(
         data: the table.
         features: file to write the spec to.
         labels: columns to learn; none: the first that is called as labels are.
+        reading: how its files are read: arguments of `TableOptions`.
         replaces: whether a file that is there is replaced.
 
     Raises:
@@ -37,12 +45,14 @@ def fill_table(
     """
     if features.exists() and not replaces:
         raise ConfigError(f"{features} is there already", fix="give --force to replace it")
-    source = ColumnSource(data)
+    source = ColumnSource(data, TableOptions(**reading))  # pyright: ignore[reportArgumentType]
     named = list(labels) or [name for name in LABEL_NAMES if name in source.columns][:1]
     if not named:
         raise ConfigError(
             f"none of the columns of {data} is called {', '.join(LABEL_NAMES)}",
-            fix=f"say what is to be learnt: --label NAME, of {', '.join(source.columns)}",
+            fix=f"say what is to be learnt: --label NAME, of {', '.join(source.columns)}; if these"
+            " are no names, the file has no header: --column-names NAME,NAME,... or"
+            " --layout criteo",
         )
     entries = {name: _label_of(source, name) for name in named}
     spec = infer_features(source, entries)
@@ -56,6 +66,7 @@ def fill_table(
         "VAL_REASON": "a fifth, drawn by the seed"
         if time is None
         else "the last fifth of the time",
+        "READING_LINES": "".join(f"  {name}: {json.dumps(it)}\n" for name, it in reading.items()),
         "TIME_LINE": "" if time is None else f"  time_column: {json.dumps(time)}\n",
     }
     for word, found in words.items():
@@ -78,7 +89,8 @@ def _label_of(source: ColumnSource, name: str) -> LabelFeature:
     if {token.lower() for token in counts} <= _YES_OR_NO and len(counts) <= 2:
         return LabelFeature(column=name)
     if len(counts) == 2:
-        return LabelFeature(column=name, positive=(min(counts, key=lambda token: counts[token]),))
+        rare, often = sorted(counts, key=lambda token: counts[token])
+        return LabelFeature(column=name, positive=(rare,), negative=(often,))
     if is_number and counts:
         return LabelFeature(column=name, kind="number")
     raise ConfigError(

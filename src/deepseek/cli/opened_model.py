@@ -3,16 +3,32 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from deepseek.models import ModelEngine
 
 
+class OpenedModel(NamedTuple):
+    """A model and how it computes.
+
+    Attributes:
+        engine: on its device.
+        context: in which it computes, such as autocast.
+        path: of its file.
+        is_program: whether that is of a runtime, with a device and precision of its own.
+    """
+
+    engine: "ModelEngine"
+    context: Callable[[], AbstractContextManager]
+    path: Path
+    is_program: bool
+
+
 def open_model(
     path: Path, device: str, precision: str, threads: int | None = None, trust: str | None = None
-) -> tuple["ModelEngine", Callable[[], AbstractContextManager]]:
-    """Return an engine, and the context in which it computes.
+) -> OpenedModel:
+    """Open the model of a command.
 
     Args:
         path: of the file, or of the folder that `optimize` has written.
@@ -33,17 +49,19 @@ def open_model(
 
     if threads is not None:
         torch.set_num_threads(threads)
+    path = locate(path)
     engine = load_engine(path, trust=trust, threads=threads)
-    if description_of(locate(path)).is_file():
+    if description_of(path).is_file():
         for name, value in (("device", device), ("precision", precision)):
             if value not in ("auto", "cpu", "fp32"):
                 raise ConfigError(
                     f"{name}={value} would be ignored: {path} was converted for one",
                     fix=f"leave --{name} out, or give the model file",
                 )
-        return engine, nullcontext
+        return OpenedModel(engine, nullcontext, path, is_program=True)
     if precision not in ("auto", *DTYPES):
         raise ConfigError(f"precision={precision!r} is not known", fix="fp32, bf16, fp16 or auto")
     where = resolve_device(device)
     engine.to(where)
-    return engine, resolve_precision(precision, where).autocast
+    context = resolve_precision(precision, where).autocast
+    return OpenedModel(engine, context, path, is_program=False)

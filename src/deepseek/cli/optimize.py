@@ -32,12 +32,18 @@ def optimize(
     precision: Annotated[
         list[str] | None, typer.Option(help="Try this one, not all; may be repeated.")
     ] = None,
+    sparsity: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Try 2:4, or a share of the FLOPs such as 90%; may be repeated; or none."
+        ),
+    ] = None,
     max_samples: Annotated[int | None, typer.Option(min=1, help="To measure on.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure ways to run a model on this machine, and write the best."""
     from deepseek.cli.build_run import build_evaluation_data
-    from deepseek.deploy.optimization.optimize import PRECISIONS
+    from deepseek.deploy.optimization.optimize import PRECISIONS, SPARSITIES
     from deepseek.deploy.optimization.optimize import optimize as search
     from deepseek.deploy.scoring import find_items, takes_texts
     from deepseek.models import ModelEngine
@@ -54,6 +60,7 @@ def optimize(
     found = search(
         engine, samples, target, tolerance, budget, out=out, also=also or (), metric=metric,
         batch_size=batch_size, runtimes=runtime or None, precisions=precision or PRECISIONS,
+        sparsities=SPARSITIES if not sparsity else () if sparsity == ["none"] else sparsity,
         max_samples=max_samples, shows_progress=not as_json,
     )  # fmt: skip
     if as_json:

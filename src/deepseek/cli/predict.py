@@ -18,6 +18,13 @@ from deepseek.cli.model_options import (
     Trust,
 )
 from deepseek.cli.progress import progress
+from deepseek.cli.table_options import (
+    ColumnNames,
+    Delimiter,
+    Layout,
+    check_no_reading,
+    table_reading,
+)
 
 if TYPE_CHECKING:
     from deepseek.deploy.scoring import Scoring
@@ -68,7 +75,8 @@ def predict(
         bool, typer.Option("--compile", help="Compile a model of volumes.")
     ] = False,
     min_score: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Of findings of a detector: 0.1.")
+        float | None,
+        typer.Option(min=0, max=1, help="Of findings of a detector: what its validation settled."),
     ] = None,
     scores: Annotated[
         Path | None,
@@ -89,6 +97,9 @@ def predict(
             " its name: nodule, lesion, tumour, ...",
         ),
     ] = None,
+    layout: Layout = None,
+    column_names: ColumnNames = None,
+    delimiter: Delimiter = None,
     device: Device = "auto",
     precision: Precision = "fp32",
     threads: Threads = None,
@@ -103,7 +114,8 @@ def predict(
     from deepseek.models.volume_detector import finds_centers
     from deepseek.models.volume_segmenter import takes_volumes
 
-    engine, context = open_model(model, device, precision, threads, trust)
+    opened = open_model(model, device, precision, threads, trust)
+    engine, context = opened.engine, opened.context
     of_volumes = {
         "overlap": overlap, "flips": flips, "region": region, "compile": compiled or None,
         "min_score": min_score, "scores": scores, "report": report, "max_voxels": max_voxels,
@@ -121,15 +133,17 @@ def predict(
     _refuse_window_options(of_volumes)
     if output is not None:
         check_output(output)
+    reading = table_reading(layout, column_names, delimiter)
     if engine.spec is not None and engine.spec.features is not None:
         from deepseek.cli.predict_tables import predict_tables
 
         _refuse_texts(texts)
         predict_tables(
-            engine, paths, output, context, batch_size=batch_size, top_k=top_k, strict=strict,
-            as_json=as_json,
+            engine, paths, output, context, reading, batch_size=batch_size, top_k=top_k,
+            strict=strict, as_json=as_json,
         )  # fmt: skip
         return
+    check_no_reading(reading, f"the model {model}")
     if not takes_texts(engine):
         _refuse_texts(texts)
     column = int(text_column) if text_column.isdecimal() else text_column
@@ -141,7 +155,7 @@ def predict(
     if output is not None:
         given = [*texts, *map(str, paths)]
         about = {"inputs": given, "columns": [column, path_column], "precision": precision}
-        _write(engine, model, items, output, scoring, about)
+        _write(engine, opened.path, items, output, scoring, about)
         return
     _print(engine, items(), scoring, as_json)
 

@@ -4,7 +4,7 @@ Imported by the command when it runs: it brings torch.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import chain
 from pathlib import Path
@@ -13,7 +13,8 @@ import torch
 import typer
 
 from deepseek.datasets import ColumnSource, FeatureEncoder
-from deepseek.datasets.column_source import Columns
+from deepseek.datasets.column_source import Columns, TableOptions
+from deepseek.datasets.feature_encoder import missing_feature_column
 from deepseek.deploy.scoring import write_table
 from deepseek.errors import ConfigError, DataError
 from deepseek.models import ModelEngine
@@ -30,6 +31,7 @@ def predict_tables(
     paths: Sequence[Path],
     output: Path | None,
     context: Callable[[], AbstractContextManager],
+    reading: Mapping[str, str | list[str]],
     *,
     batch_size: int | None,
     top_k: int,
@@ -46,6 +48,7 @@ def predict_tables(
         paths: files, or folders of them.
         output: file to write to; `None`: they are printed.
         context: entered around each batch.
+        reading: how files are read: arguments of `TableOptions`.
         batch_size: rows at a time; by default 4,096.
         top_k: classes of a sample; rows have none.
         strict: a row that cannot be read ends it; else it has an error.
@@ -59,8 +62,10 @@ def predict_tables(
         raise ConfigError(
             f"--top-k {top_k}, and rows have a score for each label", fix="leave it out"
         )
+    options = TableOptions(**reading)  # pyright: ignore[reportArgumentType]
+    sources = (ColumnSource(path, options) for path in paths)
     scorer = _RowScorer(engine, context, batch_size or ROWS_AT_ONCE, strict=strict)
-    rows = each_evaluating(engine, chain.from_iterable(map(scorer.rows_of, paths)))
+    rows = each_evaluating(engine, chain.from_iterable(map(scorer.rows_of, sources)))
     if output is not None:
         write_table(output, rows)
         print(f"{output}: {scorer.count} rows, {scorer.num_errors} of them could not be read")
@@ -97,10 +102,11 @@ class _RowScorer:
         ]
         self.count = self.num_errors = 0
 
-    def rows_of(self, path: Path) -> Iterator[dict]:
+    def rows_of(self, source: ColumnSource) -> Iterator[dict]:
         """Yield a dict for each row of a table."""
-        source = ColumnSource(path)
-        wanted = [name for name in self._encoder.spec.columns if name in source.columns]
+        wanted = self._encoder.spec.columns
+        if lacking := [name for name in wanted if name not in source.columns]:
+            raise missing_feature_column(lacking[0], dict.fromkeys(source.columns))
         for columns in source.chunks(wanted):
             size = len(next(iter(columns.values()), ()))
             for start in range(0, size, self._batch_size):
@@ -112,7 +118,7 @@ class _RowScorer:
         try:
             scores = self._compute(columns)
         except DataError as error:
-            if self._strict or not set(self._encoder.spec.columns) <= columns.keys():
+            if self._strict:
                 raise
             if size > 1:  # which of them it is
                 for at in range(size):

@@ -1,6 +1,7 @@
 """`deepseek predict` with a model of volumes: scans -> masks or findings, scores, a page."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -65,32 +66,48 @@ def predict_volumes(
     as_json: bool,
 ) -> None:
     """Find classes or centres in scans, and print how much of each there is."""
+    from deepseek.medical.calibration import LEAST, VoxelCalibration
     from deepseek.medical.nodule_scorer import NoduleScorer
     from deepseek.medical.scan_findings import finding_scores
     from deepseek.medical.scan_report import ScanReport
     from deepseek.medical.scans import find_scans
     from deepseek.medical.volume_prediction import mean_scores, predict_scans
+    from deepseek.models import VolumeSegmenter
 
     predictor = _make_predictor(engine, options)
     spec, report = predictor.spec, None
+    reported = _reported(predictor, options.min_score)
+    if reported and not as_json:
+        print(reported)
     scorer = None if options.scores is None else NoduleScorer.load(options.scores)
     if options.report is not None:
         _check_page(options.report)
-        about = {**options.shown(), "transform": spec.transform or "none"}
+        about = {
+            **options.shown(),
+            **({"reported": reported} if reported else {}),
+            "transform": spec.transform or "none",
+        }
         report = ScanReport(spec, about)
+    calibration = None
+    if isinstance(predictor, VolumeSegmenter):
+        calibration = VoxelCalibration(spec.num_classes, least=LEAST)
     scans, rows = find_scans(paths), []
     with _progress(len(scans)) as (on_windows, on_scan), context():
         for row in predict_scans(
             predictor, scans, output, scorer=scorer, is_strict=is_strict, abnormal=options.abnormal,
-            on_windows=on_windows, on_result=report.add if report else lambda result: None,
+            calibration=calibration, on_windows=on_windows,
+            on_result=report.add if report else lambda result: None,
         ):  # fmt: skip
             on_scan()
             rows.append(row)
             if not as_json:
                 print(_line(row))
     if report is not None and options.report is not None:
-        report.write(options.report, rows)
+        report.write(options.report, rows, calibration)
     scores = mean_scores(rows) | finding_scores(rows)
+    if calibration is not None and "dice" in scores:
+        error, _ = calibration.errors()
+        scores |= {} if math.isnan(error) else {"ece": error}
     if as_json:
         print(json.dumps({"volumes": rows, **scores}))
     elif scores:
@@ -109,7 +126,7 @@ def _make_predictor(
     from deepseek.medical.regions import find_region
     from deepseek.models import VolumeDetector, VolumeSegmenter, WindowOptions
     from deepseek.models.sliding_window import DEFAULT_OVERLAP
-    from deepseek.models.volume_detector import DEFAULT_MIN_SCORE, finds_centers
+    from deepseek.models.volume_detector import finds_centers
 
     windows = WindowOptions(
         overlap=DEFAULT_OVERLAP if options.overlap is None else options.overlap,
@@ -120,14 +137,27 @@ def _make_predictor(
         max_voxels=options.max_voxels or DEFAULT_MAX_VOXELS,
     )
     if finds_centers(engine.spec):
-        min_score = DEFAULT_MIN_SCORE if options.min_score is None else options.min_score
-        return VolumeDetector(engine, windows, min_score=min_score)
+        return VolumeDetector(engine, windows, min_score=options.min_score)
     if options.min_score is not None:
         raise ConfigError(
             f"--min-score {options.min_score:g} would be ignored: the model is no detector",
             fix="leave it out",
         )
     return VolumeSegmenter(engine, windows)
+
+
+def _reported(predictor: "VolumeSegmenter | VolumeDetector", given: float | None) -> str | None:
+    """Return from which score on a detector reports what it finds, and who says so."""
+    from deepseek.models import VolumeDetector
+
+    if not isinstance(predictor, VolumeDetector):
+        return None
+    why = "as by default: the model was not validated"
+    if given is not None:
+        why = "as --min-score says"
+    elif predictor.spec.min_score is not None:
+        why = "1/8 false marks a crop of its validation; --min-score shows more or fewer"
+    return f"findings with a score of {predictor.min_score:.3g} and more ({why})"
 
 
 def _check_page(path: Path) -> None:

@@ -54,6 +54,7 @@ def prune(
     """Cut a model down, and train it on."""
     from deepseek.cli.build_run import build_evaluation_data
     from deepseek.deploy import prune as prune_model
+    from deepseek.deploy.shares import read_share
     from deepseek.models import ModelEngine
 
     _check(model, target, data, transform, epochs, distill)
@@ -92,23 +93,6 @@ def prune(
     for name, value in after.items():
         print(f"{name}  {before[name]:.6g} -> {value:.6g}")
     print(f"  {target}")
-
-
-def read_share(option: str, text: str | None) -> float | None:
-    """Return `50%` or `0.5` as 0.5.
-
-    Raises:
-        ConfigError: it is no number.
-    """
-    from deepseek.deploy.shares import parse_share
-    from deepseek.errors import ConfigError
-
-    if text is None:
-        return None
-    try:
-        return parse_share(text)
-    except ValueError:
-        raise ConfigError(f"{option}={text} is no share", fix=f"give {option} 50%") from None
 
 
 def _check(

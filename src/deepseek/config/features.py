@@ -138,6 +138,8 @@ class LabelFeature(Settings):
     """Yes or no, or a number."""
     positive: tuple[str, ...] | None = None
     """Of `binary`: the values that mean yes. `null`: 1 and 0, or true and false."""
+    negative: tuple[str, ...] | None = None
+    """Beside `positive`: the values that mean no; any other is an error. `null`: all others."""
     at_least: Number | None = None
     """Of `binary`: the number from which on it means yes."""
     missing: Literal["error", "mask"] = "error"
@@ -310,5 +312,9 @@ def _check(spec: FeatureSpec) -> None:
             problems.append(f"the label {name} is a number, and has positive or at_least")
         if entry.positive is not None and entry.at_least is not None:
             problems.append(f"the label {name} has both positive and at_least")
+        if entry.negative is not None and entry.positive is None:
+            problems.append(f"the label {name} has negative and no positive")
+        if both := set(entry.positive or ()) & set(entry.negative or ()):
+            problems.append(f"the label {name} has {min(both)!r} as positive and as negative")
     if problems:
         raise ConfigError("; ".join(problems), fix="correct the feature spec")

@@ -32,6 +32,9 @@ class NoduleDataConfig(Settings):
     """How many crops hold no nodule. With `masks` such a crop has an empty mask."""
     crops_per_cube: Whole = Field(default=1, ge=1, json_schema_extra=unit("crops"))
     """Samples of each cube in an epoch."""
+    scores: tuple[str, ...] = ()
+    """Scores of radiologists to be learnt beside centres, such as `malignancy` and `texture`; the
+    model needs `num_scores` as many. Where a cube lacks one, that score has no loss."""
     max_voxels: Whole = Field(default=2**29, ge=1, json_schema_extra=unit("voxels"))
     """Voxels of all cubes together above which the file is refused unread."""
     cube_voxels: Whole = Field(default=51, ge=8, json_schema_extra=unit("voxels of 1 mm"))

@@ -17,10 +17,12 @@ class VolumeDataConfig(Settings):
     val: Annotated[Number, Field(gt=0, lt=1)] | Annotated[str, Field(min_length=1)] | None = Field(
         default="auto", json_schema_extra=unit("share of the training data")
     )
-    """Validation data: a path, or a share of the volumes of `train`. `auto`: 0.1. `null`: none.
+    """Validation data: a path, or a share of the patients of `train`. `auto`: 0.1. `null`: none.
 
     They are whole volumes, prepared as those of `train`.
     """
+    split_by: Literal["auto", "patient", "volume"] = "auto"
+    """What a share does not divide. `auto`: patients where they are known, else volumes."""
     transform: str = Field(default="zscore+patch_64x64x64", min_length=1)
     """What is done to each volume, and how patches are cut, such as `spacing_1x1x1+zscore`."""
     class_names: list[str] | None = None

@@ -26,6 +26,7 @@ CRITEO_COLUMNS = (
 )  # fmt: skip
 LAYOUTS = ("auto", "criteo")
 ROWS_AT_ONCE = 65536
+_NO_HEADER = "; of a file without a header give column_names, or layout=criteo"
 _BLOCK_BYTES = 1 << 23
 _READ_BYTES = 1 << 24
 _SUFFIXES = {
@@ -93,7 +94,8 @@ class ColumnSource:
         if len(set(self.columns)) != len(self.columns):
             twice = sorted({name for name in self.columns if self.columns.count(name) > 1})
             raise DataError(
-                f"{self.path} has the column {twice[0]!r} twice", fix="name each column once"
+                f"{self.path} has the column {twice[0]!r} twice",
+                fix=f"name each column once{_NO_HEADER}",
             )
 
     def chunks(self, columns: Sequence[str] | None = None) -> Iterator[Columns]:
@@ -216,7 +218,9 @@ class ColumnSource:
         if suffix in (".inter", ".item", ".user"):
             names = [name.partition(":")[0] for name in names]
         if not all(names):
-            raise DataError(f"{file}: a column has no name in line 1", fix="name every column")
+            raise DataError(
+                f"{file}: a column has no name in line 1", fix=f"name every column{_NO_HEADER}"
+            )
         return tuple(names)
 
 

@@ -249,6 +249,12 @@ def _labels(column: Column, entry: LabelFeature, name: str) -> np.ndarray:
         if token is None:
             found.append(np.nan)
         elif entry.positive is not None:
+            if entry.negative is not None and token not in entry.positive + entry.negative:
+                raise DataError(
+                    f"the label {entry.column}={token[:40]!r} is neither a yes"
+                    f" ({', '.join(entry.positive)}) nor a no ({', '.join(entry.negative)})",
+                    fix=f"write it as one of these, or add it to label.{name}.positive or negative",
+                )
             found.append(float(token in entry.positive))
         elif token.lower() in _YES | _NO:
             found.append(float(token.lower() in _YES))

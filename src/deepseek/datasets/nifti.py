@@ -17,15 +17,22 @@ from deepseek.whole_file import replacing
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MM = {"meter": 1000.0, "micron": 1e-3}
 _GZIP = b"\x1f\x8b"
+_MAX_CHANNELS = 16
+"""Along a fourth axis: more are the times of a series, or directions of diffusion."""
+_NO_STEPS = (0.0, 1.0)
+"""Along a fourth axis that is not time; ITK says seconds of every file, so that the unit is none"""
 _HEADER_BYTES = 1 << 20
 """Of a header and what is appended to it."""
 
 
 def read_nifti(path: Path, max_voxels: int) -> Volume:
-    """Read a volume; a fourth axis is channels. Its affine counts from the sform, else the qform.
+    """Read a volume; a fourth axis is channels, as is a fifth where the fourth is 1.
+
+    Its affine counts from the sform, else the qform.
 
     Raises:
-        DataError: the file is damaged, too large, or holds something else than real numbers.
+        DataError: the file is damaged, too large, a series of times, or holds something else than
+            real numbers.
         MissingExtraError: nibabel is not installed.
     """
     nibabel = import_extra("nibabel", "medical")
@@ -125,6 +132,10 @@ def _to_volume(
         raise _damaged(where, error) from error
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
+    if len(shape) == 5 and shape[3] == 1:
+        shape = (*shape[:3], shape[4])  # the axis that NIfTI has for several numbers of a voxel
+    elif len(shape) == 4:
+        _check_channels(header, shape[3], where)
     if len(shape) not in (3, 4):
         raise DataError(
             f"{where} has {len(shape)} axes, neither three nor four with channels",
@@ -151,6 +162,21 @@ def _to_volume(
     # NIfTI counts x, y, z; ours is z, y, x, and channels come first
     voxels = voxels.transpose(2, 1, 0)[None] if voxels.ndim == 3 else voxels.transpose(3, 2, 1, 0)
     return Volume(voxels, affine[:, [2, 1, 0, 3]])
+
+
+def _check_channels(header: Any, count: int, where: str) -> None:
+    """Refuse a fourth axis that is time."""
+    step, unit = float(header["pixdim"][4]), header.get_xyzt_units()[1]
+    is_timed = bool(header["slice_code"]) or float(header["slice_duration"]) > 0
+    if count <= _MAX_CHANNELS and step in _NO_STEPS and not is_timed:
+        return
+    words = f"{step:g} {unit if unit != 'unknown' else 'units'} apart"
+    raise DataError(
+        f"{where} holds {count} volumes along its fourth axis, {words}: a series of times, not"
+        " channels",
+        fix="take one volume out of the series; if they are channels,"
+        f" {_MAX_CHANNELS} at the most, write them with pixdim[4] = 1, or along the fifth axis",
+    )
 
 
 def _pixdim(image: Any) -> np.ndarray:

@@ -70,6 +70,8 @@ class DataSpec:
             sample is one.
         tasks: name -> what the data hold for each of several tasks; empty where there is one.
         features: what the columns of a table mean, fitted; None where the data are no table.
+        min_score: from which score on a model of such data reports what it finds, 0..1, as its
+            validation settled it; None where it has not.
     """
 
     task: str
@@ -84,6 +86,7 @@ class DataSpec:
     separator_token: int | None = None
     tasks: dict[str, "DataSpec"] = field(default_factory=dict)
     features: FeatureSpec | None = None
+    min_score: float | None = None
 
     def __post_init__(self) -> None:
         if len(self.class_counts) != len(self.class_names):
@@ -118,6 +121,7 @@ class DataSpec:
                 {"tasks": {n: own.to_json() for n, own in self.tasks.items()}} if self.tasks else {}
             ),
             **({"features": self.features.to_json()} if self.features is not None else {}),
+            **({"min_score": self.min_score} if self.min_score is not None else {}),
         }
 
     @classmethod
@@ -132,7 +136,10 @@ class DataSpec:
         with_tasks = {"tasks"} if isinstance(content, Mapping) and "tasks" in content else set()
         has_features = isinstance(content, Mapping) and "features" in content
         with_features = {"features"} if has_features else set()
-        check_keys(content, keys | given | with_tasks | with_features, "data spec")
+        with_score = (
+            {"min_score"} if isinstance(content, Mapping) and "min_score" in content else set()
+        )
+        check_keys(content, keys | given | with_tasks | with_features | with_score, "data spec")
         text = {name: content[name] for name in given}
         tasks = content.get("tasks", {})
         if not isinstance(tasks, Mapping) or any(
@@ -142,6 +149,9 @@ class DataSpec:
         for name, value in text.items():
             if not (isinstance(value, str) if name == "tokenizer" else _is_int(value)):
                 raise malformed("data spec", f"{name}={str(value)[:40]!r}")
+        min_score = content.get("min_score")
+        if min_score is not None and not (_is_number(min_score) and 0 <= min_score <= 1):
+            raise malformed("data spec", f"min_score={str(min_score)[:40]!r}")
         task, transform, fields = content["task"], content["transform"], content["fields"]
         if not isinstance(task, str) or not isinstance(transform, str | None):
             raise malformed("data spec", f"task={task!r}, transform={transform!r}")
@@ -160,6 +170,7 @@ class DataSpec:
                 normalization=_read_normalization(normalization),
                 tasks={str(name): cls.from_json(own) for name, own in tasks.items()},
                 features=FeatureSpec.from_json(content["features"]) if has_features else None,
+                min_score=min_score,
                 **text,
             )
         except ConfigError as error:

@@ -15,8 +15,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 from deepseek.datasets.tokenizer import Tokenizer, is_punctuation
@@ -41,18 +42,15 @@ class Candidate:
 
     Attributes:
         text: as it would stand in the vocabulary.
-        count: how often it was seen.
+        count: how often it was seen; of a word, outside the compounds that come before it.
         parts: the tokens that stand for it now.
+        saved: tokens of the corpus that it saves beside the candidates before it.
     """
 
     text: str
     count: int
     parts: tuple[int, ...]
-
-    @property
-    def saved(self) -> int:
-        """Tokens of the corpus that it would save."""
-        return self.count * (len(self.parts) - 1)
+    saved: int
 
     @property
     def kind(self) -> str:
@@ -131,6 +129,9 @@ class TermCounter:
     def candidates(self, min_count: int, max_length: int = 40) -> list[Candidate]:
         """Return the strings of several tokens, those that save most first.
 
+        What a compound took saves nothing more: `marketscreener` counts where it stands without
+        the `#` of a `#marketscreener` that is a better candidate.
+
         Args:
             min_count: how often a string was seen at least.
             max_length: its characters at most.
@@ -141,8 +142,45 @@ class TermCounter:
                 continue
             parts = self.parts(text)
             if len(parts) > 1:
-                found.append(Candidate(text, count, parts))
-        return sorted(found, key=lambda each: (-each.saved, each.text))
+                found.append(Candidate(text, count, parts, count * (len(parts) - 1)))
+        return self._choose(found, min_count)
+
+    def _choose(self, found: list[Candidate], min_count: int) -> list[Candidate]:
+        """Return candidates in the order of what each saves beside those before it."""
+        chosen: list[Candidate] = []
+        words: set[str] = set()
+        covered: Counter[str] = Counter()
+        waiting = [(-each.saved, each.text, each) for each in found]
+        heapify(waiting)
+        while waiting:  # savings only fall: what is first with its own as they are now is the best
+            before, text, each = heappop(waiting)
+            pieces = self._pieces(text)
+            count = each.count - covered[text]
+            alone = sum((len(self._cut(p)) - 1) * n for p, n in pieces.items() if p in words)
+            saved = count * (len(each.parts) - 1 - alone)
+            if saved < -before:
+                if saved > 0 and count >= min_count:
+                    heappush(waiting, (-saved, text, each))
+                continue
+            chosen.append(replace(each, count=count, saved=saved))
+            words.add(text)
+            for piece, number in pieces.items():
+                covered[piece] += number * count
+        return chosen
+
+    def _pieces(self, text: str) -> Counter[str]:
+        """Return the words inside a compound of WordPiece; none of a word."""
+        if self._content["model"]["type"] != "WordPiece" or not is_compound(text):
+            return Counter()
+        return Counter(word for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(text))
+
+    def forget(self, terms: Iterable[str]) -> None:
+        """Leave out terms that are tokens now, also from the counts of the words inside them."""
+        for term in terms:
+            number = self.words.pop(term, 0)
+            for piece, times in self._pieces(term).items():
+                if piece in self.words:
+                    self.words[piece] -= times * number
 
     def parts(self, text: str) -> tuple[int, ...]:
         """Return the tokens that stand for a string; none if one of them is unknown."""

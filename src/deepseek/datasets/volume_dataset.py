@@ -18,6 +18,7 @@ from deepseek.datasets.randomness import Draws, permutation
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.datasets.volume import Volume
 from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS
+from deepseek.datasets.volume_patients import SplitBy, group_volumes
 from deepseek.datasets.volume_source import find_volumes, name_classes
 from deepseek.datasets.volume_store import PreparedVolume, prepare_volumes
 from deepseek.datasets.volume_transforms import VolumeTransform, parse_volume_transform
@@ -35,8 +36,8 @@ class VolumeDataset(torch.utils.data.Dataset):
 
     Args:
         path: a folder with `images/` and `labels/` (or `imagesTr/` and `labelsTr/`), or a CSV file
-            with the columns `image` and `label`. Each is a `.nii`, `.nii.gz`, `.mhd`, `.mha`,
-            `.npy` or `.npz` file, or a folder with one DICOM series.
+            with the columns `image` and `label`, and `patient` if it has one. Each is a `.nii`,
+            `.nii.gz`, `.mhd`, `.mha`, `.npy` or `.npz` file, or a folder with one DICOM series.
         transform: in the string language (`deepseek.datasets.volume_transforms`), such as
             `spacing_1x1x1+zscore+patch_64x64x64+flip+rotate_15`.
         class_names: of class 0, 1, ...; by default from `dataset.json`, else numbers.
@@ -47,6 +48,8 @@ class VolumeDataset(torch.utils.data.Dataset):
         max_voxels: of a volume; a file that declares more is refused unread.
         cache: where prepared volumes are kept: "auto" (the user's cache folder, or
             `DEEPSEEK_CACHE`), a folder, or "off": in memory.
+        split_by: what `split` does not divide: "patient", "volume", or "auto": patients where a
+            column, DICOM headers or the names of files tell them (`volume_patients`).
 
     Raises:
         DataError: a volume or its labels cannot be used.
@@ -67,6 +70,7 @@ class VolumeDataset(torch.utils.data.Dataset):
         seed: int = 0,
         max_voxels: int = DEFAULT_MAX_VOXELS,
         cache: str | os.PathLike = "auto",
+        split_by: SplitBy = "auto",
     ) -> None:
         _check_arguments(foreground_share, patches_per_volume, max_voxels)
         self._transform: VolumeTransform = parse_volume_transform(transform)
@@ -74,6 +78,7 @@ class VolumeDataset(torch.utils.data.Dataset):
         self.patches_per_volume = patches_per_volume
         self.seed = seed
         self._source = find_volumes(path)
+        self._patients = np.unique(group_volumes(self._source, split_by), return_inverse=True)[1]
         self._volumes = prepare_volumes(
             self._source.pairs, self._transform, cache_folder(cache, "volumes"), max_voxels
         )
@@ -95,9 +100,11 @@ class VolumeDataset(torch.utils.data.Dataset):
 
     def __repr__(self) -> str:
         shape = "x".join(str(size) for size in self.spec.fields["targets"].shape)
+        num_patients = len(np.unique(self._patients[self._rows]))
+        of_patients = f" of {num_patients} patients" if num_patients < len(self._rows) else ""
         return (
             f"VolumeDataset({self._source.path!r}: {self._source.layout}, {len(self._rows)}"
-            f" volumes, {len(self.class_names)} classes, samples of {shape} voxels)"
+            f" volumes{of_patients}, {len(self.class_names)} classes, samples of {shape} voxels)"
         )
 
     @property
@@ -183,23 +190,29 @@ class VolumeDataset(torch.utils.data.Dataset):
     def split(
         self, share: float = 0.2, seed: int | None = None
     ) -> tuple["VolumeDataset", "VolumeDataset"]:
-        """Return (training, validation) parts by volume, the second as its `evaluation_view`.
+        """Return (training, validation) parts, the second as its `evaluation_view`.
+
+        All volumes of a patient are in one of them, where patients are known.
 
         Args:
-            share: of the volumes for validation, 0..1; at least one.
-            seed: which volumes; the data set's own by default.
+            share: of the patients for validation, 0..1; at least one.
+            seed: which patients; the data set's own by default.
         """
         if not 0 < share < 1:
             raise ConfigError(f"share={share} is not between 0 and 1", fix="give a share like 0.2")
-        count = max(round(share * len(self._rows)), 1)
-        if count >= len(self._rows):
+        own = self._patients[self._rows]
+        patients = own[np.sort(np.unique(own, return_index=True)[1])]  # by their first volume
+        count = max(round(share * len(patients)), 1)
+        if count >= len(patients):
             raise DataError(
-                f"{self._source.path}: splitting {len(self._rows)} volumes leaves a part empty",
-                fix="give more volumes, or another share",
+                f"{self._source.path}: splitting {len(self._rows)} volumes of {len(patients)}"
+                " patients leaves a part empty",
+                fix="give more volumes, or another share; split_by='volume' if names mislead",
             )
-        order = permutation(len(self._rows), self.seed if seed is None else seed)
-        training = self._part(np.sort(self._rows[order[count:]]))
-        return training, self._part(np.sort(self._rows[order[:count]])).evaluation_view()
+        order = permutation(len(patients), self.seed if seed is None else seed)
+        is_held_out = np.isin(own, patients[order[:count]])
+        training = self._part(self._rows[~is_held_out])
+        return training, self._part(self._rows[is_held_out]).evaluation_view()
 
     def _part(self, rows: np.ndarray) -> "VolumeDataset":
         view = copy.copy(self)

@@ -18,10 +18,11 @@ WHITE = 255
 
 @dataclass(frozen=True)
 class VolumePair:
-    """A volume and the labels of its voxels, unread."""
+    """A volume and the labels of its voxels, unread; and whose they are, where a list says it."""
 
     image: Path
     labels: Path
+    patient: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def find_volumes(path: str | os.PathLike) -> VolumeSource:
         path: a folder with `images/` and `labels/` (or `imagesTr/`, `labelsTr/`, as the Medical
             Segmentation Decathlon has them, whose `dataset.json` names the classes), files of one
             name in both; `subset0/`, ... and `seg*/`, as LUNA16 is unpacked; or a CSV file with the
-            columns `image` and `label`, relative to it.
+            columns `image` and `label`, relative to it, and `patient` if it has one.
 
     Raises:
         DataError: there are none, or a volume lacks its labels.
@@ -118,16 +119,21 @@ def _read_index(path: Path) -> tuple[VolumePair, ...]:
                         f"{path} has no column {column!r}, but {', '.join(columns[:5])}",
                         fix=did_you_mean(column, columns) if columns else "add a header",
                     )
-            listed = [(row["image"], row["label"]) for row in rows]
+            listed = [(row["image"], row["label"], row.get("patient")) for row in rows]
         except (csv.Error, UnicodeDecodeError) as error:
             raise DataError(f"{path} is no CSV file: {error}", fix="save it as UTF-8") from error
     if not listed:
         raise DataError(f"{path} lists no volumes", fix="add a line for each")
     pairs = []
-    for line, names in enumerate(listed, start=2):
+    for line, (*names, patient) in enumerate(listed, start=2):
         if not all(names):
             raise DataError(f"{path}, line {line}: a path is empty", fix="give both paths")
-        pairs.append(VolumePair(*(_inside(path, name, line) for name in names)))
+        if "patient" in columns and not patient:
+            raise DataError(
+                f"{path}, line {line}: patient is empty", fix="name each, or leave the column out"
+            )
+        image, labels = (_inside(path, name, line) for name in names)
+        pairs.append(VolumePair(image, labels, patient))
     return tuple(pairs)
 
 

@@ -2,7 +2,8 @@
 
 ```
 convolution or linear, then batch norm    one operator: the norm is folded into the weights
-attention written out                     the kernel of torch (SDPA), where a library has a switch
+attention written out                     the kernel of torch (SDPA): by the switch of a library, or
+                                          in the place of what a module computes
 ```
 Pairs are found in the graph that `torch.export` records, so that a convolution whose output is
 also read elsewhere, or whose weights are used twice, is left as it is. What is computed stays the
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from deepseek.deploy.samples import random_inputs
+from deepseek.deploy.written_attention import fuse_written_attention
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.eval_mode import evaluating
@@ -35,7 +37,7 @@ class Fusion:
         model: a copy with fewer operators, in evaluation.
         folded: (convolution or linear, norm) by name, for each norm that is gone.
         attentions: modules whose attention is fused now.
-        kept: (norm, why it is still there).
+        kept: (norm, or module that writes attention out, why it is still there).
         difference: largest absolute difference of an output to the original's.
     """
 
@@ -73,11 +75,12 @@ def fuse(model: nn.Module, inputs: Tensor | None = None) -> Fusion:
         inputs = sample_inputs(model)
     module = model.module if isinstance(model, ModelEngine) else model
     fused = copy.deepcopy(module).eval()
-    attentions = _fuse_attention(fused)
+    switched = _switch_attention(fused)
+    written, why_kept = fuse_written_attention(fused, inputs)
     folded, kept = _fold(fused, inputs)
     with evaluating(module):
         difference = largest_difference(module, fused, inputs)
-    return Fusion(fused, folded, attentions, kept, difference)
+    return Fusion(fused, folded, (*switched, *written), (*why_kept, *kept), difference)
 
 
 def fuse_engine(engine: ModelEngine, inputs: Tensor | None = None) -> tuple[ModelEngine, Fusion]:
@@ -145,7 +148,7 @@ def first_tensor(outputs: object) -> Tensor:
     return next(value for value in values if isinstance(value, Tensor))
 
 
-def _fuse_attention(module: nn.Module) -> tuple[str, ...]:
+def _switch_attention(module: nn.Module) -> tuple[str, ...]:
     """Switch to torch's fused attention where a library has a switch, and it is off."""
     switched = []
     for name, part in module.named_modules():

@@ -164,7 +164,7 @@ def predict_to_file(
         DataError: a sample cannot be read, and that is not allowed.
     """
     output = Path(output)
-    part = _part_of(output)
+    part = part_of(output)
     check_output(output)
     head = json.dumps({**(about or {}), "top_k": scoring.top_k, "batch_size": scoring.batch_size})
     num_rows, num_errors = _begin(part, head, scoring.batch_size)
@@ -195,7 +195,7 @@ def check_output(output: Path) -> None:
         )
     if not output.parent.is_dir():
         raise ConfigError(f"{output.parent} is not a folder", fix=f"mkdir -p {output.parent}")
-    if output.exists() and not _part_of(output).exists():
+    if output.exists() and not part_of(output).exists():
         raise ConfigError(
             f"output={output} is there already", fix="give another name, or remove it"
         )
@@ -268,7 +268,8 @@ def _groups(engine: ModelEngine, kind: str, read: list) -> Iterator[tuple[list[i
 # -- the file --------------------------------------------------------------------------------------
 
 
-def _part_of(output: Path) -> Path:
+def part_of(output: Path) -> Path:
+    """Return where what is done is kept until all of it is."""
     return output.with_name(output.name + ".part")
 
 

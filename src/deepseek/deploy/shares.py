@@ -12,6 +12,18 @@ def parse_share(text: str) -> float:
     return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
 
 
+def read_share(name: str, text: str | None) -> float | None:
+    """Return `50%` or `0.5` as 0.5; `None` as it is.
+
+    Raises:
+        ConfigError: it is no number.
+    """
+    try:
+        return None if text is None else parse_share(text)
+    except ValueError:
+        raise ConfigError(f"{name}={text} is no share", fix=f"give {name} 50%") from None
+
+
 def parse_tolerance(tolerance: float | str) -> float:
     """Return a share: `0.005`, `"0.005"` and `"0.5%"` are the same.
 

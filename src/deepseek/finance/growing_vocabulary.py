@@ -119,8 +119,7 @@ class GrowingVocabulary(Callback):
             fill_rows(step.ema.average.engine.module, sums)
         for weight in vocabulary_rows(trainer.model.module).values():
             forget_rows(step.optimizer, weight, list(growth.added))
-        for term in terms:
-            counter.words.pop(term, None)
+        counter.forget(terms)
         self._content = growth.tokenizer.to_json()
         self.terms.append((trainer.step, terms))
         _take(trainer, growth.tokenizer)

@@ -20,6 +20,8 @@ from deepseek.trainer.task import IGNORE_INDEX
 NUM_BINS = 15
 _SLICE_VOXELS = 2**22
 """Voxels that are counted at a time."""
+LEAST = 0.01
+"""Probability from which a voxel counts where nothing is said: most of a scan is surely none."""
 
 
 class VoxelCalibration:
@@ -76,6 +78,26 @@ class VoxelCalibration:
             bins = np.searchsorted(edges, said, side="left")
             for sums, weights in zip(self._sums, (None, said, true), strict=True):
                 sums[number] += np.bincount(bins, weights, minlength=self.num_bins)
+
+    @property
+    def sums(self) -> list[float]:
+        """All counts, which processes may add up."""
+        return self._sums.ravel().tolist()
+
+    def take_sums(self, sums: Sequence[float]) -> None:
+        """Replace all counts."""
+        self._sums = np.array(sums).reshape(self._sums.shape)
+
+    def errors(self, first_class: int = 1) -> tuple[float, float]:
+        """Return the expected error, the mean over classes from the first on, and the largest.
+
+        NaN where no voxel of these classes counts.
+        """
+        found = [self.of_class(number) for number in range(first_class, self.num_classes)]
+        there = [each for each in found if each.count.any()]
+        if not there:
+            return float("nan"), float("nan")
+        return float(np.mean([each.ece for each in there])), max(each.mce for each in there)
 
     def of_class(self, number: int) -> Calibration:
         """Return reliability and errors of a class; NaN as errors where no voxel counts."""

@@ -17,15 +17,20 @@ from deepseek.datasets import DataSpec
 from deepseek.errors import ConfigError
 from deepseek.medical.froc import RATES, Findings, Froc, Marks, match_marks
 from deepseek.models.peaks import find_peaks
-from deepseek.trainer.center_loss import center_losses
+from deepseek.trainer.center_loss import center_losses, score_losses
 from deepseek.trainer.metrics import Mean, Metric
 from deepseek.trainer.task import Batch, Task
 
 SIZE_WEIGHT = 1.0
+SCORE_WEIGHT = 0.25
+"""A score has a range of four, a log diameter of about one and a half."""
 NUM_BINS = 2000
 LOGIT_LIMIT = 12.0
 """Scores are counted in bins of their logit between -12 and 12, 0.012 wide: sums that ranks add."""
 MAX_MARKS = 30
+REPORTED_RATE = 1 / 8
+"""False marks a crop, from whose score on a detector reports what it finds in whole scans: a chest
+is some eighty crops of 40 mm."""
 
 
 class FrocMetric(Metric):
@@ -76,14 +81,19 @@ class DetectionTask(Task):
 
     Args:
         spacing_mm: between voxels of the inputs.
+        scores: names of what is told of each nodule beside its size, one map each, in between;
+            a sample's are in `score.NAME`, NaN where one is not known: it has no loss then.
     """
 
     monitor = "val_cpm"
     higher_is_better = True
     takes_parts = False
+    min_score_metric = "min_score"
 
-    def __init__(self, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)) -> None:
-        self.spacing_mm = tuple(spacing_mm)
+    def __init__(
+        self, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0), scores: Sequence[str] = ()
+    ) -> None:
+        self.spacing_mm, self.scores = tuple(spacing_mm), tuple(scores)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the loss summed over samples, in float32."""
@@ -94,11 +104,30 @@ class DetectionTask(Task):
             outputs[:, 0], outputs[:, -1], batch["targets"], stride_of(outputs, batch["inputs"]),
             self.spacing_mm,
         )  # fmt: skip
-        return focal + SIZE_WEIGHT * size
+        missed, _ = self._score_errors(outputs, batch)
+        return focal + SIZE_WEIGHT * size + SCORE_WEIGHT * missed.sum(1)
+
+    def _score_errors(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the absolute errors of scores, summed over centres, and how many: (B, S)."""
+        maps = outputs[:, 1:-1]
+        if maps.shape[1] != len(self.scores):
+            raise ConfigError(
+                f"the model tells {maps.shape[1]} scores, the data have {len(self.scores)}",
+                fix=f"set model.args.num_scores to {len(self.scores)}",
+            )
+        if not self.scores:
+            nothing = outputs.new_zeros(len(outputs), 0, dtype=torch.float32)
+            return nothing, nothing
+        wanted = torch.stack([batch[f"score.{name}"] for name in self.scores], 1)
+        return score_losses(
+            maps, wanted, batch["targets"], stride_of(outputs, batch["inputs"]), self.spacing_mm
+        )
 
     def new_metrics(self) -> dict[str, Metric]:
         """Loss, CPM, sensitivity at each of its rates of false marks a crop, precision.
 
+        `min_score` is the score at 1/8 false marks a crop, from which on findings are reported;
+        `NAME_error` is the mean absolute error of a score;
         `false_per_litre_at_1` says what one false mark a crop is per litre: a crop is small.
         """
         rates: dict[str, Metric] = {
@@ -110,7 +139,9 @@ class DetectionTask(Task):
             "cpm": FrocMetric(lambda froc: froc.cpm),
             "average_precision": FrocMetric(lambda froc: froc.average_precision),
             **rates,
+            "min_score": FrocMetric(lambda froc: _score_of(froc.threshold(REPORTED_RATE))),
             "false_per_litre_at_1": Mean(),
+            **{f"{name}_error": Mean() for name in self.scores},
         }
 
     def update_metrics(self, metrics: dict[str, Metric], outputs: Tensor, batch: Batch) -> None:
@@ -120,6 +151,9 @@ class DetectionTask(Task):
         # crops over their litres: marks are counted within the box alone
         crops = torch.tensor(count * 1e6)
         metrics["false_per_litre_at_1"].update(crops, round(self._seen_mm3(batch)))
+        missed, counts = self._score_errors(outputs, batch)
+        for name, own, count in zip(self.scores, missed.T, counts.T, strict=True):
+            metrics[f"{name}_error"].update(own.sum(), round(float(count.sum())))
         total = self._count(outputs, batch)
         for metric in metrics.values():
             if isinstance(metric, FrocMetric):
@@ -195,6 +229,12 @@ def _binned(scores: np.ndarray) -> Tensor:
     return torch.from_numpy(np.bincount(bins, minlength=NUM_BINS).astype(np.float32))
 
 
+def _score_of(place: float) -> float:
+    """Return the least score of a bin; 1 beyond all."""
+    logit = 2 * LOGIT_LIMIT * place / NUM_BINS - LOGIT_LIMIT
+    return 1 / (1 + math.exp(-logit)) if math.isfinite(place) else 1.0
+
+
 def make_task(spec: DataSpec, label_smoothing: float) -> Task:
     """Return the task of a data set whose `spec.task` is "detection".
 
@@ -207,4 +247,6 @@ def make_task(spec: DataSpec, label_smoothing: float) -> Task:
             " centres learns one class, without smoothing",
             fix="leave label_smoothing out, and give one class",
         )
-    return DetectionTask()
+    return DetectionTask(scores=[
+        name.removeprefix("score.") for name in spec.fields if name.startswith("score.")
+    ])  # fmt: skip

@@ -6,9 +6,11 @@ messages, which quote headers, are not passed on.
 Standard: DICOM PS3.3, C.7.6.2 (image plane) and C.11.1 (rescale).
 """
 
+import logging
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,8 +28,13 @@ _NEEDED = (
     "ImagePositionPatient", "ImageOrientationPatient",
 )  # fmt: skip
 _CT_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")
+_IMPLICIT, _EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 _DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205")
 """Transfer syntaxes of which the whole data set is deflated: explicit, JPIP, JPIP with HTJ2K."""
+_HEAD_BYTES = 4096
+_BARE_GROUPS = (b"\x02\x00", b"\x08\x00")
+"""Of the first element of a file without preamble: of what is said of the file, or of the data."""
+_BARE_VRS = (b"UL", b"CS", b"UI", b"DA", b"OB", b"SH", b"LO")
 _BITS = (8, 16, 32)
 _SLOPES = (0.5, 2.0)
 """Scanners write CT with slope 1; far from it, the file was scaled for something else."""
@@ -88,22 +95,50 @@ def read_header(path: Path) -> SliceHeader | None:
 def open_dicom(path: Path) -> Any:
     """Return the header of a DICOM file as pydicom has it; `None` if it is none by its bytes.
 
+    Old archives leave the preamble out: such a file is read if it begins as DICOM does and says
+    what its image is.
+
     Raises:
         DataError: it is deflated: pydicom would inflate all of it at once, whatever the size.
         MissingExtraError: pydicom is not installed.
     """
+    return open_whole(path, stop_before_pixels=True)
+
+
+def open_whole(path: Path, *, stop_before_pixels: bool = False) -> Any:
+    """Return a DICOM file with its pixels, likewise."""
     with path.open("rb") as file:
-        is_dicom = file.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
-    if not is_dicom:
+        head = file.read(_HEAD_BYTES)
+    has_preamble = head[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC
+    if not has_preamble and not _begins_bare(head):
         return None
     pydicom = import_extra("pydicom", "medical")
-    meta = import_extra("pydicom.filereader", "medical").read_file_meta_info(path)
-    if meta.get("TransferSyntaxUID") in _DEFLATED:
+    reader = import_extra("pydicom.filereader", "medical")
+    said = [reader.read_file_meta_info(path).get("TransferSyntaxUID")] if has_preamble else []
+    # without a preamble it is not parsed before it is known to be harmless
+    if set(said) & set(_DEFLATED) or (
+        not has_preamble and any(name.encode() in head for name in _DEFLATED)
+    ):
         raise DataError(
             f"{path} is stored deflated, as CT is not: how large it becomes cannot be known before",
             fix="if you trust it, convert it: dcmconv --write-xfer-little FILE FILE (dcmtk)",
         )
-    return pydicom.dcmread(path, stop_before_pixels=True)
+    header = pydicom.dcmread(path, stop_before_pixels=stop_before_pixels, force=not has_preamble)
+    if has_preamble:
+        return header
+    if "SOPClassUID" not in header:
+        return None
+    if "TransferSyntaxUID" not in header.file_meta:
+        is_implicit, _ = header.original_encoding
+        header.file_meta.TransferSyntaxUID = _IMPLICIT if is_implicit else _EXPLICIT
+    return header
+
+
+def _begins_bare(head: bytes) -> bool:
+    """Return whether a file begins with an element of a data set, and not with a preamble."""
+    if len(head) < 8 or head[:2] not in _BARE_GROUPS or head[3]:
+        return False
+    return head[4:6] in _BARE_VRS or int.from_bytes(head[4:8], "little") <= len(head)
 
 
 def is_image(header: Any) -> bool:
@@ -265,14 +300,26 @@ def _check_rescale(found: SliceHeader) -> None:
         )
 
 
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    logger = logging.getLogger("pydicom")
+    was, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was
+
+
 def quietly(path: Path, read: Callable[[], Any]) -> Any:
     """Return what `read` returns, without pydicom's warnings; its errors name no more than a file.
+
+    Nor is anything logged.
 
     Raises:
         DataError: pydicom cannot read it.
     """
     # one thread at a time: the filters of warnings are those of the whole process
-    with _FILTERS, warnings.catch_warnings():
+    with _FILTERS, warnings.catch_warnings(), _unlogged():
         warnings.simplefilter("ignore")  # they quote the header
         try:
             return read()

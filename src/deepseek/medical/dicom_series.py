@@ -16,7 +16,7 @@ from deepseek.datasets.volume import Volume
 from deepseek.datasets.volume_file import check_holds, check_size
 from deepseek.errors import DataError
 from deepseek.medical.dicom_folders import files_of, only_series
-from deepseek.medical.dicom_header import SliceHeader, open_dicom, quietly, read_header
+from deepseek.medical.dicom_header import SliceHeader, open_dicom, open_whole, quietly, read_header
 from deepseek.medical.hounsfield import PADDING_HU, check_hounsfield
 from deepseek.registry import import_extra
 
@@ -39,7 +39,7 @@ def read_series(folder: Path, max_voxels: int) -> Volume:
             sensible rescale.
         MissingExtraError: pydicom is not installed.
     """
-    pydicom = import_extra("pydicom", "medical")
+    import_extra("pydicom", "medical")
     folder = only_series(folder)
     slices = _find_slices(folder)
     size = slices[0].size
@@ -50,7 +50,7 @@ def read_series(folder: Path, max_voxels: int) -> Volume:
     every, seen = max(1, voxels.size // _HU_SAMPLE) | 1, []
     for number, index in enumerate(order.tolist()):
         found = slices[index]
-        stored = quietly(found.path, partial(_read_pixels, pydicom, found))
+        stored = quietly(found.path, partial(_read_pixels, found))
         slope, intercept = found.rescale or (1.0, 0.0)
         rescaled = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
         voxels[0, number] = rescaled
@@ -231,10 +231,10 @@ def _check_none_between(folder: Path, slices: Sequence[SliceHeader], step: float
         )
 
 
-def _read_pixels(pydicom: Any, found: SliceHeader) -> np.ndarray:
+def _read_pixels(found: SliceHeader) -> np.ndarray:
     """Return a slice as it is stored, (H, W)."""
     path, size = found.path, found.size
-    image = pydicom.dcmread(path)
+    image = open_whole(path)
     if "PixelData" not in image:
         raise DataError(f"{path} has no pixels: it is truncated", fix="copy it again")
     if image.file_meta.TransferSyntaxUID in _UNCOMPRESSED:

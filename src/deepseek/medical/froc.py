@@ -115,6 +115,11 @@ class Froc:
         false, found, _ = self.curve()
         return np.interp(rates, false, found)
 
+    def threshold(self, rate: float) -> float:
+        """Return the least score with so many false marks a scan at the most; inf if none has."""
+        false, _, thresholds = self.curve()
+        return float(thresholds[false <= rate].min())
+
     @property
     def cpm(self) -> float:
         """Mean sensitivity over `RATES`."""

@@ -23,15 +23,19 @@ from deepseek.datasets.randomness import Draws
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS
 from deepseek.datasets.volume_transforms import VolumeTransform, parse_volume_transform
-from deepseek.errors import ConfigError
+from deepseek.errors import ConfigError, DataError
 from deepseek.medical.nodule_cubes import (
     NUM_FOLDS,
+    SCORES,
     NoduleCubes,
     ball_diameter,
     holds_scans,
     read_nodule_cubes,
 )
+from deepseek.registry import did_you_mean
 
+SCORE = "score."
+"""Begins the field of a score."""
 DEFAULT_TRANSFORM = "patch_40x40x40+flip+rotate_20+scale_0.2+brightness_0.1+gamma_0.2+noise_0.05"
 NEGATIVE_DISTANCE_MM = 12.0
 BEYOND_VOXELS = 6
@@ -59,6 +63,7 @@ class NoduleDataset(torch.utils.data.Dataset):
             is of a negative cube, where there are any. A model that has never seen one finds
             nodules wherever it looks.
         crops_per_cube: samples of each cube in an epoch.
+        scores: of radiologists, names of `SCORES`, to be learnt beside centres.
         seed: of crops and augmentation.
         max_voxels: of all cubes together; a file that declares more is refused unread.
 
@@ -78,6 +83,7 @@ class NoduleDataset(torch.utils.data.Dataset):
         targets: Literal["centers", "masks"] = "centers",
         negative_share: float = 0.25,
         crops_per_cube: int = 1,
+        scores: Sequence[str] = (),
         seed: int = 0,
         max_voxels: int = DEFAULT_MAX_VOXELS,
     ) -> None:
@@ -95,7 +101,9 @@ class NoduleDataset(torch.utils.data.Dataset):
                 f"patch_{'x'.join(map(str, self._patch))} of cubes of {sizes} voxels",
                 fix="write a smaller patch in transform",
             )
+        _check_scores(scores, self.cubes, targets)
         self.targets = targets
+        self.scores = tuple(scores)
         self.negative_share = negative_share
         self.crops_per_cube = crops_per_cube
         self.seed = seed
@@ -143,6 +151,7 @@ class NoduleDataset(torch.utils.data.Dataset):
                 "targets": FieldSpec((1, 4), "float32")
                 if is_centers
                 else FieldSpec(self._patch, "int64"),
+                **{f"{SCORE}{name}": FieldSpec((), "float32") for name in self.scores},
             },
             class_names=self.class_names,
             class_counts=counts,
@@ -177,7 +186,8 @@ class NoduleDataset(torch.utils.data.Dataset):
         `inputs` (B, 1, P, Q, R) float32; `index` (B,); `targets` int64 (B, P, Q, R), or for
         "centers" float32 (B, 1, 4): d, h, w of the nodule's centre in voxels of the crop and its
         diameter in mm, -1 where there is none; for these also `box` int64 (B, 3, 2): first voxel
-        of the crop, and the one after the last, that are not mirrored, along each axis.
+        of the crop, and the one after the last, that are not mirrored, along each axis; and
+        `score.NAME` float32 (B,), NaN where a score is not known.
         """
         positions = [self._check_index(index) for index in indices]
         samples = [self._sample(position, epoch) for position in positions]
@@ -223,6 +233,16 @@ class NoduleDataset(torch.utils.data.Dataset):
             "inputs": voxels,
             "targets": self._centers(labels, int(mask.sum())),
             "box": np.array(box, np.int64),
+            **self._scores_of(row),
+        }
+
+    def _scores_of(self, row: int | None) -> dict[str, np.ndarray]:
+        """Return the scores of a cube; NaN of one without a nodule."""
+        return {
+            f"{SCORE}{name}": np.array(
+                np.nan if row is None else self.cubes.scores[name][row], np.float32
+            )
+            for name in self.scores
         }
 
     def _negative_sample(self, number: int, draws: Draws) -> dict[str, np.ndarray]:
@@ -239,6 +259,7 @@ class NoduleDataset(torch.utils.data.Dataset):
             "inputs": voxels,
             "targets": np.full((1, 4), -1, np.float32),
             "box": np.array([(0, extent) for extent in self._patch], np.int64),
+            **self._scores_of(None),
         }
 
     def _crop(
@@ -379,6 +400,19 @@ def mirrored(places: np.ndarray, size: int) -> np.ndarray:
         return np.zeros_like(places)
     around = np.mod(places, 2 * (size - 1))
     return np.minimum(around, 2 * (size - 1) - around)
+
+
+def _check_scores(scores: Sequence[str], cubes: NoduleCubes, targets: str) -> None:
+    if scores and targets != "centers":
+        raise ConfigError(
+            f"scores={list(scores)} would be ignored with targets={targets!r}",
+            fix="learn them with targets='centers', or leave them out",
+        )
+    for name in scores:
+        if name not in SCORES:
+            raise ConfigError(f"score {name!r} is unknown", fix=did_you_mean(name, SCORES))
+        if name not in cubes.scores:
+            raise DataError(f"the cubes have no {name}", fix="leave it out of scores")
 
 
 def _check_arguments(

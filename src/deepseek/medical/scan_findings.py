@@ -26,9 +26,9 @@ _DIGITS = {"score": 4, "volume_ml": 4}
 def finding_rows(found: Centers, known: Findings | None = None) -> dict[str, list[dict]]:
     """Return `findings`, JSON-able, the highest score first, and `known` ones where they are.
 
-    A finding has `x`, `y`, `z`, `diameter_mm` and `score`; where others are known `is_hit`: whether
-    it hits one, `None` where only one that does not count. A known one has `is_excluded`, and
-    `score`, the highest that hit it, `None` where it is missed.
+    A finding has `x`, `y`, `z`, `diameter_mm` and `score`, and what else is told of it; where
+    others are known `is_hit`: whether it hits one, `None` where only one that does not count. A
+    known one has `is_excluded`, and `score`, the highest that hit it, `None` where it is missed.
     """
     rows = [
         {**_place(point), "diameter_mm": size, "score": score}
@@ -37,6 +37,9 @@ def finding_rows(found: Centers, known: Findings | None = None) -> dict[str, lis
             strict=True,
         )
     ]  # fmt: skip
+    for name, values in found.told.items():
+        for row, value in zip(rows, values.tolist(), strict=True):
+            row[name] = value
     if known is None:
         return {"findings": rows}
     apart = np.linalg.norm(known.centers_mm[:, None] - found.points_mm[None], axis=2)

@@ -81,7 +81,7 @@ def patients_of(scans: Sequence[Scan], root: Path) -> list[str]:
     Raises:
         MissingExtraError: there is DICOM, and pydicom is not installed.
     """
-    said = [_patient_key(scan.image) for scan in scans]
+    said = [patient_key_of(scan.image) for scan in scans]
     is_for_all = len(set(said)) == 1
     first: dict[str, str] = {}
     keys = [
@@ -91,7 +91,12 @@ def patients_of(scans: Sequence[Scan], root: Path) -> list[str]:
     return [first.setdefault(key, scan.name) for key, scan in zip(keys, scans, strict=True)]
 
 
-def _patient_key(image: Path) -> str | None:
+def patient_key_of(image: Path) -> str | None:
+    """Return what tells the patient of a series from others: a hash, `None` where none is named.
+
+    Raises:
+        MissingExtraError: there is DICOM, and pydicom is not installed.
+    """
     folders = find_series(image) if image.is_dir() else []
     return patient_key(folders[0]) if folders else None
 

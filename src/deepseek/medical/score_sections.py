@@ -117,8 +117,7 @@ def _detection(froc: Froc, rows: Sequence[dict]) -> Section:
 
 
 def _sizes(froc: Froc, rows: Sequence[dict]) -> str:
-    false, _, thresholds = froc.curve()
-    least = float(thresholds[false <= 1.0].min())
+    least = froc.threshold(1.0)
     known = [each for row in rows for each in row["known"] if not each["is_excluded"]]
     lines = []
     for low, high in SIZES_MM:

@@ -15,6 +15,7 @@ from deepseek.datasets.volume import Volume
 from deepseek.datasets.volume_file import read_volume
 from deepseek.datasets.volume_store import laid_on, read_labels
 from deepseek.errors import ConfigError, DataError
+from deepseek.medical.calibration import VoxelCalibration
 from deepseek.medical.dicom_segmentation import check_abnormal, write_dicom_segmentation
 from deepseek.medical.nodule_scorer import NoduleScorer
 from deepseek.medical.scan_findings import (
@@ -59,6 +60,7 @@ def predict_scans(
     scorer: NoduleScorer | None = None,
     is_strict: bool = False,
     abnormal: Sequence[str] | None = None,
+    calibration: VoxelCalibration | None = None,
     on_windows: Callable[[int, int], None] = lambda done, total: None,
     on_result: Callable[[Result], None] = lambda result: None,
 ) -> Iterator[dict]:
@@ -80,6 +82,7 @@ def predict_scans(
         scorer: adds its scores to each finding or part.
         is_strict: a scan that cannot be read ends it; else its row has the error.
         abnormal: classes that a DICOM segmentation calls so; see `write_dicom_segmentation`.
+        calibration: counts the probabilities of voxels of a segmenter, where labels are known.
         on_windows: told how many windows of a scan are done, and of how many.
         on_result: given what was found in each scan that could be read, with its voxels.
 
@@ -95,10 +98,12 @@ def predict_scans(
         _check_new(folder, scans)
         folder.mkdir(parents=True, exist_ok=True)
         columns = COLUMNS if isinstance(predictor, VolumeDetector) else PART_COLUMNS
-        table = FindingsFile(folder / FILE_NAME, [*columns, *(scorer.names if scorer else ())])
+        told = predictor.told_names if isinstance(predictor, VolumeDetector) else ()
+        more = dict.fromkeys([*told, *(scorer.names if scorer else ())])
+        table = FindingsFile(folder / FILE_NAME, [*columns, *more])
     for scan in scans:
         try:
-            result = _find(predictor, scan, on_windows)
+            result = _find(predictor, scan, calibration, on_windows)
             row, found = result.row, result.found
             if isinstance(found, Volume) and (table or scorer):
                 row["parts"] = parts_of_labels(found, names)
@@ -120,12 +125,19 @@ def predict_scans(
 def _find(
     predictor: VolumeSegmenter | VolumeDetector,
     scan: Scan,
+    calibration: VoxelCalibration | None,
     on_windows: Callable[[int, int], None],
 ) -> Result:
     max_voxels = predictor.options.max_voxels
     volume = read_volume(scan.image, max_voxels=max_voxels)
     labels = _known_labels(scan, volume, max_voxels)
-    found = predictor(volume, where=str(scan.image), on_windows=on_windows)
+    where = str(scan.image)
+    if calibration and labels and isinstance(predictor, VolumeSegmenter):
+        found = predictor.find_beside(
+            volume, labels, calibration.update, where=where, on_windows=on_windows
+        )
+    else:
+        found = predictor(volume, where=where, on_windows=on_windows)
     row = _row(scan, volume, found, labels, predictor.spec.class_names)
     return Result(scan, volume, found, labels, row)
 

@@ -7,12 +7,15 @@ counted from its making to its end. No weight is copied and no random number dra
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from deepseek.memory.allocations import LOGITS, Allocations
+from deepseek.memory.chunked_loss import chunked_loss
+from deepseek.memory.head import Head, find_head
 from deepseek.memory.host_copies import HostCopies
 from deepseek.memory.mirror import mirror
 from deepseek.memory.policy import MemoryPolicy
@@ -37,11 +40,26 @@ class Simulated:
     host_bytes: int
 
 
+class LossParts(NamedTuple):
+    """How head and loss are taken of some tokens at a time.
+
+    Attributes:
+        number: of parts.
+        head: names of the modules that the head of one of our models uses.
+        loss_of: scalar loss of some tokens' logits, and which tokens they are.
+    """
+
+    number: int
+    head: Sequence[str]
+    loss_of: Callable[[Tensor, slice], Tensor]
+
+
 def simulate_step(
     module: nn.Module,
     inputs: Callable[[], Tensor],
     loss_of: Callable[[Tensor], Tensor],
     *,
+    parts: LossParts | None = None,
     policy: str = "off",
     remade_places: frozenset[int] | None = None,
     copied_places: frozenset[int] | None = frozenset(),
@@ -59,6 +77,7 @@ def simulate_step(
         module: the model, which is left as it is.
         inputs: makes a micro-batch, called where tensors are fake; moved to `device`.
         loss_of: scalar loss of what the model returns, of fake tensors, too.
+        parts: in which head and loss are taken instead; `None`: at once.
         policy: name of the memory policy.
         remade_places: matrix products that are done again; see `MemoryPolicy`.
         copied_places: what waits on the host; `None`: all that is kept.
@@ -91,13 +110,18 @@ def simulate_step(
         memory.recomputed = recomputed
         # on a CPU the host's memory is the device's
         memory.copies = HostCopies(nullcontext() if is_on_cpu else allocations.pause)
+        head = None if parts is None else find_head(twin, parts.head)
+        left_out = nullcontext() if head is None else head.left_out()
         with allocations:
-            with autocast(), memory.saving():
+            with autocast(), memory.saving(), left_out:
                 outputs = twin(batch)
-                if isinstance(outputs, Tensor):
-                    allocations.logits_numel = outputs.numel()
-                    allocations.hold([outputs], LOGITS)
-                loss = loss_of(outputs)
+                if parts is not None and head is not None:
+                    loss = _loss_in_parts(outputs, head, parts)
+                else:
+                    if isinstance(outputs, Tensor):
+                        allocations.logits_numel = outputs.numel()
+                        allocations.hold([outputs], LOGITS)
+                    loss = loss_of(outputs)
                 del outputs  # the graph keeps what it needs of them
             alive, logits = allocations.alive_bytes, allocations.alive_of(LOGITS)
             loss.backward()
@@ -106,6 +130,13 @@ def simulate_step(
         peak = allocations.peak_bytes + (gradient_bytes if has_gradients else 0)
         on_host = 0 if is_on_cpu else memory.copies.copied_bytes
         return Simulated(alive, logits, gradient_bytes, peak, on_host)
+
+
+def _loss_in_parts(hidden: Tensor, head: Head, parts: LossParts) -> Tensor:
+    return chunked_loss(
+        hidden, head.parameters(), lambda part, tokens: parts.loss_of(head(part), tokens),
+        parts.number,
+    )  # fmt: skip
 
 
 def _free_gradient(parameter: Tensor) -> None:

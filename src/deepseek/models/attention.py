@@ -124,8 +124,19 @@ def _explicit_attention(
 ) -> Tensor:
     # Scaling q rather than the scores touches T x E numbers instead of T x S.
     scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1)
-    probs = (scores if mask is None else scores.masked_fill(~mask, -math.inf)).softmax(-1)
-    if mask is not None and can_be_empty:
-        # turns the NaN of a row without any key into zeros, and so its gradient
+    if mask is not None:
+        # Added, which costs the backward pass nothing; filling the scores would once more. The
+        # lowest number, as of a row of -inf the softmax is NaN, and so its gradient.
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores + scores.new_zeros(mask.shape).masked_fill_(~mask, lowest)
+    probs = scores.softmax(-1)
+    if mask is not None and can_be_empty and _has_empty_row(mask):
         probs = probs.masked_fill(~mask, 0.0)
     return (drop(probs, dropout) if dropout else probs) @ v
+
+
+def _has_empty_row(mask: Tensor) -> bool:
+    """Return whether some query may attend to no key; `True` where that cannot be looked up."""
+    if type(mask) is not Tensor or torch.compiler.is_compiling():  # on paper, divided, in a graph
+        return True
+    return not bool(mask.any(-1).all())

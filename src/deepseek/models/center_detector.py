@@ -25,10 +25,12 @@ from deepseek.models.unet3d import NEGATIVE_SLOPE, UNet3D
 INITIAL_SHARE = 0.01
 """Of a centre, at every place; the few centres would else drown (Lin et al. 2017, section 3.3)."""
 INITIAL_DIAMETER_MM = 10.0
+INITIAL_SCORE = 3.0
+"""The middle of 1 to 5."""
 
 
 class CenterDetector3D(Classifier):
-    """3D U-Net with a heat map of centres for each class, and one of log diameters.
+    """3D U-Net with a heat map of centres for each class, maps of scores, and of log diameters.
 
     Args:
         channels: channels of a volume.
@@ -39,6 +41,8 @@ class CenterDetector3D(Classifier):
         kernels: sizes of the convolutions of each level; 3 by default.
         skipped_levels: finest levels of the decoder that are left out; 1 gives a map of half the
             resolution in every axis.
+        num_scores: numbers that are told of each thing beside its size, such as how malignant it
+            looks, 1 to 5.
 
     Raises:
         ConfigError: a size is out of its range.
@@ -58,6 +62,7 @@ class CenterDetector3D(Classifier):
         strides: Sequence[Sequence[int]] | None = None,
         kernels: Sequence[Sequence[int]] | None = None,
         skipped_levels: int = 1,
+        num_scores: int = 0,
     ) -> None:
         super().__init__()
         self.body = UNet3D(channels, None, features, blocks, strides, kernels)
@@ -70,7 +75,10 @@ class CenterDetector3D(Classifier):
             )
         if skipped_levels:
             del self.body.decoder[-skipped_levels:]
+        if num_scores < 0:
+            raise ConfigError(f"num_scores={num_scores} is below 0", fix="give 0 or more")
         self._config = {**self.body.config, "skipped_levels": skipped_levels}
+        self._config["num_scores"] = num_scores
         del self._config["deep_supervision"]
         width = self._config["features"][skipped_levels]
         self.neck = nn.Conv3d(width, width, 3, padding=1)
@@ -108,8 +116,10 @@ class CenterDetector3D(Classifier):
         like = next(self.parameters())
         options = {"device": like.device, "dtype": like.dtype}
         width = self._config["features"][self._config["skipped_levels"]]
-        self.head = nn.Conv3d(width, num_classes + 1, 1, **options)
-        bias = torch.full((num_classes + 1,), math.log(INITIAL_SHARE / (1 - INITIAL_SHARE)))
+        num_outputs = num_classes + self._config["num_scores"] + 1
+        self.head = nn.Conv3d(width, num_outputs, 1, **options)
+        bias = torch.full((num_outputs,), math.log(INITIAL_SHARE / (1 - INITIAL_SHARE)))
+        bias[num_classes:] = INITIAL_SCORE
         bias[-1] = math.log(INITIAL_DIAMETER_MM)
         with torch.no_grad():
             self.head.weight.mul_(0.1)
@@ -118,7 +128,7 @@ class CenterDetector3D(Classifier):
         self._config["num_classes"] = num_classes
 
     def forward(self, volumes: Float[Tensor, "B C D H W"]) -> Float[Tensor, "B K1 D2 H2 W2"]:
-        """Return K maps of logits, and last the map of log diameters (mm), K + 1 in all.
+        """Return K maps of logits, those of scores, and last that of log diameters (mm).
 
         Raises:
             ConfigError: if the model has no head yet, or the strides do not divide a volume.

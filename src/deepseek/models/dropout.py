@@ -21,8 +21,18 @@ def dropout(x: Tensor, probability: float) -> Tensor:
     count = x.numel()
     words = torch.empty((count + 3) // 4, dtype=torch.int64)
     bits = words.random_(-(2**63), None, generator=own).view(torch.int16)[:count]
-    is_kept = bits >= round(probability * 2**16) - 2**15
-    return x * is_kept.to(x.dtype).mul_(1 / (1 - probability)).view(x.shape)
+    return x * _scales(bits, probability, x.dtype).view(x.shape)
+
+
+def _scales(bits: Tensor, probability: float, dtype: torch.dtype) -> Tensor:
+    """Return (N,) 0 where one of `bits` (N,) says so, and else what scales the elements up."""
+    threshold, scale = round(probability * 2**16) - 2**15, 1 / (1 - probability)
+    if dtype.itemsize != bits.itemsize:
+        return torch.ge(bits, threshold, out=bits.new_empty(bits.shape, dtype=dtype)).mul_(scale)
+    # of integers alone, 0 or 1 times the bits of the scale: a comparison that gives truth values,
+    # which then become numbers, took four times as long
+    kept = torch.ge(bits, threshold, out=torch.empty_like(bits))
+    return kept.mul_(int(torch.tensor(scale, dtype=dtype).view(bits.dtype))).view(dtype)
 
 
 class Dropout(nn.Dropout):

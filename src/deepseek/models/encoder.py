@@ -114,8 +114,9 @@ class BidirectionalAttention(nn.Module):
     ) -> Float[Tensor, "B #T D"]:
         """Let all tokens, or the first alone, attend to those whose `mask` is `True`, or to all."""
         # Heads are counted from the projection: under tensor parallelism a rank has some of them.
-        qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        # Three parts of the last dim: in the backward pass they are joined by one copy.
+        parts = self.qkv(x).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
         if first_alone:
             q = q[:, :, :1]
         mixed = self.attend(q, k, v, mask=mask, dropout=self.dropout if self.training else 0.0)

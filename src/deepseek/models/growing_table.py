@@ -32,11 +32,6 @@ class GrowingTable(nn.Module, ABC):
             The number of rows updated.
         """
 
-    @property
-    @abstractmethod
-    def can_be_shared(self) -> bool:
-        """Whether `share_gradients` leaves the tables of all ranks alike."""
-
     @abstractmethod
     def share_gradients(self, gather: Callable[[Tensor], Tensor], factor: float) -> None:
         """Add up the gradients since the last step over ranks, so that each takes the same step.

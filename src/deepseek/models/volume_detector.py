@@ -7,8 +7,8 @@ Shapes: N windows, C channels, D H W voxels, P centres; `d h w` are places of th
 """
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -41,11 +41,13 @@ class Centers:
         points_mm: x, y, z in the patient (LPS), float64 (P, 3).
         diameters_mm: float64 (P,).
         scores: probabilities, float64 (P,).
+        told: what else the model tells of each, by name, such as `malignancy`; float64 (P,).
     """
 
     points_mm: np.ndarray
     diameters_mm: np.ndarray
     scores: np.ndarray
+    told: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class VolumeDetector(VolumePredictor[Centers]):
@@ -56,7 +58,8 @@ class VolumeDetector(VolumePredictor[Centers]):
     Args:
         engine: a detector of centres of one class, such as `CenterDetector3D`, on its device.
         options: how volumes are computed.
-        min_score: probability below which a centre is not reported.
+        min_score: probability below which a centre is not reported; by default what the model's
+            validation settled (`spec.min_score`), or 0.1 without one.
 
     Raises:
         ConfigError: the model was trained on something else, or an argument is out of its range.
@@ -67,9 +70,12 @@ class VolumeDetector(VolumePredictor[Centers]):
         engine: ModelEngine,
         options: WindowOptions | None = None,
         *,
-        min_score: float = DEFAULT_MIN_SCORE,
+        min_score: float | None = None,
     ) -> None:
         super().__init__(engine, detector_spec(engine), options)
+        if min_score is None:
+            own = self.spec.min_score
+            min_score = DEFAULT_MIN_SCORE if own is None else own
         flips = sorted(set(self.options.flips))
         if not 0 <= min_score <= 1 or not set(flips) <= {0, 1, 2}:
             raise ConfigError(
@@ -88,7 +94,16 @@ class VolumeDetector(VolumePredictor[Centers]):
         self, volume: Volume, prepared: Volume, mask: np.ndarray | None, on_windows: OnWindows
     ) -> Centers:
         rows = self.find_rows(prepared.voxels, prepared.spacing_mm, mask, on_windows)
-        return Centers(prepared.to_mm(rows[:, :3]), rows[:, 3], rows[:, 4])
+        told = dict(zip(self.told_names, rows[:, 5:].T, strict=True))
+        return Centers(prepared.to_mm(rows[:, :3]), rows[:, 3], rows[:, 4], told)
+
+    @property
+    def told_names(self) -> tuple[str, ...]:
+        """What the model tells of each centre beside size and score."""
+        begin = "score."
+        return tuple(
+            name.removeprefix(begin) for name in self.spec.fields if name.startswith(begin)
+        )
 
     def find_rows(
         self,
@@ -97,9 +112,10 @@ class VolumeDetector(VolumePredictor[Centers]):
         mask: np.ndarray | None = None,
         on_windows: OnWindows = lambda done, total: None,
     ) -> np.ndarray:
-        """Return what is found in a prepared volume: d, h, w, diameter in mm and score, (P, 5).
+        """Return what is found in a prepared volume, (P, 5 and more).
 
-        These are `MAX_CENTERS` at the most, the surest; a warning says that there were more.
+        A row is d, h, w, diameter in mm, score, and what else is told. These are
+        `MAX_CENTERS` at the most, the surest; a warning says that there were more.
 
         Args:
             voxels: what `prepare_volume` returns, (C, D, H, W).
@@ -123,6 +139,7 @@ class VolumeDetector(VolumePredictor[Centers]):
         if there is not None:
             is_kept &= self._touches(there[0], peaks, spacing_mm).to(is_kept.device)
         found = [peaks.indices, peaks.diameters_mm[:, None], peaks.scores[:, None]]
+        found.append(self._told_at(maps, peaks))
         rows = torch.cat(found, 1)[is_kept].cpu().double().numpy()
         if len(rows) > MAX_CENTERS:
             warnings.warn(
@@ -131,6 +148,14 @@ class VolumeDetector(VolumePredictor[Centers]):
                 stacklevel=2,
             )
         return rows[:MAX_CENTERS]
+
+    def _told_at(self, maps: Tensor, peaks: Peaks) -> Tensor:
+        """Return the maps between the first and the last at the place of each peak, (P, S)."""
+        steps = torch.tensor(self._stride, dtype=torch.float32, device=peaks.indices.device)
+        places = ((peaks.indices - (steps - 1) / 2) / steps).round().long()
+        sizes = torch.tensor(maps.shape[1:], device=places.device)
+        d, h, w = torch.minimum(places.clamp(min=0), sizes - 1).unbind(1)
+        return maps[1:-1, d, h, w].float().T
 
     def _find_stride(self) -> list[int]:
         """Return the voxels of a place of the map, along D, H, W."""

@@ -91,12 +91,16 @@ class VolumePredictor(ABC, Generic[Found]):
         Raises:
             DataError: it has other channels, or would be too large at the spacing of the model.
         """
+        prepared, mask = self._prepare(volume, where)
+        return self._find(volume, prepared, mask, on_windows)
+
+    def _prepare(self, volume: Volume, where: str) -> tuple[Volume, np.ndarray | None]:
+        """Return what is computed of a volume, and where there is something to look for."""
         limit, region = self.options.max_voxels, self.options.region
         prepared = prepare_volume(volume, self.spec, limit, where)
-        mask = None
-        if region is not None:
-            mask = place_region(region, volume, self.spec, limit, where)[0]
-        return self._find(volume, prepared, mask, on_windows)
+        if region is None:
+            return prepared, None
+        return prepared, place_region(region, volume, self.spec, limit, where)[0]
 
     @abstractmethod
     def _find(

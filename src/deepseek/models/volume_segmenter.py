@@ -3,19 +3,25 @@
 Labels are brought back to the voxels of the scan. Shapes: C channels, D H W voxels.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from deepseek.datasets.patch_sampling import IGNORE_INDEX
 from deepseek.datasets.resampling import labels_like
 from deepseek.datasets.spec import DataSpec
 from deepseek.datasets.volume import Volume
+from deepseek.datasets.volume_transforms import parse_volume_transform
 from deepseek.errors import ConfigError
 from deepseek.models.engine import ModelEngine
 from deepseek.models.eval_mode import evaluating
 from deepseek.models.volume_predictor import OnWindows, VolumePredictor, WindowOptions
+
+OnProbs = Callable[[np.ndarray, np.ndarray], None]
+"""Given probabilities (K, d, H, W) and labels (d, H, W) of some slices of a prepared volume."""
 
 
 class VolumeSegmenter(VolumePredictor[Volume]):
@@ -42,11 +48,39 @@ class VolumeSegmenter(VolumePredictor[Volume]):
         labels = self.find_labels(prepared.voxels, mask, on_windows)
         return restore_labels(labels, prepared.affine, volume.voxels.shape[1:], volume.affine)
 
+    def find_beside(
+        self,
+        volume: Volume,
+        labels: Volume,
+        on_probs: OnProbs,
+        *,
+        where: str = "the volume",
+        on_windows: OnWindows = lambda done, total: None,
+    ) -> Volume:
+        """Return what calling it returns, and hand probabilities and known labels on meanwhile.
+
+        Args:
+            volume: as `read_volume` returns it.
+            labels: of its voxels, (1, D, H, W); -100 where they are not known.
+            on_probs: given both, slices at a time; labels are -100 where no window is computed.
+            where: what it is called in messages.
+            on_windows: told how many windows are done, and of how many.
+        """
+        prepared, mask = self._prepare(volume, where)
+        transform = parse_volume_transform(self.spec.transform or "")
+        placed = transform.place(
+            labels, is_labels=True, max_voxels=self.options.max_voxels, where=where
+        )
+        known = placed.voxels[0].astype(np.int64)
+        found = self.find_labels(prepared.voxels, mask, on_windows, (known, on_probs))
+        return restore_labels(found, prepared.affine, volume.voxels.shape[1:], volume.affine)
+
     def find_labels(
         self,
         voxels: np.ndarray,
         mask: np.ndarray | None = None,
         on_windows: OnWindows = lambda done, total: None,
+        beside: tuple[np.ndarray, OnProbs] | None = None,
     ) -> np.ndarray:
         """Return the classes of a prepared volume (C, D, H, W): uint8 or uint16 (D, H, W).
 
@@ -54,20 +88,46 @@ class VolumeSegmenter(VolumePredictor[Volume]):
             voxels: what `prepare_volume` returns.
             mask: bool (D, H, W), where there is something to look for.
             on_windows: told how many windows are done, and of how many.
+            beside: known labels (D, H, W), and what is given probabilities and them.
         """
         dtype = torch.uint8 if self.spec.num_classes <= 256 else torch.uint16
         device = self._engine.device
 
+        handed = None if beside is None else _handed_on(self.sliding_window.window, *beside)
+
         def finish(logits: Tensor) -> Tensor:
+            if handed is not None:
+                handed(logits)
+            # where no window is computed all are NaN, of which the first is taken
             return logits.argmax(0).to(dtype)
 
         there = None if mask is None else torch.from_numpy(np.ascontiguousarray(mask))[None]
         with evaluating(self._engine):
             labels = self.sliding_window(
                 torch.from_numpy(voxels)[None].to(device), there, finish=finish,
-                on_windows=on_windows,
+                fill=math.nan, on_windows=on_windows,
             )  # fmt: skip
         return labels[0].cpu().numpy()
+
+
+def _handed_on(
+    window: Sequence[int], known: np.ndarray, on_probs: OnProbs
+) -> Callable[[Tensor], None]:
+    """Return what takes the logits of slices in their order, those of the padding too."""
+    spare = [max(extent - size, 0) for extent, size in zip(window, known.shape, strict=True)]
+    pairs = [(count // 2, count - count // 2) for count in spare]
+    padded = np.pad(known, pairs, constant_values=IGNORE_INDEX)
+    first = 0
+
+    def take(logits: Tensor) -> None:
+        nonlocal first
+        end = first + logits.shape[1]
+        probs = logits.float().softmax(0).cpu().numpy()
+        labels = np.where(np.isnan(probs[0]), IGNORE_INDEX, padded[first:end])
+        on_probs(np.nan_to_num(probs, nan=0.0), labels)
+        first = end
+
+    return take
 
 
 def takes_volumes(spec: DataSpec | None) -> bool:

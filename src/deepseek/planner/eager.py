@@ -10,12 +10,11 @@ from deepseek.planner.shape import TransformerShape
 
 
 def count_block_extra(shape: TransformerShape, plan: ParallelPlan, eager: EagerBytes) -> float:
-    """Bytes that a block keeps for a micro-batch: inputs of norms, masks, scores."""
-    tokens, item = _count_tokens(shape, plan), _item(plan)
-    whole = tokens * shape.dim / (plan.tp if plan.sequence_parallel else 1)
-    extra = 2 * whole * (eager.stream - item)
+    """Bytes that a block keeps for a micro-batch: masks, scores."""
+    extra = 0.0
     if shape.dropout:
-        extra += 2 * whole * (eager.mask - 1)
+        whole = _count_tokens(shape, plan) * shape.dim / (plan.tp if plan.sequence_parallel else 1)
+        extra = 2 * whole * (eager.mask - 1)
     return extra + count_scores(shape, plan) * eager.score
 
 
@@ -30,25 +29,22 @@ def count_scores(shape: TransformerShape, plan: ParallelPlan) -> float:
     return scores
 
 
-def count_rank_extra(
-    shape: TransformerShape, plan: ParallelPlan, eager: EagerBytes, rank: int, held: float
-) -> float:
+def count_rank_extra(shape: TransformerShape, plan: ParallelPlan, rank: int, held: float) -> float:
     """Bytes that a rank keeps beside its blocks: at the ends of the model and of its stages.
 
     Args:
         shape: sizes of the model.
         plan: of the run.
-        eager: of the plan.
         rank: of the pipeline.
         held: micro-batches that it has in flight.
     """
-    stream = eager.stream * _count_tokens(shape, plan) * shape.dim
+    stream = plan.stream * _count_tokens(shape, plan) * shape.dim
     stages, last = _list_stages(plan, rank), plan.pp * plan.virtual_stages - 1
     extra = 0.0
     if 0 in stages and shape.dropout:
         extra += held * stream  # the mask of the embedding's
     if last in stages:  # the last norm: what it takes and what it makes
-        extra += stream * (1 + _item(plan) / eager.stream)
+        extra += stream * (1 + plan.item_bytes / plan.stream)
     if plan.pp > 1:
         receives = sum(stage > 0 for stage in stages) + sum(stage < last for stage in stages)
         # a buffer for each micro-batch; those in flight are the first norm's input
@@ -66,7 +62,3 @@ def _list_stages(plan: ParallelPlan, rank: int) -> Sequence[int]:
 
 def _count_tokens(shape: TransformerShape, plan: ParallelPlan) -> float:
     return plan.micro_batch_size * shape.context_length / plan.cp
-
-
-def _item(plan: ParallelPlan) -> int:
-    return 4 if plan.precision == "fp32" else 2

@@ -39,10 +39,8 @@ def count_block_bytes(shape: TransformerShape, plan: ParallelPlan) -> BlockBytes
     if mode == "none":
         return BlockBytes(everything, 0.0)
     if mode == "full":
-        item = 4 if plan.precision == "fp32" else 2
-        item = item if plan.eager is None else plan.eager.stream
         whole = plan.tp if plan.sequence_parallel else 1
-        kept = item * _count_tokens(shape, plan) * shape.dim / whole
+        kept = plan.stream * _count_tokens(shape, plan) * shape.dim / whole
     elif mode == "selective" and plan.attention == "plain":
         kept = everything - core
     else:
@@ -59,8 +57,7 @@ def _count_tokens(shape: TransformerShape, plan: ParallelPlan) -> float:
 
 def _count_kept(shape: TransformerShape, plan: ParallelPlan) -> tuple[float, ...]:
     """Bytes a block keeps: all; of them attention's core, norms and activations, products."""
-    tokens, tp = _count_tokens(shape, plan), plan.tp
-    item = 4 if plan.precision == "fp32" else 2
+    tokens, tp, item = _count_tokens(shape, plan), plan.tp, plan.item_bytes
     whole = tokens * shape.dim / (tp if plan.sequence_parallel else 1)
     q = shape.heads * shape.head_dim
     kv = shape.kv_heads * shape.head_dim
@@ -69,7 +66,7 @@ def _count_kept(shape: TransformerShape, plan: ParallelPlan) -> tuple[float, ...
     read = 1 if plan.precision == "fp8" else item
     norms = read * 2 * whole
     # Inputs of the two norms and their outputs; a mask of one byte after each branch.
-    total = item * 2 * whole + norms + (2 * whole if shape.dropout else 0)
+    total = plan.stream * 2 * whole + norms + (2 * whole if shape.dropout else 0)
     total += item * tokens * (2 * q + 2 * kv) / tp
     # Gated: gate, up, activated gate, their product. Else: before and after the activation.
     features = tokens * active * hidden / tp
@@ -148,7 +145,7 @@ def count_memory(
         if plan.eager is None:
             kept += block.working
         else:
-            kept += count_rank_extra(shape, plan, plan.eager, rank, held)
+            kept += count_rank_extra(shape, plan, rank, held)
             work = block.working + count_scores(shape, plan) * plan.eager.score_work
             # a block runs backward when the logits are gone and, of one micro-batch, gradients come
             late = gradients if _makes_gradients_late(plan) else 0.0
@@ -222,7 +219,7 @@ def _count_logits_bytes(shape: TransformerShape, plan: ParallelPlan) -> float:
         return elements * 6
     each = 16 if plan.tp > 1 else 12
     if plan.eager is not None and plan.pp > 1:  # a stage's output stays until it goes backward
-        each += 4 if plan.precision == "fp32" else 2
+        each += plan.item_bytes
     return elements * each
 
 

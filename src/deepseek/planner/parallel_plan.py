@@ -17,14 +17,12 @@ class EagerBytes:
     """What PyTorch keeps where it computes operator by operator, in bytes of a number.
 
     Attributes:
-        stream: of what goes from block to block, which autocast leaves in fp32.
         mask: of dropout: one on a GPU; as what is dropped from, on a CPU.
         score: of all that is kept of a score of attention that is no single kernel, as on a CPU for
             few tokens and with dropout; 0 where it is.
         score_work: of the gradients of such a score.
     """
 
-    stream: float
     mask: float = 1.0
     score: float = 0.0
     score_work: float = 0.0
@@ -65,6 +63,8 @@ class ParallelPlan:
             their gradient (Megatron, flash-attn); PyTorch's own keeps copies in fp32.
         keeps_gathered: what ranks of `tp` and `cp` gather is kept for the backward pass, in which
             Megatron gathers it again.
+        stream_bytes: of a number that goes from block to block; 0: as `precision` says. Autocast
+            leaves it in fp32, where weights that are fully sharded are cast with what they take.
         adds_in_product: the product that makes a weight's gradient adds it to the sum over
             micro-batches; otherwise a kernel of its own does. Of no effect with `dp_shard`.
         overlaps_dp: gradients are reduced while backward runs, not after it.
@@ -100,6 +100,7 @@ class ParallelPlan:
     is_fused: bool = True
     is_loss_fused: bool = False
     keeps_gathered: bool = False
+    stream_bytes: float = 0.0
     adds_in_product: bool = True
     overlaps_dp: bool = True
     overlaps_tp: bool = False
@@ -110,6 +111,16 @@ class ParallelPlan:
     def frees_weights(self) -> bool:
         """`reshards`, decided."""
         return self.pp == 1 if self.reshards is None else self.reshards
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of a number that products read and make."""
+        return 4 if self.precision == "fp32" else 2
+
+    @property
+    def stream(self) -> float:
+        """`stream_bytes`, decided."""
+        return self.stream_bytes or self.item_bytes
 
     @property
     def world_size(self) -> int:

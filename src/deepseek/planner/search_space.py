@@ -194,6 +194,7 @@ def adapt_plan(plan: ParallelPlan, space: SearchSpace) -> ParallelPlan:
         plan,
         adds_in_product=False,
         keeps_gathered=True,
+        stream_bytes=4.0 if plan.dp_shard == 1 else 0.0,
         # A pipeline keeps gathered weights, and reduces gradients after its last micro-batch.
         overlaps_dp=plan.pp == 1,
         # These schedules split the backward pass, which a static graph has as one.

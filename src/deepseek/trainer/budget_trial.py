@@ -23,6 +23,7 @@ from deepseek.memory.epsilons import Epsilons
 from deepseek.memory.host_copies import HostCopies
 from deepseek.trainer.console import MIB
 from deepseek.trainer.footprint import describe_savings, predict_footprint
+from deepseek.trainer.held_bytes import held_bytes
 from deepseek.trainer.host_pace import Pace, find_pace, trial_batch
 from deepseek.trainer.memory_budget import NAMES
 from deepseek.trainer.throughput import resident_bytes
@@ -286,9 +287,8 @@ def _places(groups: Iterable[Group]) -> frozenset[int]:
 
 def _fixed_bytes(trainer: "Trainer") -> float:
     """Return the bytes that do not depend on the batch: weights, gradients, optimizer, process."""
-    weights = trainer.assembly.step.parallel.weights
-    held = sum(weight.local.nbytes for weight in weights.weights)
-    trained = sum(weight.local.nbytes for weight in weights.trained)
-    process = resident_bytes(trainer.device) if trainer.device.type == "cpu" else held
-    average = held if trainer.assembly.step.ema is not None else 0
-    return process + average + trained + trainer.assembly.optimizer_bytes
+    held, assembly = held_bytes(trainer), trainer.assembly
+    is_host = trainer.device.type == "cpu"
+    now = resident_bytes(trainer.device) if is_host else sum(held.values())
+    gradients = sum(weight.local.nbytes for weight in assembly.step.parallel.weights.trained)
+    return now + gradients + assembly.optimizer_bytes - held["optimizer"]

@@ -51,6 +51,30 @@ def center_targets(
     return torch.maximum(spots, centers).amax(1), centers
 
 
+def score_losses(
+    maps: Float[Tensor, "B S D H W"],
+    scores: Float[Tensor, "B S"],
+    targets: Float[Tensor, "B N 4"],
+    stride: Sequence[int],
+    spacing_mm: Sequence[float],
+) -> tuple[Float[Tensor, "B S"], Float[Tensor, "B S"]]:
+    """Return absolute errors of scores at the centres of a sample, summed, and how many there are.
+
+    Args:
+        maps: of each score, as predicted.
+        scores: of the things of a sample; NaN where one is not known, which has no loss.
+        targets: as in `center_targets`.
+        stride: voxels for each place of the map.
+        spacing_mm: between voxels.
+    """
+    _, centers = center_targets(targets.float(), maps.shape[2:], stride, spacing_mm)
+    is_known = ~scores.isnan()
+    wanted = scores.nan_to_num()[..., None, None, None]
+    away = (maps.float() - wanted).abs() * centers.sum(1)[:, None]
+    counts = centers.sum((1, 2, 3, 4))[:, None] * is_known
+    return away.sum((2, 3, 4)) * is_known, counts
+
+
 def center_losses(
     logits: Float[Tensor, "B D H W"],
     log_diameters: Float[Tensor, "B D H W"],

@@ -1,6 +1,8 @@
 """Evaluation of a model on its own, and what the report shows of single samples."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -13,14 +15,22 @@ from deepseek.models import ModelEngine
 from deepseek.models.device import resolve_device
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.world import World
+from deepseek.trainer.evaluation_part import EvaluationPart
 from deepseek.trainer.evaluation_pass import Evaluation, evaluate
 from deepseek.trainer.extra_metrics import MeasuredTask
 from deepseek.trainer.precision import resolve_precision
 from deepseek.trainer.run_folder import RunFolder
-from deepseek.trainer.task import Batch, resolve_task
+from deepseek.trainer.task import Batch, Task, resolve_task
 
 NUM_SHOWN = 12
 THUMBNAIL_PIXELS = 128
+
+
+def keep_min_score(task: Task, metrics: Mapping[str, float], engine: ModelEngine) -> None:
+    """Let a model know from which score on it reports what it finds, by its evaluation."""
+    value = metrics.get(task.min_score_metric or "", math.nan)
+    if engine.spec is not None and not math.isnan(value):
+        engine.spec = replace(engine.spec, min_score=value)
 
 
 def evaluate_model(
@@ -59,11 +69,13 @@ def evaluate_samples(
     keeps_samples: bool = True,
     metrics: Sequence[str] = (),
     on_batch: Callable[[int], None] = lambda done: None,
+    done: EvaluationPart | None = None,
 ) -> Evaluation:
     """Return the metrics, and what the task predicts for each sample.
 
     Arguments are as above, and `metrics`: names of `EXTRA_METRICS`, beside those of the task;
-    `on_batch`: told how many batches are done, of `count_batches`.
+    `on_batch`: told how many batches are done, of `count_batches`; `done`: what an evaluation that
+    was interrupted has left.
 
     Raises:
         ConfigError: there is no such metric, or it says nothing of these data.
@@ -76,7 +88,11 @@ def evaluate_samples(
     engine.to(where)
     chosen = resolve_precision(precision, where)
     parallel = ParallelModel(engine, World.alone(where))
-    return evaluate(parallel, _watched(loader, on_batch), task, chosen, False, keeps_samples)
+    if done is not None:
+        done.move(loader)
+    first = 1 if done is None else done.num_batches + 1
+    batches = _watched(loader, on_batch, first)
+    return evaluate(parallel, batches, task, chosen, False, keeps_samples, done=done)
 
 
 def count_batches(data, batch_size: int) -> int:
@@ -84,8 +100,8 @@ def count_batches(data, batch_size: int) -> int:
     return len(evaluation_loader(data, batch_size, 0))
 
 
-def _watched(loader: DataLoader, on_batch: Callable[[int], None]) -> Iterator[Batch]:
-    for number, batch in enumerate(loader, 1):
+def _watched(loader: DataLoader, on_batch: Callable[[int], None], first: int) -> Iterator[Batch]:
+    for number, batch in enumerate(loader, first):
         yield batch
         on_batch(number)
 

@@ -12,6 +12,7 @@ from deepseek.models.table_model import inputs_of
 from deepseek.models.volume_segmenter import takes_volumes
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.world import World
+from deepseek.trainer.evaluation_part import EvaluationPart
 from deepseek.trainer.metrics import Metric
 from deepseek.trainer.micro_batches import MicroBatches, move_batch
 from deepseek.trainer.precision import Precision
@@ -34,17 +35,21 @@ def evaluate(
     channels_last: bool,
     keeps_samples: bool = False,
     check: Callable[[], None] = lambda: None,
+    done: EvaluationPart | None = None,
 ) -> Evaluation:
     """Run the model over `batches` in eval mode; the mode it was in is restored.
 
     On several ranks each has its part of every batch; metrics and samples are those of all.
-    `check` is called before each batch; what it raises ends the evaluation.
+    `check` is called before each batch; what it raises ends the evaluation. `done` has what an
+    evaluation that was interrupted has found of the batches before; of one process alone.
     """
     world = parallel.world
     was_training = parallel.engine.training
     parallel.train(False)
     metrics = task.new_metrics()
     kept: dict[str, list[Tensor]] = {}
+    if done is not None:
+        done.restore(metrics, kept)
     # what fully_shard gathers in inference mode could not be used in training again
     without_graph = torch.no_grad() if world.is_distributed else torch.inference_mode()
     try:
@@ -57,6 +62,8 @@ def evaluate(
                         rows = {**task.predictions(outputs, part), "index": part["index"]}
                         for name, value in rows.items():
                             kept.setdefault(name, []).append(value.cpu())
+                if done is not None:
+                    done.note(metrics, kept)
     finally:
         parallel.train(was_training)
         parallel.reshard()

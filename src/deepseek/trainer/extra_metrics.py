@@ -23,7 +23,11 @@ class ExtraMetric(ABC):
 
 
 EXTRA_METRICS: Registry[Callable[[Task], ExtraMetric]] = Registry(
-    "metric", {"hd95": "deepseek.medical.hausdorff:Hausdorff"}
+    "metric",
+    {
+        "calibration": "deepseek.medical.calibration_metric:Calibration",
+        "hd95": "deepseek.medical.hausdorff:Hausdorff",
+    },
 )
 """From a task to what is measured beside it; a ConfigError where that would say nothing."""
 

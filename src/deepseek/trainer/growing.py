@@ -23,12 +23,9 @@ def check_growing(
     tables = growing_tables(module)
     if not tables:
         return
-    counts_first = not all(table.can_be_shared for table in tables.values())
     problems = {
         f"parallel={world.plan.describe()}: every rank holds all of their rows, as in dp":
             world.size > world.plan.dp_replicate,
-        f"{world.size} ranks and admit_after: each would count ids of its own":
-            world.is_distributed and counts_first,
         "precision=fp16: their gradients would stay scaled": precision.needs_scaler,
         f"ema_decay={config.ema_decay}: the average would have none of their rows":
             bool(config.ema_decay),
@@ -37,8 +34,8 @@ def check_growing(
         if is_set:
             raise ConfigError(
                 f"tables that grow ({', '.join(list(tables)[:3])}) do not go with {problem}",
-                fix="train in fp32 or bf16, without ema_decay, on one rank or on several of dp"
-                " without admit_after; or use a table of a fixed size",
+                fix="train in fp32 or bf16, without ema_decay, on one rank or on several of dp;"
+                " or use a table of a fixed size",
             )
 
 

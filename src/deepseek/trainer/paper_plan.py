@@ -102,6 +102,7 @@ def plan_of(trainer: "Trainer", shape: TransformerShape) -> ParallelPlan:
         weight_bytes=2.0 if is_half else 4.0, master_bytes=4.0 if is_half else 0.0,
         state_bytes=assembly.optimizer_bytes / max(1, num_trained),
         is_fused=False, adds_in_product=False, overlaps_dp=plan.pp == 1, keeps_gathered=True,
+        stream_bytes=4.0 if plan.dp_shard == 1 else 0.0,
         eager=_eager_on_cpu(shape, plan, is_half=is_half, has_padding=has_padding),
     )  # fmt: skip
 
@@ -119,8 +120,7 @@ def _eager_on_cpu(
         score, work = item * kept, item * (1 if shape.dropout else 2)
     elif shape.dropout:  # there is no kernel: torch's own operators, in fp32
         score, work = 12.0, 4.0
-    stream = item if plan.dp_shard > 1 else 4.0
-    return EagerBytes(stream, mask=item, score=score, score_work=work)
+    return EagerBytes(mask=item, score=score, score_work=work)
 
 
 def _by_category(memory: dict[str, float], plan: ParallelPlan) -> dict[str, float]:

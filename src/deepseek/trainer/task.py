@@ -38,6 +38,9 @@ class Task(ABC):
     takes_parts = True
     """Whether `loss` may be given some tokens of a batch, with the inputs of all or of none."""
 
+    min_score_metric: str | None = None
+    """The metric that says from which score on something found is reported; the model keeps it."""
+
     def count_items(self, batch: Batch) -> int:
         """Return how many items the loss of this batch is a mean over. No device wait."""
         return len(batch["targets"])

@@ -33,7 +33,7 @@ from deepseek.trainer.bad_steps import BadSteps
 from deepseek.trainer.budget_trial import keep_to_budget
 from deepseek.trainer.callbacks import BestModel, Callback, EarlyStopping
 from deepseek.trainer.device import cpu_threads, grow_segments
-from deepseek.trainer.evaluation import evaluation_loader
+from deepseek.trainer.evaluation import evaluation_loader, keep_min_score
 from deepseek.trainer.evaluation_pass import Evaluation, evaluate
 from deepseek.trainer.finish import finish_run
 from deepseek.trainer.footprint import Footprint, announce_footprint, check_footprint
@@ -410,6 +410,7 @@ class Trainer:
             found = self._evaluation(
                 None, keeps_samples=False, check=stop_check(self, signals)
             ).metrics
+            keep_min_score(self.task, found, self.trained.engine)
             metrics = {f"val_{name}": value for name, value in found.items()}
             self.recorder.pause(began)
             assembly.length.note("evaluation", perf_counter() - began)

@@ -25,7 +25,7 @@ DAMAGED_NIFTI = [
     (nifti_with(42, "<3h", 2000, 2000, 2000), "2000 x 2000 x 2000 voxels, more than max"),
     (nifti_with(42, "<3h", 500, 500, 500), "declares 250,000,000 bytes of voxels and holds"),
     (nifti_with(42, "<3h", 0, 8, 6), "it is empty"),
-    (nifti_with(40, "<6h", 5, 5, 8, 6, 1, 2), "has 5 axes, neither three nor four"),
+    (nifti_with(40, "<6h", 5, 5, 8, 3, 2, 2), "has 5 axes, neither three nor four"),
     (nifti_with(70, "<h", 32), "holds complex64 voxels, not real numbers"),
     (nifti_with(70, "<h", 999), "is no NIfTI file, or is damaged"),
     (nifti_with(280, "<f", float("nan")), "not finite numbers"),

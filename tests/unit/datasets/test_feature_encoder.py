@@ -251,6 +251,11 @@ def test_inference_wants_many_values_often_and_leaves_out_what_says_nothing():
         ({"sparse": {"a": {}}, "dense": {"a": {}}}, "'a' is taken twice"),
         ({"label": {"y": {"kind": "number", "at_least": 3}}}, "is a number"),
         ({"label": {"y": {"positive": ["a"], "at_least": 3}}}, "both"),
+        ({"label": {"y": {"negative": ["a"]}}}, "negative and no positive"),
+        (
+            {"label": {"y": {"positive": ["a"], "negative": ["a"]}}},
+            "'a' as positive and as negative",
+        ),
     ],
 )
 def test_a_wrong_spec_is_refused(content, words):
@@ -309,6 +314,14 @@ def test_labels_of_several_tasks():
     assert labels[:, :2].tolist() == [[1, 5], [0, 3], [1, 4]]
     assert labels[[0, 2], 2].tolist() == [1, 0]
     assert np.isnan(labels[1, 2])
+
+
+def test_a_value_that_is_neither_a_yes_nor_a_no_is_an_error():
+    label = {"column": "income", "positive": [">50K"], "negative": ["<=50K"]}
+    encoder = FeatureEncoder(FeatureSpec.from_json({"label": {"rich": label}}))
+    assert encoder.labels({"income": [">50K", "<=50K"]}).tolist() == [[1], [0]]
+    with pytest.raises(DataError, match=r"income='>50K\.' is neither a yes \(>50K\) nor a no"):
+        encoder.labels({"income": ["<=50K", ">50K."]})
 
 
 def test_an_unfitted_spec_computes_nothing():

@@ -25,6 +25,14 @@ def test_json_round_trip(normalization, transform):
     assert DataSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
+def test_the_score_that_a_detector_reports_from_is_kept_where_it_is_known():
+    assert "min_score" not in make_spec().to_json()
+    spec = make_spec(min_score=0.25)
+    assert DataSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    with pytest.raises(CheckpointError, match="min_score=2"):
+        DataSpec.from_json({**make_spec().to_json(), "min_score": 2})
+
+
 def test_spec_of_a_data_set_round_trips():
     spec = ImageDataset("digits", "resize_8", channels=1).spec
     assert spec.num_classes == 10

@@ -28,6 +28,10 @@ def shown(tokenizer, text):
     return [tokenizer.vocabulary[token] for token in tokens]
 
 
+def tokens_of(tokenizer, texts):
+    return sum(len(shown(tokenizer, text)) for text in texts)
+
+
 def grown_on(tokenizer, texts, **options):
     counter = TermCounter(tokenizer)
     counter.update(texts)
@@ -38,15 +42,28 @@ def test_candidates_are_ordered_by_the_tokens_that_they_save():
     counter = TermCounter(WORDPIECE)
     counter.update(NEWS)
     found = counter.candidates(3)
-    saved = [each.count * (len(each.parts) - 1) for each in found]
-    assert saved == sorted(saved, reverse=True) == [each.saved for each in found]
+    saved = [each.saved for each in found]
+    assert saved == sorted(saved, reverse=True)
+    assert saved[0] == found[0].count * (len(found[0].parts) - 1)
+    assert sum(saved) == counter.num_tokens - tokens_of(grown_on(WORDPIECE, NEWS).tokenizer, NEWS)
     kinds = {each.text: each.kind for each in found}
     assert kinds["$nvda"] == "cashtag"
     assert kinds["2.5%"] == "number"
     assert kinds["https://t.co/"] == "address"
     assert kinds["u.s."] == kinds["#earnings"] == "compound"
     assert kinds["nvda"] == "term"
-    assert counter.num_tokens == sum(len(shown(WORDPIECE, text)) for text in NEWS)
+    assert counter.num_tokens == tokens_of(WORDPIECE, NEWS)
+
+
+def test_a_word_counts_where_no_better_compound_has_it():
+    counter = TermCounter(WORDPIECE)
+    counter.update(["#earnings"] * 100 + ["earnings"] * 4 + ["#nvda"] * 5 + ["nvda"] * 40)
+    found = {each.text: each.count for each in counter.candidates(3)}
+    assert found == {"#earnings": 100, "earnings": 4, "nvda": 40 + 5, "#nvda": 5}
+    assert [each.text for each in counter.candidates(5)] == ["#earnings", "nvda", "#nvda"]
+    counter.forget(["#earnings"])
+    assert counter.words["earnings"] == 4
+    assert "#earnings" not in counter.words
 
 
 @pytest.mark.parametrize("tokenizer", [WORDPIECE, BPE], ids=["wordpiece", "bpe"])

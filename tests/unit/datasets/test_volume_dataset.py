@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,6 +78,70 @@ def test_split_is_by_volume(dataset):
     )
     with pytest.raises(ConfigError, match="share=2 is not between"):
         dataset.split(2)
+
+
+def write_set(folder, names, rows=None):
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+        for name in names:
+            np.savez(folder / kind / f"{name}.npz", voxels=draw() > 0, spacing_mm=[1, 1, 1])
+    if rows is None:
+        return folder
+    lines = [
+        f"images/{name}.npz,labels/{name}.npz,{row}" for name, row in zip(names, rows, strict=True)
+    ]
+    (folder / "set.csv").write_text("\n".join(["image,label,patient", *lines]) + "\n")
+    return folder / "set.csv"
+
+
+def patients_of(data, num, patient):
+    return {patient(Path(data.describe(number)).stem) for number in range(num)}
+
+
+@pytest.mark.parametrize(
+    ("names", "patient"),
+    [
+        ([f"patient{n:03}_frame{k}" for n in range(4) for k in range(3)], lambda s: s[:10]),
+        ([f"sub-{n}_ses-{k}" for n in "abcd" for k in range(3)], lambda s: s[:5]),
+    ],
+)
+def test_split_does_not_divide_the_volumes_of_a_patient(names, patient, tmp_path):
+    data = VolumeDataset(write_set(tmp_path / "set", names), "patch_4x4x4", cache="off")
+    assert "12 volumes of 4 patients" in repr(data)
+    for seed in range(3):
+        train, val = data.split(0.25, seed)
+        both = [patients_of(part, len(part), patient) for part in (train, val)]
+        assert (len(both[0]), len(both[1])) == (3, 1)
+        assert not both[0] & both[1]
+    with pytest.raises(DataError, match="12 volumes of 4 patients leaves a part empty"):
+        data.split(0.95)
+
+
+def test_a_column_says_whose_volumes_are_and_words_decide(tmp_path):
+    names = [f"scan{number}" for number in range(6)]
+    index = write_set(tmp_path / "set", names, "aabbcc")
+    data = VolumeDataset(index, "patch_4x4x4", cache="off", split_by="patient")
+    train, val = data.split(0.3)
+    assert (train.num_volumes, val.num_volumes) == (4, 2)
+    volumes = VolumeDataset(index, "patch_4x4x4", cache="off", split_by="volume")
+    assert [part.num_volumes for part in volumes.split(0.5)] == [3, 3]
+    alone = VolumeDataset(tmp_path / "set", "patch_4x4x4", cache="off")
+    assert "patients" not in repr(alone)
+    with pytest.raises(DataError, match="say whose volumes these are"):
+        VolumeDataset(tmp_path / "set", "patch_4x4x4", cache="off", split_by="patient")
+    index.write_text(index.read_text().replace(",b", ","))
+    with pytest.raises(DataError, match="line 4: patient is empty"):
+        VolumeDataset(index, "patch_4x4x4", cache="off")
+    with pytest.raises(ConfigError, match="split_by='scanner'"):
+        VolumeDataset(tmp_path / "set", "patch_4x4x4", cache="off", split_by="scanner")
+
+
+def test_names_of_a_set_are_no_patients(tmp_path):
+    names = [f"hippocampus_{number:03}" for number in range(4)]
+    data = VolumeDataset(write_set(tmp_path / "set", names), "patch_4x4x4", cache="off")
+    assert "4 volumes, 2 classes" in repr(data)
+    with pytest.raises(DataError, match="say whose"):
+        VolumeDataset(tmp_path / "set", "patch_4x4x4", cache="off", split_by="patient")
 
 
 def test_a_volume_is_made_anew_when_the_file_that_its_header_names_changes(tmp_path):

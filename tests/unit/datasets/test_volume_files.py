@@ -75,6 +75,48 @@ def test_channels_and_units_of_nifti(tmp_path):
     assert volume.spacing_mm == pytest.approx((2, 2, 2))
 
 
+def write_fourth(path, count, step=1.0, unit="sec", shape=None, **fields):
+    nibabel = pytest.importorskip("nibabel")
+    voxels = np.stack([draw(number).T for number in range(count)], -1)
+    image = nibabel.Nifti1Image(voxels.reshape(shape or voxels.shape), AFFINE_RAS)
+    image.header.set_xyzt_units("mm", unit)
+    image.header["pixdim"][4] = step
+    for name, value in fields.items():
+        image.header[name] = value
+    nibabel.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("settings", [{}, {"step": 0.0, "unit": "unknown"}, {"count": 16}])
+def test_a_fourth_axis_is_channels_unless_it_is_time(settings, tmp_path):
+    path = write_fourth(tmp_path / "a.nii.gz", **{"count": 4, **settings})
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.voxels[3], draw(3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"step": 2.0}, "4 volumes along its fourth axis, 2 sec apart: a series of times"),
+        ({"step": 2.5, "unit": "unknown"}, r"2\.5 units apart"),
+        ({"slice_duration": 0.05}, "1 sec apart: a series of times"),
+        ({"slice_code": 3}, "a series of times"),
+        ({"count": 17}, "17 volumes along its fourth axis"),
+    ],
+)
+def test_times_are_not_taken_for_channels(settings, message, tmp_path):
+    path = write_fourth(tmp_path / "a.nii", **{"count": 4, **settings})
+    with pytest.raises(DataError, match=message):
+        read_volume(path)
+
+
+def test_a_fifth_axis_is_several_numbers_of_a_voxel(tmp_path):
+    path = write_fourth(tmp_path / "a.nii", 20, 2.0, shape=(*draw().T.shape, 1, 20))
+    volume = read_volume(path)
+    assert volume.voxels.shape == (20, *draw().shape)
+    np.testing.assert_array_equal(volume.voxels[7], draw(7))
+
+
 @pytest.mark.parametrize(("change", "message"), DAMAGED_NIFTI)
 def test_damaged_nifti_is_refused(change, message, tmp_path):
     pytest.importorskip("nibabel")

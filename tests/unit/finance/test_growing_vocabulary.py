@@ -11,7 +11,7 @@ from deepseek.trainer import Callback, Trainer
 LETTERS = "zabcdefghijklmnopqrstuvwxyz0123456789"
 WORDS = ["shares", "profit", "bank", "rate", "quarter", "fell", "rose", "nvda", "tsla", "2.5%"]
 TEXTS = [" ".join(WORDS[(n * k + k) % 10] for k in range(1, 9)) for n in range(48)]
-NEW = [["$NVDA said nvda rose 2.5%"] * 6, ["tsla fell 2.5%, tsla"] * 6, ["quarter"] * 9]
+NEW = [["$NVDA said it rose 2.5%"] * 6, ["tsla fell 2.5%, tsla"] * 6, ["quarter"] * 9]
 PLAIN = train_tokenizer([LETTERS, " ".join(LETTERS), "$ % # . , "], "wordpiece", 100)
 TOKENIZER = grow_tokenizer(PLAIN, [], reserve=5).tokenizer
 

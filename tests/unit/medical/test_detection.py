@@ -5,9 +5,10 @@ import torch
 from deepseek.datasets import DataSpec, FieldSpec
 from deepseek.errors import ConfigError
 from deepseek.medical import DetectionTask, NoduleDataset, match_marks
-from deepseek.medical.detection import crop_findings, make_task
+from deepseek.medical.detection import REPORTED_RATE, crop_findings, make_task, stride_of
 from deepseek.models import ModelEngine
 from deepseek.trainer import Callback, Trainer
+from deepseek.trainer.center_loss import center_targets
 
 
 def some_batch(count=6, seed=0):
@@ -48,6 +49,42 @@ def test_metrics_are_those_of_the_matcher_over_all_batches():
     assert found["average_precision"] == pytest.approx(froc.average_precision, abs=0.02)
     assert found["sensitivity_at_8"] == pytest.approx(froc.sensitivity([8])[0], abs=0.02)
     assert 0 < found["cpm"] < 1
+    exact = froc.threshold(REPORTED_RATE)
+    assert found["min_score"] == pytest.approx(exact, rel=0.02)
+    is_false = froc.false_scores >= found["min_score"]
+    assert is_false.sum() <= REPORTED_RATE * froc.num_scans
+
+
+def scored(number, num_scores=2):
+    outputs, batch = some_batch(count=3, seed=number)
+    extra = torch.randn(3, num_scores, *outputs.shape[2:])
+    batch |= {"score.malignancy": torch.tensor([4.0, torch.nan, 2.0])}
+    batch |= {"score.texture": torch.full((3,), torch.nan)}
+    return torch.cat([outputs[:, :1], extra, outputs[:, 1:]], 1).requires_grad_(), batch
+
+
+def test_scores_that_are_missing_have_no_loss_and_no_error():
+    outputs, batch = scored(0)
+    plain, joint = DetectionTask(), DetectionTask(scores=["malignancy", "texture"])
+    least = plain.loss(outputs[:, [0, -1]], batch)
+    loss = joint.loss(outputs, batch)
+    loss.backward()
+    stride = stride_of(outputs, batch["inputs"])
+    _, centers = center_targets(batch["targets"], outputs.shape[2:], stride, (1, 1, 1))
+    known = centers.sum(1)[[0, 2]]
+    wanted = torch.tensor([4.0, 2.0])[:, None, None, None]
+    missed = ((outputs[[0, 2], 1] - wanted).abs() * known).sum()
+    assert loss.item() == pytest.approx(least.item() + 0.25 * missed.item(), rel=1e-5)
+    grad = outputs.grad
+    assert grad[0, 1].any()
+    assert not grad[1, 1].any()
+    assert not grad[:, 2].any()
+    found = compute(joint, [(outputs.detach(), batch)])
+    assert found["malignancy_error"] == pytest.approx(missed.item() / known.sum().item(), rel=1e-5)
+    assert np.isnan(found["texture_error"])
+    for task in (plain, joint):
+        with pytest.raises(ConfigError, match="the model tells 1 scores, the data have"):
+            task.loss(scored(0, num_scores=1)[0], batch)
 
 
 def test_ranks_add_their_counts():

@@ -5,6 +5,7 @@ import pytest
 
 from deepseek.datasets import read_volume
 from deepseek.errors import DataError
+from deepseek.medical import find_scans
 from deepseek.medical.dicom_folders import find_series, series_uid
 from deepseek.medical.dicom_series import read_headers
 
@@ -87,6 +88,44 @@ def test_a_single_slice_needs_its_thickness(tmp_path):
     assert read_volume(write_series(tmp_path / "a", phantom()[:1])).spacing_mm[0] == 2.5
     folder = write_series(tmp_path / "b", phantom()[:1], without("SliceThickness"))
     with pytest.raises(DataError, match="a single slice of unknown thickness"):
+        read_volume(folder)
+
+
+def without_preamble(path, keeps_meta, implicit):
+    pydicom = pytest.importorskip("pydicom")
+    header = pydicom.dcmread(path)
+    if keeps_meta:
+        path.write_bytes(path.read_bytes()[132:])
+        return
+    del header.file_meta
+    header.preamble = None
+    header.save_as(path, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+
+
+@pytest.mark.parametrize(("keeps_meta", "implicit"), [(True, False), (False, True), (False, False)])
+def test_slices_without_preamble_are_read_as_they_are(keeps_meta, implicit, tmp_path, caplog):
+    expected = read_volume(write_series(tmp_path / "a"))
+    folder = write_series(tmp_path / "b")
+    for path in folder.iterdir():
+        without_preamble(path, keeps_meta, implicit)
+        assert path.read_bytes()[128:132] != b"DICM"
+        path.rename(path.with_suffix(""))
+    (folder / "notes").write_bytes(b"\x08\x00\x05\x00CS nothing of DICOM in it")
+    (folder / "more").write_bytes(b"\x02\x00\x00\x00")
+    found = read_volume(folder)
+    np.testing.assert_array_equal(found.voxels, expected.voxels)
+    np.testing.assert_array_equal(found.affine, expected.affine)
+    assert [scan.name for scan in find_scans([tmp_path])] == ["a", "b"]
+    assert not caplog.records  # pydicom would quote what it does not understand
+
+
+def test_a_deflated_file_without_preamble_is_refused_before_it_is_inflated(tmp_path):
+    folder = write_series(tmp_path / "a")
+    path = folder / "000.dcm"
+    content = path.read_bytes()[132:]
+    at = content.index(b"1.2.840.10008.1.2.1\0")
+    path.write_bytes(content[: at - 2] + b"\x16\x001.2.840.10008.1.2.1.99" + content[at + 20 :])
+    with pytest.raises(DataError, match="stored deflated"):
         read_volume(folder)
 
 

@@ -212,3 +212,17 @@ def test_folds_that_do_not_exist_are_refused(file):
 def test_a_patient_is_what_stands_before_the_first_underscore():
     cubes = NoduleCubes(np.zeros((2, 1, 1, 1)), np.ones((2, 1, 1, 1)), ("7_a", "7_b"), {})
     assert cubes.patients.tolist() == ["7", "7"]
+
+
+def test_scores_stand_beside_centres_where_they_are_known(file):
+    data = make(file, scores=["malignancy"])
+    batch, _ = data.evaluation_view().get_batch(range(len(data)), 0)
+    known = np.tile(data.cubes.scores["malignancy"], 2)[: len(data)]
+    np.testing.assert_array_equal(batch["score.malignancy"].numpy(), known.astype(np.float32))
+    assert data.spec.fields["score.malignancy"].shape == ()
+    with pytest.raises(ConfigError, match="'malignant' is unknown"):
+        make(file, scores=["malignant"])
+    with pytest.raises(DataError, match="the cubes have no lobulation"):
+        make(file, scores=["lobulation"])
+    with pytest.raises(ConfigError, match="would be ignored with targets='masks'"):
+        make(file, scores=["malignancy"], targets="masks")

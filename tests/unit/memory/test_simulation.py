@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from tests.allocator import most_allocated
 from torch import nn
 
+from deepseek.memory.chunked_loss import chunked_loss
+from deepseek.memory.head import find_head
 from deepseek.memory.policy import MemoryPolicy
-from deepseek.memory.simulation import simulate_step
+from deepseek.memory.simulation import LossParts, simulate_step
 from deepseek.models import GPT, Encoder, VisionTransformer
 
 SIZES = {"num_layers": 3, "dim": 96, "heads": 4}
@@ -76,6 +78,40 @@ def test_the_peak_of_a_mixture_is_that_of_a_real_step(name):
     assert fixed + simulated.peak_bytes == pytest.approx(
         fixed + found + simulated.gradient_bytes, rel=0.05
     )
+
+
+@pytest.mark.parametrize("number", [2, 8])
+def test_the_peak_of_a_loss_in_parts_is_that_of_a_real_step(number):
+    def make():
+        torch.manual_seed(0)
+        return GPT(context_length=96, num_classes=6000, **SIZES)
+
+    model = make()
+    head = find_head(model, model.hints.head)
+
+    def loss_of_part(logits, tokens):
+        return loss_of(logits)
+
+    def step():
+        with head.left_out():
+            hidden = model(make_inputs("gpt"))
+        chunked_loss(
+            hidden, head.parameters(), lambda part, at: loss_of_part(head(part), at), number
+        ).backward()
+
+    step()
+    found = most_allocated(step)
+    whole, cut = (
+        simulate_step(
+            make(), lambda: make_inputs("gpt"), loss_of, has_gradients=True,
+            parts=None if number is None else LossParts(number, model.hints.head, loss_of_part),
+        )
+        for number in (None, number)
+    )  # fmt: skip
+    predicted = cut.peak_bytes - cut.gradient_bytes
+    assert predicted == pytest.approx(found, rel=0.05)
+    assert cut.peak_bytes < whole.peak_bytes
+    assert cut.logits_bytes == 0
 
 
 def test_a_model_is_left_as_it_is():

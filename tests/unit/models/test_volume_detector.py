@@ -1,6 +1,7 @@
 """What is found lies where it is in the patient, whatever was done to the scan for the model."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from deepseek.datasets import DataSpec
 from deepseek.datasets.spec import FieldSpec
 from deepseek.datasets.volume import Volume, make_affine
 from deepseek.errors import ConfigError, DataError
+from deepseek.medical.scan_findings import finding_rows
 from deepseek.models import CenterDetector3D, ModelEngine, VolumeDetector, WindowOptions
 from deepseek.models.volume_detector import detector_spec
 
@@ -31,6 +33,36 @@ def make_detector(transform="window_0_1", window=(8, 8, 8), module=None, min_sco
     spec = DataSpec("detection", fields, ("nodule",), (1,), transform)
     engine = ModelEngine.wrap(module or Blobs(), spec)
     return VolumeDetector(engine, WindowOptions(**options), min_score=min_score)
+
+
+def test_a_detector_reports_from_the_score_of_its_validation_on():
+    assert make_detector(min_score=None).min_score == 0.1
+    engine = make_detector()._engine
+    engine.spec = replace(engine.spec, min_score=0.4)
+    assert VolumeDetector(engine).min_score == 0.4
+    assert VolumeDetector(engine, min_score=0.05).min_score == 0.05
+
+
+class Telling(nn.Module):
+    """Blobs, and the mean brightness as a score."""
+
+    def forward(self, x):
+        found = Blobs()(x)
+        return torch.cat([found[:, :1], 1 + 4 * F.avg_pool3d(x, 2), found[:, 1:]], 1)
+
+
+def test_what_else_a_model_tells_is_read_where_a_centre_is():
+    volume = spotted([(15, 20, 18)])
+    detector = make_detector(module=Telling(), min_score=0.5, flips=(0, 2))
+    spec = detector.spec
+    fields = {**spec.fields, "score.malignancy": FieldSpec((), "float32")}
+    detector.spec = replace(spec, fields=fields)
+    found = detector(volume)
+    assert detector.told_names == ("malignancy",)
+    assert len(found.scores) == 1
+    assert 3 < found.told["malignancy"][0] < 5
+    (row,) = finding_rows(found)["findings"]
+    assert row["malignancy"] == found.told["malignancy"][0]
 
 
 def spotted(centers, shape=(17, 30, 27), spacing=(2.0, 1.0, 1.0), orientation="SPL"):

@@ -108,3 +108,28 @@ def test_other_models_and_other_channels_are_refused():
         VolumeSegmenter(make_engine())(two, where="a scan")
     with pytest.raises(DataError, match="more than max_voxels=100"):
         prepare_volume(scan(), make_engine("spacing_1x1x1").spec, 100, "a scan")
+
+
+@pytest.mark.parametrize("shape", [(7, 12, 11), (3, 5, 6)])
+@pytest.mark.parametrize("has_region", [False, True])
+def test_probabilities_are_handed_on_beside_the_labels_of_their_voxels(shape, has_region):
+    volume = scan((7, 12, 11), orientation="LPS")
+    volume = Volume(volume.voxels[(..., *map(slice, shape[::-1]))], volume.affine)
+
+    def front(of):
+        mask = np.zeros(of.voxels.shape, np.uint8)
+        mask[:, :2] = 1
+        return Volume(mask, of.affine)
+
+    options = WindowOptions(region=front if has_region else None)
+    segmenter, slices = VolumeSegmenter(make_engine(), options), []
+    known = Volume((volume.voxels > 0.5).astype(np.uint16), volume.affine)
+    found = segmenter.find_beside(volume, known, lambda *both: slices.append(both))
+    np.testing.assert_array_equal(found.voxels, segmenter(volume).voxels)
+    probs = np.concatenate([part for part, _ in slices], 1)
+    labels = np.concatenate([part for _, part in slices])
+    counted = labels != -100
+    assert counted.sum() <= volume.voxels.size
+    assert has_region or counted.sum() == volume.voxels.size
+    assert (labels == 1).sum() == (found.voxels == 1).sum() or has_region
+    np.testing.assert_array_equal(probs[1][counted] > 0.5, labels[counted] == 1)

@@ -5,6 +5,7 @@ import pytest
 from deepseek.planner import ParallelPlan, find_shape, predict
 from deepseek.planner.flops import count_parameters
 from deepseek.planner.footprint import count_block_bytes
+from deepseek.planner.search_space import SearchSpace, adapt_plan
 
 PLAN = ParallelPlan(attention="plain", sequence_parallel=False)
 GPT = find_shape("gpt3-6.7b")
@@ -61,6 +62,24 @@ def test_full_sharding_divides_all_stored_bytes(a100s):
     # The fp32 master is the weight; 16-bit copies are gathered into buffers.
     assert shards["weights"] + shards["optimizer"] == pytest.approx(one["optimizer"] / 8)
     assert shards["buffers"] > 0
+
+
+@pytest.mark.parametrize("recompute", ["none", "pointwise", "full"])
+def test_autocast_leaves_what_goes_from_block_to_block_in_fp32(recompute):
+    plan = ParallelPlan(recompute=recompute, micro_batch_size=2)
+    tokens = 2 * GPT.context_length * GPT.dim
+    half = count_block_bytes(GPT, plan).kept
+    # each block keeps what its two norms take; recomputed as one, what it takes itself
+    kept = count_block_bytes(GPT, replace(plan, stream_bytes=4.0)).kept
+    assert kept - half == (1 if recompute == "full" else 2) * 2 * tokens
+
+
+@pytest.mark.parametrize(("software", "shards", "stream"), [
+    ("deepseek", 1, 4), ("deepseek", 8, 2), ("megatron", 1, 2),
+])  # fmt: skip
+def test_a_plan_of_ours_knows_whether_weights_are_cast_by_autocast(software, shards, stream):
+    plan = adapt_plan(ParallelPlan(dp_shard=shards), SearchSpace(software=software))
+    assert plan.stream == stream
 
 
 def test_each_pipeline_rank_has_its_own_memory(a100s):

@@ -85,10 +85,12 @@ def test_a_stopped_run_goes_on_bit_for_bit(data, tmp_path, admit_after):
     assert same(again.model.module.state_dict(), whole)
 
 
-def test_a_batch_in_parts_learns_what_it_learns_as_one(data, tmp_path):
+@pytest.mark.parametrize("admit_after", [1, 3])
+def test_a_batch_in_parts_learns_what_it_learns_as_one(data, tmp_path, admit_after):
     found = []
     for parts in (1, 5):
-        trainer = trainer_of(data, tmp_path / str(parts), grad_accum_steps=parts, val_data=None)
+        model, folder = GrowingModel(admit_after), tmp_path / str(parts)
+        trainer = trainer_of(data, folder, model, grad_accum_steps=parts, val_data=None)
         trainer.fit()
         found.append(trainer.model.module.table.state_dict())
     assert torch.equal(found[0]["ids"], found[1]["ids"])

@@ -16,7 +16,12 @@ from deepseek.errors import ConfigError
 from deepseek.memory.host_link import HostLink
 from deepseek.models import GPT
 from deepseek.trainer import Trainer
-from deepseek.trainer.footprint import _simulate, describe_savings
+from deepseek.trainer.footprint import (
+    LITTLE_BYTES,
+    _simulate,
+    check_footprint,
+    describe_savings,
+)
 from deepseek.trainer.step import TrainStep
 
 SIZES = {"num_layers": 2, "dim": 64, "heads": 4}
@@ -264,7 +269,7 @@ def test_the_peak_is_predicted_by_category_and_compared(tmp_path, capsys):
     trainer = train(tmp_path, "pointwise", loggers=["console", "jsonl"])
     out = capsys.readouterr().out
     [predicted] = [line for line in out.splitlines() if line.startswith("memory predicted")]
-    for category in ("process", "weights", "optimizer", "gradients", "activations"):
+    for category in ("process", "weights", "optimizer", "gradients", "activations", "holes"):
         assert f"{category} " in predicted
     summary = json.loads((trainer.folder.path / "summary.json").read_text())
     assert summary["predicted_memory_bytes"] == trainer.footprint.peak
@@ -284,6 +289,41 @@ def test_a_prediction_is_compared_with_what_was_used(tmp_path, capsys, monkeypat
     lines = (trainer.folder.path / "events.jsonl").read_text().splitlines()
     [said] = [each for each in map(json.loads, lines) if each["kind"] == "memory_peak"]
     assert said["predicted_bytes"] < said["measured_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("more", "warns"), [(1.09, False), (1.11, True), (0.91, False), (0.89, True)]
+)
+def test_a_run_warns_from_a_tenth_on(more, warns, tmp_path, monkeypatch):
+    gib = 1 << 30
+    monkeypatch.setattr("deepseek.trainer.footprint.resident_bytes", lambda device: 2 * gib)
+    trainer = train(tmp_path, "off", max_steps=1)
+    trainer.footprint = replace(trainer.footprint, process=2 * gib)
+    used = int(more * trainer.footprint.peak)
+    monkeypatch.setattr("deepseek.trainer.footprint.peak_memory_bytes", lambda device: used)
+    said = []
+    monkeypatch.setattr(trainer, "warn", said.append)
+    check_footprint(trainer)
+    assert bool(said) == warns
+    assert all("activations" in text for text in said)
+
+
+def test_little_memory_is_never_warned_of(tmp_path, monkeypatch):
+    monkeypatch.setattr("deepseek.trainer.footprint.resident_bytes", lambda device: 64 << 20)
+    trainer = train(tmp_path, "off", max_steps=1)
+    used = trainer.footprint.peak + LITTLE_BYTES - (1 << 20)
+    assert used > 1.5 * trainer.footprint.peak
+    monkeypatch.setattr("deepseek.trainer.footprint.peak_memory_bytes", lambda device: used)
+    monkeypatch.setattr(trainer, "warn", lambda text: pytest.fail(text))
+    check_footprint(trainer)
+
+
+def test_chunks_of_the_loss_are_predicted_to_need_less(tmp_path):
+    whole = train(tmp_path / "whole", "off", max_steps=1).footprint
+    cut = train(tmp_path / "cut", "off", max_steps=1, loss_chunks=8).footprint
+    # logits, their logarithms of probabilities and their gradients are there for an eighth only
+    assert cut.logits == 0 < whole.logits
+    assert cut.step < whole.step
 
 
 def test_a_process_that_has_had_more_before_is_not_compared(tmp_path, capsys, monkeypatch):

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 
 from deepseek.deploy.optimization.preparation import METHODS, MIXED, prepares_for
+from deepseek.deploy.optimization.trial import TrialTask
+from deepseek.deploy.pruning.semi_structured import PATTERN
 from deepseek.deploy.runtimes import RUNTIMES
 
 ORIGINAL = "model"
@@ -33,6 +36,7 @@ class Candidate:
         method: of `quantize`, applied before the conversion, all of it or `mixed`; empty: none.
         source: `model`, or the name of another file that was given along.
         threads: of one batch; `None`: as many as the process may use.
+        sparsity: `2:4`, or the share of the FLOPs that `prune` leaves, such as `90%`; empty: all.
     """
 
     runtime: str = "eager"
@@ -40,6 +44,7 @@ class Candidate:
     method: str = ""
     source: str = ORIGINAL
     threads: int | None = None
+    sparsity: str = ""
 
     @property
     def name(self) -> str:
@@ -47,6 +52,9 @@ class Candidate:
         words = [self.runtime, self.method.replace(MIXED, " mixed") or self.precision]
         if self.source != ORIGINAL:
             words.append(f"of {self.source}")
+        if self.sparsity:
+            of = "zeros" if self.sparsity == PATTERN else "of the FLOPs"
+            words.append(f"with {self.sparsity} {of}")
         if self.threads is not None:
             words.append(f"on {self.threads} thread{'s' * (self.threads != 1)}")
         return " ".join(words)
@@ -57,7 +65,7 @@ class Candidate:
         runtime = _RUNTIMES.index(self.runtime) if self.runtime in _RUNTIMES else len(_RUNTIMES)
         precision = "int8" if self.method else self.precision.partition("_")[0]
         return (
-            int(self.source != ORIGINAL), _PRECISIONS.index(precision), runtime,
+            int(self.is_smaller), _PRECISIONS.index(precision), runtime,
             self.threads is not None,
         )  # fmt: skip
 
@@ -72,6 +80,25 @@ class Candidate:
     def is_mixed(self) -> bool:
         """Whether layers that hurt stay in float."""
         return self.method.endswith(MIXED)
+
+    @property
+    def is_smaller(self) -> bool:
+        """Whether it is another model than the original, whose outputs are its own."""
+        return self.source != ORIGINAL or bool(self.sparsity)
+
+    def make_task(
+        self, source: Path, base: Path, artefact: Path, data: Path, result: Path, *,
+        batch_size: int, base_threads: int, seconds: float,
+    ) -> TrialTask:  # fmt: skip
+        """Return what a process is to do for it; quality is not measured."""
+        runtime = RUNTIMES.get(self.runtime)
+        return TrialTask(
+            runtime=self.runtime, precision=self.precision, method=self.method,
+            sparsity=self.sparsity, is_smaller=self.is_smaller,
+            provider=f"{runtime.__module__}:{runtime.__qualname__}", source=str(source),
+            base=str(base), artefact=str(artefact), data=str(data), batch_size=batch_size,
+            threads=self.threads, base_threads=base_threads, seconds=seconds, result=str(result),
+        )  # fmt: skip
 
     def to_json(self) -> dict:
         """Return it as data."""

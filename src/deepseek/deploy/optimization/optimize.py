@@ -29,9 +29,10 @@ from deepseek.deploy.optimization.result import (
     choose,
 )
 from deepseek.deploy.optimization.search import Plan, Search
+from deepseek.deploy.pruning.semi_structured import PATTERN
 from deepseek.deploy.runtimes import RUNTIMES
 from deepseek.deploy.samples import spec_of
-from deepseek.deploy.shares import parse_tolerance
+from deepseek.deploy.shares import parse_share, parse_tolerance
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.checks import check_positive
@@ -40,6 +41,8 @@ from deepseek.trainer.console import Console
 from deepseek.whole_file import replacing
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+SPARSITIES = (PATTERN, "90%")
+"""Zeros in a pattern, and the share of the FLOPs that is left: without training little may go."""
 MANY_ZEROS = 0.2
 """Share of zero weights from which the report says what they bring."""
 _UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -58,14 +61,15 @@ def optimize(
     batch_size: int = 32,
     runtimes: Sequence[str] | None = None,
     precisions: Sequence[str] = PRECISIONS,
+    sparsities: Sequence[str] = SPARSITIES,
     max_samples: int | None = None,
     shows_progress: bool = True,
 ) -> Optimization:
     """Find the best way to run a model on this machine, and write it to `out`.
 
-    Candidates are products of precision, runtime and threads, for the model and for what is given
-    `also`. Each is converted, opened again and measured in processes of its own; those that fail
-    are rows of the report. A search that was interrupted goes on when it is called again.
+    Candidates are products of precision, runtime, sparsity and threads, for the model and for what
+    is given `also`. Each is converted, opened again and measured in processes of its own; those
+    that fail are rows of the report. A search that was interrupted goes on when it is called again.
 
     Args:
         model: an engine with a data spec, or a model file.
@@ -81,6 +85,8 @@ def optimize(
         batch_size: samples of a batch of throughput.
         runtimes: names of `RUNTIMES`; all by default.
         precisions: that are tried.
+        sparsities: of the model without training: `2:4`, or the share of the FLOPs that is left,
+            such as `90%`; tried in eager, and with the best ways where the tolerance holds.
         max_samples: to measure on; by default what the model computes in a twentieth of the budget.
         shows_progress: whether to print.
 
@@ -93,6 +99,7 @@ def optimize(
     out = Path(out).absolute()
     share, seconds = parse_tolerance(tolerance), parse_budget(budget)
     _check_arguments(target, runtimes, precisions, batch_size, max_samples)
+    _check_sparsities(sparsities)
     _check_folder(out)
     engine = model if isinstance(model, ModelEngine) else ModelEngine.load(model)
     spec = _check_engine(engine)
@@ -109,9 +116,10 @@ def optimize(
     known = _write_known(out, known, hashes[ORIGINAL], material, batch_size)
     chosen = RUNTIMES.names() if runtimes is None else runtimes
     memory = available_memory_bytes()
+    candidates = list(list_candidates(list(sources), chosen, precisions))
     plan = Plan(
-        work, sources, hashes, list(list_candidates(list(sources), chosen, precisions)), material,
-        task, name, target, share, batch_size, torch.get_num_threads(), seconds, began,
+        work, sources, hashes, candidates, tuple(sparsities), material, task, name, target, share,
+        batch_size, torch.get_num_threads(), seconds, began,
         None if memory is None else int(MEMORY_SHARE * memory),
     )  # fmt: skip
     console = Console(out / "log.txt", shows_progress)
@@ -153,6 +161,19 @@ def _check_arguments(
     check_positive(batch_size=batch_size)
     if max_samples is not None:
         check_positive(max_samples=max_samples)
+
+
+def _check_sparsities(sparsities: Sequence[str]) -> None:
+    for each in sparsities:
+        try:
+            is_share = 0 < parse_share(each) < 1
+        except ValueError:
+            is_share = False
+        if not is_share and each != PATTERN:
+            raise ConfigError(
+                f"sparsity {each!r} is neither {PATTERN} nor a share of the FLOPs",
+                fix="give one such as 90%",
+            )
 
 
 def _check_engine(engine: ModelEngine) -> DataSpec:
@@ -345,8 +366,9 @@ def _share_of_zeros(path: Path) -> float:
 def _opening(plan: Plan, budget: float | str) -> str:
     material = plan.material
     labels = "labelled" if material.has_labels else "unlabelled"
+    count = len(plan.candidates) + len(plan.sparsities)
     return (
-        f"{len(plan.candidates)} candidates for {plan.target} in {budget}, on"
+        f"{count} candidates for {plan.target} in {budget}, on"
         f" {material.num_samples} of {material.num_available} {labels} samples;"
         f" {plan.metric} may drop by {plan.tolerance:.2%}; {plan.threads} threads"
     )

@@ -11,11 +11,14 @@ from torch.utils.data import Dataset
 
 from deepseek.deploy.optimization.material import label_names, read_rows
 from deepseek.deploy.optimization.quality import is_share
+from deepseek.deploy.pruning.prune import prune
+from deepseek.deploy.pruning.semi_structured import PATTERN
 from deepseek.deploy.quantization.draft import fold_norms
 from deepseek.deploy.quantization.judge import COSINE
 from deepseek.deploy.quantization.quantize import Calibration, quantize
 from deepseek.deploy.quantization.result import HURTS
 from deepseek.deploy.samples import spec_of
+from deepseek.deploy.shares import parse_share
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.whole_file import replacing
@@ -50,6 +53,25 @@ def prepares_for(method: str, runtime: str) -> bool:
     if method == "int8_weight_only":  # a smaller file, computed as before
         return runtime in ("eager", "compiled")
     return runtime in _WITH_KERNELS
+
+
+def cut_down(engine: ModelEngine, sparsity: str, inputs: Tensor) -> ModelEngine:
+    """Return an engine with fewer weights, or with zeros in a pattern; nothing is trained.
+
+    Args:
+        engine: left as it is.
+        sparsity: of a candidate; empty: the engine itself.
+        inputs: (B, ...), two samples or more.
+
+    Raises:
+        ConfigError: nothing of it can be cut.
+    """
+    if not sparsity:
+        return engine
+    prepared = engine.prepare(inputs[:2])
+    if sparsity == PATTERN:
+        return prune(engine, pattern=PATTERN, inputs=prepared, latency=False).model
+    return prune(engine, flops=parse_share(sparsity), inputs=prepared, latency=False).model
 
 
 def prepare(

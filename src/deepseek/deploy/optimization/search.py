@@ -34,8 +34,9 @@ from deepseek.deploy.optimization.result import (
     choose,
     figures,
 )
-from deepseek.deploy.optimization.trial import OUTPUTS, SUMS, TrialTask
+from deepseek.deploy.optimization.trial import OUTPUTS, SUMS
 from deepseek.deploy.optimization.turns import Round, summarise
+from deepseek.deploy.pruning.semi_structured import PATTERN
 from deepseek.deploy.runtimes import RUNTIMES
 from deepseek.errors import ConfigError
 from deepseek.trainer.console import Console, format_seconds
@@ -45,6 +46,10 @@ FIRST_SHARE = 0.6
 """Of the budget, after which no further candidate is begun."""
 RETRY_SHARE = 0.75
 """After which none is tried again."""
+SPARSE_SHARE = 0.85
+"""After which no fewer weights are tried."""
+NUM_LEADING = 3
+"""The best so many are tried with fewer weights and threads."""
 TRIAL_SHARE = 0.3
 """Of the budget, that one trial may take, and `LEAST_TRIAL_S` at least."""
 LEAST_TRIAL_S = 30.0
@@ -56,6 +61,8 @@ CLOSE = 1.25
 MANY_LAYERS = 4
 """That a row names."""
 _HALVING = ((4, 2), (2, 4))
+NO_NAME = r"[^\w.]+"
+"""What the name of a file does not hold."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class Plan:
         sources: name -> model file; `model` is the original.
         hashes: name -> SHA-256 of that file.
         candidates: in order, with why one is left out (or "").
+        sparsities: of the original that are tried with the best of them.
         material: what they are measured on.
         task: what its samples mean.
         metric: of the task.
@@ -83,6 +91,7 @@ class Plan:
     sources: dict[str, Path]
     hashes: dict[str, str]
     candidates: Sequence[tuple[Candidate, str]]
+    sparsities: Sequence[str]
     material: Material
     task: Task
     metric: str
@@ -119,7 +128,8 @@ class Search:
         self.rows: dict[Candidate, Row] = {}
         self._rounds: dict[Candidate, tuple[list[Round], list[Round]]] = {}
         self._base_sums = None
-        self._num_done, self._num_left = 0, len(plan.candidates)
+        self._num_done = 0
+        self._num_left = len(plan.candidates) + len(plan.sparsities)
 
     def run(self) -> None:
         """Fill `rows`.
@@ -139,6 +149,7 @@ class Search:
             if candidate != BASE:
                 self._try_in_time(candidate, reason, FIRST_SHARE)
         self._retry_mixed()
+        self._try_sparse()
         if plan.target in ("latency", "throughput"):
             for count, factor in _HALVING:
                 self._time_longer(count, factor * plan.timing_s)
@@ -162,6 +173,27 @@ class Search:
             self._first_trial(BASE, BASE_LIMIT_S)  # an earlier search has removed them
         for candidate in retries:
             self._try_in_time(candidate, "", RETRY_SHARE)
+
+    def _try_sparse(self) -> None:
+        """Try fewer weights in eager float32, and those that hold with the best other ways."""
+        leading = [
+            row.candidate for row in self._best(NUM_LEADING + 1) if row.candidate != BASE
+        ][:NUM_LEADING]  # fmt: skip
+        for sparsity in self.plan.sparsities:
+            scout = replace(BASE, sparsity=sparsity)
+            self._try_in_time(scout, "", SPARSE_SHARE)
+            # no runtime of a CPU gains from zeros in a pattern
+            if self.rows[scout].status != KEPT or sparsity == PATTERN:
+                continue
+            ways = [each for each in leading if not each.is_smaller]
+            self._num_left += len(ways)
+            for each in ways:
+                self._try_in_time(replace(each, sparsity=sparsity), "", SPARSE_SHARE)
+
+    def _best(self, count: int) -> list[Row]:
+        """Return the rows inside the tolerance that are best for the target, best first."""
+        kept = [row for row in self.rows.values() if row.status == KEPT]
+        return sorted(kept, key=lambda row: row.cost(self.plan.target))[:count]
 
     def convert(self, candidate: Candidate) -> str:
         """Convert a candidate where its file is not there; return why it failed, or ""."""
@@ -229,8 +261,12 @@ class Search:
         status, reason = KEPT, ""
         if quality.drop > self.plan.tolerance:
             status, reason = REJECTED, f"{self.plan.metric} drops by more than the tolerance"
+            if candidate.sparsity:
+                reason += ": prune it, train it on, and give that file along (also)"
         elif quality.interval[1] > self.plan.tolerance and candidate != BASE:
             reason = "with more samples the drop may turn out larger than the tolerance"
+        if candidate.sparsity == PATTERN and status == KEPT:
+            reason = "; ".join(filter(None, ["no CPU gains from zeros in a pattern", reason]))
         if in_float := entry.get("in_float"):
             layers = f"{len(in_float)} layers in float: {', '.join(in_float[:MANY_LAYERS])}"
             layers += ", ..." if len(in_float) > MANY_LAYERS else ""
@@ -243,10 +279,7 @@ class Search:
 
     def _time_longer(self, count: int, seconds: float) -> None:
         target = self.plan.target
-        kept = sorted(
-            (row for row in self.rows.values() if row.status == KEPT),
-            key=lambda row: row.cost(target),
-        )
+        kept = self._best(len(self.rows))
         close = [row for row in kept if row.cost(target) <= CLOSE * kept[0].cost(target)][:count]
         for row in close if len(close) > 1 else ():
             candidate = row.candidate
@@ -258,10 +291,17 @@ class Search:
                 self.rows[candidate] = replace(row, one=summarise(one), many=summarise(many))
 
     def _choose_threads(self) -> None:
-        row = choose(list(self.rows.values()), self.plan.target)
-        timings = (row.one, row.many)
-        if not all(timing and timing.is_quiet for timing in timings):
-            return  # beside other programs fewer threads look better than they are
+        """Time the best with fewer threads, and what is close to it."""
+        target = self.plan.target
+        best = choose(list(self.rows.values()), target)
+        limit = CLOSE * best.cost(target)
+        close = [each for each in self._best(len(self.rows)) if each.cost(target) <= limit]
+        for row in [best, *(each for each in close if each != best)][:NUM_LEADING]:
+            if all(timing and timing.is_quiet for timing in (row.one, row.many)):
+                # beside other programs fewer threads look better than they are
+                self._try_threads(row)
+
+    def _try_threads(self, row: Row) -> None:
         counts = [count for count in (1, 2, 4, 8, 16, 32, 64) if count < self.plan.threads]
         for count in counts:
             candidate = replace(row.candidate, threads=count)
@@ -293,19 +333,17 @@ class Search:
     ) -> dict:
         plan, folder = self.plan, self._folder(candidate)
         folder.mkdir(parents=True, exist_ok=True)
-        runtime = RUNTIMES.get(candidate.runtime)
         is_reference = candidate == BASE or plan.material.has_labels
-        known_layers = f"{candidate.source}-{candidate.method}-{plan.tolerance:g}.json"
-        task = TrialTask(
-            runtime=candidate.runtime, precision=candidate.precision, method=candidate.method,
-            provider=f"{runtime.__module__}:{runtime.__qualname__}",
-            source=str(plan.sources[candidate.source]), base=str(self.artefact_of(BASE)),
-            artefact=str(self.artefact_of(candidate)), data=str(plan.material.path),
-            batch_size=plan.batch_size, threads=candidate.threads, base_threads=plan.threads,
-            metric=metric, quality_metric=plan.metric, tolerance=plan.tolerance,
-            known_layers=str(plan.work / known_layers),
+        layers = f"{candidate.source}-{candidate.method}-{candidate.sparsity}-{plan.tolerance:g}"
+        task = candidate.make_task(
+            plan.sources[candidate.source], self.artefact_of(BASE), self.artefact_of(candidate),
+            plan.material.path, folder / "result.json", batch_size=plan.batch_size,
+            base_threads=plan.threads, seconds=seconds,
+        )  # fmt: skip
+        task = replace(
+            task, metric=metric, quality_metric=plan.metric, tolerance=plan.tolerance,
+            known_layers=str(plan.work / f"{re.sub(NO_NAME, '-', layers)}.json"),
             reference="" if is_reference else str(self._folder(BASE) / OUTPUTS),
-            seconds=seconds, result=str(folder / "result.json"),
         )  # fmt: skip
         limits = Limits(limit_s, plan.memory_bytes)
         return run_trial(kind, task, folder, limits, self._tick(kind, candidate))
@@ -339,7 +377,7 @@ class Search:
         name = candidate.name
         if candidate.is_mixed:
             name += f" {self.plan.tolerance:g}"
-        return self.plan.work / re.sub(r"[^\w.]+", "-", name)
+        return self.plan.work / re.sub(NO_NAME, "-", name)
 
     def _needs_base_sums(self) -> bool:
         """Return whether there is something to compare, and nothing to compare it with."""

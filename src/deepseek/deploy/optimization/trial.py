@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deepseek.deploy.artefact import convert, load_engine, read_description
-from deepseek.deploy.comparison import compare_batch
+from deepseek.deploy.comparison import SMALLER, compare_batch
 from deepseek.deploy.optimization.material import count_rows, label_names, read_rows
 from deepseek.deploy.optimization.turns import take_turns
 from deepseek.deploy.runtimes import RUNTIMES, Conversion, Execution
@@ -41,7 +41,8 @@ class TrialTask:
     """What a process is to do, as a JSON file.
 
     Attributes:
-        runtime, precision, method: of the candidate.
+        runtime, precision, method, sparsity: of the candidate.
+        is_smaller: whether its outputs are its own, and not the original's but for rounding.
         provider: `module:class` of the runtime, for those that are not ours.
         source: model file that is converted.
         base: the original in eager, as it would be deployed: the other one in timing.
@@ -50,18 +51,20 @@ class TrialTask:
         batch_size: samples of a large batch.
         threads: of a batch; `None`: `base_threads`.
         base_threads: of the original in timing.
+        seconds: of timing, for each batch size.
+        result: file that is written.
         metric: of the task; empty: quality is not measured.
         quality_metric: the same, where quality decides what is converted.
         tolerance: largest drop of it.
         known_layers: file of the layers that stay in float for it, once they are found.
         reference: outputs of the original, where the data have no labels; else empty.
-        seconds: of timing, for each batch size.
-        result: file that is written.
     """
 
     runtime: str
     precision: str
     method: str
+    sparsity: str
+    is_smaller: bool
     provider: str
     source: str
     base: str
@@ -70,13 +73,13 @@ class TrialTask:
     batch_size: int
     threads: int | None
     base_threads: int
-    metric: str
-    quality_metric: str
-    tolerance: float
-    known_layers: str
-    reference: str
     seconds: float
     result: str
+    metric: str = ""
+    quality_metric: str = ""
+    tolerance: float = 0.0
+    known_layers: str = ""
+    reference: str = ""
 
     def write(self, path: Path) -> None:
         """Write it."""
@@ -96,10 +99,12 @@ def run_convert(task: TrialTask) -> dict:
     data = Path(task.data)
     calibration = read_rows(data, "calibration").split(task.batch_size)
     in_float: list[str] = []
-    if (task.runtime, task.precision, task.method) != ("eager", "fp32", ""):
+    way = (task.runtime, task.precision, task.method, task.sparsity)
+    if way != ("eager", "fp32", "", ""):
         # brings the trainer, which the process that measures is to do without
-        from deepseek.deploy.optimization.preparation import Mixing, prepare
+        from deepseek.deploy.optimization.preparation import Mixing, cut_down, prepare
 
+        engine = cut_down(engine, task.sparsity, calibration[0])
         mixing = Mixing(data, task.quality_metric, task.tolerance, Path(task.known_layers))
         engine, in_float = prepare(engine, task.method, calibration, mixing)
     inputs = read_rows(data, "inputs", 0, max(2, task.batch_size))
@@ -137,6 +142,7 @@ def run_measure(task: TrialTask) -> dict:
         _measure_quality(task, engine, own)
     base = _caller(load_engine(task.base), task.base_threads)
     precision = "int8" if task.method else task.precision
+    precision = SMALLER if task.is_smaller else precision
     found["difference"] = max(
         compare_batch(base, own, batch, precision, path) for batch in (one, many)
     )

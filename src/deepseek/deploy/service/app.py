@@ -17,7 +17,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from deepseek.deploy.service.answers import Predictions
-from deepseek.deploy.service.interface import OPENAPI, add_interface
+from deepseek.deploy.service.interface import OPEN_PAGES, OPENAPI, add_interface
 from deepseek.deploy.service.measures import Counting, Measures
 from deepseek.deploy.service.probes import start_probes
 from deepseek.deploy.service.protection import Limits, Protection
@@ -139,7 +139,7 @@ def make_app(
     _add_administration(app, shelf, measures)
     app.add_middleware(Counting, measures=measures)
     app.add_middleware(
-        Protection, limits=limits, hashes=hashes, is_loopback=is_loopback, open_pages=("/",),
+        Protection, limits=limits, hashes=hashes, is_loopback=is_loopback, open_pages=OPEN_PAGES,
         on_refusal=lambda status: measures.requests.labels("refused", status).inc(),
     )  # fmt: skip
     return app

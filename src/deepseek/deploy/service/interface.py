@@ -1,29 +1,31 @@
 """The page at `/docs`, and what `/openapi.json` says of tokens.
 
-Swagger UI comes from a network of copies (CDN): there is no package of it that is kept up to date
-and small. Where that network cannot be reached, the page says so.
+The page is our own: Swagger UI comes from a network of copies (CDN), and there is no package of it
+that is kept up to date and small. It is made in the browser from `/openapi.json` and loads nothing
+else.
 """
 
+from importlib.resources import files
+
 from fastapi import FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 
 OPENAPI = "/openapi.json"
-_PLACE = '<div id="swagger-ui">'
-_NOTE = (
-    "<p>This page needs the internet: it loads Swagger UI from cdn.jsdelivr.net. While you read"
-    f' this, it has not come. The interface without it: <a href="{OPENAPI}">{OPENAPI}</a></p>'
+OPEN_PAGES = ("/", "/docs")
+"""Files that are the same whatever is served, and ask for the token themselves."""
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline';"
+    " connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 
 
 def add_interface(app: FastAPI, *, has_tokens: bool) -> None:
     """Add `/docs`; say in the schema that every request needs a token, if it does."""
+    page = files("deepseek.deploy.service").joinpath("interface.html").read_text(encoding="utf-8")
 
-    @app.get("/docs", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False)  # it says nothing of what is served
     async def docs() -> HTMLResponse:
-        page = get_swagger_ui_html(openapi_url=OPENAPI, title=app.title)
-        html = bytes(page.body).decode().replace(_PLACE, _PLACE + _NOTE)  # Swagger UI replaces it
-        return HTMLResponse(html)
+        return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY})
 
     describe = app.openapi
 

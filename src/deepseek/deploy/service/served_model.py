@@ -256,7 +256,9 @@ class ServedModel:
         if self.segmenter is not None:
             return self.segmenter.find_labels(voxels, mask)
         detector = self.detector
-        return fill_rows(detector.find_rows(voxels, self._spacing_mm, mask) if detector else [])
+        return fill_rows(
+            detector.find_rows(voxels, self._spacing_mm, mask)[:, :5] if detector else []
+        )
 
     def _fill(self, batch: np.ndarray) -> np.ndarray:
         """Return the batch with rows and tokens added, in a shape that the program takes."""

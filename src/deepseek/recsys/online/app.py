@@ -22,6 +22,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from deepseek.deploy.service.app import explain_errors
+from deepseek.deploy.service.interface import OPEN_PAGES, OPENAPI, add_interface
 from deepseek.deploy.service.measures import Counting
 from deepseek.deploy.service.probes import start_probes
 from deepseek.deploy.service.protection import Limits, Protection
@@ -171,14 +172,18 @@ def make_app(
 
     app = FastAPI(
         title="deepseek online", version=__version__, lifespan=lifespan,
-        description="Learns from events, and ranks.",
+        description="Learns from events, and ranks.", openapi_url=OPENAPI, docs_url=None,
+        redoc_url=None,
     )  # fmt: skip
     explain_errors(app)
+    add_interface(app, has_tokens=bool(hashes))
     _add_work(app, state, has_tokens=bool(hashes))
     _add_versions(app, state)
     _add_views(app, state)
     app.add_middleware(Counting, measures=state.measures.requests)
-    app.add_middleware(Protection, limits=Limits(), hashes=hashes, is_loopback=is_loopback)
+    app.add_middleware(
+        Protection, limits=Limits(), hashes=hashes, is_loopback=is_loopback, open_pages=OPEN_PAGES
+    )  # fmt: skip
     return app
 
 

@@ -7,7 +7,6 @@ the rows that ids came to have, and a table that was saved and loaded goes on bi
 Shapes: N ids, E numbers of a vector, L ids with a row, S numbers of an optimizer's state.
 """
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -42,7 +41,8 @@ class GrowingEmbedding(GrowingTable):
     Args:
         dim: E.
         optimizer: what a step does; `None`: the table is only read.
-        admit_after: how often an id is met before it has a row of its own.
+        admit_after: how often an id is met before it has a row of its own: from the end of the
+            step on in which it was met for the last of these times.
         max_ids: above so many after a step, the least recently used eighth goes; `None`: never.
         scale: standard deviation of the first vectors.
         seed: of the first vectors, and of the hash of ids.
@@ -79,7 +79,7 @@ class GrowingEmbedding(GrowingTable):
         self._seen = SeenCounts(_NUM_COUNTERS, key) if admit_after > 1 else None
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._summed: tuple[Tensor, Tensor] | None = None  # rows with gradients, and their sums
-        self._counted: list[tuple[Tensor, Tensor]] = []  # rare ids since the last step
+        self._met: list[tuple[Tensor, Tensor]] = []  # rare ids since the last step, and how often
         self._removals = Removals()
 
     def extra_repr(self) -> str:
@@ -118,9 +118,9 @@ class GrowingEmbedding(GrowingTable):
             The number of rows updated.
         """
         rows, sums = self._sums()
-        self._forget_gradients()
-        self._tick(now)
-        return self._update(rows, sums)
+        self._pending.clear()
+        self._summed = None
+        return self._take_step(rows, sums, now)
 
     def sum_of_squares(self) -> Float[Tensor, ""]:
         """Return the squared L2 norm of the gradient of all rows since the last step."""
@@ -129,11 +129,6 @@ class GrowingEmbedding(GrowingTable):
     def scale_gradients(self, factor: float) -> None:
         """Multiply the gradients since the last step; the next thing must be the step."""
         self._sums()[1].mul_(factor)
-
-    @property
-    def can_be_shared(self) -> bool:
-        """Whether it may be on several ranks: not where a rank counts ids before it admits them."""
-        return self.admit_after == 1
 
     @torch.no_grad()
     def share_gradients(self, gather: Callable[[Tensor], Tensor], factor: float) -> None:
@@ -144,10 +139,19 @@ class GrowingEmbedding(GrowingTable):
             factor: what the sums are multiplied by.
         """
         rows, sums = self._sums()
-        met = torch.cat([rows.new_zeros(0), *(each for each, _ in self._pending)]).unique()
-        self._find_or_add(gather(self._store.ids[met]))
-        ids, sums = gather(self._store.ids[rows]), gather(sums)
-        self._summed = _sum_rows(self._store.find(ids), sums * factor)
+        if self._seen is None:
+            met = torch.cat([rows.new_zeros(0), *(each for each, _ in self._pending)]).unique()
+            self._find_or_add(gather(self._store.ids[met]))
+            found, sums = self._store.find(gather(self._store.ids[rows])), gather(sums)
+        else:
+            ids, times = map(gather, _sum_times(self._met))
+            self._met = [(ids, times)]
+            has_row = rows > 0  # the others are in row 0, which is the row of no id
+            found = self._store.find(gather(self._store.ids[rows[has_row]]))
+            shared = gather(sums[~has_row])
+            found = torch.cat([found.new_zeros(len(shared)), found])
+            sums = torch.cat([shared, gather(sums[has_row])])
+        self._summed = _sum_rows(found, sums * factor)
 
     @torch.no_grad()
     def _sums(self) -> tuple[Tensor, Tensor]:
@@ -159,16 +163,11 @@ class GrowingEmbedding(GrowingTable):
             self._summed = _sum_rows(torch.cat(rows), torch.cat(gradients))
         return self._summed
 
-    def _forget_gradients(self) -> None:
+    def drop_gradients(self) -> None:
+        """Forget the gradients since the last step, and that rare ids were met."""
         self._pending.clear()
         self._summed = None
-
-    def drop_gradients(self) -> None:
-        """Forget the gradients since the last step, and that rare ids were seen."""
-        self._forget_gradients()
-        if self._seen is not None:
-            self._seen.counters.copy_(self._counters_at_step())
-        self._counted.clear()
+        self._met.clear()
 
     @torch.no_grad()
     def learn(
@@ -198,14 +197,20 @@ class GrowingEmbedding(GrowingTable):
                 f" dim={self.dim}",
                 fix=f"give a gradient of {self.dim} numbers for each id",
             )
-        self._tick(now)
-        rows = self._find_or_add(_checked(ids))
-        self._counted.clear()
-        return self._update(*_sum_rows(rows, gradients))
+        return self._take_step(*_sum_rows(self._find_or_add(_checked(ids)), gradients), now)
 
-    def _tick(self, now: int | None) -> None:
-        self._counted.clear()
+    def _take_step(self, rows: Tensor, sums: Tensor, now: int | None) -> int:
+        """Update rows by the sums of their gradients, admit ids, and keep to `max_ids`."""
         self.clock = self.clock + 1 if now is None else max(self.clock, now)
+        self._update(rows, sums)
+        if self._seen is not None:
+            ids, times = _sum_times(self._met)
+            self._met.clear()
+            is_frequent = self._seen.add(ids, times) >= self.admit_after
+            self._add(ids[is_frequent & (self._store.find(ids) == 0)])
+        if self.max_ids is not None and len(self) > self.max_ids and not self._pending:
+            self.expire(keep=self.max_ids - self.max_ids // 8)
+        return len(rows)
 
     def _find_or_add(self, ids: Tensor) -> Tensor:
         rows = self._store.find(ids)
@@ -215,21 +220,16 @@ class GrowingEmbedding(GrowingTable):
         missing = ids[places]
         new, times = missing.unique(return_counts=True)
         if self._seen is not None:
-            self._counted.append((new, times))
-            new = new[self._seen.add(new, times) >= self.admit_after]
-        if len(new):
-            self._write(self._store.add(new, self.clock), self._first_vectors(new))
-            rows[places] = self._store.find(missing)
+            self._met.append((new, times))
+            return rows
+        self._add(new)
+        rows[places] = self._store.find(missing)
         return rows
 
-    def _counters_at_step(self) -> Tensor:
-        """Return the counts of rare ids without those of an unfinished step."""
-        if self._seen is None:
-            return torch.zeros(0)
-        kept = copy.deepcopy(self._seen)
-        for ids, times in self._counted:
-            kept.add(ids, -times)
-        return kept.counters
+    def _add(self, ids: Tensor) -> None:
+        """Give rows to different ids that have none."""
+        if len(ids):
+            self._write(self._store.add(ids, self.clock), self._first_vectors(ids))
 
     def _first_vectors(self, ids: Tensor) -> Tensor:
         return uniform(ids, self.dim, self._key).mul_(math.sqrt(3) * self.scale)
@@ -248,17 +248,14 @@ class GrowingEmbedding(GrowingTable):
         self._store.values.index_copy_(0, rows, values)
 
     @torch.no_grad()
-    def _update(self, rows: Tensor, sums: Tensor) -> int:
-        """Take a step with the sums of the gradients of rows."""
+    def _update(self, rows: Tensor, sums: Tensor) -> None:
+        """Take the optimizer's step with the sums of the gradients of rows."""
         if self.optimizer is None or not len(rows):
-            return 0
+            return
         values = self._store.values.index_select(0, rows)
         self.optimizer.update(*self._parts(values), sums)
         self._store.values.index_copy_(0, rows, values)
         self._store.used.index_fill_(0, rows, self.clock)
-        if self.max_ids is not None and len(self) > self.max_ids and not self._pending:
-            self.expire(keep=self.max_ids - self.max_ids // 8)
-        return len(rows)
 
     # -- expire ------------------------------------------------------------------------------
 
@@ -415,7 +412,7 @@ class GrowingEmbedding(GrowingTable):
     ) -> None:
         content = self._content(self._store.rows())
         if self._seen is not None:
-            content["seen"] = self._counters_at_step()
+            content["seen"] = self._seen.counters.clone()
         destination.update({prefix + name: tensor for name, tensor in content.items()})
 
     def _load_from_state_dict(
@@ -443,8 +440,7 @@ class GrowingEmbedding(GrowingTable):
                     fix="build the table with the admit_after that it was saved with",
                 )
             self._seen.counters.copy_(seen)
-        self._forget_gradients()
-        self._counted.clear()
+        self.drop_gradients()
         self._store = self._new_store(len(content["ids"]) + 1)
         self._take(content)
         self._removals = Removals(self.clock)
@@ -466,6 +462,15 @@ def _sum_rows(rows: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
     starts = is_first.nonzero()[:, 0]
     sums = embedding_bag(order, gradients.float(), starts, mode="sum")
     return ordered[starts].long(), sums
+
+
+def _sum_times(met: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return ids once each, int64 (U,), and how often they were met, int64 (U,)."""
+    if not met:
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    ids, places = torch.cat([ids for ids, _ in met]).unique(return_inverse=True)
+    times = torch.cat([times for _, times in met])
+    return ids, torch.zeros_like(ids).index_add_(0, places, times)
 
 
 def _checked(ids: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def test_what_fails_is_a_row_and_the_model_is_the_worst_result(
     def run():
         return optimize(
             engine, pictures, target="size", budget=600, out=out, runtimes=FAULTS,
-            precisions=("fp32", "int8"), shows_progress=False,
+            precisions=("fp32", "int8"), sparsities=(), shows_progress=False,
         )  # fmt: skip
 
     def interrupted(kind, task, *rest):
@@ -141,6 +141,7 @@ def test_wrong_arguments_are_refused_before_anything_is_tried(engine, digits, tm
         ({"runtimes": ["openvine"]}, "unknown runtime 'openvine'"),
         ({"precisions": ["int4"]}, "precision 'int4' is not known"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"sparsities": ["0:4"]}, "sparsity '0:4' is neither 2:4 nor a share of the FLOPs"),
         ({"metric": "bleu"}, "metric='bleu'"),
         ({"out": make_foreign(tmp_path / "thesis")}, "of no search"),
     ]

@@ -4,8 +4,8 @@ import time
 import pytest
 from safetensors.torch import save_file
 
+from deepseek.deploy.optimization.candidate import Candidate
 from deepseek.deploy.optimization.process import Limits, run_trial
-from deepseek.deploy.optimization.trial import TrialTask
 
 
 @pytest.fixture
@@ -16,11 +16,9 @@ def trial(faulty, model_file, digits, tmp_path):
     save_file(data, tmp_path / "data.safetensors")
 
     def run(name, seconds=60.0, memory_bytes=None):
-        task = TrialTask(
-            name.lower(), "fp32", "", f"faulty_runtimes:{name}", str(model_file), str(model_file),
-            str(tmp_path / "best.bin"), str(tmp_path / "data.safetensors"), 4, None, 1, "", "", 0.0,
-            "", "", 0.1,
-            str(tmp_path / "result.json"),
+        task = Candidate(name.lower()).make_task(
+            model_file, model_file, tmp_path / "best.bin", tmp_path / "data.safetensors",
+            tmp_path / "result.json", batch_size=4, base_threads=1, seconds=0.1,
         )  # fmt: skip
         return run_trial("convert", task, tmp_path, Limits(seconds, memory_bytes))
 

@@ -31,6 +31,7 @@ def trials(monkeypatch):
         "speeds": dict(SPEEDS),
         "hits": {},
         "methods": {},
+        "sparse": {},
         "others": 0.0,
         "errors": {},
         "asked": [],
@@ -46,11 +47,13 @@ def trials(monkeypatch):
             return {"convert_s": 1.0, **in_float}
         hits = torch.zeros(100, 2, dtype=torch.float64)
         count = known["methods"].get(task.method, known["hits"].get(task.runtime, 90))
+        count = known["sparse"].get(task.sparsity, count)
         hits[:count, 0] = 1
         hits[:, 1] = 1
         if task.metric:
             save_file({"sums": hits}, Path(task.result).parent / SUMS)
-        speed = known["speeds"][task.runtime] * (1.5 if task.threads == 1 else 1.0)
+        gains = (1.5 if task.threads == 1 else 1.0) * (1.4 if "%" in task.sparsity else 1.0)
+        speed = known["speeds"][task.runtime] * gains
         rounds = [{"own_s": 1 / speed, "base_s": 1.0, "others": known["others"]}] * 4
         return {
             "one": rounds, "many": rounds, "num_many": 32, "file_bytes": 10, "peak_bytes": 20,
@@ -63,12 +66,12 @@ def trials(monkeypatch):
 
 @pytest.fixture
 def make(tmp_path):
-    def make(target="latency", budget_s=1000.0, began=None):
+    def make(target="latency", budget_s=1000.0, began=None, sparsities=()):
         material = Material(tmp_path / "data.safetensors", 100, 200, True, "digest")
         plan = Plan(
             tmp_path / "work", {"model": tmp_path / "model.bin"}, {"model": "hash"},
             [(BASE, ""), (OPENVINO, ""), (COMPILED, ""), (Candidate("aoti"), "not installed: x")],
-            material, ClassificationTask(2), "accuracy", target, 0.005, 32, 2, budget_s,
+            sparsities, material, ClassificationTask(2), "accuracy", target, 0.005, 32, 2, budget_s,
             time.monotonic() if began is None else began, None,
         )  # fmt: skip
         journal = Journal(tmp_path / "trials.jsonl", {})
@@ -86,7 +89,7 @@ def test_the_best_are_timed_longer_and_the_winner_with_fewer_threads(make, trial
     longer = [each for each in again if each[2] > 0]
     assert longer == [
         ("openvino", None, 2), ("compiled", None, 2), ("openvino", None, 4), ("compiled", None, 4),
-        ("openvino", 1, 2),
+        ("openvino", 1, 2), ("compiled", 1, 2),
     ]  # fmt: skip
     assert found.rows[OPENVINO].one.num_rounds == 12
     best = choose(list(found.rows.values()), "latency")
@@ -186,3 +189,30 @@ def test_int8_that_loses_too_much_is_tried_again_with_layers_in_float(make, tria
     assert mixed.reason == "2 layers in float: a, b"
     assert mixed.candidate.mixed is None
     assert choose(list(found.rows.values()), "latency").candidate.is_mixed
+
+
+def test_fewer_weights_that_hold_are_tried_with_the_best_ways(make, trials):
+    trials["sparse"] = {"50%": 80}
+    found = make(sparsities=("2:4", "90%", "50%"))
+    found.run()
+    rows = {row.candidate.name: row for row in found.rows.values()}
+    assert rows["eager fp32 with 50% of the FLOPs"].status == REJECTED
+    assert "train it on" in rows["eager fp32 with 50% of the FLOPs"].reason
+    assert rows["eager fp32 with 2:4 zeros"].reason == "no CPU gains from zeros in a pattern"
+    sparse = [name for name in rows if " with " in name and "thread" not in name]
+    assert sparse == [
+        "eager fp32 with 2:4 zeros", "eager fp32 with 90% of the FLOPs",
+        "openvino int8 with 90% of the FLOPs", "compiled fp32 with 90% of the FLOPs",
+        "eager fp32 with 50% of the FLOPs",
+    ]  # fmt: skip
+    best = choose(list(found.rows.values()), "latency").candidate
+    assert best == Candidate("openvino", "int8", sparsity="90%", threads=1)
+    count = len(trials["asked"])
+    make(sparsities=("2:4", "90%", "50%")).run()
+    assert len(trials["asked"]) == count
+
+
+def test_fewer_weights_are_left_out_where_the_budget_is_used_up(make, trials):
+    found = make(budget_s=100.0, began=time.monotonic() - 90.0, sparsities=("90%",))
+    found.run()
+    assert found.rows[replace(BASE, sparsity="90%")].reason == "the budget was used up"

@@ -216,6 +216,18 @@ def test_what_was_seen_in_a_step_that_was_dropped_does_not_count():
     assert table.state_dict()["seen"].any()
 
 
+def test_an_id_has_its_row_from_the_step_after_the_one_that_admits_it():
+    whole, parts = table_of(admit_after=3), table_of(admit_after=3)
+    whole(ids_of(5, 5, 6, 5)).sum().backward()
+    for part in ((5, 5), (6, 5)):
+        parts(ids_of(*part)).sum().backward()
+    assert len(whole) == len(parts) == 0
+    for table in (whole, parts):
+        assert table.step() == 1  # the shared row
+        assert table.state_dict()["ids"].tolist() == [5]
+    assert same_state(whole, parts)
+
+
 # -- state -------------------------------------------------------------------------------------
 
 

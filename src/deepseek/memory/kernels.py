@@ -16,6 +16,8 @@ PATCH_AREA = 256
 """Pixels of a kernel (16 x 16) from which on each thread sums gradients of weights by itself."""
 PATCH_COPIES = {torch.float32: 4.25, torch.bfloat16: 6.1}
 """Weights, in their own dtype, that such a thread has."""
+TILE_CHANNELS = 16
+"""Channels of a picture, which such a kernel is filled up to where bf16 has matrix units (AMX)."""
 DEPTHWISE_COPIES = 256
 LANES = 64
 
@@ -36,6 +38,10 @@ def _weight_gradients(inputs: Tensor, weight: Tensor) -> int:
     num_channels, is_depthwise = inputs.shape[1], weight.shape[1] == 1 < inputs.shape[1]
     if area >= PATCH_AREA and not is_depthwise:
         threads = min(len(inputs), torch.get_num_threads())
+        if weight.dtype is torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16"):
+            # in bf16, and a sum in fp32 for each thread and for all
+            filled = -(-num_channels // TILE_CHANNELS) * TILE_CHANNELS * weight[:, 0].numel()
+            return filled * (2 + 4 * (threads + 1))
         return int(threads * PATCH_COPIES.get(weight.dtype, 4.25) * weight.nbytes)
     in_rows = inputs.ndim == 4 and not inputs.is_contiguous()
     if is_depthwise and in_rows and area > 9:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from deepseek.models.dropout import dropout as drop
@@ -137,6 +138,8 @@ def _explicit_attention(
 
 def _has_empty_row(mask: Tensor) -> bool:
     """Return whether some query may attend to no key; `True` where that cannot be looked up."""
-    if type(mask) is not Tensor or torch.compiler.is_compiling():  # on paper, divided, in a graph
+    if isinstance(mask, FakeTensor) and not torch.compiler.is_compiling():
+        return False  # on paper, as data are
+    if type(mask) is not Tensor or torch.compiler.is_compiling():  # divided, in a graph
         return True
     return not bool(mask.any(-1).all())

@@ -27,8 +27,10 @@ from deepseek.trainer.step import TrainStep
 SIZES = {"num_layers": 2, "dim": 64, "heads": 4}
 
 
-def tokens():
-    return TokenDataset(np.arange(24 * 64 + 1) * 7 % 50, 64, [str(number) for number in range(50)])
+def tokens(size=50):
+    return TokenDataset(
+        np.arange(24 * 64 + 1) * 7 % 50, 64, [str(number) for number in range(size)]
+    )
 
 
 def train(folder, memory, model=None, data=None, dropout=0.1, **settings):
@@ -276,7 +278,7 @@ def test_the_peak_is_predicted_by_category_and_compared(tmp_path, capsys):
     logits = 8 * 64 * 50 * 4  # their logarithms of probabilities are kept
     assert logits <= trainer.footprint.logits < trainer.footprint.activations
     shown = replace(trainer.footprint, logits=3 << 20, activations=8 << 20).describe()
-    assert "activations 5, logits 3)" in shown
+    assert "activations 5, logits 3, holes" in shown
 
 
 def test_a_prediction_is_compared_with_what_was_used(tmp_path, capsys, monkeypatch):
@@ -319,8 +321,13 @@ def test_little_memory_is_never_warned_of(tmp_path, monkeypatch):
 
 
 def test_chunks_of_the_loss_are_predicted_to_need_less(tmp_path):
-    whole = train(tmp_path / "whole", "off", max_steps=1).footprint
-    cut = train(tmp_path / "cut", "off", max_steps=1, loss_chunks=8).footprint
+    whole, cut = (
+        train(
+            tmp_path / str(chunks), "off", GPT(context_length=64, num_classes=5000, **SIZES),
+            tokens(5000), max_steps=1, loss_chunks=chunks,
+        ).footprint
+        for chunks in (1, 8)
+    )  # fmt: skip
     # logits, their logarithms of probabilities and their gradients are there for an eighth only
     assert cut.logits == 0 < whole.logits
     assert cut.step < whole.step

@@ -152,8 +152,8 @@ class DetectionTask(Task):
         crops = torch.tensor(count * 1e6)
         metrics["false_per_litre_at_1"].update(crops, round(self._seen_mm3(batch)))
         missed, counts = self._score_errors(outputs, batch)
-        for name, own, count in zip(self.scores, missed.T, counts.T, strict=True):
-            metrics[f"{name}_error"].update(own.sum(), round(float(count.sum())))
+        for name, own, known in zip(self.scores, missed.T, counts.T, strict=True):
+            metrics[f"{name}_error"].update(own.sum(), round(float(known.sum())))
         total = self._count(outputs, batch)
         for metric in metrics.values():
             if isinstance(metric, FrocMetric):

@@ -29,7 +29,7 @@ def test_the_score_that_a_detector_reports_from_is_kept_where_it_is_known():
     assert "min_score" not in make_spec().to_json()
     spec = make_spec(min_score=0.25)
     assert DataSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
-    with pytest.raises(CheckpointError, match="min_score=2"):
+    with pytest.raises(CheckpointError, match="min_score='2'"):
         DataSpec.from_json({**make_spec().to_json(), "min_score": 2})
 
 

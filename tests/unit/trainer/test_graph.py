@@ -59,6 +59,9 @@ def make_batch(name):
     return {"inputs": inputs, "targets": torch.tensor([3, 7])}, ClassificationTask(10)
 
 
+COMPILED_LONG = ("imagenet_resnet", "llama", "unet3d")  # what they are made of is in the others
+
+
 def test_every_class_of_the_zoo_is_compiled_here():
     entries = {name: ARCHITECTURES.get(name) for name in list_models(own_only=True)}
     found = {name for name, entry in entries.items() if not entry.preset}
@@ -67,7 +70,10 @@ def test_every_class_of_the_zoo_is_compiled_here():
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long if name in COMPILED_LONG else ()) for name in SIZES],
+)
 def test_every_class_of_the_zoo_has_the_losses_and_gradients_of_eager(name):
     torch.manual_seed(0)
     engine = ModelEngine(name, num_classes=10, **SIZES[name])

@@ -1,8 +1,12 @@
 """Settings of nodule cubes -> data sets. Imported by commands when they run: it brings torch."""
 
+from dataclasses import replace
+
+import numpy as np
+
 from deepseek.config import NoduleDataConfig
 from deepseek.datasets import DataSpec
-from deepseek.medical.nodule_cubes import NoduleCubes, holds_scans
+from deepseek.medical.nodule_cubes import NoduleCubes, holds_scans, read_nodule_cubes
 from deepseek.medical.nodule_dataset import SCORE, NoduleDataset
 
 
@@ -40,5 +44,8 @@ def build_nodule_evaluation(spec: DataSpec, path: str) -> NoduleDataset:
     patch = "x".join(str(size) for size in spec.fields["inputs"].shape[1:])
     targets = "centers" if spec.task == "detection" else "masks"
     scores = [name.removeprefix(SCORE) for name in spec.fields if name.startswith(SCORE)]
-    dataset = NoduleDataset(path, transform=f"patch_{patch}", targets=targets, scores=scores)
+    cubes = NoduleCubes.from_scans(path) if holds_scans(path) else read_nodule_cubes(path)
+    unknown = dict.fromkeys(scores, np.full(len(cubes), np.nan))
+    cubes = replace(cubes, scores={**unknown, **cubes.scores})
+    dataset = NoduleDataset(cubes, transform=f"patch_{patch}", targets=targets, scores=scores)
     return dataset.evaluation_view()

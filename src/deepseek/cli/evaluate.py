@@ -69,9 +69,9 @@ def evaluate(
             engine, dataset, batch_size, device=device, precision=precision,
             keeps_samples=samples is not None, metrics=metrics or (), on_batch=show, done=done,
         )  # fmt: skip
-    # of several tasks the data have labels of one
-    is_joint = engine.spec is not None and engine.spec.tasks
-    measured = {n: v for n, v in found.metrics.items() if not is_joint or v == v}
+    # of several tasks the data have labels of one, and scores beside what is found of none
+    may_lack = engine.spec is not None and (engine.spec.tasks or engine.spec.task == "detection")
+    measured = {n: v for n, v in found.metrics.items() if not may_lack or v == v}
     report = {"model": str(model), "data": data, "metrics": measured}
     if output is not None:
         with replacing(output) as draft:
@@ -102,11 +102,12 @@ def _find_done(
 
     if output is None:
         return None
+    part = part_of(output)
     about = {
-        "model": sha256(model), "files": digest_of_files(Path(about["data"])),
+        "model": sha256(model), "files": digest_of_files(Path(about["data"]), part),
         "num_samples": len(dataset), **about,
     }  # fmt: skip
-    return EvaluationPart(part_of(output), about)
+    return EvaluationPart(part, about)
 
 
 def _write_samples(path: Path, found: "dict[str, Tensor]", class_names: tuple[str, ...]) -> None:

@@ -121,7 +121,9 @@ def predict(
         "min_score": min_score, "scores": scores, "report": report, "max_voxels": max_voxels,
         "abnormal": abnormal,
     }  # fmt: skip
+    reading = table_reading(layout, column_names, delimiter)
     if takes_volumes(engine.spec) or finds_centers(engine.spec):
+        check_no_reading(reading, f"the model {model}")
         from deepseek.cli.predict_volumes import VolumeOptions, predict_volumes
 
         _refuse_texts(texts)
@@ -133,7 +135,6 @@ def predict(
     _refuse_window_options(of_volumes)
     if output is not None:
         check_output(output)
-    reading = table_reading(layout, column_names, delimiter)
     if engine.spec is not None and engine.spec.features is not None:
         from deepseek.cli.predict_tables import predict_tables
 

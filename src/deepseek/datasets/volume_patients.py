@@ -17,6 +17,8 @@ PATIENT_KEYS: Registry[Callable[[Path], str | None]] = Registry(
 """From the folder of a series to what tells its patient from others, `None` where it is not said"""
 _SUBJECT = re.compile(r"sub-[^_]+")
 _NUMBERED = re.compile(r"([^_]*\d)_.")
+MAX_VOLUMES = 10
+"""Of a patient, on average; names with more in common tell centres or sequences apart."""
 
 
 def group_volumes(source: VolumeSource, split_by: SplitBy = "auto") -> list[str]:
@@ -68,6 +70,7 @@ def _of_names(pairs: Sequence[VolumePair]) -> list[str] | None:
     names = [stem_of(pair.image) for pair in pairs]
     for pattern, group in ((_SUBJECT, 0), (_NUMBERED, 1)):
         found = [match[group] for name in names if (match := pattern.match(name))]
-        if len(found) == len(names) and len(set(found)) > 1:
+        num_patients = len(set(found))
+        if len(found) == len(names) <= MAX_VOLUMES * num_patients and num_patients > 1:
             return found
     return None

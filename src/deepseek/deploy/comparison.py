@@ -72,7 +72,8 @@ def compare_batch(
         what = f"a {tuple(found.shape)}, the model {tuple(want.shape)}"
         raise _other(path, shape, what)
     error = float((want - found).abs().max()) / (float(want.abs().max()) or 1.0)
-    if not error <= TOLERANCES[precision.partition("_")[0]]:  # NaN is wrong as well
+    # NaN is wrong, and infinity
+    if not (error <= TOLERANCES[precision.partition("_")[0]] and math.isfinite(error)):
         raise _other(path, shape, f"numbers that differ by {error:.1e} of the largest")
     return error
 

@@ -73,6 +73,9 @@ def fuse_written_attention(
         except _OtherForm as why:
             kept.append((name, str(why)))
             continue
+        except Exception as error:  # of any type: foreign code, in a form that nobody thought of
+            kept.append((name, f"is of another form: {_first_line(error)}"))
+            continue
         if made is not None:
             fused[name] = part
             module.set_submodule(name, made)
@@ -160,6 +163,8 @@ def _record(part: nn.Module) -> fx.GraphModule:
         made.register_parameter(name, weight)
     for name, buffer in part.named_buffers(recurse=False):
         made.register_buffer(name, buffer, name not in part._non_persistent_buffers_set)
+    # constants that tracing met are no part of the model's file
+    made._non_persistent_buffers_set |= made._buffers.keys() - part._buffers.keys()
     return made
 
 

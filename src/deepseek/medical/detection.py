@@ -230,9 +230,9 @@ def _binned(scores: np.ndarray) -> Tensor:
 
 
 def _score_of(place: float) -> float:
-    """Return the least score of a bin; 1 beyond all."""
+    """Return the least score of a bin; NaN beyond all."""
     logit = 2 * LOGIT_LIMIT * place / NUM_BINS - LOGIT_LIMIT
-    return 1 / (1 + math.exp(-logit)) if math.isfinite(place) else 1.0
+    return 1 / (1 + math.exp(-logit)) if math.isfinite(place) else math.nan
 
 
 def make_task(spec: DataSpec, label_smoothing: float) -> Task:

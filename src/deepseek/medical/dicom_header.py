@@ -109,6 +109,8 @@ def open_whole(path: Path, *, stop_before_pixels: bool = False) -> Any:
     """Return a DICOM file with its pixels, likewise."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
+        if head[:2] in _BARE_GROUPS and head[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] != _MAGIC:
+            head += file.read()  # how it is stored may be said anywhere
     has_preamble = head[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC
     if not has_preamble and not _begins_bare(head):
         return None
@@ -303,11 +305,13 @@ def _check_rescale(found: SliceHeader) -> None:
 @contextmanager
 def _unlogged() -> Iterator[None]:
     logger = logging.getLogger("pydicom")
-    was, logger.disabled = logger.disabled, True
+    was = logger.disabled, logger.propagate, logger.handlers
+    # loggers below it hand on to it, disabled or not
+    logger.disabled, logger.propagate, logger.handlers = True, False, [logging.NullHandler()]
     try:
         yield
     finally:
-        logger.disabled = was
+        logger.disabled, logger.propagate, logger.handlers = was
 
 
 def quietly(path: Path, read: Callable[[], Any]) -> Any:

@@ -5,6 +5,7 @@ Labels are brought back to the voxels of the scan. Shapes: C channels, D H W vox
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -68,6 +69,9 @@ class VolumeSegmenter(VolumePredictor[Volume]):
         """
         prepared, mask = self._prepare(volume, where)
         transform = parse_volume_transform(self.spec.transform or "")
+        labels = replace(
+            labels, affine=volume.affine
+        )  # the same voxels; headers differ by rounding
         placed = transform.place(
             labels, is_labels=True, max_voxels=self.options.max_voxels, where=where
         )

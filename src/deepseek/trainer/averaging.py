@@ -17,6 +17,7 @@ from deepseek.checkpoint import StoredTensors
 from deepseek.models.model_file import read_model_file, write_model_file
 from deepseek.parallel.apply import ParallelModel
 from deepseek.trainer.callbacks import BestModel, Callback, monitored
+from deepseek.trainer.evaluation import keep_min_score
 from deepseek.trainer.growing import lent_tables
 from deepseek.trainer.training_state import fill_model
 
@@ -68,6 +69,9 @@ class AverageBest(Callback):
         trainer.world.exchange(None)  # the file is there
         with weights_of(trainer.trained, averaged):
             metrics = trainer.evaluate()
+            if trainer.task.min_score_metric is not None:
+                keep_min_score(trainer.task, metrics, trainer.trained.engine)
+                trainer.save_model(averaged)
         value = metrics[self._best.monitor.removeprefix("val_")]
         best = self.kept[0][0]
         self.is_used = value >= best if self._best.higher_is_better else value <= best

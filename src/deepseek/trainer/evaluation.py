@@ -28,9 +28,9 @@ THUMBNAIL_PIXELS = 128
 
 def keep_min_score(task: Task, metrics: Mapping[str, float], engine: ModelEngine) -> None:
     """Let a model know from which score on it reports what it finds, by its evaluation."""
-    value = metrics.get(task.min_score_metric or "", math.nan)
-    if engine.spec is not None and not math.isnan(value):
-        engine.spec = replace(engine.spec, min_score=value)
+    if engine.spec is not None and task.min_score_metric is not None:
+        value = metrics.get(task.min_score_metric, math.nan)
+        engine.spec = replace(engine.spec, min_score=None if math.isnan(value) else value)
 
 
 def evaluate_model(

@@ -29,7 +29,7 @@ class EvaluationPart:
     """A file of what is done of an evaluation.
 
     Args:
-        path: of the file; it is made where it is missing.
+        path: of the file; where it is missing it is made when something is done.
         about: what tells this evaluation from others, JSON-able.
 
     Attributes:
@@ -41,7 +41,8 @@ class EvaluationPart:
 
     def __init__(self, path: Path, about: dict) -> None:
         self._path = path
-        self._lines = _read(path, json.dumps(about, sort_keys=True))
+        self._head = json.dumps(about, sort_keys=True)
+        self._lines = _read(path, self._head)
         self._loader: DataLoader | None = None
         self._num_written = 0
         self._saved_at = time.monotonic()
@@ -81,6 +82,9 @@ class EvaluationPart:
                 for name, rows in new.items()
             },
         }
+        if not self._path.exists():
+            with replacing(self._path) as draft:
+                draft.write_text(self._head + "\n", encoding="utf-8")
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self._num_written = len(kept.get("index", ()))
@@ -91,15 +95,15 @@ class EvaluationPart:
         self._path.unlink(missing_ok=True)
 
 
-def digest_of_files(path: Path) -> str:
+def digest_of_files(path: Path, without: Path) -> str:
     """Return a hash of the names, sizes and times of the files at a path; of none where it is not.
 
-    What was changed since an evaluation began is not evaluated on.
+    What was changed since an evaluation began is not evaluated on. `without` is the file of what is
+    done, which may lie among them.
     """
-    found = hashlib.sha256()
-    files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-    for each in files:
-        if each.is_file():
+    found, without = hashlib.sha256(), without.resolve()
+    for each in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if each.is_file() and each.resolve() != without:
             known = each.stat()
             found.update(f"{each.relative_to(path)} {known.st_size} {known.st_mtime_ns}\n".encode())
     return found.hexdigest()
@@ -108,8 +112,6 @@ def digest_of_files(path: Path) -> str:
 def _read(path: Path, head: str) -> list[dict]:
     """Return the whole lines behind the first, and cut off the half line of a killed process."""
     if not path.exists():
-        with replacing(path) as draft:
-            draft.write_text(head + "\n", encoding="utf-8")
         return []
     with path.open("rb") as file:
         if file.readline().decode(errors="replace").rstrip("\n") != head:

@@ -90,7 +90,6 @@ def plan_of(trainer: "Trainer", shape: TransformerShape) -> ParallelPlan:
     plan, assembly = trainer.plan, trainer.assembly
     is_half = assembly.precision.name != "fp32"
     trained = assembly.step.parallel.weights.trained
-    has_padding = trainer.model.config.get("pad_token") is not None
     num_trained = sum(weight.local.numel() for weight in trained)
     return ParallelPlan(
         dp_replicate=plan.dp_replicate, dp_shard=plan.dp_shard, tp=plan.tp, pp=plan.pp, cp=plan.cp,
@@ -103,20 +102,18 @@ def plan_of(trainer: "Trainer", shape: TransformerShape) -> ParallelPlan:
         state_bytes=assembly.optimizer_bytes / max(1, num_trained),
         is_fused=False, adds_in_product=False, overlaps_dp=plan.pp == 1, keeps_gathered=True,
         stream_bytes=4.0 if plan.dp_shard == 1 else 0.0,
-        eager=_eager_on_cpu(shape, plan, is_half=is_half, has_padding=has_padding),
+        eager=_eager_on_cpu(shape, plan, is_half=is_half),
     )  # fmt: skip
 
 
-def _eager_on_cpu(
-    shape: TransformerShape, plan: Plan, *, is_half: bool, has_padding: bool
-) -> EagerBytes:
+def _eager_on_cpu(shape: TransformerShape, plan: Plan, *, is_half: bool) -> EagerBytes:
     """Return what `deepseek.models.attention` and autocast keep on a CPU."""
     item = 2.0 if is_half else 4.0
     queries = shape.context_length if plan.cp == 1 else -(-shape.context_length // (2 * plan.cp))
     score, work = 0.0, 0.0
     if queries * shape.context_length <= MAX_EXPLICIT_SCORES:
-        # probabilities, and those of a mask; with dropout its mask, and what it leaves of them
-        kept = 3 if shape.dropout else 2 if plan.cp > 1 or has_padding else 1
+        # probabilities; with dropout its mask, and what it leaves of them
+        kept = 3 if shape.dropout else 1
         score, work = item * kept, item * (1 if shape.dropout else 2)
     elif shape.dropout:  # there is no kernel: torch's own operators, in fp32
         score, work = 12.0, 4.0

@@ -168,9 +168,6 @@ class Search:
         coarse = [row.candidate for row in self.rows.values() if row.status == REJECTED]
         retries = [mixed for each in coarse if (mixed := each.mixed) is not None]
         self._num_left += len(retries)
-        unknown = [each for each in retries if not self._journal.find(self._what(each, "first"))]
-        if unknown and not (self._folder(BASE) / SUMS).is_file():
-            self._first_trial(BASE, BASE_LIMIT_S)  # an earlier search has removed them
         for candidate in retries:
             self._try_in_time(candidate, "", RETRY_SHARE)
 
@@ -230,6 +227,8 @@ class Search:
             self._console.line(f"{candidate.name:<28} {figures(row, self.plan.metric)}")
 
     def _first_trial(self, candidate: Candidate, limit_s: float) -> dict:
+        if candidate != BASE:
+            self._restore_base()
         end = time.monotonic() + limit_s
         found = {}
         if not description_of(self.artefact_of(candidate)).is_file():
@@ -248,6 +247,11 @@ class Search:
             **found,
             "quality": [quality.value, quality.drop, *quality.interval],
         }
+
+    def _restore_base(self) -> None:
+        """Measure the model itself again, where a search that ended has removed what it gave."""
+        if not (self._folder(BASE) / SUMS).is_file():
+            self._first_trial(BASE, BASE_LIMIT_S)
 
     def _row(self, candidate: Candidate, entry: dict) -> Row:
         if "skipped" in entry:
@@ -320,7 +324,11 @@ class Search:
         what = self._what(candidate, stage)
         entry = self._journal.find(what)
         if entry is None:
-            if self.plan.left_s < 4 * seconds or self.convert(candidate):
+            if self.plan.left_s < 4 * seconds:
+                return None
+            if candidate.is_smaller or candidate.method:
+                self._restore_base()
+            if self.convert(candidate):
                 return None
             entry = self._run("measure", candidate, "", seconds, max(self.plan.left_s, 1.0))
             if "error" in entry:

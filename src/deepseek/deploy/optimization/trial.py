@@ -104,7 +104,7 @@ def run_convert(task: TrialTask) -> dict:
         # brings the trainer, which the process that measures is to do without
         from deepseek.deploy.optimization.preparation import Mixing, cut_down, prepare
 
-        engine = cut_down(engine, task.sparsity, calibration[0])
+        engine = cut_down(engine, task.sparsity, read_rows(data, "calibration", 0, 2))
         mixing = Mixing(data, task.quality_metric, task.tolerance, Path(task.known_layers))
         engine, in_float = prepare(engine, task.method, calibration, mixing)
     inputs = read_rows(data, "inputs", 0, max(2, task.batch_size))

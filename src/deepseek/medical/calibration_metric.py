@@ -5,6 +5,7 @@ Shapes: B volumes, K classes, D H W voxels.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from deepseek.errors import ConfigError
@@ -28,7 +29,8 @@ class CalibrationMetric(Metric):
         self._first_class, self._is_largest = task.first_class, is_largest
 
     def update(self, total: Tensor, count: int) -> None:
-        """Do nothing: `counts` are updated."""
+        """Add the counts of a batch, as `sums` gives them."""
+        self.take_sums((total + torch.tensor(self.sums(), dtype=total.dtype)).tolist())
 
     def compute(self) -> float:
         """Return the error; NaN where no voxel counts."""
@@ -72,10 +74,10 @@ class Calibration(ExtraMetric):
 
     def update(self, metrics: dict[str, Metric], outputs: Tensor, batch: Batch) -> None:
         """Add logits (B, K, D, H, W) and labels (B, D, H, W)."""
+        counts = VoxelCalibration(self._task.num_classes, least=LEAST)
         probs = outputs.float().softmax(1).cpu().numpy()
-        known = batch["targets"].cpu().numpy()
+        for own, labels in zip(probs, batch["targets"].cpu().numpy(), strict=True):
+            counts.update(own, labels)
+        total = torch.tensor(counts.sums, dtype=torch.float64)
         for name in ("ece", "mce"):
-            metric = metrics[name]
-            if isinstance(metric, CalibrationMetric):
-                for own, labels in zip(probs, known, strict=True):
-                    metric.counts.update(own, labels)
+            metrics[name].update(total, len(probs))

@@ -244,7 +244,7 @@ def test_the_interface_is_shown_and_tried_without_the_internet(service, tmp_path
     browser = Browser(tmp_path / "profile")
     try:
         browser.open(f"http://127.0.0.1:{service.port}/docs")
-        browser.wait_for("document.getElementById('post-predict')")
+        browser.wait_for("!!document.getElementById('post-predict')")
         assert browser.run("document.querySelectorAll('details').length") > 10
         browser.run("document.querySelector('#get-health button').click()")
         shown = browser.wait_for("document.querySelector('#get-health pre').textContent")

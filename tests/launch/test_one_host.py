@@ -140,6 +140,25 @@ def test_nothing_outlives_its_parent(launch, script, wait, victim):
     assert launcher.wait() == (137 if victim == "agent" else -9)
 
 
+def test_workers_save_when_their_launcher_is_killed(launch, script, wait, tmp_path):
+    saved = tmp_path / "saved"
+    body = f"""
+def save(number, frame):
+    time.sleep(1)
+    open({str(saved)!r} + str(rank), "w").close()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+print("ready")
+time.sleep(100)
+"""
+    launcher = launch("--nproc", 2, script(body))
+    wait(lambda: "ready" in launcher.out)
+    agent, workers = launcher.wait_for_workers(2)
+    launcher.process.kill()
+    wait(lambda: not any(map(alive, [agent, *workers])))
+    assert sorted(path.name for path in tmp_path.glob("saved*")) == ["saved0", "saved1"]
+
+
 def test_module_is_launched_by_its_name(launch, tmp_path):
     (tmp_path / "host").mkdir()
     (tmp_path / "host" / "some_module.py").write_text("import sys; print(__name__, sys.argv[1:])")

@@ -1,7 +1,6 @@
 """One torchrun agent: its command, and its life as a child of this process."""
 
 import contextlib
-import ctypes
 import os
 import re
 import shlex
@@ -32,7 +31,6 @@ OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 and becomes the first is not found: the others go on to use the address they have kept."""
 STDOUT, STDERR = 1, 2
 POLL_S = 0.5
-PR_SET_PDEATHSIG = 1
 KILL_AFTER_S = 15.0
 """Beyond the time workers have to save: torchrun's own clean-up."""
 
@@ -102,6 +100,13 @@ def agent_environment(launch_dir: Path, job: Job) -> dict[str, str]:
     }
 
 
+def tied_to_this_process(command: Sequence[str]) -> list[str]:
+    """Return a command whose module is told to end, workers first, when this process is killed."""
+    module = command.index("-m")
+    tie = ("-m", "deepseek.launch.tied", str(os.getpid()))
+    return [*command[:module], *tie, *command[module + 1 :]]
+
+
 class Agent:
     """A running agent. Signals that reach this process go on to it.
 
@@ -119,13 +124,12 @@ class Agent:
         self._shows_rank_0 = False
         self._log = (launch_dir / AGENT_LOG).open("ab")
         self._process = subprocess.Popen(
-            command,
+            tied_to_this_process(command),
             env=agent_environment(launch_dir, job),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
-            preexec_fn=_tie_to_this_process(),
         )
         with replacing(launch_dir / AGENT_PID) as draft:
             draft.write_text(str(self._process.pid))
@@ -196,11 +200,3 @@ class Agent:
                     # a reader that has gone (`deepseek launch ... | head`) must not end it all
                     with contextlib.suppress(OSError):
                         os.write(target, PREFIX.sub(b"", line))
-
-
-def _tie_to_this_process() -> Callable[[], object] | None:
-    """Have the kernel stop the agent, which lets workers save, when this process is killed."""
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None)  # loaded here: between fork and exec nothing may allocate or lock
-    return lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

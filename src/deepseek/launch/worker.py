@@ -10,8 +10,6 @@ import os
 import runpy
 import signal
 import sys
-import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,9 +17,9 @@ from deepseek.errors import DeepSeekError
 from deepseek.launch.environment import LAUNCH_DIR, recorder_defaults, thread_default
 from deepseek.launch.exit_report import find_user_error, read_reports, write_report
 from deepseek.launch.process import AGENT_PID, register_worker
+from deepseek.launch.tied import watch_parent
 
 PR_SET_PDEATHSIG = 1
-PARENT_CHECK_S = 1.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,7 +64,7 @@ def die_with_agent(launch_dir: Path | None) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     else:
-        threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+        watch_parent(parent, signal.SIGKILL)
     # The parent may have died before the call; then no signal comes any more.
     if os.getppid() != parent or _is_orphan(launch_dir, parent):
         os._exit(128 + signal.SIGKILL)
@@ -79,12 +77,6 @@ def _is_orphan(launch_dir: Path | None, parent: int) -> bool:
         return int((launch_dir / AGENT_PID).read_text()) != parent
     except (OSError, ValueError):
         return False
-
-
-def _watch_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_S)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def leave_if_refused(launch_dir: Path) -> None:

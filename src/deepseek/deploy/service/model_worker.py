@@ -5,7 +5,6 @@ socket does.
 """
 
 import gc
-import os
 import signal
 import socket
 import sys
@@ -17,12 +16,11 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from deepseek.deploy.service.frames import receive, send
 from deepseek.errors import DeepSeekError
+from deepseek.launch.tied import watch_parent
 
 if TYPE_CHECKING:
     from deepseek.deploy.service.batching import Batcher, Waiting
     from deepseek.deploy.service.served_model import ServedModel
-
-PARENT_CHECK_S = 1.0
 
 
 def main(descriptor: int, parent: int) -> None:
@@ -35,17 +33,10 @@ def main(descriptor: int, parent: int) -> None:
     # the service ends it: Ctrl-C and a signal to the group are for the service
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    watch_parent(parent, signal.SIGKILL)  # stuck in a batch, it does not see the socket close
     channel = socket.socket(fileno=descriptor)
     with suppress(EOFError, ConnectionError):
         _serve(channel)
-
-
-def _end_with(parent: int) -> None:
-    """End this process with the service: stuck in a batch, it does not see the socket close."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_S)
-    os._exit(1)
 
 
 def _serve(channel: socket.socket) -> None:

@@ -9,8 +9,9 @@ it may be anything. The scale may be a division or a product, the mask added, fi
 compared with what it was, on what it got in the model, before it takes its place.
 """
 
+import copy
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -154,15 +155,61 @@ def _fuse_one(part: nn.Module, args: tuple, kwargs: dict) -> nn.Module | None:
     return made.eval()
 
 
-def _record(part: nn.Module) -> fx.GraphModule:
+class _Recorded(fx.GraphModule):
+    """A recorded module that holds all that the original holds, also when it is copied.
+
+    A `GraphModule` keeps what its graph reads and drops the rest: a buffer that is only the number
+    in masked places would be missing in the model's file.
+    """
+
+    def __deepcopy__(self, memo: dict) -> "_Recorded":
+        made = super().__deepcopy__(memo)
+        _hold(made, copy.deepcopy(_Held.of(self), memo))
+        return made
+
+    def __reduce__(self) -> tuple:
+        build, given = super().__reduce__()
+        return _rebuild, (build, given, _Held.of(self))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a module holds itself, by name."""
+
+    children: dict[str, nn.Module | None]
+    parameters: dict[str, nn.Parameter | None]
+    buffers: dict[str, Tensor | None]
+    not_saved: set[str]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "_Held":
+        return cls(
+            dict(module._modules), dict(module._parameters), dict(module._buffers),
+            set(module._non_persistent_buffers_set),
+        )  # fmt: skip
+
+
+def _hold(module: nn.Module, held: _Held) -> None:
+    """Let a module hold all of this, and save what is to be saved."""
+    for name, child in held.children.items():
+        module.add_module(name, child)
+    for name, weight in held.parameters.items():
+        module.register_parameter(name, weight)
+    for name, buffer in held.buffers.items():
+        module.register_buffer(name, buffer, name not in held.not_saved)
+
+
+def _rebuild(build: Callable[..., fx.GraphModule], given: tuple, held: _Held) -> _Recorded:
+    plain = build(*given)
+    made = _Recorded(plain, plain.graph)
+    _hold(made, held)
+    return made
+
+
+def _record(part: nn.Module) -> _Recorded:
     """Return a module with a recorded forward pass, and with all that the given one holds."""
-    made = fx.GraphModule(part, _Tracer().trace(part), type(part).__name__)
-    for name, child in part.named_children():
-        made.add_module(name, child)
-    for name, weight in part.named_parameters(recurse=False):
-        made.register_parameter(name, weight)
-    for name, buffer in part.named_buffers(recurse=False):
-        made.register_buffer(name, buffer, name not in part._non_persistent_buffers_set)
+    made = _Recorded(part, _Tracer().trace(part), type(part).__name__)
+    _hold(made, _Held.of(part))
     # constants that tracing met are no part of the model's file
     made._non_persistent_buffers_set |= made._buffers.keys() - part._buffers.keys()
     return made

@@ -1,6 +1,8 @@
 """Attention as people write it: fused where it is attention, left with the reason where not."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -52,6 +54,20 @@ class Filled(Written):
         scores = torch.matmul(q, k.mT) * self.scale
         scores = torch.where(self.mask[:, :, :T, :T].bool(), scores, -1e9)
         return torch.nn.functional.dropout(self.softmax(scores), 0.1, self.training) @ v
+
+
+class MaskedBias(Written):
+    """As in GPT-2 of old: the number in masked places is a buffer, and saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("masked_bias", torch.tensor(-1e9))
+        self.register_buffer("unsaved", torch.zeros(2), persistent=False)
+
+    def core(self, q, k, v, T):
+        scores = torch.matmul(q, k.mT) * self.scale + self.unsaved.sum()
+        scores = torch.where(self.mask[:, :, :T, :T].bool(), scores, self.masked_bias)
+        return scores.softmax(-1) @ v
 
 
 class Biased(Written):
@@ -187,3 +203,18 @@ def test_a_module_that_others_look_into_stays():
     found = fuse(model, torch.randn(2, LENGTH, DIM))
     assert found.attentions == ()
     assert "the model needs it as it is" in found.kept[0][1]
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_what_was_fused_holds_all_that_the_model_held(again):
+    module, inputs = model_of(MaskedBias), torch.randn(3, LENGTH, 8)
+    found = fuse(module, inputs)
+    assert found.attentions == ("1",)
+    copied = again(again(found.model))
+    assert copied.state_dict().keys() == module.state_dict().keys()
+    assert count_kernels(copied, inputs) == 1
+    copied.load_state_dict(module.state_dict())
+    with torch.inference_mode():
+        assert torch.equal(copied(inputs), found.model(inputs))
+        copied[1].qkv.weight.zero_()
+    assert found.model[1].qkv.weight.any()

@@ -141,7 +141,7 @@ class Bench:
     def _task(self, way: Candidate, path: Path, base: Path, work: Path) -> TrialTask:
         return way.make_task(
             work / "model.bin", base, path, work / "data.safetensors", work / "result.json",
-            batch_size=32, base_threads=self._args.threads, seconds=self._args.seconds,
+            batch_sizes=(32,), base_threads=self._args.threads, seconds=self._args.seconds,
         )  # fmt: skip
 
     def _convert(self, way: Candidate, work: Path) -> Path | str:
@@ -161,7 +161,8 @@ class Bench:
             found = run_trial("measure", task, work, Limits(LIMIT_S, None))
         if "error" in found:
             return {"model": self._name, "way": label, "error": found["error"]}
-        one, many = (summarise([Round(**each) for each in found[key]]) for key in ("one", "many"))
+        both = (found["one"], found["batches"][0]["rounds"])
+        one, many = (summarise([Round(**each) for each in rounds]) for rounds in both)
         return {
             "model": self._name, "way": label, "one": _record(one), "many": _record(many),
             "file_mb": found["file_bytes"] / 1e6, "ready_s": found["ready_s"],

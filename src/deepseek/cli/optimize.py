@@ -25,7 +25,10 @@ def optimize(
         list[Path] | None, typer.Option(help="The model made smaller; may be repeated.")
     ] = None,
     metric: Annotated[str, typer.Option(help="Of the model's task.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples of a batch of throughput.")] = 32,
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Samples of a batch of throughput, 32; may be repeated."),
+    ] = None,
     runtime: Annotated[
         list[str] | None, typer.Option(help="Try this one, not all; may be repeated.")
     ] = None,
@@ -59,7 +62,7 @@ def optimize(
         samples = build_evaluation_data(engine, data, settings or [])
     found = search(
         engine, samples, target, tolerance, budget, out=out, also=also or (), metric=metric,
-        batch_size=batch_size, runtimes=runtime or None, precisions=precision or PRECISIONS,
+        batch_size=batch_size or 32, runtimes=runtime or None, precisions=precision or PRECISIONS,
         sparsities=SPARSITIES if not sparsity else () if sparsity == ["none"] else sparsity,
         max_samples=max_samples, shows_progress=not as_json,
     )  # fmt: skip

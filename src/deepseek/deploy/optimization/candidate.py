@@ -88,7 +88,7 @@ class Candidate:
 
     def make_task(
         self, source: Path, base: Path, artefact: Path, data: Path, result: Path, *,
-        batch_size: int, base_threads: int, seconds: float,
+        batch_sizes: tuple[int, ...], base_threads: int, seconds: float,
     ) -> TrialTask:  # fmt: skip
         """Return what a process is to do for it; quality is not measured."""
         runtime = RUNTIMES.get(self.runtime)
@@ -96,7 +96,7 @@ class Candidate:
             runtime=self.runtime, precision=self.precision, method=self.method,
             sparsity=self.sparsity, is_smaller=self.is_smaller,
             provider=f"{runtime.__module__}:{runtime.__qualname__}", source=str(source),
-            base=str(base), artefact=str(artefact), data=str(data), batch_size=batch_size,
+            base=str(base), artefact=str(artefact), data=str(data), batch_sizes=batch_sizes,
             threads=self.threads, base_threads=base_threads, seconds=seconds, result=str(result),
         )  # fmt: skip
 

@@ -58,7 +58,7 @@ def optimize(
     out: str | Path = "optimized",
     also: Sequence[str | Path] = (),
     metric: str = "auto",
-    batch_size: int = 32,
+    batch_size: int | Sequence[int] = 32,
     runtimes: Sequence[str] | None = None,
     precisions: Sequence[str] = PRECISIONS,
     sparsities: Sequence[str] = SPARSITIES,
@@ -82,7 +82,8 @@ def optimize(
         out: folder of the result; it may hold an earlier search of the same model and data.
         also: files of the same model made smaller: pruned, distilled.
         metric: of the model's task; `auto`: the one its training watches.
-        batch_size: samples of a batch of throughput.
+        batch_size: samples of a batch of throughput, or several sizes: each is measured, and the
+            best of them counts.
         runtimes: names of `RUNTIMES`; all by default.
         precisions: that are tried.
         sparsities: of the model without training: `2:4`, or the share of the FLOPs that is left,
@@ -98,7 +99,8 @@ def optimize(
     began = time.monotonic()
     out = Path(out).absolute()
     share, seconds = parse_tolerance(tolerance), parse_budget(budget)
-    _check_arguments(target, runtimes, precisions, batch_size, max_samples)
+    sizes = _sizes_of(batch_size)
+    _check_arguments(target, runtimes, precisions, max_samples)
     _check_sparsities(sparsities)
     _check_folder(out)
     engine = model if isinstance(model, ModelEngine) else ModelEngine.load(model)
@@ -108,18 +110,18 @@ def optimize(
     sources = _write_sources(engine, also, work)
     engine = ModelEngine.load(sources[ORIGINAL])  # on the CPU, whatever the given one is on
     hashes = {name: sha256(path) for name, path in sources.items()}
-    known = _read_known(out, hashes[ORIGINAL], batch_size)
+    known = _read_known(out, hashes[ORIGINAL], sizes)
     count = max_samples or known.get("num_samples")
-    material = gather(engine, data, work / "data.safetensors", batch_size, seconds, count)
+    material = gather(engine, data, work / "data.safetensors", max(sizes), seconds, count)
     task = task_of(spec, engine.num_classes, material.has_labels)
     name = metric_of(task, metric)
-    known = _write_known(out, known, hashes[ORIGINAL], material, batch_size)
+    known = _write_known(out, known, hashes[ORIGINAL], material, sizes)
     chosen = RUNTIMES.names() if runtimes is None else runtimes
     memory = available_memory_bytes()
     candidates = list(list_candidates(list(sources), chosen, precisions))
     plan = Plan(
         work, sources, hashes, candidates, tuple(sparsities), material, task, name, target, share,
-        batch_size, torch.get_num_threads(), seconds, began,
+        sizes, torch.get_num_threads(), seconds, began,
         None if memory is None else int(MEMORY_SHARE * memory),
     )  # fmt: skip
     console = Console(out / "log.txt", shows_progress)
@@ -146,7 +148,6 @@ def _check_arguments(
     target: str,
     runtimes: Sequence[str] | None,
     precisions: Sequence[str],
-    batch_size: int,
     max_samples: int | None,
 ) -> None:
     if target not in TARGETS:
@@ -158,9 +159,18 @@ def _check_arguments(
             raise ConfigError(
                 f"precision {precision!r} is not known", fix=did_you_mean(precision, PRECISIONS)
             )
-    check_positive(batch_size=batch_size)
     if max_samples is not None:
         check_positive(max_samples=max_samples)
+
+
+def _sizes_of(batch_size: int | Sequence[int]) -> tuple[int, ...]:
+    """Return the sizes of batches, ascending."""
+    given = [batch_size] if isinstance(batch_size, int) else list(batch_size)
+    if not given:
+        raise ConfigError("batch_size has no sizes", fix="give one such as 32, or several")
+    for each in given:
+        check_positive(batch_size=each)
+    return tuple(sorted(set(given)))
 
 
 def _check_sparsities(sparsities: Sequence[str]) -> None:
@@ -220,7 +230,7 @@ def _write_sources(engine: ModelEngine, also: Sequence[str | Path], work: Path) 
     return sources
 
 
-def _read_known(out: Path, model: str, batch_size: int) -> dict:
+def _read_known(out: Path, model: str, sizes: Sequence[int]) -> dict:
     """Return what an earlier search in this folder was of, or {}."""
     path = out / "search.json"
     if not path.is_file():
@@ -230,16 +240,18 @@ def _read_known(out: Path, model: str, batch_size: int) -> dict:
         found = (known["model"], known["batch_size"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged: {error}", fix="choose another out") from error
-    if found != (model, batch_size):
+    if found != (model, list(sizes)):
         what = "another model" if found[0] != model else f"batch_size={found[1]}"
         raise ConfigError(f"out={str(out)!r} holds results of {what}", fix="choose another out")
     return known
 
 
-def _write_known(out: Path, known: dict, model: str, material: Material, batch_size: int) -> dict:
+def _write_known(
+    out: Path, known: dict, model: str, material: Material, sizes: Sequence[int]
+) -> dict:
     """Write what this search is of; refuse a folder of one with other data."""
     own = {
-        "model": model, "batch_size": batch_size, "data": material.digest,
+        "model": model, "batch_size": list(sizes), "data": material.digest,
         "num_samples": material.num_samples,
     }  # fmt: skip
     if known and known != own:
@@ -269,6 +281,11 @@ def _finish(search: Search, out: Path, console: Console) -> Optimization:
         "metric": plan.metric, "num_samples": plan.material.num_samples,
         "machine": fingerprint(), "versions": versions(), "notes": result.notes,
         "front": [row.candidate.name for row in result.front],
+        "front_of_batches": [
+            {"name": row.candidate.name, "batch_size": batch.size, "seconds": batch.timing.seconds,
+             "samples_per_s": batch.samples_per_s}
+            for row, batch in result.front_of_batches
+        ],
         "rows": [row.to_json() for row in result.rows],
     }  # fmt: skip
     _write_json(out / "report.json", body)

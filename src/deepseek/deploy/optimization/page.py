@@ -51,7 +51,7 @@ def write_page(result: Optimization, body: dict) -> Path:
         f"{text(_lead(result))}</p></header>"
     )
     sections = [
-        _summary(result), _pictures(result), _candidates(result),
+        _summary(result), _pictures(result), *_sizes(result), _candidates(result),
         _environment(body["machine"], body["versions"]),
     ]  # fmt: skip
     page = assemble_page(
@@ -73,12 +73,12 @@ def _lead(result: Optimization) -> str:
 
 def _summary(result: Optimization) -> Section:
     row = result.best
-    if row.one is None or row.many is None or row.quality is None:
+    if row.one is None or row.fastest is None or row.quality is None:
         return Section("summary", "Summary", reason="nothing was measured.")
     tiles = [
         ("Latency", f"{number(1000 * row.one.seconds)} ms", f"{row.one.ratio:.2f}x as fast"),
-        ("Throughput", f"{number(row.samples_per_s)} /s", f"{row.many.ratio:.2f}x, in batches of"
-         f" {row.batch_size}"),
+        ("Throughput", f"{number(row.samples_per_s)} /s", f"{row.fastest.timing.ratio:.2f}x, in batches"
+         f" of {row.fastest.size}"),
         ("File", f"{number(row.file_bytes / 1e6)} MB", ""),
         ("Memory", f"{number(row.peak_bytes / 1e6)} MB", "peak of the process"),
         (title_of(result.metric), number(row.quality.value), _drop(row, result.metric)),
@@ -148,6 +148,46 @@ def _staircase(places: list[tuple[float, float]], is_rising: bool) -> list[tuple
     return found
 
 
+def _sizes(result: Optimization) -> list[Section]:
+    """Return what batches of each size take, where there are several."""
+    places = [
+        (at, row, batch) for at, row in enumerate(result.rows, 1) for batch in row.batches
+        if row.status == KEPT
+    ]  # fmt: skip
+    if len({batch.size for _, _, batch in places}) < 2:
+        return []
+    front = {(row.candidate, batch.size) for row, batch in result.front_of_batches}
+    points = [
+        Point(
+            1000 * batch.timing.seconds, batch.samples_per_s, f"{at}·{batch.size}",
+            f"{at} {row.candidate.name}, {batch.size} samples", f"batches of {batch.size}",
+            is_hollow=(row.candidate, batch.size) not in front,
+        )
+        for at, row, batch in sorted(places, key=lambda place: place[2].size)
+    ]  # fmt: skip
+    steps = _staircase([(point.x, -point.y) for point in points], is_rising=False)
+    chart = scatter_chart(
+        points, title="Time and throughput of a batch", x_name="ms for a batch",
+        summary=f"Samples per second in batches of each size; {len(front)} that no other beats.",
+        is_log=True, line=[(x, -y) for x, y in steps],
+    )  # fmt: skip
+    cells = [
+        [
+            f"{at} {text(row.candidate.name)}", text(batch.size),
+            text(f"{1000 * batch.timing.seconds:.3g}"), text(f"{batch.samples_per_s:,.0f}"),
+            text(f"{batch.timing.ratio:.2f}x"),
+            "on the front" if (row.candidate, batch.size) in front else "",
+        ]
+        for at, row, batch in places
+    ]  # fmt: skip
+    body = f'<div class="charts">{chart}</div>' + table(
+        ("Candidate", "Samples", "A batch, ms", "Samples/s", "Faster", "Outcome"), cells,
+        caption="Batches of each size", numeric=(1, 2, 3, 4), is_sortable=True,
+    )  # fmt: skip
+    note = "Faster than the original in batches of the same size. Those inside the tolerance."
+    return [Section("batches", "Batch sizes", f'{body}<p class="note">{text(note)}</p>')]
+
+
 def _candidates(result: Optimization) -> Section:
     front = {row.candidate for row in result.front}
     measured, others = [], []
@@ -177,14 +217,14 @@ def _candidates(result: Optimization) -> Section:
 
 
 def _cells(row: Row, metric: str) -> list[str]:
-    if row.one is None or row.many is None or row.quality is None:
+    if row.one is None or row.fastest is None or row.quality is None:
         return []
     low, high = (1000 * each for each in row.one.quartiles)
     return [
         text(f"{1000 * row.one.seconds:.3g} ({low:.3g}–{high:.3g})"),
         text(f"{row.one.ratio:.2f}x"),
         text(f"{row.samples_per_s:,.0f}"),
-        text(f"{row.many.ratio:.2f}x"),
+        text(f"{row.fastest.timing.ratio:.2f}x"),
         text(f"{row.file_bytes / 1e6:.2f}"),
         text(f"{row.peak_bytes / 1e6:,.0f}"),
         text(f"{row.quality.value:.4f}"),

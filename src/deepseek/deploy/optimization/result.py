@@ -18,6 +18,32 @@ KEPT, REJECTED, FAILED, SKIPPED = "kept", "rejected", "failed", "skipped"
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Batches of one size.
+
+    Attributes:
+        size: samples.
+        timing: of one of them, beside the original's of that size.
+        share: samples a second of the original in batches of this size, as a share of what it
+            has in the largest: by it sizes are compared.
+    """
+
+    size: int
+    timing: Timing
+    share: float = 1.0
+
+    @property
+    def samples_per_s(self) -> float:
+        """Samples in a second."""
+        return self.size / self.timing.seconds
+
+    @property
+    def gain(self) -> float:
+        """How many times the throughput is that of the original in its largest batches."""
+        return self.timing.ratio * self.share
+
+
+@dataclass(frozen=True)
 class Row:
     """What is known of a candidate.
 
@@ -26,8 +52,7 @@ class Row:
         status: `kept` (inside the tolerance), `rejected`, `failed` or `skipped`.
         reason: why it is not kept, or what is to be known of it.
         one: time of a single sample, beside the original's.
-        many: time of a batch.
-        batch_size: samples of that batch.
+        batches: times of larger batches, by size.
         quality: by the metric.
         file_bytes: of what is to be deployed.
         peak_bytes: largest memory of a process that opened it and computed both batches.
@@ -40,8 +65,7 @@ class Row:
     status: str
     reason: str = ""
     one: Timing | None = None
-    many: Timing | None = None
-    batch_size: int = 0
+    batches: tuple[Batch, ...] = ()
     quality: Quality | None = None
     file_bytes: int = 0
     peak_bytes: int = 0
@@ -55,29 +79,38 @@ class Row:
         return self.one is not None
 
     @property
+    def fastest(self) -> Batch | None:
+        """The size of batches with the largest throughput."""
+        return max(self.batches, key=lambda batch: batch.gain, default=None)
+
+    @property
     def samples_per_s(self) -> float:
-        """Samples of large batches in a second."""
-        return self.batch_size / self.many.seconds if self.many else math.nan
+        """Samples in a second, in the batches that are best for it."""
+        return self.fastest.samples_per_s if self.fastest else math.nan
 
     def cost(self, target: str) -> float:
         """Return what is to be small; times are relative to the original's beside it."""
-        if self.one is None or self.many is None:
+        if self.one is None or self.fastest is None:
             return math.inf
         return {
             "latency": 1 / self.one.ratio,
-            "throughput": 1 / self.many.ratio,
+            "throughput": 1 / self.fastest.gain,
             "size": float(self.file_bytes),
             "memory": float(self.peak_bytes),
         }[target]
 
     def error(self, target: str) -> float:
         """Return how far the cost may be off, as a share."""
-        timing = {"latency": self.one, "throughput": self.many}.get(target)
+        many = self.fastest.timing if self.fastest else None
+        timing = {"latency": self.one, "throughput": many}.get(target)
         return timing.error if timing else SAME[target]
 
     def to_json(self) -> dict:
         """Return it as data."""
-        return {**asdict(self), "name": self.candidate.name}
+        found = {**asdict(self), "name": self.candidate.name}
+        if self.fastest:
+            found |= {"batch_size": self.fastest.size, "samples_per_s": self.samples_per_s}
+        return found
 
 
 @dataclass(frozen=True)
@@ -111,6 +144,15 @@ class Optimization:
         """The rows that no other beats: in latency, throughput, size, memory and metric at once."""
         return find_front(self.rows)
 
+    @property
+    def front_of_batches(self) -> tuple[tuple[Row, Batch], ...]:
+        """Candidate and size that no other beats in the time and in the throughput of a batch."""
+        places = [(row, each) for row in self.rows if row.status == KEPT for each in row.batches]
+        costs = [(each.timing.seconds, -each.samples_per_s) for _, each in places]
+        return tuple(
+            place for place, own in zip(places, costs, strict=True) if not _is_beaten(own, costs)
+        )
+
     def load(self) -> ModelEngine:
         """Open the best."""
         return load_engine(self.path)
@@ -125,13 +167,14 @@ class Optimization:
 
 def figures(row: Row, metric: str) -> str:
     """Return a row's figures in words, or why there are none."""
-    if row.one is None or row.many is None or row.quality is None:
+    if row.one is None or row.fastest is None or row.quality is None:
         return f"{row.status}: {row.reason}"
+    several = f" in batches of {row.fastest.size}" if len(row.batches) > 1 else ""
     drop = round(100 * row.quality.drop, 2) + 0.0  # no "-0.00"
     change = f"{0 - drop:+.2f} points" if is_share(metric) else f"{drop:+.2f} %"
     parts = [
         f"{1000 * row.one.seconds:.2f} ms ({row.one.ratio:.2f}x)",
-        f"{row.samples_per_s:,.0f}/s ({row.many.ratio:.2f}x)",
+        f"{row.samples_per_s:,.0f}/s{several} ({row.fastest.timing.ratio:.2f}x)",
         f"{row.file_bytes / 1e6:.1f} MB", f"{row.peak_bytes / 1e6:,.0f} MB of memory",
         f"{metric} {row.quality.value:.4f} ({change})",
     ]  # fmt: skip
@@ -157,11 +200,14 @@ def find_front(rows: Sequence[Row]) -> tuple[Row, ...]:
     measured = [row for row in rows if row.is_measured and row.quality is not None]
     costs = [_costs(row) for row in measured]
     return tuple(
-        row
-        for row, own in zip(measured, costs, strict=True)
-        if not any(
-            all(a <= b for a, b in zip(other, own, strict=True)) and other != own for other in costs
-        )
+        row for row, own in zip(measured, costs, strict=True) if not _is_beaten(own, costs)
+    )
+
+
+def _is_beaten(own: tuple[float, ...], others: Sequence[tuple[float, ...]]) -> bool:
+    """Return whether another is nowhere worse and somewhere better."""
+    return any(
+        all(a <= b for a, b in zip(other, own, strict=True)) and other != own for other in others
     )
 
 

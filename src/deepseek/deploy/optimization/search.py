@@ -30,12 +30,13 @@ from deepseek.deploy.optimization.result import (
     KEPT,
     REJECTED,
     SKIPPED,
+    Batch,
     Row,
     choose,
     figures,
 )
 from deepseek.deploy.optimization.trial import OUTPUTS, SUMS
-from deepseek.deploy.optimization.turns import Round, summarise
+from deepseek.deploy.optimization.turns import Round, Timing, summarise
 from deepseek.deploy.pruning.semi_structured import PATTERN
 from deepseek.deploy.runtimes import RUNTIMES
 from deepseek.errors import ConfigError
@@ -80,7 +81,7 @@ class Plan:
         metric: of the task.
         target: what the best is to be best in.
         tolerance: largest drop of the metric.
-        batch_size: of throughput.
+        batch_sizes: of throughput, ascending.
         threads: that the process may use.
         budget_s: seconds, from `began`.
         began: by `time.monotonic`.
@@ -97,7 +98,7 @@ class Plan:
     metric: str
     target: str
     tolerance: float
-    batch_size: int
+    batch_sizes: tuple[int, ...]
     threads: int
     budget_s: float
     began: float
@@ -126,7 +127,8 @@ class Search:
     def __init__(self, plan: Plan, journal: Journal, console: Console) -> None:
         self.plan, self._journal, self._console = plan, journal, console
         self.rows: dict[Candidate, Row] = {}
-        self._rounds: dict[Candidate, tuple[list[Round], list[Round]]] = {}
+        self._rounds: dict[Candidate, _Rounds] = {}
+        self._shares: dict[int, float] = {}
         self._base_sums = None
         self._num_done = 0
         self._num_left = len(plan.candidates) + len(plan.sparsities)
@@ -260,8 +262,8 @@ class Search:
             return Row(candidate, FAILED, entry["error"])
         value, drop, *interval = entry["quality"]
         quality = Quality(value, drop, (interval[0], interval[1]))
-        self._rounds[candidate] = (_rounds(entry["one"]), _rounds(entry["many"]))
-        one, many = map(summarise, self._rounds[candidate])
+        self._rounds[candidate] = _Rounds.of(entry)
+        one, batches = self._summarise(candidate)
         status, reason = KEPT, ""
         if quality.drop > self.plan.tolerance:
             status, reason = REJECTED, f"{self.plan.metric} drops by more than the tolerance"
@@ -276,10 +278,22 @@ class Search:
             layers += ", ..." if len(in_float) > MANY_LAYERS else ""
             reason = "; ".join(filter(None, [reason, layers]))
         return Row(
-            candidate, status, reason, one, many, entry["num_many"], quality,
+            candidate, status, reason, one, batches, quality,
             entry["file_bytes"], entry["peak_bytes"] or 0, entry["ready_s"],
             entry.get("convert_s", 0.0), entry["difference"],
         )  # fmt: skip
+
+    def _summarise(self, candidate: Candidate) -> tuple[Timing, tuple[Batch, ...]]:
+        """Return the times of one sample, and of batches of each size."""
+        rounds = self._rounds[candidate]
+        timings = {size: summarise(each) for size, each in rounds.batches.items()}
+        if candidate == BASE and not self._shares:
+            rates = {size: size / timing.seconds for size, timing in timings.items()}
+            self._shares = {size: rate / rates[max(rates)] for size, rate in rates.items()}
+        batches = (
+            Batch(size, timing, self._shares.get(size, 1.0)) for size, timing in timings.items()
+        )
+        return summarise(rounds.one), tuple(batches)
 
     def _time_longer(self, count: int, seconds: float) -> None:
         target = self.plan.target
@@ -289,10 +303,9 @@ class Search:
             candidate = row.candidate
             entry = self._again(candidate, f"longer {seconds:g}", seconds)
             if entry is not None:
-                one, many = self._rounds[candidate]
-                one += _rounds(entry["one"])
-                many += _rounds(entry["many"])
-                self.rows[candidate] = replace(row, one=summarise(one), many=summarise(many))
+                self._rounds[candidate].add(_Rounds.of(entry))
+                one, batches = self._summarise(candidate)
+                self.rows[candidate] = replace(row, one=one, batches=batches)
 
     def _choose_threads(self) -> None:
         """Time the best with fewer threads, and what is close to it."""
@@ -301,7 +314,8 @@ class Search:
         limit = CLOSE * best.cost(target)
         close = [each for each in self._best(len(self.rows)) if each.cost(target) <= limit]
         for row in [best, *(each for each in close if each != best)][:NUM_LEADING]:
-            if all(timing and timing.is_quiet for timing in (row.one, row.many)):
+            timings = (row.one, *(batch.timing for batch in row.batches))
+            if all(timing and timing.is_quiet for timing in timings):
                 # beside other programs fewer threads look better than they are
                 self._try_threads(row)
 
@@ -312,9 +326,9 @@ class Search:
             entry = self._again(candidate, "threads", 2 * self.plan.timing_s)
             if entry is None:
                 continue
-            self._rounds[candidate] = (_rounds(entry["one"]), _rounds(entry["many"]))
-            one, many = map(summarise, self._rounds[candidate])
-            self.rows[candidate] = replace(row, candidate=candidate, one=one, many=many)
+            self._rounds[candidate] = _Rounds.of(entry)
+            one, batches = self._summarise(candidate)
+            self.rows[candidate] = replace(row, candidate=candidate, one=one, batches=batches)
             self._console.line(
                 f"{candidate.name:<28} {figures(self.rows[candidate], self.plan.metric)}"
             )
@@ -324,7 +338,7 @@ class Search:
         what = self._what(candidate, stage)
         entry = self._journal.find(what)
         if entry is None:
-            if self.plan.left_s < 4 * seconds:
+            if self.plan.left_s < 2 * seconds * (1 + len(self.plan.batch_sizes)):
                 return None
             if candidate.is_smaller or candidate.method:
                 self._restore_base()
@@ -345,7 +359,7 @@ class Search:
         layers = f"{candidate.source}-{candidate.method}-{candidate.sparsity}-{plan.tolerance:g}"
         task = candidate.make_task(
             plan.sources[candidate.source], self.artefact_of(BASE), self.artefact_of(candidate),
-            plan.material.path, folder / "result.json", batch_size=plan.batch_size,
+            plan.material.path, folder / "result.json", batch_sizes=plan.batch_sizes,
             base_threads=plan.threads, seconds=seconds,
         )  # fmt: skip
         task = replace(
@@ -400,5 +414,25 @@ class Search:
         return self._base_sums
 
 
-def _rounds(content: list[dict]) -> list[Round]:
+@dataclass(frozen=True)
+class _Rounds:
+    """Rounds of one sample, and of batches by their size."""
+
+    one: list[Round]
+    batches: dict[int, list[Round]]
+
+    @classmethod
+    def of(cls, entry: dict) -> "_Rounds":
+        """Return those that a trial has measured."""
+        batches = {each["size"]: _read(each["rounds"]) for each in entry["batches"]}
+        return cls(_read(entry["one"]), batches)
+
+    def add(self, other: "_Rounds") -> None:
+        """Take others along."""
+        self.one.extend(other.one)
+        for size, rounds in other.batches.items():
+            self.batches[size].extend(rounds)
+
+
+def _read(content: list[dict]) -> list[Round]:
     return [Round(**each) for each in content]

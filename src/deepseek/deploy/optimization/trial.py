@@ -48,7 +48,7 @@ class TrialTask:
         base: the original in eager, as it would be deployed: the other one in timing.
         artefact: file that is written, or opened.
         data: file of the samples.
-        batch_size: samples of a large batch.
+        batch_sizes: samples of large batches.
         threads: of a batch; `None`: `base_threads`.
         base_threads: of the original in timing.
         seconds: of timing, for each batch size.
@@ -70,7 +70,7 @@ class TrialTask:
     base: str
     artefact: str
     data: str
-    batch_size: int
+    batch_sizes: tuple[int, ...]
     threads: int | None
     base_threads: int
     seconds: float
@@ -80,6 +80,11 @@ class TrialTask:
     tolerance: float = 0.0
     known_layers: str = ""
     reference: str = ""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of the largest batch, by which what is not timed is computed, too."""
+        return max(self.batch_sizes)
 
     def write(self, path: Path) -> None:
         """Write it."""
@@ -122,14 +127,15 @@ def run_convert(task: TrialTask) -> dict:
 def run_measure(task: TrialTask) -> dict:
     """Open a converted model; return how good, fast and large it is."""
     data = Path(task.data)
-    one, many = (read_rows(data, "inputs", 0, count) for count in (1, task.batch_size))
+    one, *batches = (read_rows(data, "inputs", 0, size) for size in (1, *task.batch_sizes))
     began = perf_counter()
     path = Path(task.artefact)
     engine = load_engine(path, threads=task.threads)
     own = _caller(engine, task.threads or task.base_threads)
     first = own(one)
     found: dict = {"ready_s": perf_counter() - began}
-    own(many)
+    for batch in batches:
+        own(batch)
     if not torch.allclose(first, own(one), rtol=1e-3, atol=1e-3 * float(first.abs().max())):
         raise CheckpointError(
             "asked twice, it answers differently", fix="use another runtime or precision"
@@ -144,12 +150,16 @@ def run_measure(task: TrialTask) -> dict:
     precision = "int8" if task.method else task.precision
     precision = SMALLER if task.is_smaller else precision
     found["difference"] = max(
-        compare_batch(base, own, batch, precision, path) for batch in (one, many)
+        compare_batch(base, own, batch, precision, path) for batch in (one, *batches)
     )
-    for name, batch in (("one", one), ("many", many)):
-        rounds = take_turns(lambda b=batch: own(b), lambda b=batch: base(b), task.seconds)
-        found[name] = [asdict(each) for each in rounds]
-    found["num_many"] = len(many)
+    rounds = {}
+    for batch in (one, *batches):  # where there are few samples, some are of the same size
+        if len(batch) not in rounds:
+            turns = take_turns(lambda b=batch: own(b), lambda b=batch: base(b), task.seconds)
+            rounds[len(batch)] = [asdict(each) for each in turns]
+    sizes = sorted({len(batch) for batch in batches})
+    found["one"] = rounds[1]
+    found["batches"] = [{"size": size, "rounds": rounds[size]} for size in sizes]
     return found
 
 

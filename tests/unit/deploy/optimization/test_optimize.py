@@ -141,6 +141,8 @@ def test_wrong_arguments_are_refused_before_anything_is_tried(engine, digits, tm
         ({"runtimes": ["openvine"]}, "unknown runtime 'openvine'"),
         ({"precisions": ["int4"]}, "precision 'int4' is not known"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": [8, 0]}, "batch_size=0"),
+        ({"batch_size": []}, "batch_size has no sizes"),
         ({"sparsities": ["0:4"]}, "sparsity '0:4' is neither 2:4 nor a share of the FLOPs"),
         ({"metric": "bleu"}, "metric='bleu'"),
         ({"out": make_foreign(tmp_path / "thesis")}, "of no search"),
@@ -179,7 +181,7 @@ def test_a_label_beyond_the_classes_is_refused(engine, digits, tmp_path):
 def test_a_folder_of_another_model_is_refused(engine, digits, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    known = {"model": "another", "batch_size": 32, "data": "x", "num_samples": 3}
+    known = {"model": "another", "batch_size": [32], "data": "x", "num_samples": 3}
     (out / "search.json").write_text(json.dumps(known))
     with pytest.raises(ConfigError, match="holds results of another model"):
         optimize(engine, digits, out=out, shows_progress=False)

@@ -1,11 +1,12 @@
 import re
+from dataclasses import replace
 
 import pytest
 
 from deepseek.deploy.optimization.candidate import BASE, Candidate
 from deepseek.deploy.optimization.page import _staircase, write_page
 from deepseek.deploy.optimization.quality import Quality
-from deepseek.deploy.optimization.result import FAILED, KEPT, REJECTED, Optimization, Row
+from deepseek.deploy.optimization.result import FAILED, KEPT, REJECTED, Batch, Optimization, Row
 from deepseek.deploy.optimization.turns import Timing
 
 
@@ -15,8 +16,9 @@ def result(tmp_path):
         time = Timing(0.01 / ratio, (0.009 / ratio, 0.011 / ratio), ratio, (ratio, ratio), 9, True)
         quality = Quality(0.9 - drop, drop, (drop - 0.001, drop + 0.001))
         return Row(
-            candidate, status, reason, time, time, 32, quality, file_bytes, 500_000_000, 0.5, 3.0
-        )
+            candidate, status, reason, time, (Batch(32, time),), quality, file_bytes, 500_000_000,
+            0.5, 3.0,
+        )  # fmt: skip
 
     rows = (
         row(BASE, 1.0, 0.0, 1_100_000),
@@ -62,3 +64,20 @@ def test_the_line_of_a_picture_joins_what_no_other_beats():
         (1.0, 0.3), (2.0, 0.3), (2.0, 0.1), (4.0, 0.1), (4.0, 0.0),
     ]  # fmt: skip
     assert _staircase(places, is_rising=True) == [(4.0, 0.0)]
+
+
+def test_several_sizes_of_batches_have_a_picture_and_a_table(result):
+    assert "Batch sizes" not in write_page(result, BODY).read_text()
+
+    def with_sizes(row):
+        if row.one is None:
+            return row
+        small = Batch(8, replace(row.one, seconds=row.one.seconds / 2))
+        return replace(row, batches=(small, *row.batches))
+
+    rows = tuple(map(with_sizes, result.rows))
+    page = write_page(replace(result, best=rows[2], rows=rows), BODY).read_text()
+    assert page.count("<figure") == 5
+    assert "<title>3 openvino int8, 8 samples</title>" in page
+    assert "rejected" not in page.split('id="batches"')[1].split("</section>")[0]
+    assert page.count("on the front</td>") >= 1

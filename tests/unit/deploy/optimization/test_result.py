@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,11 @@ from deepseek.deploy.optimization.quality import Quality
 from deepseek.deploy.optimization.result import (
     KEPT,
     REJECTED,
+    Batch,
     Optimization,
     Row,
     choose,
+    figures,
     find_front,
 )
 from deepseek.deploy.optimization.turns import Timing
@@ -25,7 +28,7 @@ def timing(ratio, spread=0.0):
 def row(candidate, ratio=1.0, drop=0.0, file_bytes=100, status=KEPT, spread=0.0):
     quality = Quality(0.9 - drop, drop, (drop, drop))
     time = timing(ratio, spread)
-    return Row(candidate, status, "", time, time, 32, quality, file_bytes, 1000, 0.1, 1.0)
+    return Row(candidate, status, "", time, (Batch(32, time),), quality, file_bytes, 1000, 0.1, 1.0)
 
 
 @pytest.mark.parametrize("target", ["latency", "throughput"])
@@ -81,3 +84,35 @@ def test_in_words_each_candidate_has_a_line_and_its_reason():
     assert "accuracy 0.8988 (-0.12 points)" in lines[1]
     assert lines[2].endswith("failed: crashed with SIGILL")
     assert lines[3] == "best for latency: openvino bf16, best.xml"
+
+
+def in_batches(candidate, *batches):
+    """A row of (size, ms of a batch, times as fast as the original)."""
+    made = tuple(
+        Batch(size, Timing(ms / 1000, (0, 0), ratio, (ratio, ratio), 9, True), share)
+        for (size, ms, ratio), share in zip(batches, (0.5, 1.0), strict=True)
+    )
+    return replace(row(candidate), batches=made)
+
+
+def test_of_several_sizes_the_best_throughput_counts():
+    small = in_batches(OPENVINO, (8, 2.0, 6.0), (32, 16.0, 2.5))
+    large = in_batches(COMPILED, (8, 4.0, 2.0), (32, 12.0, 2.8))
+    assert (small.fastest.size, large.fastest.size) == (8, 32)
+    assert small.cost("throughput") == pytest.approx(1 / 3)  # 6 times half of the original's best
+    assert choose([row(BASE), large, small], "throughput") == small
+    assert "4,000/s in batches of 8 (6.00x)" in figures(small, "accuracy")
+    assert small.to_json()["batch_size"] == 8
+
+
+def test_the_front_of_batches_is_of_candidate_and_size():
+    rows = (
+        in_batches(OPENVINO, (8, 2.0, 6.0), (32, 16.0, 2.5)),
+        in_batches(COMPILED, (8, 4.0, 2.0), (32, 6.0, 2.8)),
+        replace(in_batches(BASE, (8, 1.0, 9.0), (32, 1.0, 9.0)), status=REJECTED),
+    )
+    found = Optimization(
+        rows[0], rows, "latency", 0.005, "accuracy", 100, Path("best.xml"), Path("report.html")
+    )
+    front = [(each.candidate, batch.size) for each, batch in found.front_of_batches]
+    assert front == [(OPENVINO, 8), (COMPILED, 32)]

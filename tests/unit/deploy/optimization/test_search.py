@@ -55,8 +55,9 @@ def trials(monkeypatch):
         gains = (1.5 if task.threads == 1 else 1.0) * (1.4 if "%" in task.sparsity else 1.0)
         speed = known["speeds"][task.runtime] * gains
         rounds = [{"own_s": 1 / speed, "base_s": 1.0, "others": known["others"]}] * 4
+        batches = [{"size": size, "rounds": rounds} for size in task.batch_sizes]
         return {
-            "one": rounds, "many": rounds, "num_many": 32, "file_bytes": 10, "peak_bytes": 20,
+            "one": rounds, "batches": batches, "file_bytes": 10, "peak_bytes": 20,
             "ready_s": 0.1, "difference": 0.0,
         }  # fmt: skip
 
@@ -66,12 +67,12 @@ def trials(monkeypatch):
 
 @pytest.fixture
 def make(tmp_path):
-    def make(target="latency", budget_s=1000.0, began=None, sparsities=()):
+    def make(target="latency", budget_s=1000.0, began=None, sparsities=(), sizes=(32,)):
         material = Material(tmp_path / "data.safetensors", 100, 200, True, "digest")
         plan = Plan(
             tmp_path / "work", {"model": tmp_path / "model.bin"}, {"model": "hash"},
             [(BASE, ""), (OPENVINO, ""), (COMPILED, ""), (Candidate("aoti"), "not installed: x")],
-            sparsities, material, ClassificationTask(2), "accuracy", target, 0.005, 32, 2, budget_s,
+            sparsities, material, ClassificationTask(2), "accuracy", target, 0.005, sizes, 2, budget_s,
             time.monotonic() if began is None else began, None,
         )  # fmt: skip
         journal = Journal(tmp_path / "trials.jsonl", {})
@@ -216,3 +217,15 @@ def test_fewer_weights_are_left_out_where_the_budget_is_used_up(make, trials):
     found = make(budget_s=100.0, began=time.monotonic() - 90.0, sparsities=("90%",))
     found.run()
     assert found.rows[replace(BASE, sparsity="90%")].reason == "the budget was used up"
+
+
+def test_each_size_of_batches_is_measured_and_compared_with_the_original(make, trials):
+    trials["speeds"]["compiled"] = 3.9
+    found = make("throughput", sizes=(8, 32))
+    found.run()
+    batches = found.rows[OPENVINO].batches
+    assert [batch.size for batch in batches] == [8, 32]
+    # as the original takes as long for 8 as for 32, it has a quarter of the throughput there
+    assert [batch.share for batch in batches] == [0.25, 1.0]
+    assert found.rows[OPENVINO].fastest.size == 32
+    assert all(len(rounds) == 12 for rounds in found._rounds[OPENVINO].batches.values())

@@ -63,7 +63,7 @@ def test_pictures_without_classes_and_wrong_options(model, tmp_path, capsys):
         ("--tolerance", "50", "tolerance='50' is not a share"),
         ("--budget", "later", "budget='later' is not a time"),
         ("--target", "speed", "target='speed' is not known"),
-        ("--runtime", "tensorrt", "unknown runtime 'tensorrt'"),
+        ("--runtime", "tensorflow", "unknown runtime 'tensorflow'"),
     ):
         assert run(["optimize", model, "--data", "digits", option, value]) == 2
         assert message in capsys.readouterr().err

@@ -14,12 +14,12 @@ from deepseek.deploy.runtimes import RUNTIMES
 ORIGINAL = "model"
 _PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 _RUNTIMES = (
-    "eager", "exported", "compiled", "aoti", "onnxruntime", "openvino", "executorch",
+    "eager", "exported", "compiled", "aoti", "onnxruntime", "openvino", "executorch", "tensorrt",
 )  # fmt: skip
 """From what changes least to what changes most: of equally good ones the first is taken."""
 _TURN = {
-    "openvino": 0, "onnxruntime": 0, "eager": 0, "compiled": 1, "aoti": 2, "executorch": 3,
-    "exported": 4,
+    "openvino": 0, "onnxruntime": 0, "eager": 0, "tensorrt": 1, "compiled": 1, "aoti": 2,
+    "executorch": 3, "exported": 4,
 }  # fmt: skip
 """In which they are tried: what is quick to convert first, what is no faster than eager last."""
 _PRECISION_TURN = ("bf16", "int8", "fp32", "fp16")
@@ -120,6 +120,8 @@ def list_candidates(
         precisions: `fp32`, `bf16`, `fp16`, `int8`.
     """
     has_fp16 = _has_fp16_units()
+    ways = {name: RUNTIMES.get(name)() for name in runtimes}
+    missing = {name: way.find_missing() for name, way in ways.items()}
     found = [
         candidate
         for runtime in runtimes
@@ -127,11 +129,17 @@ def list_candidates(
         for source in sources
         for candidate in _of(runtime, precision, source)
     ]
+    lines: set[str] = set()
     for candidate in sorted(found, key=_turn_of):
-        reason = ""
-        if (command := RUNTIMES.get(candidate.runtime)().find_missing()) is not None:
-            reason = f"not installed: {command}"
-        elif candidate.precision == "fp16" and not has_fp16:
+        name, reason = candidate.runtime, ""
+        if missing[name] is not None and ways[name].device != "cpu":
+            if name in lines:
+                continue  # one line says it: few machines have it
+            lines.add(name)
+            reason = f"not on this machine: {missing[name]}"
+        elif missing[name] is not None:
+            reason = f"not installed: {missing[name]}"
+        elif candidate.precision == "fp16" and ways[name].device == "cpu" and not has_fp16:
             reason = "the processor has no units for fp16: it is slower than fp32"
         yield candidate, reason
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from deepseek.deploy.machine import fingerprint
 from deepseek.version import __version__
 
-PACKAGES = ("torch", "torchao", "onnx", "onnxruntime", "openvino", "nncf", "executorch")
+PACKAGES = (
+    "torch", "torchao", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "openvino", "nncf",
+    "executorch",
+)  # fmt: skip
 
 
 class Journal:

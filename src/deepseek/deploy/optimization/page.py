@@ -77,8 +77,8 @@ def _summary(result: Optimization) -> Section:
         return Section("summary", "Summary", reason="nothing was measured.")
     tiles = [
         ("Latency", f"{number(1000 * row.one.seconds)} ms", f"{row.one.ratio:.2f}x as fast"),
-        ("Throughput", f"{number(row.samples_per_s)} /s", f"{row.fastest.timing.ratio:.2f}x, in batches"
-         f" of {row.fastest.size}"),
+        ("Throughput", f"{number(row.samples_per_s)} /s",
+         f"{row.fastest.timing.ratio:.2f}x, in batches of {row.fastest.size}"),
         ("File", f"{number(row.file_bytes / 1e6)} MB", ""),
         ("Memory", f"{number(row.peak_bytes / 1e6)} MB", "peak of the process"),
         (title_of(result.metric), number(row.quality.value), _drop(row, result.metric)),

@@ -314,6 +314,8 @@ class Search:
         limit = CLOSE * best.cost(target)
         close = [each for each in self._best(len(self.rows)) if each.cost(target) <= limit]
         for row in [best, *(each for each in close if each != best)][:NUM_LEADING]:
+            if RUNTIMES.get(row.candidate.runtime).device != "cpu":
+                continue
             timings = (row.one, *(batch.timing for batch in row.batches))
             if all(timing and timing.is_quiet for timing in timings):
                 # beside other programs fewer threads look better than they are

@@ -15,5 +15,6 @@ RUNTIMES: Registry[type[Runtime]] = Registry(
         "onnxruntime": "deepseek.deploy.runtimes.onnx_runtime:OnnxRuntime",
         "openvino": "deepseek.deploy.runtimes.openvino:OpenVino",
         "executorch": "deepseek.deploy.runtimes.executorch:ExecuTorch",
+        "tensorrt": "deepseek.deploy.runtimes.tensorrt:TensorRt",
     },
 )

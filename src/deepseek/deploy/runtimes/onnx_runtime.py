@@ -20,7 +20,7 @@ from deepseek.deploy.runtimes.foreign import (
 )
 from deepseek.deploy.runtimes.opened import Opened
 from deepseek.deploy.runtimes.program import open_dims, trace
-from deepseek.deploy.runtimes.runtime import Conversion, Execution
+from deepseek.deploy.runtimes.runtime import Conversion, Execution, Runtime
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import ModelEngine
 from deepseek.registry import import_extra
@@ -30,7 +30,7 @@ MAX_PROTOBUF_BYTES = 2_000_000_000
 """A file of protobuf has 2 GiB at most: the weights of a larger model are a file of their own."""
 
 
-class OnnxRuntime:
+class OnnxRuntime(Runtime):
     """ONNX Runtime on the CPU."""
 
     name = "onnxruntime"
@@ -56,7 +56,7 @@ class OnnxRuntime:
             target = Path(folder) / "fp32.onnx" if is_int8 else path
             _write(engine, graph, inputs, target, conversion.opset)
             if is_int8:
-                _quantize(target, path, conversion.calibration)
+                self._quantize(target, path, conversion.calibration)
             _add_metadata(path, engine)
             onnx.checker.check_model(str(path), full_check=True)
 
@@ -73,12 +73,25 @@ class OnnxRuntime:
         options.log_severity_level = 3
         with opening(path, self.name):
             _check_external_data(path)
-            session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            providers = self._providers(execution)
+            session = ort.InferenceSession(path, options, providers=providers)
+            self._check_session(path, session)
 
         def call(inputs: Tensor) -> Tensor:
             return torch.from_numpy(session.run(None, {INPUT: inputs.numpy()})[0])
 
         return Opened(call)
+
+    def _quantize(self, source: Path, target: Path, calibration: Sequence[Tensor]) -> None:
+        quantize_file(source, target, calibration)
+
+    def _providers(self, execution: Execution) -> list:
+        """Return what computes, as ONNX Runtime calls it, the preferred first."""
+        del execution
+        return ["CPUExecutionProvider"]
+
+    def _check_session(self, path: Path, session) -> None:
+        """Refuse a session that does not compute with what it was asked to."""
 
 
 def _write(
@@ -105,7 +118,18 @@ def _write(
     program.save(path, external_data=num_bytes > MAX_PROTOBUF_BYTES)
 
 
-def _quantize(source: Path, target: Path, calibration: Sequence[Tensor]) -> None:
+def quantize_file(
+    source: Path, target: Path, calibration: Sequence[Tensor], *, is_symmetric: bool = False
+) -> None:
+    """Write a file in int8.
+
+    Args:
+        source: in float32.
+        target: is written.
+        calibration: batches of inputs.
+        is_symmetric: static in any case, and the zero of activations at 0; else dynamic where
+            matrix products do the work.
+    """
     onnx = import_extra("onnx", "deploy")
     tools = import_extra("onnxruntime.quantization", "deploy")
     prepared = source.with_name("prepared.onnx")
@@ -113,8 +137,9 @@ def _quantize(source: Path, target: Path, calibration: Sequence[Tensor]) -> None
         source, prepared, skip_symbolic_shape=True
     )
     counts = [node.op_type for node in onnx.load(prepared).graph.node]
-    int8 = tools.QuantType.QInt8
-    if counts.count("Conv") <= counts.count("MatMul") + counts.count("Gemm"):
+    int8, uint8 = tools.QuantType.QInt8, tools.QuantType.QUInt8
+    convolves = counts.count("Conv") > counts.count("MatMul") + counts.count("Gemm")
+    if not convolves and not is_symmetric:
         tools.quantize_dynamic(prepared, target, weight_type=int8, per_channel=True)
         return
 
@@ -128,7 +153,8 @@ def _quantize(source: Path, target: Path, calibration: Sequence[Tensor]) -> None
 
     tools.quantize_static(
         prepared, target, Reader(), quant_format=tools.QuantFormat.QDQ, per_channel=True,
-        activation_type=tools.QuantType.QUInt8, weight_type=int8,
+        activation_type=int8 if is_symmetric else uint8, weight_type=int8,
+        extra_options={"ActivationSymmetric": is_symmetric},
     )  # fmt: skip
 
 

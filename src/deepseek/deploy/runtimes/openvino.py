@@ -21,14 +21,14 @@ from deepseek.deploy.runtimes.foreign import (
 )
 from deepseek.deploy.runtimes.opened import Opened
 from deepseek.deploy.runtimes.program import has_node, trace
-from deepseek.deploy.runtimes.runtime import Conversion, Execution
+from deepseek.deploy.runtimes.runtime import Conversion, Execution, Runtime
 from deepseek.models import ModelEngine
 from deepseek.registry import import_extra
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32", "int8_bf16": "bf16"}
 
 
-class OpenVino:
+class OpenVino(Runtime):
     """OpenVINO on the CPU."""
 
     name = "openvino"

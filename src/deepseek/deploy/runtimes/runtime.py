@@ -53,6 +53,7 @@ class Runtime(Protocol):
         runs_code: whether opening a file can run code that is in it.
         has_open_dims: whether the batch size, and for tokens the length, stay open inside a file;
             else the module of `open` takes batches of any size all the same.
+        device: what it computes on, `cpu` or `cuda`.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Runtime(Protocol):
     precisions: tuple[str, ...]
     runs_code: bool
     has_open_dims: bool
+    device: str = "cpu"
 
     def find_missing(self) -> str | None:
         """Return what is to be installed, as a command, or `None` where all is there."""

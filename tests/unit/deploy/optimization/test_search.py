@@ -72,8 +72,8 @@ def make(tmp_path):
         plan = Plan(
             tmp_path / "work", {"model": tmp_path / "model.bin"}, {"model": "hash"},
             [(BASE, ""), (OPENVINO, ""), (COMPILED, ""), (Candidate("aoti"), "not installed: x")],
-            sparsities, material, ClassificationTask(2), "accuracy", target, 0.005, sizes, 2, budget_s,
-            time.monotonic() if began is None else began, None,
+            sparsities, material, ClassificationTask(2), "accuracy", target, 0.005, sizes, 2,
+            budget_s, time.monotonic() if began is None else began, None,
         )  # fmt: skip
         journal = Journal(tmp_path / "trials.jsonl", {})
         return Search(plan, journal, Console(tmp_path / "log.txt", shown=False))

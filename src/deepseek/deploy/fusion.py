@@ -4,6 +4,7 @@
 convolution or linear, then batch norm    one operator: the norm is folded into the weights
 attention written out                     the kernel of torch (SDPA): by the switch of a library, or
                                           in the place of what a module computes
+activation written out                    the kernel of torch: x * sigmoid(x) becomes SiLU
 ```
 Pairs are found in the graph that `torch.export` records, so that a convolution whose output is
 also read elsewhere, or whose weights are used twice, is left as it is. What is computed stays the
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from deepseek.deploy.samples import random_inputs
+from deepseek.deploy.written_activations import fuse_written_activations
 from deepseek.deploy.written_attention import fuse_written_attention
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
@@ -37,6 +39,7 @@ class Fusion:
         model: a copy with fewer operators, in evaluation.
         folded: (convolution or linear, norm) by name, for each norm that is gone.
         attentions: modules whose attention is fused now.
+        activations: (module that wrote an activation out, kernel in its place).
         kept: (norm, or module that writes attention out, why it is still there).
         difference: largest absolute difference of an output to the original's.
     """
@@ -44,12 +47,16 @@ class Fusion:
     model: nn.Module
     folded: tuple[tuple[str, str], ...]
     attentions: tuple[str, ...]
+    activations: tuple[tuple[str, str], ...]
     kept: tuple[tuple[str, str], ...]
     difference: float
 
     def describe(self) -> str:
         """Return it in words."""
-        parts = [f"{len(self.folded)} norms folded", f"{len(self.attentions)} attentions fused"]
+        parts = [
+            f"{len(self.folded)} norms folded", f"{len(self.attentions)} attentions fused",
+            f"{len(self.activations)} activations fused",
+        ]  # fmt: skip
         if self.kept:
             parts.append("kept: " + ", ".join(f"{name} ({why})" for name, why in self.kept))
         return f"{'; '.join(parts)}; outputs differ by {self.difference:.1e} at most"
@@ -77,10 +84,13 @@ def fuse(model: nn.Module, inputs: Tensor | None = None) -> Fusion:
     fused = copy.deepcopy(module).eval()
     switched = _switch_attention(fused)
     written, why_kept = fuse_written_attention(fused, inputs)
+    activations = fuse_written_activations(fused, inputs)
     folded, kept = _fold(fused, inputs)
     with evaluating(module):
         difference = largest_difference(module, fused, inputs)
-    return Fusion(fused, folded, (*switched, *written), (*why_kept, *kept), difference)
+    return Fusion(
+        fused, folded, (*switched, *written), activations, (*why_kept, *kept), difference
+    )  # fmt: skip
 
 
 def fuse_engine(engine: ModelEngine, inputs: Tensor | None = None) -> tuple[ModelEngine, Fusion]:

@@ -64,7 +64,7 @@ def fuse_written_attention(
     found = dict(_find_written(module))
     if not found:
         return (), ()
-    given = _inputs_of(module, found, inputs)
+    given = inputs_of(module, found, inputs)
     fused, kept = {}, []
     for name, part in found.items():
         if name not in given:
@@ -107,10 +107,10 @@ def _find_written(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, part
 
 
-def _inputs_of(
+def inputs_of(
     module: nn.Module, parts: Mapping[str, nn.Module], inputs: Tensor
 ) -> dict[str, tuple[tuple, dict]]:
-    """Return what modules get in a forward pass, by name."""
+    """Return what modules get when they are first called in a forward pass, by name."""
     found: dict[str, tuple[tuple, dict]] = {}
     handles = [
         part.register_forward_pre_hook(
@@ -162,7 +162,7 @@ class _Recorded(fx.GraphModule):
     in masked places would be missing in the model's file.
     """
 
-    def __deepcopy__(self, memo: dict) -> "_Recorded":
+    def __deepcopy__(self, memo: dict) -> fx.GraphModule:
         made = super().__deepcopy__(memo)
         _hold(made, copy.deepcopy(_Held.of(self), memo))
         return made
@@ -199,14 +199,14 @@ def _hold(module: nn.Module, held: _Held) -> None:
         module.register_buffer(name, buffer, name not in held.not_saved)
 
 
-def _rebuild(build: Callable[..., fx.GraphModule], given: tuple, held: _Held) -> _Recorded:
+def _rebuild(build: Callable[..., fx.GraphModule], given: tuple, held: _Held) -> fx.GraphModule:
     plain = build(*given)
     made = _Recorded(plain, plain.graph)
     _hold(made, held)
     return made
 
 
-def _record(part: nn.Module) -> _Recorded:
+def _record(part: nn.Module) -> fx.GraphModule:
     """Return a module with a recorded forward pass, and with all that the given one holds."""
     made = _Recorded(part, _Tracer().trace(part), type(part).__name__)
     _hold(made, _Held.of(part))

@@ -22,7 +22,10 @@ Settings = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: an accelerator.")]
 Precision = Annotated[
-    str, typer.Option(help="Of model files: fp32, bf16, fp16; auto: what the chip has.")
+    str,
+    typer.Option(
+        help="Of model files: fp32, bf16, fp16; auto: what the chip has, fp32 once quantised."
+    ),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Of a batch on the CPU.")]
 Trust = Annotated[

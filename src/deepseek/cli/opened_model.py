@@ -45,6 +45,7 @@ def open_model(
     from deepseek.deploy.artefact import description_of, load_engine, locate
     from deepseek.errors import ConfigError
     from deepseek.models.device import resolve_device
+    from deepseek.trainer.evaluation import precision_of
     from deepseek.trainer.precision import DTYPES, resolve_precision
 
     if threads is not None:
@@ -63,5 +64,5 @@ def open_model(
         raise ConfigError(f"precision={precision!r} is not known", fix="fp32, bf16, fp16 or auto")
     where = resolve_device(device)
     engine.to(where)
-    context = resolve_precision(precision, where).autocast
+    context = resolve_precision(precision_of(engine, precision), where).autocast
     return OpenedModel(engine, context, path, is_program=False)

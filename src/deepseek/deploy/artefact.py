@@ -23,7 +23,6 @@ from deepseek.datasets.spec import DataSpec
 from deepseek.deploy.comparison import compare_outputs
 from deepseek.deploy.machine import differences, fingerprint
 from deepseek.deploy.runtimes import RUNTIMES, Conversion, Execution, Runtime
-from deepseek.deploy.runtimes.integer_kernels import is_quantised
 from deepseek.deploy.runtimes.program import open_dims
 from deepseek.deploy.samples import spec_of
 from deepseek.deploy.trust import is_trusted, remember
@@ -31,6 +30,7 @@ from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.eval_mode import evaluating
 from deepseek.models.lora import merge_lora
+from deepseek.models.quantized import is_quantised
 from deepseek.version import __version__
 from deepseek.whole_file import replacing
 
@@ -109,7 +109,7 @@ def convert(
             if compares:
                 opened = chosen.open(draft, execution)
                 precision = conversion.precision
-                if precision == "fp32" and is_quantised(engine):
+                if precision == "fp32" and is_quantised(engine.changes):
                     precision = "quantised"
                 difference = compare_outputs(engine, opened, inputs, precision, path, dims)
                 del opened

@@ -16,7 +16,7 @@ The change `quantised` of a model file holds `layers`: name -> `scheme` and, for
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import cast
 
@@ -34,6 +34,11 @@ _CONVOLUTIONS: dict[type, Callable] = {
 }  # fmt: skip
 Product = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 CANDIDATES = (nn.Linear, *_CONVOLUTIONS, nn.Embedding)
+
+
+def is_quantised(changes: Iterable[Mapping]) -> bool:
+    """Return whether an engine with these changes has layers of fewer bits."""
+    return any(change["kind"] == "quantised" for change in changes)
 
 
 def why_not(layer: nn.Module, scheme: str) -> str | None:

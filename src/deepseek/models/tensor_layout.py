@@ -39,6 +39,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 64 * 1024**2
 """Above the header of any real model: 100 bytes a tensor make 600,000 tensors."""
 MAX_DIMS = 64
+_OF_RUNTIMES = (".onnx", ".pt2", ".xml", ".pte")
 
 
 @dataclass(frozen=True)
@@ -208,10 +209,16 @@ def _read_entry(name: str, entry: object, path: object) -> TensorEntry:
 
 
 def _refuse_other_kinds(first: bytes, path: object) -> None:
-    if first[:4] == b"PK\x03\x04" or (first[:1] == b"\x80" and first[1:2] in b"\x02\x03\x04\x05"):
-        # A header of this length would be 10 PB: no safetensors file begins so.
-        if int.from_bytes(first, "little") <= MAX_HEADER_BYTES:
-            return
+    is_long = int.from_bytes(first, "little") > MAX_HEADER_BYTES
+    if is_long and str(path).endswith(_OF_RUNTIMES):
+        raise CheckpointError(
+            f"{path} is the file of a runtime, not of a model",
+            fix="give the model.bin that it was exported from",
+        )
+    # A header of such a length would be 10 PB: no safetensors file begins so.
+    if is_long and (
+        first[:4] == b"PK\x03\x04" or (first[:1] == b"\x80" and first[1:2] in b"\x02\x03\x04\x05")
+    ):
         raise CheckpointError(
             f"{path} is a pickle (torch.save), which can run code when it is loaded",
             fix="load it with ModelEngine(architecture, weights=path, allow_pickle=True) if you"

@@ -13,6 +13,7 @@ from deepseek.datasets import DataLoader, ImageDataset, VolumeDataset, infer_spe
 from deepseek.datasets.evaluation_view import evaluation_dataset
 from deepseek.models import ModelEngine
 from deepseek.models.device import resolve_device
+from deepseek.models.quantized import is_quantised
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.world import World
 from deepseek.trainer.evaluation_part import EvaluationPart
@@ -50,7 +51,8 @@ def evaluate_model(
         batch_size: samples per forward pass.
         num_workers: processes that load data.
         device: `auto`, `cpu`, `cuda`, ...
-        precision: `auto`, `fp32`, `bf16`, `fp16`.
+        precision: `auto`, `fp32`, `bf16`, `fp16`. `auto` is what the chip has; fp32 for a model
+            that `quantize` has made, whose layers have their own.
     """
     return evaluate_samples(
         engine, data, batch_size, num_workers=num_workers, device=device, precision=precision,
@@ -86,13 +88,18 @@ def evaluate_samples(
     if metrics:
         task = MeasuredTask(task, metrics)
     engine.to(where)
-    chosen = resolve_precision(precision, where)
+    chosen = resolve_precision(precision_of(engine, precision), where)
     parallel = ParallelModel(engine, World.alone(where))
     if done is not None:
         done.move(loader)
     first = 1 if done is None else done.num_batches + 1
     batches = _watched(loader, on_batch, first)
     return evaluate(parallel, batches, task, chosen, False, keeps_samples, done=done)
+
+
+def precision_of(engine: ModelEngine, precision: str) -> str:
+    """Return the precision that a model is evaluated in: of a quantised one `auto` is fp32."""
+    return "fp32" if precision == "auto" and is_quantised(engine.changes) else precision
 
 
 def count_batches(data, batch_size: int) -> int:

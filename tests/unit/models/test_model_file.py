@@ -217,6 +217,16 @@ def test_pickles_are_refused_and_do_not_run(tmp_path):
     assert not canary.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("m.onnx", b"\x08\x0a\x12\x07pytorch"), ("m.pt2", b"PK\x03\x04\x00\x00\x08\x08"),
+     ("m.xml", b"<?xml version"), ("m.pte", b"\x20\x00\x00\x00ET12")],
+)  # fmt: skip
+def test_the_file_of_a_runtime_is_called_so(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content * 10)
+    refuses(tmp_path / name, "is the file of a runtime, not of a model")
+
+
 def test_file_that_is_also_a_zip_is_refused(path):
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("data.pkl", b"")

@@ -12,6 +12,7 @@ from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.checks import check_choice
 from deepseek.models.quantization_aware import CHANGE, apply_fake_quantization, is_aware
+from deepseek.models.quantized import is_quantised
 
 
 def quantization_aware(
@@ -45,7 +46,7 @@ def quantization_aware(
     """
     engine = ModelEngine.wrap(model)
     check_choice(activations=(activations, ACTIVATIONS))
-    if is_aware(engine.module) or any(each["kind"] == "quantised" for each in engine.changes):
+    if is_aware(engine.module) or is_quantised(engine.changes):
         raise ConfigError(
             "the model is quantised already, or made ready for it",
             fix="give the float model that it was made of",

@@ -16,7 +16,7 @@ from deepseek.deploy.shares import parse_tolerance
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.quantization_aware import is_aware
-from deepseek.models.quantized import DTYPES, SCHEMES
+from deepseek.models.quantized import DTYPES, SCHEMES, is_quantised
 from deepseek.registry import did_you_mean
 
 ACTIVATIONS = ("affine", "symmetric")
@@ -139,7 +139,7 @@ def _check(
 ) -> None:
     if scheme not in SCHEMES:
         raise ConfigError(f"scheme={scheme!r} is not known", fix=did_you_mean(scheme, SCHEMES))
-    if any(change["kind"] == "quantised" for change in engine.changes):
+    if is_quantised(engine.changes):
         raise ConfigError(
             "the model is quantised already", fix="quantise the model that it was made of"
         )

@@ -17,12 +17,12 @@ from deepseek.deploy.runtimes.foreign import (
     find_missing_of,
     opening,
 )
-from deepseek.deploy.runtimes.integer_kernels import is_quantised
 from deepseek.deploy.runtimes.opened import Opened
 from deepseek.deploy.runtimes.program import has_node, trace
 from deepseek.deploy.runtimes.runtime import Conversion, Execution, Runtime
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
+from deepseek.models.quantized import is_quantised
 from deepseek.registry import import_extra
 
 
@@ -43,7 +43,7 @@ class ExecuTorch(Runtime):
         self, engine: ModelEngine, inputs: Tensor, path: Path, conversion: Conversion
     ) -> None:
         """Write the program of one sample."""
-        if is_quantised(engine):
+        if is_quantised(engine.changes):
             raise ConfigError(
                 "ExecuTorch quantises by itself, and does not take what `quantize` has made",
                 fix="convert the model that it was made of, with precision='int8'",

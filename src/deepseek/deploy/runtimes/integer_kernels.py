@@ -4,6 +4,7 @@ import importlib.util
 import platform
 
 from deepseek.models import ModelEngine
+from deepseek.models.quantized import is_quantised
 from deepseek.registry import import_extra
 
 
@@ -26,10 +27,5 @@ def register_integer_kernels() -> bool:
 
 def register_for(engine: ModelEngine) -> None:
     """Do so if the engine has quantised layers."""
-    if is_quantised(engine):
+    if is_quantised(engine.changes):
         register_integer_kernels()
-
-
-def is_quantised(engine: ModelEngine) -> bool:
-    """Return whether an engine has quantised layers."""
-    return any(change["kind"] == "quantised" for change in engine.changes)

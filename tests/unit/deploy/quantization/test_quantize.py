@@ -259,3 +259,21 @@ def test_without_data_nothing_is_measured(engine):
     assert done.before is None
     assert done.drop is None
     assert all(layer.noise_db > 30 for layer in done.layers if layer.scheme)
+
+
+def test_it_is_evaluated_as_it_was_judged(engine, data, monkeypatch):
+    """Under bf16, which `auto` is where a chip has it, its rounding would be another."""
+    from deepseek.trainer import precision
+    from deepseek.trainer.evaluation import evaluate_samples, precision_of
+
+    monkeypatch.setattr(precision, "chip_has_bf16", lambda device: True)
+    small = quantize(engine, "int8_static", data).model
+    assert (precision_of(small, "auto"), precision_of(engine, "auto")) == ("fp32", "auto")
+    probs = [
+        evaluate_samples(small, data, 16, num_workers=0, device="cpu", precision=name).samples[
+            "probs"
+        ]
+        for name in ("auto", "fp32", "bf16")
+    ]
+    assert torch.equal(probs[0], probs[1])
+    assert not torch.equal(probs[0], probs[2])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from deepseek.datasets import ImageDataset, JointDataset
-from deepseek.deploy import export, load_engine, prune, quantize
+from deepseek.deploy import export, load_engine, optimize, prune, quantize
 from deepseek.deploy.optimization.material import count_rows, gather, label_names, read_rows
 from deepseek.deploy.optimization.quality import compare, metric_of, sum_by_group, task_of
 from deepseek.deploy.samples import spec_of
@@ -112,6 +112,19 @@ def test_the_search_measures_each_task_on_its_labels(engine, data, tmp_path):
     )
     assert same.drop == 0
     assert other.drop > 0.1
+
+
+@pytest.mark.long
+def test_the_search_runs_on_all_tasks_and_what_it_finds_answers_for_each(engine, data, tmp_path):
+    found = optimize(
+        engine, data, budget=300, out=tmp_path / "out", runtimes=["eager"], precisions=["fp32"],
+        sparsities=(), max_samples=64, shows_progress=False,
+    )  # fmt: skip
+    assert (found.metric, found.best.candidate.name) == ("score", "eager fp32")
+    pixels = data.get_batch([0, 1], 0)[0]["inputs"]
+    own, other = engine.predict(pixels), found.load().predict(pixels)
+    assert [each["kind"].label for each in own] == [each["kind"].label for each in other]
+    assert [each["ink"] for each in own] == pytest.approx([each["ink"] for each in other])
 
 
 class Here:

@@ -18,7 +18,7 @@ def trial(faulty, model_file, digits, tmp_path):
     def run(name, seconds=60.0, memory_bytes=None):
         task = Candidate(name.lower()).make_task(
             model_file, model_file, tmp_path / "best.bin", tmp_path / "data.safetensors",
-            tmp_path / "result.json", batch_size=4, base_threads=1, seconds=0.1,
+            tmp_path / "result.json", batch_sizes=(4,), base_threads=1, seconds=0.1,
         )  # fmt: skip
         return run_trial("convert", task, tmp_path, Limits(seconds, memory_bytes))
 

@@ -7,6 +7,8 @@ entry point is a function without arguments that registers what it brings.
 """
 
 import importlib
+import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
@@ -44,6 +46,10 @@ def import_extra(module: str, extra: str):
     Raises:
         MissingExtraError: if it is not installed; names the extra that brings it.
     """
+    level = logging.root.manager.disable
+    is_new = module not in sys.modules
+    if is_new:
+        logging.disable(max(level, logging.WARNING))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -53,6 +59,9 @@ def import_extra(module: str, extra: str):
             f"{module} is not installed (or does not import: {error})",
             fix=f"pip install 'deepseek-framework[{extra}]'",
         ) from error
+    finally:
+        if is_new:
+            logging.disable(level)
 
 
 class Registry(Generic[T]):

@@ -1,3 +1,4 @@
+import logging
 import pickle
 
 import pytest
@@ -31,6 +32,16 @@ def test_second_registration_raises():
 def test_missing_extra_is_named():
     with pytest.raises(MissingExtraError, match=r"deepseek-framework\[medical\]"):
         import_extra("no_such_module_here", "medical")
+
+
+def test_what_an_extra_says_while_it_is_imported_is_not_shown(tmp_path, monkeypatch, caplog):
+    lines = ["import logging, warnings", "logging.warning('old')", "warnings.warn('older')"]
+    (tmp_path / "talking_extra.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert import_extra("talking_extra", "deploy").__name__ == "talking_extra"
+    assert caplog.records == []
+    logging.warning("new")
+    assert [each.message for each in caplog.records] == ["new"]
 
 
 def test_did_you_mean_lists_names_where_none_is_near():

@@ -129,8 +129,10 @@ def read_model_file(path: str | Path) -> ModelFile:
             spec = None if info["spec"] is None else DataSpec.from_json(info["spec"])
             state, weights_hash = read_tensors(file, layout, path)
     except OSError as error:
+        is_folder = isinstance(error, IsADirectoryError)
         raise CheckpointError(
-            f"{path} cannot be read: {error.strerror or error}", fix="check the path"
+            f"{path} cannot be read: {error.strerror or error}",
+            fix="give the model file in it, such as model.bin" if is_folder else "check the path",
         ) from error
     if weights_hash != info["weights_hash"]:
         raise damaged(

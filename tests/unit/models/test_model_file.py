@@ -227,6 +227,12 @@ def test_the_file_of_a_runtime_is_called_so(name, content, tmp_path):
     refuses(tmp_path / name, "is the file of a runtime, not of a model")
 
 
+def test_a_folder_is_no_model_file(tmp_path):
+    with pytest.raises(CheckpointError, match="Is a directory") as caught:
+        ModelEngine.load(tmp_path)
+    assert caught.value.fix == "give the model file in it, such as model.bin"
+
+
 def test_file_that_is_also_a_zip_is_refused(path):
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("data.pkl", b"")

@@ -5,7 +5,11 @@ XNNPACK's own: static, from calibration data, where there are convolutions; of l
 inputs are scaled as they come.
 """
 
+import os
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -110,5 +114,19 @@ def _quantize(
 
 def _set_threads(count: int) -> None:
     pool = import_extra("executorch.extension.pybindings.portable_lib", "edge")
-    if pool._threadpool_get_thread_count() != count:
-        pool._unsafe_reset_threadpool(count)
+    with _without_stderr():  # C++ tells there which files of a phone it does not find
+        if pool._threadpool_get_thread_count() != count:
+            pool._unsafe_reset_threadpool(count)
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -197,7 +197,8 @@ def _candidates(result: Optimization) -> Section:
             mark = "on the front"
         cells = [f"{at} {text(row.candidate.name)}", text(mark)]
         if row.is_measured and row.quality is not None:
-            measured.append([*cells, *_cells(row, result.metric), text(row.reason)])
+            remark = "; ".join(filter(None, [row.reason, *row.fused]))
+            measured.append([*cells, *_cells(row, result.metric), text(remark)])
         else:
             others.append([*cells, text(row.reason)])
     head = (

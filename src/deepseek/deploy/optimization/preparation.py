@@ -76,8 +76,8 @@ def cut_down(engine: ModelEngine, sparsity: str, inputs: Tensor) -> ModelEngine:
 
 def prepare(
     engine: ModelEngine, method: str, calibration: Sequence[Tensor], mixing: Mixing
-) -> tuple[ModelEngine, list[str]]:
-    """Return an engine with its batch norms folded, or as a scheme makes it.
+) -> tuple[ModelEngine, list[str], list[str]]:
+    """Return an engine with fewer operators, or as a scheme makes it.
 
     Args:
         engine: with its data spec; left as it is.
@@ -86,19 +86,20 @@ def prepare(
         mixing: for `MIXED`.
 
     Returns:
-        The engine, and the layers that were left in float for the tolerance.
+        The engine, the layers that were left in float for the tolerance, and what was fused.
 
     Raises:
         ConfigError: the tolerance cannot be held, or is not lost by int8.
     """
     if not method:
-        return fold_norms(engine, calibration[0])[0], []
+        fused, notes = fold_norms(engine, calibration[0])
+        return fused, [], [note for note in notes if note[0].isdigit()]
     scheme, own = method.removesuffix(MIXED), Calibration(data=list(calibration))
     if scheme == method:
-        return quantize(engine, scheme, calibration=own).model, []
+        return quantize(engine, scheme, calibration=own).model, [], []
     if mixing.known.is_file():
         kept = json.loads(mixing.known.read_text(encoding="utf-8"))
-        return quantize(engine, scheme, keep=kept, calibration=own).model, kept
+        return quantize(engine, scheme, keep=kept, calibration=own).model, kept, []
     metric = mixing.metric if is_share(mixing.metric) else COSINE
     done = quantize(
         engine, scheme, _Measured(engine, mixing.data), calibration=own,
@@ -114,7 +115,7 @@ def prepare(
         )
     with replacing(mixing.known) as draft:
         draft.write_text(json.dumps(kept), encoding="utf-8")
-    return done.model, kept
+    return done.model, kept, []
 
 
 class _Measured(Dataset):

@@ -59,6 +59,7 @@ class Row:
         ready_s: from opening the file to the first answer.
         convert_s: of converting it.
         difference: largest one of an output from the original's, as a share of the largest.
+        fused: operators that were made one before it was converted, in words.
     """
 
     candidate: Candidate
@@ -72,6 +73,7 @@ class Row:
     ready_s: float = 0.0
     convert_s: float = 0.0
     difference: float = 0.0
+    fused: tuple[str, ...] = ()
 
     @property
     def is_measured(self) -> bool:

@@ -281,6 +281,7 @@ class Search:
             candidate, status, reason, one, batches, quality,
             entry["file_bytes"], entry["peak_bytes"] or 0, entry["ready_s"],
             entry.get("convert_s", 0.0), entry["difference"],
+            tuple(entry.get("fused", ())),
         )  # fmt: skip
 
     def _summarise(self, candidate: Candidate) -> tuple[Timing, tuple[Batch, ...]]:

@@ -104,6 +104,7 @@ def run_convert(task: TrialTask) -> dict:
     data = Path(task.data)
     calibration = read_rows(data, "calibration").split(task.batch_size)
     in_float: list[str] = []
+    fused: list[str] = []
     way = (task.runtime, task.precision, task.method, task.sparsity)
     if way != ("eager", "fp32", "", ""):
         # brings the trainer, which the process that measures is to do without
@@ -111,17 +112,20 @@ def run_convert(task: TrialTask) -> dict:
 
         engine = cut_down(engine, task.sparsity, read_rows(data, "calibration", 0, 2))
         mixing = Mixing(data, task.quality_metric, task.tolerance, Path(task.known_layers))
-        engine, in_float = prepare(engine, task.method, calibration, mixing)
+        engine, in_float, fused = prepare(engine, task.method, calibration, mixing)
     inputs = read_rows(data, "inputs", 0, max(2, task.batch_size))
     conversion = Conversion(
         task.precision, calibration if task.precision.startswith("int8") else ()
     )
     execution = Execution(task.threads, task.precision)
-    # what is compiled when it is opened is compared when it is measured: it would compile twice
-    compares = RUNTIMES.get(task.runtime).suffix != ".bin"
+    is_model_file = RUNTIMES.get(task.runtime).suffix == ".bin"
+    if is_model_file:  # in which weights are, and no operators
+        fused = [note for note in fused if note.endswith("norms folded")]
     path = Path(task.artefact)
+    # what is compiled when it is opened is compared when it is measured: it would compile twice
+    compares = not is_model_file
     convert(engine, path, inputs, task.runtime, conversion, execution, compares=compares)
-    return {"convert_s": perf_counter() - began, "in_float": in_float}
+    return {"convert_s": perf_counter() - began, "in_float": in_float, "fused": fused}
 
 
 def run_measure(task: TrialTask) -> dict:

@@ -127,12 +127,16 @@ def float_copy(
 
 
 def fold_norms(engine: ModelEngine, probe: Tensor) -> tuple[ModelEngine, tuple[str, ...]]:
-    """Return a copy with batch norms folded where that is possible, and notes."""
+    """Return a copy that is fused where that is possible, and notes: what was done comes first."""
     try:
         fused, done = fuse_engine(engine, engine.prepare(probe[:2].to(engine.device)))
     except ConfigError as error:
         return engine, (f"norms are not folded: {error.message}",)
-    notes = [f"{len(done.folded)} norms folded"] if done.folded else []
+    counts = {
+        "norms folded": len(done.folded), "attentions fused": len(done.attentions),
+        "activations fused": len(done.activations),
+    }  # fmt: skip
+    notes = [f"{count} {what}" for what, count in counts.items() if count]
     return fused, (*notes, *(f"{name} is not folded: {why}" for name, why in done.kept))
 
 

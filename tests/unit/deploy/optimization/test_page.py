@@ -22,7 +22,9 @@ def result(tmp_path):
 
     rows = (
         row(BASE, 1.0, 0.0, 1_100_000),
-        row(Candidate("openvino", "bf16"), 4.7, -0.0008, 630_000),
+        replace(
+            row(Candidate("openvino", "bf16"), 4.7, -0.0008, 630_000), fused=("20 norms folded",)
+        ),
         row(Candidate("openvino", "int8"), 6.1, 0.0031, 440_000),
         row(Candidate("onnxruntime", "int8"), 3.0, 0.21, 430_000, REJECTED, "drops"),
         row(Candidate("compiled", "bf16"), 2.5, 0.0003, 1_100_000),
@@ -49,6 +51,7 @@ def test_the_page_has_the_choice_the_front_and_every_candidate(result):
     assert rows == ["1", "2", "3", "4", "5", "6"]
     assert "-0.31 points (-0.41 to -0.21)" in page
     assert "the times are rough" in page
+    assert "<td>20 norms folded</td>" in page
 
 
 def test_names_and_reasons_cannot_be_markup(result):

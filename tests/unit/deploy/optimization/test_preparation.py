@@ -1,6 +1,7 @@
 """Layers that stay in float until the metric of the search holds."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,12 +39,12 @@ def test_the_layer_that_hurts_is_found_once_for_all_runtimes(engine, digits, mat
     batch, _ = digits.get_batch(list(range(64)), 0)
     mixing = Mixing(material, "accuracy", 0.1, tmp_path / "known.json")
     calibration = batch["inputs"].split(32)
-    made, kept = prepare(spoilt, "int8_static" + MIXED, calibration, mixing)
+    made, kept, _ = prepare(spoilt, "int8_static" + MIXED, calibration, mixing)
     assert "blocks.0.mlp.fc2" in kept
     assert len(kept) < 4
     assert json.loads(mixing.known.read_text()) == kept
     assert not isinstance(made.module.get_submodule(kept[0]), QuantizedLayer)
-    again, same = prepare(spoilt, "int8_static" + MIXED, calibration, mixing)
+    again, same, _ = prepare(spoilt, "int8_static" + MIXED, calibration, mixing)
     assert same == kept
     with torch.no_grad():
         assert torch.equal(made(batch["inputs"]), again(batch["inputs"]))
@@ -56,3 +57,13 @@ def test_where_int8_holds_in_torch_it_is_said_that_the_runtime_loses(
     mixing = Mixing(material, "accuracy", 0.5, tmp_path / "known.json")
     with pytest.raises(ConfigError, match="what is lost is lost by the runtime"):
         prepare(engine, "int8_static" + MIXED, [batch["inputs"]], mixing)
+
+
+def test_what_is_converted_has_fewer_operators_and_that_is_said(digits):
+    engine = ModelEngine("resnet", num_layers=8, channels=1, num_classes=10)
+    engine.bind(digits.spec)
+    batch, _ = digits.get_batch([0, 1, 2], 0)
+    mixing = Mixing(Path("none"), "accuracy", 0.1, Path("none"))
+    made, kept, fused = prepare(engine.eval(), "", [batch["inputs"]], mixing)
+    assert (kept, fused) == ([], ["7 norms folded"])
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in made.module.modules())

@@ -66,6 +66,19 @@ def test_outlines_of_nodules_are_learnt_and_evaluated(cubes, capsys):
     assert "--min-score 0.5 would be ignored" in capsys.readouterr().err
 
 
+def test_folds_of_cubes_divide_patients_and_the_last_weights_count(cubes, capsys):
+    assert run(["train", "n.yaml", "--folds", "3", "--fold", "1"]) == 0
+    assert "3 folds of patients; the last weights of each" in capsys.readouterr().out
+    written = json.loads(Path("runs/nodules-folds-1/folds.json").read_text())
+    assert 0 <= written["metrics"]["1"]["cpm"] <= 1
+    assert "NaN" not in Path("runs/nodules-folds-1/folds.json").read_text()
+    assert Path("runs/nodules-folds-1/fold_1/model.bin").is_file()
+    assert run(["train", "n.yaml", "--folds", "11"]) == 2
+    assert "num_folds=11 of 10 patients" in capsys.readouterr().err
+    assert run(["train", "n.yaml", "--folds", "3", "--together"]) == 2
+    assert "--together would be ignored" in capsys.readouterr().err
+
+
 def test_nodules_without_validation_cannot_stop_early(cubes, capsys):
     assert run(["train", "n.yaml", "data.fold=null", "trainer.early_stopping=3"]) == 2
     assert "data.fold=null" in capsys.readouterr().err

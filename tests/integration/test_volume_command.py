@@ -97,6 +97,25 @@ def test_a_segmentation_from_a_file_to_its_evaluation(scans, capsys):
     assert "region='liver'" in capsys.readouterr().err
 
 
+def test_folds_of_patients_with_a_share_that_chooses_the_model(scans, capsys):
+    short = ["trainer.epochs=1", "data.patches_per_volume=1"]
+    assert run(["train", "a.yaml", *short, "--folds", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "4 folds of patients; 25% of the rest held back to choose the model" in out
+    written = json.loads(Path("runs/scans-folds-1/folds.json").read_text())
+    assert written["run"] == [0, 1, 2, 3]
+    dice = [own["dice"] for own in written["metrics"].values()]
+    assert written["mean"]["dice"] == pytest.approx(np.mean(dice))
+    assert written["std"]["dice"] == pytest.approx(np.std(dice, ddof=1))
+    again = ["train", "a.yaml", *short, "--folds", "4", "--run-dir", "runs/scans-folds-1"]
+    assert run([*again, "--fold", "2"]) == 0  # is finished, and not run again
+    assert json.loads(Path("runs/scans-folds-1/folds.json").read_text())["run"] == [2]
+    assert run([*again, "--fold", "4"]) == 2
+    assert "fold 4 of 4" in capsys.readouterr().err
+    assert run(["train", "a.yaml", "--folds", "2", "data.val=others"]) == 2
+    assert "set data.val to a share" in capsys.readouterr().err
+
+
 def test_validation_on_the_training_data_is_refused(scans, capsys):
     assert run(["train", "a.yaml", "data.val=scans"]) == 2
     assert "data.val=scans is data.train" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import numpy as np
 
 from deepseek.config import NoduleDataConfig
 from deepseek.datasets import DataSpec
-from deepseek.medical.nodule_cubes import NoduleCubes, holds_scans, read_nodule_cubes
+from deepseek.medical.nodule_cubes import NoduleCubes
 from deepseek.medical.nodule_dataset import SCORE, NoduleDataset
 
 
@@ -18,21 +18,20 @@ def build_nodules(
     Raises:
         ConfigError: there is no such fold.
     """
-    cubes = config.train
-    if holds_scans(cubes):
-        cubes = NoduleCubes.from_scans(
-            cubes, cube_voxels=config.cube_voxels, cache=config.cache,
-            negatives_per_scan=config.negatives_per_scan, max_voxels=config.max_voxels,
-        )  # fmt: skip
     dataset = NoduleDataset(
-        cubes,
+        NoduleCubes.open(
+            config.train,
+            cube_voxels=config.cube_voxels,
+            negatives_per_scan=config.negatives_per_scan,
+            cache=config.cache,
+            max_voxels=config.max_voxels,
+        ),
         transform=config.transform,
         targets=config.targets,
         negative_share=config.negative_share,
         crops_per_cube=config.crops_per_cube,
         scores=config.scores,
         seed=seed,
-        max_voxels=config.max_voxels,
     )
     if config.fold is None:
         return dataset, None
@@ -44,7 +43,7 @@ def build_nodule_evaluation(spec: DataSpec, path: str) -> NoduleDataset:
     patch = "x".join(str(size) for size in spec.fields["inputs"].shape[1:])
     targets = "centers" if spec.task == "detection" else "masks"
     scores = [name.removeprefix(SCORE) for name in spec.fields if name.startswith(SCORE)]
-    cubes = NoduleCubes.from_scans(path) if holds_scans(path) else read_nodule_cubes(path)
+    cubes = NoduleCubes.open(path)
     unknown = dict.fromkeys(scores, np.full(len(cubes), np.nan))
     cubes = replace(cubes, scores={**unknown, **cubes.scores})
     dataset = NoduleDataset(cubes, transform=f"patch_{patch}", targets=targets, scores=scores)

@@ -152,7 +152,7 @@ def _reported(predictor: "VolumeSegmenter | VolumeDetector", given: float | None
 
     if not isinstance(predictor, VolumeDetector):
         return None
-    why = "as by default: the model was not validated"
+    why = "as by default: no validation of the model settled it"
     if given is not None:
         why = "as --min-score says"
     elif predictor.spec.min_score is not None:
@@ -210,7 +210,8 @@ def _progress(
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         all_scans = progress.add_task("volumes", total=num_scans)
         windows = progress.add_task("windows")
         yield (

@@ -40,7 +40,8 @@ class NoduleDataConfig(Settings):
     cube_voxels: Whole = Field(default=51, ge=8, json_schema_extra=unit("voxels of 1 mm"))
     """Along each side of the cubes that are cut from scans."""
     negatives_per_scan: Whole = Field(default=2, ge=0, json_schema_extra=unit("cubes"))
-    """Of scans: cubes without a nodule, of candidates whose `class` is 0."""
+    """Of scans: cubes without a nodule, of candidates whose `class` is 0; without a file of
+    candidates at random places of the lungs."""
     cache: str = Field(default="auto", min_length=1)
     """Where cubes of scans are kept. `auto`: in the user's cache folder; `off`: nowhere; or a
     folder."""

@@ -28,6 +28,9 @@ from deepseek.errors import ConfigError, DataError
 DEFAULT_MULTIPLE = 16
 """Whole volumes without a patch are filled up to a multiple of so many voxels along each axis."""
 
+_FOLD_SEED = 20110
+"""Of folds alone: another seed of a run must not move patients."""
+
 
 class VolumeDataset(torch.utils.data.Dataset):
     """Volumes and the labels of their voxels.
@@ -213,6 +216,30 @@ class VolumeDataset(torch.utils.data.Dataset):
         is_held_out = np.isin(own, patients[order[:count]])
         training = self._part(self._rows[~is_held_out])
         return training, self._part(self._rows[is_held_out]).evaluation_view()
+
+    def split_fold(self, fold: int, num_folds: int = 5) -> tuple["VolumeDataset", "VolumeDataset"]:
+        """Return (training, validation) parts, the second as its `evaluation_view`.
+
+        All volumes of a patient are in one of them, where patients are known; the folds are the
+        same for any seed.
+
+        Args:
+            fold: which part is validated on, 0..num_folds-1.
+            num_folds: parts.
+
+        Raises:
+            ConfigError: there is no such fold, or fewer patients than folds.
+        """
+        patients, own = np.unique(self._patients[self._rows], return_inverse=True)
+        if not 2 <= num_folds <= len(patients) or not 0 <= fold < num_folds:
+            raise ConfigError(
+                f"fold={fold} of num_folds={num_folds}, of {len(patients)} patients",
+                fix=f"give 2 to {len(patients)} folds, and one of 0..{num_folds - 1}",
+            )
+        fold_of = np.empty(len(patients), np.int64)
+        fold_of[permutation(len(patients), _FOLD_SEED)] = np.arange(len(patients)) % num_folds
+        is_in = fold_of[own] == fold
+        return self._part(self._rows[~is_in]), self._part(self._rows[is_in]).evaluation_view()
 
     def _part(self, rows: np.ndarray) -> "VolumeDataset":
         view = copy.copy(self)

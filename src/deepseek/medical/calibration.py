@@ -138,4 +138,5 @@ def calibration_section(found: VoxelCalibration, class_names: Sequence[str]) -> 
         table(head, lines, caption="Calibration of each class", numeric=(1, 2, 3))
         + f'<p class="note">{note}</p>',
     )
-    return Section("calibration", "Calibration of voxels", f"{body}{cards}")
+    body += f'<div class="split">{cards}</div>'
+    return Section("calibration", "Calibration of voxels", body)

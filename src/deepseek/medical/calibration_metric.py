@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deepseek.errors import ConfigError
 from deepseek.medical.calibration import LEAST, VoxelCalibration
 from deepseek.trainer.extra_metrics import ExtraMetric
 from deepseek.trainer.metrics import Metric
-from deepseek.trainer.segmentation import SegmentationTask
+from deepseek.trainer.segmentation import SegmentationTask, as_segmentation
 from deepseek.trainer.task import Batch, Task
 
 
@@ -58,12 +57,7 @@ class Calibration(ExtraMetric):
     """
 
     def __init__(self, task: Task) -> None:
-        if not isinstance(task, SegmentationTask):
-            raise ConfigError(
-                f"calibration of voxels says nothing of {type(task).__name__}",
-                fix="leave it out: deepseek calibrate is for classifiers",
-            )
-        self._task = task
+        self._task = as_segmentation(task, "calibration of voxels")
 
     def new_metrics(self) -> dict[str, Metric]:
         """Return both errors."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from deepseek.datasets import DataSpec
 from deepseek.errors import ConfigError
 from deepseek.medical.froc import RATES, Findings, Froc, Marks, match_marks
+from deepseek.models.center_detector import SCORE_RANGE
 from deepseek.models.peaks import find_peaks
 from deepseek.trainer.center_loss import center_losses, score_losses
 from deepseek.trainer.metrics import Mean, Metric
@@ -104,12 +105,11 @@ class DetectionTask(Task):
             outputs[:, 0], outputs[:, -1], batch["targets"], stride_of(outputs, batch["inputs"]),
             self.spacing_mm,
         )  # fmt: skip
-        missed, _ = self._score_errors(outputs, batch)
+        missed, _ = self._score_errors(outputs, outputs[:, 1:-1], batch)
         return focal + SIZE_WEIGHT * size + SCORE_WEIGHT * missed.sum(1)
 
-    def _score_errors(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _score_errors(self, outputs: Tensor, maps: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the absolute errors of scores, summed over centres, and how many: (B, S)."""
-        maps = outputs[:, 1:-1]
         if maps.shape[1] != len(self.scores):
             raise ConfigError(
                 f"the model tells {maps.shape[1]} scores, the data have {len(self.scores)}",
@@ -151,7 +151,9 @@ class DetectionTask(Task):
         # crops over their litres: marks are counted within the box alone
         crops = torch.tensor(count * 1e6)
         metrics["false_per_litre_at_1"].update(crops, round(self._seen_mm3(batch)))
-        missed, counts = self._score_errors(outputs, batch)
+        # as they are told: the loss alone sees scores beyond their range, which it draws back
+        told = outputs[:, 1:-1].clamp(*SCORE_RANGE)
+        missed, counts = self._score_errors(outputs, told, batch)
         for name, own, known in zip(self.scores, missed.T, counts.T, strict=True):
             metrics[f"{name}_error"].update(own.sum(), round(float(known.sum())))
         total = self._count(outputs, batch)

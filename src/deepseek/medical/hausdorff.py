@@ -13,7 +13,7 @@ from deepseek.errors import ConfigError
 from deepseek.medical.segmentation_scores import IGNORE_INDEX, hausdorff_mm
 from deepseek.trainer.extra_metrics import ExtraMetric
 from deepseek.trainer.metrics import Mean, Metric
-from deepseek.trainer.segmentation import SegmentationTask
+from deepseek.trainer.segmentation import as_segmentation
 from deepseek.trainer.task import Batch, Task
 
 
@@ -31,12 +31,8 @@ class Hausdorff(ExtraMetric):
     """
 
     def __init__(self, task: Task) -> None:
-        if not isinstance(task, SegmentationTask):
-            raise ConfigError(
-                f"hd95 says nothing of {type(task).__name__}: it finds no class for each voxel",
-                fix="leave it out: it is of segmentations",
-            )
-        self._classes = range(task.first_class, task.num_classes)
+        known = as_segmentation(task, "hd95")
+        self._classes = range(known.first_class, known.num_classes)
 
     def new_metrics(self) -> dict[str, Metric]:
         """Return the distance, and the share of classes that have none."""

@@ -17,6 +17,7 @@ from deepseek.datasets.numpy_volume import read_arrays
 from deepseek.datasets.randomness import permutation
 from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS
 from deepseek.errors import ConfigError, DataError
+from deepseek.models.center_detector import SCORE_RANGE
 
 SCORES = (
     "malignancy", "texture", "spiculation", "lobulation", "sphericity", "margin", "subtlety",
@@ -55,6 +56,27 @@ class NoduleCubes:
     negative_names: tuple[str, ...] = ()
 
     @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike,
+        *,
+        cube_voxels: int = 51,
+        negatives_per_scan: int = 2,
+        cache: str | os.PathLike = "auto",
+        max_voxels: int = DEFAULT_MAX_VOXELS,
+    ) -> "NoduleCubes":
+        """Return the cubes of a `.npz` or the one in a folder, or cut them from a folder of scans.
+
+        Args as in `from_scans`; `max_voxels` alone counts where cubes are read.
+        """
+        if not holds_scans(path):
+            return read_nodule_cubes(path, max_voxels)
+        return cls.from_scans(
+            path, cube_voxels=cube_voxels, negatives_per_scan=negatives_per_scan, cache=cache,
+            max_voxels=max_voxels,
+        )  # fmt: skip
+
+    @classmethod
     def from_scans(
         cls,
         folder: str | os.PathLike,
@@ -70,7 +92,8 @@ class NoduleCubes:
         Args:
             folder: of the scans.
             cube_voxels: along each side, at 1 mm.
-            negatives_per_scan: cubes of `candidates_v2.csv` whose `class` is 0.
+            negatives_per_scan: cubes without a nodule: of `candidates_v2.csv` where `class` is 0;
+                without that file at random places of the lungs, where no finding reaches in.
             window_hu: the HU that become 0 and 1.
             cache: where cubes are kept: "auto", a folder of the user's cache; "off"; or a folder.
             max_voxels: of a scan, and of all cubes.
@@ -150,17 +173,9 @@ def read_nodule_cubes(path: str | os.PathLike, max_voxels: int = DEFAULT_MAX_VOX
     arrays = read_arrays(file, limits, needed=("image", "mask", "name"), kinds="iufbU")
     image, mask, names = arrays["image"], arrays["mask"], arrays["name"]
     _check_arrays(file, image, mask, names)
-    scores = {}
-    for score in SCORES:
-        if score not in arrays:
-            continue
-        given = arrays[score]
-        if given.shape != names.shape or given.dtype.kind not in "iuf":
-            raise DataError(
-                f"{file}: {score} has the shape {given.shape}, not {names.shape}",
-                fix="give a number for each cube, 0 where it is not known",
-            )
-        scores[score] = np.where(given > 0, given, np.nan).astype(np.float64)
+    scores = {
+        name: _read_scores(file, name, arrays[name], names) for name in SCORES if name in arrays
+    }
     voxels = image.astype(np.float32)
     if image.dtype == np.uint8:
         voxels /= 255
@@ -172,6 +187,23 @@ def read_nodule_cubes(path: str | os.PathLike, max_voxels: int = DEFAULT_MAX_VOX
         voxels, mask.astype(np.uint8), tuple(map(str, names)), scores, window_hu=window,
         negatives=negatives, negative_names=tuple(map(str, negative_names)),
     )  # fmt: skip
+
+
+def _read_scores(file: Path, name: str, given: np.ndarray, cubes: np.ndarray) -> np.ndarray:
+    """Return the scores of cubes, 1 to 5; NaN where one is missing."""
+    if given.shape != cubes.shape or given.dtype.kind not in "iuf":
+        raise DataError(
+            f"{file}: {name} has the shape {given.shape}, not {cubes.shape}",
+            fix="give a number for each cube, 0 where it is not known",
+        )
+    known = given[given > 0]
+    low, high = SCORE_RANGE
+    if not ((known >= low) & (known <= high)).all():
+        raise DataError(
+            f"{file}: {name} is {known.min():g} to {known.max():g}, not {low:g} to {high:g}",
+            fix="give scores as radiologists of LIDC-IDRI do, 0 where one is not known",
+        )
+    return np.where(given > 0, given, np.nan).astype(np.float64)
 
 
 def _check_negatives(file: Path, image: np.ndarray, cubes: np.ndarray, names: np.ndarray) -> None:

@@ -2,14 +2,15 @@
 
 Around each finding a cube is resampled; its mask is what is labelled near the finding, else a ball
 of its diameter. Cubes of candidates that are no findings (`class` 0 of `candidates_v2.csv`) show no
-nodule. A cube that another finding reaches into is left out: it could not say which of
-them is meant. Setio et al. 2017, arXiv 1612.08012, for the files.
+nodule; without such a file, cubes at random places of the lungs do. A cube that another finding
+reaches into is left out: it could not say which of them is meant. Setio et al. 2017, arXiv
+1612.08012, for the files.
 """
 
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import xxhash
 
 from deepseek.datasets.cache_folder import cache_folder
 from deepseek.datasets.kept_folder import SlowReport, make_beside, taking_place
-from deepseek.datasets.randomness import permutation
+from deepseek.datasets.randomness import Draws, permutation
 from deepseek.datasets.volume import Volume
 from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS, read_volume
 from deepseek.datasets.volume_store import facts_of_files, laid_on, read_labels
@@ -27,13 +28,16 @@ from deepseek.medical.froc import UNKNOWN_DIAMETER_MM, Findings, Marks
 from deepseek.medical.luna16 import read_marks
 from deepseek.medical.nodule_crops import CUBE_VOXELS, SPACING_MM, cube_at, mask_of, shades_of
 from deepseek.medical.nodule_cubes import WINDOW_HU, NoduleCubes, read_nodule_cubes
+from deepseek.medical.regions import find_lungs
 from deepseek.medical.scan_findings import findings_of_labels
 from deepseek.medical.scans import ANNOTATIONS, Scan, find_scans, patients_of
 
 NEGATIVES_PER_SCAN = 2
 CANDIDATES = ("candidates_v2.csv", "candidates.csv")
 FILE_NAME = "cubes.npz"
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
+_TRIES = 20
+"""Places of a scan that are looked at for each negative cube."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class CubeSettings:
 
     Attributes:
         cube_voxels: along each side, at 1 mm.
-        negatives_per_scan: cubes of candidates that are no findings.
+        negatives_per_scan: cubes of candidates that are no findings, or of lung.
         window_hu: the HU that become 0 and 1.
     """
 
@@ -126,13 +130,14 @@ def _cut_all(
     max_voxels: int,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Return the arrays that `read_nodule_cubes` takes."""
-    said = {} if candidates is None else read_marks(candidates, "class")
-    cubes, names, others, num_shared = [], [], [], 0
+    said = None if candidates is None else read_marks(candidates, "class")
+    cubes, names, others, num_shared, num_lungless = [], [], [], 0, 0
     report = SlowReport("cutting cubes of nodules", "cut cubes of nodules", "scans")
     for number, (scan, first) in enumerate(zip(scans, patients_of(scans, root), strict=True)):
         report.note(number)
-        marks = said.get(scan.name)
-        if scan.findings is not None and not len(scan.findings.centers_mm) and marks is None:
+        is_healthy = scan.findings is not None and not len(scan.findings.centers_mm)
+        has_negatives = settings.negatives_per_scan > 0 and _may_have_negatives(scan, said)
+        if is_healthy and not has_negatives:
             continue
         cutter = _Cutter(*_read(scan, max_voxels), settings)
         # what is before the first _ divides the folds
@@ -142,8 +147,16 @@ def _cut_all(
         num_shared += sum(cube is None for cube in found)
         cubes += [cube for cube in found if cube is not None]
         names += [f"{of_patient}_{at}" for at, cube in enumerate(found) if cube is not None]
-        others += [(of_patient, shades) for shades in cutter.negatives(marks, number)]
+        if has_negatives:
+            if said is None:
+                places = cutter.lung_places(number)
+                num_lungless += not len(places)
+            else:
+                places = _shuffled(said[scan.name], number)
+            others += [(of_patient, shades) for shades in cutter.negatives(places)]
     report.end(len(scans))
+    if num_lungless:
+        sys.stderr.write(f"{num_lungless} scans give no negative cubes: no lungs are found there\n")
     if num_shared:
         sys.stderr.write(f"{num_shared} findings are left out: others reach into their cubes\n")
     if not cubes:
@@ -218,18 +231,41 @@ class _Cutter:
             )
         return found
 
-    def negatives(self, marks: Marks | None, number: int) -> list[np.ndarray]:
-        """Return the shades of candidates without any finding near them, drawn at random."""
-        if marks is None:
-            return []
-        places, found = marks.centers_mm[marks.scores == 0], []
-        for at in permutation(len(places), number):
+    def lung_places(self, number: int) -> np.ndarray:
+        """Return places of the lungs, (P, 3), drawn at random; none where no lungs are found."""
+        try:
+            inside = np.flatnonzero(find_lungs(self.volume).voxels[0])
+        except DataError:
+            return np.empty((0, 3))
+        draws = Draws(number)
+        count = _TRIES * self.settings.negatives_per_scan
+        drawn = inside[[draws.integer(0, len(inside) - 1) for _ in range(count)]]
+        places = np.unravel_index(drawn, self.volume.voxels.shape[1:])
+        return self.volume.to_mm(np.stack(places, 1))
+
+    def negatives(self, places: np.ndarray) -> list[np.ndarray]:
+        """Return the shades around the first places (P, 3) without any finding near them."""
+        found = []
+        for place in places:
             if len(found) == self.settings.negatives_per_scan:
                 break
-            cube = cube_at(self.volume, places[at], self.settings.cube_voxels)
+            cube = cube_at(self.volume, place, self.settings.cube_voxels)
             if not _reaches(cube, self.findings.centers_mm, self.radii_mm):
                 found.append(shades_of(cube, self.settings.window_hu))
         return found
+
+
+def _may_have_negatives(scan: Scan, said: Mapping[str, Marks] | None) -> bool:
+    """Return whether cubes of a scan without a nodule can be told: of candidates, else of lungs."""
+    if said is not None:
+        return scan.name in said
+    return scan.findings is not None or scan.labels is not None
+
+
+def _shuffled(marks: Marks, number: int) -> np.ndarray:
+    """Return where candidates are no findings, (P, 3), in a random order."""
+    places = marks.centers_mm[marks.scores == 0]
+    return places[permutation(len(places), number)]
 
 
 def _reaches(cube: Volume, centers_mm: np.ndarray, radii_mm: np.ndarray) -> bool:

@@ -24,14 +24,7 @@ from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS
 from deepseek.datasets.volume_transforms import VolumeTransform, parse_volume_transform
 from deepseek.errors import ConfigError, DataError
-from deepseek.medical.nodule_cubes import (
-    NUM_FOLDS,
-    SCORES,
-    NoduleCubes,
-    ball_diameter,
-    holds_scans,
-    read_nodule_cubes,
-)
+from deepseek.medical.nodule_cubes import NUM_FOLDS, SCORES, NoduleCubes, ball_diameter
 from deepseek.registry import did_you_mean
 
 SCORE = "score."
@@ -88,12 +81,8 @@ class NoduleDataset(torch.utils.data.Dataset):
         max_voxels: int = DEFAULT_MAX_VOXELS,
     ) -> None:
         self._transform = _check_arguments(transform, targets, negative_share, crops_per_cube)
-        if isinstance(path, NoduleCubes):
-            self.cubes = path
-        elif holds_scans(path):
-            self.cubes = NoduleCubes.from_scans(path, max_voxels=max_voxels)
-        else:
-            self.cubes = read_nodule_cubes(path, max_voxels)
+        is_open = isinstance(path, NoduleCubes)
+        self.cubes = path if is_open else NoduleCubes.open(path, max_voxels=max_voxels)
         self._patch: tuple[int, int, int] = self._transform.patch or (1, 1, 1)
         sizes = self.cubes.voxels.shape[1:]
         if any(size < extent for size, extent in zip(sizes, self._patch, strict=True)):

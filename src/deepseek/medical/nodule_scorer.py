@@ -27,12 +27,12 @@ from deepseek.medical.nodule_scores import (
     malignancy_labels,
 )
 from deepseek.medical.threshold_segmentation import largest_bright_part
+from deepseek.models.center_detector import SCORE_RANGE
 from deepseek.registry import did_you_mean
 from deepseek.trainer.bootstrap import Interval
 from deepseek.whole_file import replacing
 
 FORMAT = "deepseek nodule scores 1"
-LOWEST, HIGHEST = 1.0, 5.0
 _MAX_BYTES = 16 * 2**20
 _TENSORS = ("mean", "scale", "weights", "offsets")
 
@@ -144,7 +144,7 @@ class NoduleScorer:
                 fix="fit the scores again",
             )
         row = np.array([[found[name] for name in self.feature_names]])
-        values = np.clip(self.model.predict(row)[0], LOWEST, HIGHEST)
+        values = np.clip(self.model.predict(row)[0], *SCORE_RANGE)
         return dict(zip(self.names, values.tolist(), strict=True))
 
     def save(self, path: str | os.PathLike) -> Path:

@@ -112,8 +112,9 @@ class ScanReport:
     def _summary(self, done: Sequence[dict], broken: Sequence[dict]) -> Section:
         tiles = [_tile("Scans", f"{len(done):,}", f"{len(broken)} could not be read")]
         if not self._names:
-            sure = sum(each["score"] >= SURE for row in done for each in row["findings"])
-            tiles.append(_tile("Findings", f"{sure:,}", f"with a score of {SURE} and more"))
+            scores = [each["score"] for row in done for each in row["findings"]]
+            sure = f"{sum(score >= SURE for score in scores):,} with a score of {SURE} and more"
+            tiles.append(_tile("Findings", f"{len(scores):,}", sure))
         for name in self._names[1:]:
             amounts = [row["ml"][name] for row in done]
             if amounts:

@@ -25,8 +25,9 @@ from deepseek.models.unet3d import NEGATIVE_SLOPE, UNet3D
 INITIAL_SHARE = 0.01
 """Of a centre, at every place; the few centres would else drown (Lin et al. 2017, section 3.3)."""
 INITIAL_DIAMETER_MM = 10.0
-INITIAL_SCORE = 3.0
-"""The middle of 1 to 5."""
+SCORE_RANGE = (1.0, 5.0)
+"""Of scores, as radiologists of LIDC-IDRI give them."""
+INITIAL_SCORE = sum(SCORE_RANGE) / 2
 
 
 class CenterDetector3D(Classifier):
@@ -41,8 +42,8 @@ class CenterDetector3D(Classifier):
         kernels: sizes of the convolutions of each level; 3 by default.
         skipped_levels: finest levels of the decoder that are left out; 1 gives a map of half the
             resolution in every axis.
-        num_scores: numbers that are told of each thing beside its size, such as how malignant it
-            looks, 1 to 5.
+        num_scores: numbers from 1 to 5 that are told of each thing beside its size, such as how
+            malignant it looks.
 
     Raises:
         ConfigError: a size is out of its range.

@@ -18,6 +18,7 @@ from torch import Tensor
 from deepseek.datasets.spec import DataSpec
 from deepseek.datasets.volume import Volume
 from deepseek.errors import ConfigError
+from deepseek.models.center_detector import SCORE_RANGE
 from deepseek.models.engine import ModelEngine
 from deepseek.models.eval_mode import evaluating
 from deepseek.models.peaks import Peaks, find_peaks
@@ -41,7 +42,8 @@ class Centers:
         points_mm: x, y, z in the patient (LPS), float64 (P, 3).
         diameters_mm: float64 (P,).
         scores: probabilities, float64 (P,).
-        told: what else the model tells of each, by name, such as `malignancy`; float64 (P,).
+        told: scores that the model tells of each, by name, such as `malignancy`; 1 to 5, float64
+            (P,).
     """
 
     points_mm: np.ndarray
@@ -150,12 +152,12 @@ class VolumeDetector(VolumePredictor[Centers]):
         return rows[:MAX_CENTERS]
 
     def _told_at(self, maps: Tensor, peaks: Peaks) -> Tensor:
-        """Return the maps between the first and the last at the place of each peak, (P, S)."""
+        """Return the scores between the first and the last map at each peak, 1 to 5, (P, S)."""
         steps = torch.tensor(self._stride, dtype=torch.float32, device=peaks.indices.device)
         places = ((peaks.indices - (steps - 1) / 2) / steps).round().long()
         sizes = torch.tensor(maps.shape[1:], device=places.device)
         d, h, w = torch.minimum(places.clamp(min=0), sizes - 1).unbind(1)
-        return maps[1:-1, d, h, w].float().T
+        return maps[1:-1, d, h, w].float().T.clamp(*SCORE_RANGE)
 
     def _find_stride(self) -> list[int]:
         """Return the voxels of a place of the map, along D, H, W."""

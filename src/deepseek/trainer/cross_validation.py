@@ -10,15 +10,16 @@ Shapes: N samples, C classes.
 """
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from deepseek.datasets import ImageDataset, TextDataset
 from deepseek.datasets.folds import stratified_folds
@@ -31,6 +32,8 @@ from deepseek.whole_file import replacing
 Foldable = TextDataset | ImageDataset
 MakeTrainer = Callable[[Foldable, Foldable | None, Path], Trainer]
 """(training data, held-back data, run folder) -> the trainer of a fold."""
+METRICS_FILE, SAMPLES_FILE = "fold.json", "fold.safetensors"
+"""Of a fold; the first says that it is finished."""
 _SHOWN = 10
 
 
@@ -74,16 +77,14 @@ class CrossValidation:
 
     def mean(self, name: str) -> float:
         """Return the mean of a metric over the folds."""
-        return fmean(each[name] for each in self.metrics.values())
+        return spread_of(self.metrics, name)[0]
 
     def std(self, name: str) -> float:
         """Return the standard deviation of a metric over the folds; 0 of one."""
-        values = [each[name] for each in self.metrics.values()]
-        return stdev(values) if len(values) > 1 else 0.0
+        return spread_of(self.metrics, name)[1]
 
     def to_json(self) -> dict:
         """Return a JSON-able dict of protocol and figures."""
-        names = list(next(iter(self.metrics.values())))
         return {
             "folds": self.folds.num_folds,
             "run": sorted(self.metrics),
@@ -91,10 +92,41 @@ class CrossValidation:
             "near_duplicates": len(self.folds.pairs),
             "near_duplicates_across_folds": len(self.folds.leaks),
             "keeps_together": self.folds.keeps_together,
-            "metrics": {str(fold): own for fold, own in sorted(self.metrics.items())},
-            "mean": {name: self.mean(name) for name in names},
-            "std": {name: self.std(name) for name in names},
+            **figures_of(self.metrics),
         }
+
+
+def spread_of(metrics: Mapping[int, dict[str, float]], name: str) -> tuple[float, float]:
+    """Return mean and standard deviation of a metric over folds; the latter 0 of one."""
+    values = [each[name] for each in metrics.values()]
+    return fmean(values), stdev(values) if len(values) > 1 else 0.0
+
+
+def figures_of(metrics: Mapping[int, dict[str, float]]) -> dict:
+    """Return the metrics of each fold, their means and deviations, JSON-able; `None` for NaN."""
+    names = list(next(iter(metrics.values())))
+    spreads = {name: spread_of(metrics, name) for name in names}
+    return {
+        "metrics": {str(fold): _written(own) for fold, own in sorted(metrics.items())},
+        "mean": _written({name: mean for name, (mean, _) in spreads.items()}),
+        "std": _written({name: std for name, (_, std) in spreads.items()}),
+    }
+
+
+def _written(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def table_of(metrics: Mapping[int, dict[str, float]]) -> list[str]:
+    """Return lines: each metric of each fold, its mean and deviation."""
+    names = list(next(iter(metrics.values())))
+    width = max(map(len, names))
+    lines = [f"{'':<{width}}  " + "  ".join(f"fold {fold:<3}" for fold in metrics)]
+    for name in names:
+        values = "  ".join(f"{own[name]:<8.4f}" for own in metrics.values())
+        mean, std = spread_of(metrics, name)
+        lines.append(f"{name:<{width}}  {values}  mean {mean:.4f} std {std:.4f}")
+    return lines
 
 
 def choose_folds(
@@ -124,6 +156,18 @@ def choose_folds(
     return Folds(fold_of, num_folds, tuple(pairs), keeps_together)
 
 
+def folds_to_run(num_folds: int, only: Sequence[int] | None) -> Sequence[int]:
+    """Return the numbers of the folds to run: those that are named, or all.
+
+    Raises:
+        ConfigError: there is no such fold.
+    """
+    wanted = range(num_folds) if only is None else only
+    if wrong := [fold for fold in wanted if not 0 <= fold < num_folds]:
+        raise ConfigError(f"fold {wrong[0]} of {num_folds}", fix=f"give 0 to {num_folds - 1}")
+    return wanted
+
+
 def cross_validate(
     make_trainer: MakeTrainer,
     data: Foldable,
@@ -149,20 +193,15 @@ def cross_validate(
         ConfigError: there is no such fold.
     """
     folder = Path(folder)
-    wanted = range(folds.num_folds) if only is None else only
-    if wrong := [fold for fold in wanted if not 0 <= fold < folds.num_folds]:
-        raise ConfigError(
-            f"fold {wrong[0]} of {folds.num_folds}", fix=f"give 0 to {folds.num_folds - 1}"
-        )
     folder.mkdir(parents=True, exist_ok=True)
     metrics, samples = {}, []
-    for fold in wanted:
+    for fold in folds_to_run(folds.num_folds, only):
         place = folder / f"fold_{fold}"
-        known = place / "fold.json"
+        known = place / METRICS_FILE
         if not known.is_file():
             _run(make_trainer, data, folds.fold_of == fold, place, val_share, seed)
         metrics[fold] = json.loads(known.read_text())
-        samples.append(load_file(place / "fold.safetensors"))
+        samples.append(load_file(place / SAMPLES_FILE))
     result = CrossValidation(metrics, folds, val_share, folder)
     joined = {name: torch.cat([each[name] for each in samples]) for name in samples[0]}
     save_file(joined, folder / "predictions.safetensors")
@@ -184,18 +223,25 @@ def _run(
     if val_share:
         train, held_back = train.split(val_share, seed)
     trainer = make_trainer(train, held_back, place)
+    fit_and_test(trainer, data.take(is_test).evaluation_view(), np.flatnonzero(is_test), place)
+
+
+def fit_and_test(trainer: Trainer, test_data: Any, places: np.ndarray, place: Path) -> None:
+    """Train and test one fold, and write its `fold.json` last.
+
+    Args:
+        trainer: of the fold.
+        test_data: that it has not seen.
+        places: numbers of these samples among all.
+        place: run folder of the fold.
+    """
     trainer.fit()
     with weights_of(trainer.trained, trainer.folder.model):
-        tested = trainer._evaluation(data.take(is_test).evaluation_view(), keeps_samples=True)
-    places = torch.from_numpy(np.flatnonzero(is_test))
-    found = {**tested.samples, "index": places[tested.samples["index"]]}
-    save_file(_stored(found), place / "fold.safetensors")
-    with replacing(place / "fold.json") as draft:
+        tested = trainer._evaluation(test_data, keeps_samples=True)
+    found = {**tested.samples, "index": torch.from_numpy(places)[tested.samples["index"]]}
+    save_file({name: value.contiguous() for name, value in found.items()}, place / SAMPLES_FILE)
+    with replacing(place / METRICS_FILE) as draft:
         draft.write_text(json.dumps(tested.metrics) + "\n")
-
-
-def _stored(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.contiguous() for name, value in found.items()}
 
 
 def describe_folds(result: CrossValidation, texts: TextDataset | None = None) -> str:
@@ -205,7 +251,7 @@ def describe_folds(result: CrossValidation, texts: TextDataset | None = None) ->
         result: what came of it.
         texts: the data, to show pairs that leak.
     """
-    folds, names = result.folds, list(next(iter(result.metrics.values())))
+    folds = result.folds
     held = f"{result.val_share:.0%} of the rest held back to choose the model"
     lines = [
         f"protocol  {folds.num_folds} folds, stratified; "
@@ -217,11 +263,4 @@ def describe_folds(result: CrossValidation, texts: TextDataset | None = None) ->
         for pair in folds.leaks[:_SHOWN]:
             lines.append(f"  {pair.likeness:.2f}  {texts.text(pair.first)[:80]}")
             lines.append(f"        {texts.text(pair.second)[:80]}")
-    width = max(map(len, names))
-    lines.append(f"{'':<{width}}  " + "  ".join(f"fold {fold:<3}" for fold in result.metrics))
-    for name in names:
-        values = "  ".join(f"{own[name]:<8.4f}" for own in result.metrics.values())
-        lines.append(
-            f"{name:<{width}}  {values}  mean {result.mean(name):.4f} std {result.std(name):.4f}"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *table_of(result.metrics)])

@@ -134,3 +134,17 @@ def choose_loss(task: Task, wanted: str | Mapping[str, Any] | None) -> Task:
 def segmentation(spec: DataSpec, label_smoothing: float) -> Task:
     """Return the task of a data set whose `spec.task` is "segmentation"."""
     return SegmentationTask(spec.num_classes, label_smoothing)
+
+
+def as_segmentation(task: Task, metric: str) -> SegmentationTask:
+    """Return a task as what it is, for a metric of segmentations.
+
+    Raises:
+        ConfigError: it is another task.
+    """
+    if not isinstance(task, SegmentationTask):
+        raise ConfigError(
+            f"{metric} says nothing of {type(task).__name__}: it finds no class for each voxel",
+            fix="leave it out: it is of segmentations",
+        )
+    return task

@@ -117,6 +117,22 @@ def test_split_does_not_divide_the_volumes_of_a_patient(names, patient, tmp_path
         data.split(0.95)
 
 
+def test_folds_test_each_patient_once_and_never_divide_one(tmp_path):
+    names = [f"patient{n:03}_frame{k}" for n in range(5) for k in range(2)]
+    data = VolumeDataset(write_set(tmp_path / "set", names), "patch_4x4x4", cache="off")
+    tested = []
+    for fold in range(3):
+        train, test = data.split_fold(fold, 3)
+        both = [patients_of(part, len(part), lambda s: s[:10]) for part in (train, test)]
+        assert not both[0] & both[1]
+        assert len(both[0] | both[1]) == 5
+        tested += sorted(both[1])
+    assert sorted(tested) == [f"patient{n:03}" for n in range(5)]
+    for fold, num_folds in ((0, 6), (3, 3), (0, 1)):
+        with pytest.raises(ConfigError, match=f"fold={fold} of num_folds={num_folds}, of 5"):
+            data.split_fold(fold, num_folds)
+
+
 def test_a_column_says_whose_volumes_are_and_words_decide(tmp_path):
     names = [f"scan{number}" for number in range(6)]
     index = write_set(tmp_path / "set", names, "aabbcc")

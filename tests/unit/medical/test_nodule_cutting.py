@@ -14,7 +14,7 @@ from deepseek.medical.nodule_crops import cube_at
 from deepseek.medical.nodule_cubes import NoduleCubes
 from deepseek.medical.nodule_cutting import FILE_NAME
 from deepseek.medical.phantom_files import write_phantom
-from deepseek.medical.phantoms import Phantom
+from deepseek.medical.phantoms import Phantom, make_phantom
 from deepseek.medical.scans import Scan, patients_of
 
 SPACING = (2.0, 1.5, 1.5)
@@ -68,6 +68,33 @@ def test_candidates_near_a_finding_are_no_negatives(luna16):
     assert cubes.negative_names == ("scan-0_no", "scan-1_no")
     shade = round((-900 + 1200) / 1600 * 255)
     assert np.abs(cubes.negatives.astype(int) - shade).max() <= 1
+
+
+def test_without_candidates_negatives_are_places_of_the_lungs(tmp_path):
+    for number in range(2):
+        phantom = make_phantom((40, 60, 60), (6.0, 5.0, 5.0), num_nodules=1, seed=number)
+        write_phantom(phantom, tmp_path, f"scan_{number}", "luna16")
+    cubes = NoduleCubes.from_scans(tmp_path, cube_voxels=24, negatives_per_scan=3, cache="off")
+    assert cubes.negative_names == ("scan-0_no",) * 3 + ("scan-1_no",) * 3
+    hounsfield = cubes.negatives.astype(float) / 255 * 1600 - 1200
+    assert (np.abs(hounsfield + 860) < 100).any((1, 2, 3)).all()  # lung, at its rim too
+    again = NoduleCubes.from_scans(tmp_path, cube_voxels=24, negatives_per_scan=3, cache="off")
+    np.testing.assert_array_equal(cubes.negatives, again.negatives)
+    none = NoduleCubes.from_scans(tmp_path, cube_voxels=24, negatives_per_scan=0, cache="off")
+    assert not len(none.negatives)
+
+
+def test_scans_without_findings_give_negatives_and_those_without_lungs_are_counted(
+    tmp_path, capsys
+):
+    for number in range(2):
+        phantom = make_phantom((40, 60, 60), (6.0, 5.0, 5.0), num_nodules=1 - number)
+        write_phantom(phantom, tmp_path, f"scan_{number}", "luna16")
+    write_phantom(chest([(-5.0, 30.0, -80.0)], [9.0]), tmp_path, "air", "luna16")
+    cubes = NoduleCubes.from_scans(tmp_path, cube_voxels=24, negatives_per_scan=1, cache="off")
+    assert cubes.names == ("air_0", "scan-0_0")
+    assert cubes.negative_names == ("scan-0_no", "scan-1_no")
+    assert "1 scans give no negative cubes: no lungs" in capsys.readouterr().err
 
 
 def test_folds_keep_the_cubes_of_a_scan_together(luna16):

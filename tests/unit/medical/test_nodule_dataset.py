@@ -162,6 +162,7 @@ def test_a_row_is_mirrored_at_both_ends():
         ({"image": np.full((10, 27, 27, 27), -900.0)}, "-900 to -900"),
         ({"name": np.arange(10)}, "name int64"),
         ({"malignancy": np.ones(3)}, "malignancy has the shape"),
+        ({"malignancy": np.arange(10)}, "malignancy is 1 to 9, not 1 to 5"),
         ({"image": np.array([None])}, "objects"),
     ],
 )

@@ -46,17 +46,33 @@ def test_a_detector_reports_from_the_score_of_its_validation_on():
 class Telling(nn.Module):
     """Blobs, and the mean brightness as a score."""
 
+    def __init__(self, low=1.0, high=5.0):
+        super().__init__()
+        self.low, self.high = low, high
+
     def forward(self, x):
         found = Blobs()(x)
-        return torch.cat([found[:, :1], 1 + 4 * F.avg_pool3d(x, 2), found[:, 1:]], 1)
+        told = self.low + (self.high - self.low) * F.avg_pool3d(x, 2)
+        return torch.cat([found[:, :1], told, found[:, 1:]], 1)
+
+
+def telling(**range_):
+    detector = make_detector(module=Telling(**range_), min_score=0.5, flips=(0, 2))
+    fields = {**detector.spec.fields, "score.malignancy": FieldSpec((), "float32")}
+    detector.spec = replace(detector.spec, fields=fields)
+    return detector
+
+
+@pytest.mark.parametrize(("range_", "told"), [((6, 20), 5.0), ((-9, -1), 1.0)])
+def test_scores_that_are_told_stay_within_1_to_5(range_, told):
+    low, high = range_
+    found = telling(low=low, high=high)(spotted([(15, 20, 18)]))
+    assert found.told["malignancy"].tolist() == [told]
 
 
 def test_what_else_a_model_tells_is_read_where_a_centre_is():
     volume = spotted([(15, 20, 18)])
-    detector = make_detector(module=Telling(), min_score=0.5, flips=(0, 2))
-    spec = detector.spec
-    fields = {**spec.fields, "score.malignancy": FieldSpec((), "float32")}
-    detector.spec = replace(spec, fields=fields)
+    detector = telling()
     found = detector(volume)
     assert detector.told_names == ("malignancy",)
     assert len(found.scores) == 1

@@ -196,10 +196,8 @@ def _calibration(run: RunFolder, predictions: Predictions) -> str:
     ]
     head = ("Confidence", "Samples", "Mean confidence", "Accuracy")
     return (
-        '<div class="split"><div class="card"><h3>Reliability diagram</h3><ul class="legend">'
-        '<li><i class="swatch s0"></i>accuracy</li><li><i class="swatch gap"></i>gap to'
-        " confidence</li>"
-        f"</ul>{reliability_diagram(result)}</div>"
+        '<div class="split"><div class="card"><h3>Reliability diagram</h3>'
+        f"{reliability_diagram(result)}</div>"
         f'<div><p class="verdict"><b>ECE {percent(result.ece, 2)}</b> <span>largest gap'
         f" {percent(result.mce)}</span></p>"
         f"<p>Mean confidence {percent(confidence)}, accuracy {percent(accuracy)}: on the"

@@ -8,10 +8,14 @@ from deepseek.deploy.report.quantity import percent
 WIDTH, HEIGHT = 560, 380
 LEFT, RIGHT, TOP = 62, 16, 14
 PLOT, GAP, HISTOGRAM = 236, 22, 62
+_LEGEND = (
+    '<ul class="legend"><li><i class="swatch s0"></i>accuracy</li>'
+    '<li><i class="swatch gap"></i>gap to confidence</li></ul>'
+)
 
 
 def reliability_diagram(result: Calibration) -> str:
-    """Return the diagram as an `<svg>`: accuracy per bin, gaps, the diagonal, counts below."""
+    """Return legend and diagram: accuracy per bin, gaps, the diagonal, counts below."""
     inner = WIDTH - LEFT - RIGHT
     bottom = TOP + PLOT
     floor = bottom + GAP + HISTOGRAM
@@ -45,8 +49,8 @@ def reliability_diagram(result: Calibration) -> str:
         f" expected calibration error {percent(result.ece)}, maximum {percent(result.mce)}"
     )
     return (
-        f'<svg class="reliability" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
-        f"{''.join(out)}</svg>"
+        f'{_LEGEND}<svg class="reliability" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
+        f' aria-label="{label}">{"".join(out)}</svg>'
     )
 
 
@@ -66,6 +70,6 @@ def _grid(inner: int, bottom: int, floor: int) -> str:
     for y in (bottom, floor):
         out.append(f'<line class="base" x1="{LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
     out.append(f'<text class="name" x="{LEFT + 6}" y="{TOP + 14}">accuracy, %</text>')
-    out.append(f'<text class="name" x="{LEFT + 6}" y="{bottom + GAP + 10}">samples per bin</text>')
+    out.append(f'<text class="name" x="{LEFT + 6}" y="{bottom + GAP - 6}">samples per bin</text>')
     out.append(f'<text class="name end" x="{right}" y="{floor + 34}">confidence, %</text>')
     return "".join(out)

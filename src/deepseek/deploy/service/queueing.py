@@ -58,8 +58,9 @@ class Queue:
                 rows = await self._models[at].compute(stacked, began + timeout_s)
         except TimeoutError:
             raise Refusal(
-                504, f"no answer within {timeout_s:g} s", fix="send fewer samples at a time"
-            ) from None
+                504, f"no answer within {timeout_s:g} s",
+                fix="send fewer samples at a time, or serve with a larger --timeout-s",
+            ) from None  # fmt: skip
         finally:
             # what was waited for by all, shared by all of them
             self._each_s = (time.monotonic() - began) / self.num_waiting

@@ -1,0 +1,85 @@
+"""Cross-validation of scans: each patient is tested once, by a model that has seen none of theirs.
+
+The figures are the mean over folds and their standard deviation (divided by folds - 1). Without a
+share that is held back to choose the model, the last weights of each fold count.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from deepseek.trainer.cross_validation import (
+    METRICS_FILE,
+    figures_of,
+    fit_and_test,
+    folds_to_run,
+    table_of,
+)
+from deepseek.trainer.trainer import Trainer
+from deepseek.whole_file import replacing
+
+
+class PatientData(Protocol):
+    """A data set that knows whose its samples are."""
+
+    def split_fold(self, fold: int, num_folds: int) -> tuple[Any, Any]:
+        """Return training and test data; no patient is in both."""
+        ...
+
+
+def cross_validate_patients(
+    make_trainer: Callable[[Any, Any, Path], Trainer],
+    data: PatientData,
+    num_folds: int,
+    folder: str | Path,
+    *,
+    only: Sequence[int] | None = None,
+    val_share: float = 0.0,
+    seed: int = 0,
+) -> dict[int, dict[str, float]]:
+    """Train and test a model for each fold; one that is finished in `folder` is not run again.
+
+    Args:
+        make_trainer: (training data, held-back data or `None`, run folder) -> the trainer of a
+            fold, with a model of its own.
+        data: all of them.
+        num_folds: parts of the patients.
+        folder: for the runs and `folds.json`.
+        only: numbers of the folds to run; all by default.
+        val_share: of the patients of the training part, held back to choose the model; 0: the last
+            weights count. More than 0 needs data with a `split`.
+        seed: of what is held back.
+
+    Returns:
+        The metrics of each fold that was run, by its number.
+
+    Raises:
+        ConfigError: there is no such fold, or fewer patients than folds.
+    """
+    folder, metrics = Path(folder), {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for fold in folds_to_run(num_folds, only):
+        place = folder / f"fold_{fold}"
+        if not (place / METRICS_FILE).is_file():
+            (train, test), held_back = data.split_fold(fold, num_folds), None
+            if val_share:
+                train, held_back = train.split(val_share, seed)
+            trainer = make_trainer(train, held_back, place)
+            fit_and_test(trainer, test, np.arange(len(test)), place)
+        metrics[fold] = json.loads((place / METRICS_FILE).read_text())
+    found = {"folds": num_folds, "run": sorted(metrics), "val_share": val_share}
+    with replacing(folder / "folds.json") as draft:
+        draft.write_text(json.dumps(found | figures_of(metrics), indent=1) + "\n")
+    return metrics
+
+
+def describe_patient_folds(
+    metrics: Mapping[int, dict[str, float]], num_folds: int, val_share: float
+) -> str:
+    """Return protocol and figures as text."""
+    chosen = f"{val_share:.0%} of the rest held back to choose the model"
+    how = chosen if val_share else "the last weights of each"
+    return "\n".join([f"protocol  {num_folds} folds of patients; {how}", *table_of(metrics)])

@@ -46,11 +46,14 @@ def count_rank_extra(shape: TransformerShape, plan: ParallelPlan, rank: int, hel
     if last in stages:  # the last norm: what it takes and what it makes
         extra += stream * (1 + plan.item_bytes / plan.stream)
     if plan.pp > 1:
+        # in the turn of a V the next stage takes the tensor itself
+        hands_on = sum(stage < last and stage + 1 not in stages for stage in stages)
         receives = sum(stage > 0 for stage in stages) + sum(stage < last for stage in stages)
         # a buffer for each micro-batch; those in flight are the first norm's input
         shared = 0 if plan.sequence_parallel and plan.tp > 1 else min(held, plan.num_micro_batches)
         first = sum(stage > 0 for stage in stages) / len(stages)
         extra += stream * (receives * plan.num_micro_batches - first * shared + 1)
+        extra += stream * held * hands_on  # what a stage makes stays until it goes backward
     return extra
 
 

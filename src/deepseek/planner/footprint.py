@@ -6,13 +6,20 @@ with 16-bit activations, `4 * dim` features, dropout and plain attention a block
 products is counted once; what is kept in fp32 by an eager norm is not counted.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from deepseek.planner.cluster import Gpu
 from deepseek.planner.eager import count_block_extra, count_rank_extra, count_scores
 from deepseek.planner.flops import Weights
 from deepseek.planner.parallel_plan import ParallelPlan
-from deepseek.planner.pipeline import count_in_flight, divide_layers, find_head_rank
+from deepseek.planner.pipeline import (
+    FORWARD_FIRST,
+    InFlight,
+    divide_layers,
+    find_head_rank,
+    list_in_flight,
+)
 from deepseek.planner.shape import TransformerShape
 
 RESERVED_BYTES = 1.25 * 2**30
@@ -28,6 +35,8 @@ class BlockBytes(NamedTuple):
     """From forward to backward, under the plan's recomputation."""
     working: float
     """While one block runs backward: what recomputation brings back, whole."""
+    waiting: float = 0.0
+    """Beside what is kept, while gradients of its weights are put off: see `InFlight`."""
 
 
 def count_block_bytes(shape: TransformerShape, plan: ParallelPlan) -> BlockBytes:
@@ -36,8 +45,9 @@ def count_block_bytes(shape: TransformerShape, plan: ParallelPlan) -> BlockBytes
     if plan.eager is not None:
         everything += count_block_extra(shape, plan, plan.eager)
     mode = plan.recompute
+    waiting = _count_waiting(shape, plan, outputs)
     if mode == "none":
-        return BlockBytes(everything, 0.0)
+        return BlockBytes(everything, 0.0, waiting)
     if mode == "full":
         whole = plan.tp if plan.sequence_parallel else 1
         kept = plan.stream * _count_tokens(shape, plan) * shape.dim / whole
@@ -48,7 +58,15 @@ def count_block_bytes(shape: TransformerShape, plan: ParallelPlan) -> BlockBytes
         if mode == "selective":
             kept -= plan.selective_products * outputs
     kept = plan.recompute_share * kept + (1 - plan.recompute_share) * everything
-    return BlockBytes(kept, everything - kept)
+    return BlockBytes(kept, everything - kept, waiting)
+
+
+def _count_waiting(shape: TransformerShape, plan: ParallelPlan, outputs: float) -> float:
+    """Gradients of what products and norms of a block make, until those of weights are taken."""
+    tokens = _count_tokens(shape, plan)
+    into_stream = plan.item_bytes * tokens * shape.dim * (1 + shape.active_experts)
+    whole = plan.tp if plan.sequence_parallel else 1
+    return outputs + into_stream + plan.stream * 2 * tokens * shape.dim / whole
 
 
 def _count_tokens(shape: TransformerShape, plan: ParallelPlan) -> float:
@@ -131,39 +149,85 @@ def count_memory(
     """Bytes by category on each pipeline rank, first to last."""
     per_rank = count_rank_weights(shape, weights, plan)
     layers = divide_layers(shape.num_layers, plan.pp, plan.virtual_stages, plan.schedule)
-    in_flight = count_in_flight(plan.schedule, plan.pp, plan.virtual_stages, plan.num_micro_batches)
+    in_flight = list_in_flight(
+        plan.schedule, plan.pp, plan.virtual_stages, plan.num_micro_batches,
+        puts_off=plan.puts_off_weights,
+    )  # fmt: skip
     block = count_block_bytes(shape, plan)
     per_weight = _bytes_per_weight(plan, shape.trained_share)
     coming = _count_coming_bytes(shape, plan)
-    head_rank = find_head_rank(plan.pp, plan.schedule)
-    logits = _count_logits_bytes(shape, plan)
     layer = _divide_layer(shape, weights, plan.tp)
     ranks = []
-    for rank, (count, num_layers, held) in enumerate(zip(per_rank, layers, in_flight, strict=True)):
+    for rank, (count, num_layers) in enumerate(zip(per_rank, layers, strict=True)):
         gradients = count * per_weight[1]
-        kept, at_head = num_layers * held * block.kept, logits * (rank == head_rank)
-        if plan.eager is None:
-            kept += block.working
-        else:
-            kept += count_rank_extra(shape, plan, rank, held)
-            work = block.working + count_scores(shape, plan) * plan.eager.score_work
-            # a block runs backward when the logits are gone and, of one micro-batch, gradients come
-            late = gradients if _makes_gradients_late(plan) else 0.0
-            if work + late > at_head:
-                kept, at_head = kept + work, 0.0
-            else:
-                gradients -= late
+        late = gradients if _makes_gradients_late(plan) else 0.0
+        peak = max(
+            (
+                moment
+                for in_all in in_flight[rank]
+                for moment in _list_moments(shape, plan, block, (rank, num_layers), in_all, late)
+            ),
+            key=sum,
+        )
         ranks.append(
             {
                 "weights": count * per_weight[0],
-                "gradients": gradients,
+                "gradients": gradients - late + peak.gradients,
                 "optimizer": count * per_weight[2] + coming,
-                "activations": kept,
-                "logits": at_head,
+                "activations": peak.activations,
+                "logits": peak.logits,
                 "buffers": _count_buffer_bytes(plan, shape.trained_share, count, num_layers, layer),
             }
         )
     return ranks
+
+
+class _Moment(NamedTuple):
+    """Bytes that come and go within a step, at once."""
+
+    activations: float
+    logits: float
+    gradients: float
+
+
+def _list_moments(
+    shape: TransformerShape,
+    plan: ParallelPlan,
+    block: BlockBytes,
+    at: tuple[int, int],
+    in_flight: InFlight,
+    late: float,
+) -> Iterator[_Moment]:
+    """Yield what a rank has as a block runs backward, and where it has the head before that.
+
+    Args:
+        shape: sizes of the model.
+        plan: of the run.
+        block: bytes of one.
+        at: rank of the pipeline, and its blocks.
+        in_flight: what it holds.
+        late: bytes of gradients that are there when the logits are gone.
+    """
+    rank, num_layers = at
+    held, waiting = in_flight
+    kept, work = num_layers * held * block.kept, block.working
+    if plan.eager is not None:
+        kept += count_rank_extra(shape, plan, rank, held)
+        work += count_scores(shape, plan) * plan.eager.score_work
+    if rank != find_head_rank(plan.pp, plan.schedule):
+        yield _Moment(kept + num_layers * waiting * block.waiting + work, 0.0, late)
+        return
+    logits = _count_logits_bytes(shape, plan)
+    if plan.eager is None and not waiting:
+        yield _Moment(kept + work, logits, late)
+        return
+    # each pass that waits has the gradient of its logits, too; the last has begun with logits
+    each = num_layers * block.waiting / plan.virtual_stages
+    each += plan.item_bytes * _count_logits(shape, plan)
+    passes = waiting * plan.virtual_stages
+    yield _Moment(kept + max(0.0, passes - 1) * each, logits, 0.0)
+    left = (4 + plan.item_bytes) * _count_logits(shape, plan) if waiting else 0.0
+    yield _Moment(kept + passes * each + work, left, late)
 
 
 def _makes_gradients_late(plan: ParallelPlan) -> bool:
@@ -212,15 +276,22 @@ def _count_logits_bytes(shape: TransformerShape, plan: ParallelPlan) -> float:
     """Fused: in compute precision, and fp32 probabilities that the gradient overwrites.
 
     Else: in compute precision and in fp32, logarithms of probabilities, the gradient; divided
-    between ranks of `tp`, PyTorch makes another copy on the way to it.
+    between ranks of `tp`, PyTorch makes another copy on the way to it. A pipeline in which all
+    micro-batches go forward first has logits and logarithms of all others, too.
     """
-    elements = _count_tokens(shape, plan) * shape.vocab_size / plan.tp
+    elements = _count_logits(shape, plan)
     if plan.is_loss_fused:
         return elements * 6
     each = 16 if plan.tp > 1 else 12
     if plan.eager is not None and plan.pp > 1:  # a stage's output stays until it goes backward
         each += plan.item_bytes
+    if plan.pp > 1 and plan.schedule in FORWARD_FIRST:
+        each += (plan.num_micro_batches - 1) * (4 + plan.item_bytes)
     return elements * each
+
+
+def _count_logits(shape: TransformerShape, plan: ParallelPlan) -> float:
+    return _count_tokens(shape, plan) * shape.vocab_size / plan.tp
 
 
 def _count_buffer_bytes(

@@ -29,6 +29,13 @@ def count_scores(shape: TransformerShape, plan: ParallelPlan) -> float:
     return scores
 
 
+def count_score_work(shape: TransformerShape, plan: ParallelPlan, eager: EagerBytes) -> float:
+    """Bytes of gradients of scores, where they are more than what is gone of the block by then."""
+    features = _count_tokens(shape, plan) * shape.active_experts * shape.hidden_dim / plan.tp
+    gone = plan.item_bytes * features * (4 if shape.is_gated else 2)
+    return max(0.0, count_scores(shape, plan) * eager.score_work - gone)
+
+
 def count_rank_extra(shape: TransformerShape, plan: ParallelPlan, rank: int, held: float) -> float:
     """Bytes that a rank keeps beside its blocks: at the ends of the model and of its stages.
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from deepseek.planner.cluster import Gpu
-from deepseek.planner.eager import count_block_extra, count_rank_extra, count_scores
+from deepseek.planner.eager import count_block_extra, count_rank_extra, count_score_work
 from deepseek.planner.flops import Weights
 from deepseek.planner.parallel_plan import ParallelPlan
 from deepseek.planner.pipeline import (
@@ -159,13 +159,16 @@ def count_memory(
     layer = _divide_layer(shape, weights, plan.tp)
     ranks = []
     for rank, (count, num_layers) in enumerate(zip(per_rank, layers, strict=True)):
-        gradients = count * per_weight[1]
+        gradients = count * per_weight[1] * (2 if _adds_beside_buckets(plan) else 1)
         late = gradients if _makes_gradients_late(plan) else 0.0
+        buffers = _count_buffer_bytes(plan, shape.trained_share, count, num_layers, layer)
+        passing = _count_passing_bytes(plan, shape.trained_share, layer)
+        own = _Rank(rank, num_layers, late, passing)
         peak = max(
             (
                 moment
                 for in_all in in_flight[rank]
-                for moment in _list_moments(shape, plan, block, (rank, num_layers), in_all, late)
+                for moment in _list_moments(shape, plan, block, own, in_all)
             ),
             key=sum,
         )
@@ -176,7 +179,7 @@ def count_memory(
                 "optimizer": count * per_weight[2] + coming,
                 "activations": peak.activations,
                 "logits": peak.logits,
-                "buffers": _count_buffer_bytes(plan, shape.trained_share, count, num_layers, layer),
+                "buffers": buffers - passing + peak.buffers,
             }
         )
     return ranks
@@ -188,15 +191,31 @@ class _Moment(NamedTuple):
     activations: float
     logits: float
     gradients: float
+    buffers: float
+
+
+class _Rank(NamedTuple):
+    """Of a pipeline.
+
+    Attributes:
+        number: which.
+        num_layers: its blocks.
+        late: bytes of gradients that come in the backward pass.
+        passing: bytes of buffers that are there as a block runs.
+    """
+
+    number: int
+    num_layers: int
+    late: float
+    passing: float
 
 
 def _list_moments(
     shape: TransformerShape,
     plan: ParallelPlan,
     block: BlockBytes,
-    at: tuple[int, int],
+    rank: _Rank,
     in_flight: InFlight,
-    late: float,
 ) -> Iterator[_Moment]:
     """Yield what a rank has as a block runs backward, and where it has the head before that.
 
@@ -204,36 +223,48 @@ def _list_moments(
         shape: sizes of the model.
         plan: of the run.
         block: bytes of one.
-        at: rank of the pipeline, and its blocks.
+        rank: of the pipeline.
         in_flight: what it holds.
-        late: bytes of gradients that are there when the logits are gone.
     """
-    rank, num_layers = at
+    number, num_layers, late, passing = rank
     held, waiting = in_flight
     kept, work = num_layers * held * block.kept, block.working
     if plan.eager is not None:
-        kept += count_rank_extra(shape, plan, rank, held)
-        work += count_scores(shape, plan) * plan.eager.score_work
-    if rank != find_head_rank(plan.pp, plan.schedule):
-        yield _Moment(kept + num_layers * waiting * block.waiting + work, 0.0, late)
+        kept += count_rank_extra(shape, plan, number, held)
+        work += count_score_work(shape, plan, plan.eager)
+    if number != find_head_rank(plan.pp, plan.schedule):
+        kept += num_layers * waiting * block.waiting
+        yield _Moment(kept + work, 0.0, late, passing)
         return
     logits = _count_logits_bytes(shape, plan)
     if plan.eager is None and not waiting:
-        yield _Moment(kept + work, logits, late)
+        yield _Moment(kept + work, logits, late, passing)
         return
     # each pass that waits has the gradient of its logits, too; the last has begun with logits
     each = num_layers * block.waiting / plan.virtual_stages
     each += plan.item_bytes * _count_logits(shape, plan)
     passes = waiting * plan.virtual_stages
-    yield _Moment(kept + max(0.0, passes - 1) * each, logits, 0.0)
+    yield _Moment(kept + max(0.0, passes - 1) * each, logits, 0.0, 0.0)
     left = (4 + plan.item_bytes) * _count_logits(shape, plan) if waiting else 0.0
-    yield _Moment(kept + passes * each + work, left, late)
+    if late:  # gradients come as activations go
+        yield _Moment(kept / num_layers + work, 0.0, late, passing)
+        late /= num_layers
+    yield _Moment(kept + passes * each + work, left, late, passing)
 
 
 def _makes_gradients_late(plan: ParallelPlan) -> bool:
     """Whether there is no gradient before a step's only backward pass, nor a bucket for it."""
-    has_buckets = plan.dp_shard == 1 and plan.dp_replicate * plan.cp > 1
-    return plan.pp == 1 and plan.num_micro_batches == 1 and not has_buckets
+    return plan.pp == 1 and plan.num_micro_batches == 1 and not _has_buckets(plan)
+
+
+def _adds_beside_buckets(plan: ParallelPlan) -> bool:
+    """Whether gradients are added up outside of the buckets that the last of them fill."""
+    adds = plan.pp == 1 and plan.num_micro_batches > 1 and not plan.adds_in_product
+    return adds and _has_buckets(plan)
+
+
+def _has_buckets(plan: ParallelPlan) -> bool:
+    return plan.dp_shard == 1 and plan.dp_replicate * plan.cp > 1
 
 
 def _bytes_per_weight(plan: ParallelPlan, trained: float) -> tuple[float, float, float]:
@@ -307,6 +338,13 @@ def _count_buffer_bytes(
         return plan.weight_bytes * (count + layer) + sums
     # The block that runs and the next one; one block's gradients; embedding and head throughout.
     return plan.weight_bytes * ((2 + trained) * layer + ends) + sums
+
+
+def _count_passing_bytes(plan: ParallelPlan, trained: float, layer: float) -> float:
+    """Of them, what is there only as a block runs; of fused kernels it is said to be throughout."""
+    if plan.eager is None or count_shards(plan) == 1 or not plan.frees_weights:
+        return 0.0
+    return plan.weight_bytes * (2 + trained) * layer
 
 
 def count_usable_bytes(gpu: Gpu) -> float:

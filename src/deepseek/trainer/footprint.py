@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from deepseek.config.memory_rules import BF16_OPTIMIZERS
 from deepseek.datasets.host_memory import release_freed_memory
@@ -122,17 +123,19 @@ def _simulated(trainer: "Trainer") -> Prediction:
     simulated = _simulate(trainer)
     if simulated is None:
         return Prediction(None, "the model, its loss or its data need real numbers")
-    held = held_bytes(trainer)
+    held, gradients = held_bytes(trainer), simulated.gradient_bytes
+    # DDP's buckets are filled in the last micro-batch, from gradients that were added up beside
+    twice = gradients if _accumulates(trainer) and _has_buckets(trainer) else 0
     return Prediction(
         Footprint(
             process=0,
             weights=held["weights"],
             optimizer=trainer.assembly.optimizer_bytes,
             average=held["average"],
-            step=max(simulated.peak_bytes, simulated.gradient_bytes),
+            step=max(simulated.peak_bytes, gradients) + twice,
             activations=simulated.activation_bytes,
             logits=simulated.logits_bytes,
-            gradients=simulated.gradient_bytes,
+            gradients=gradients + twice,
             buffers=0,
             host=simulated.host_bytes,
         )
@@ -178,10 +181,9 @@ def _saver_savings(trainer: "Trainer") -> str:
         parts["offload=activations"] = _copied_bytes(trainer)
     if config.param_dtype == "fp32" and name in BF16_OPTIMIZERS and config.ema_decay is None:
         parts["param_dtype=bf16"] = trained  # half of weights, and of gradients
-    share = assembly.step.micro_batch_size * trainer.world.plan.num_shares
-    is_one = share >= config.batch_size
     plan = trainer.world.plan
-    if not config.optimizer_in_backward and is_one and plan.tp == plan.pp == 1:
+    is_whole = plan.tp == plan.pp == 1 and not _accumulates(trainer)
+    if not config.optimizer_in_backward and is_whole:
         parts["optimizer_in_backward=true"] = trained - max(w.nbytes for w in weights)
     if plan.world_size == plan.dp_replicate > 1 and config.optimizer.lower() in ELEMENTWISE:
         held = sum(weight.local.nbytes for weight in assembly.step.parallel.weights.weights)
@@ -250,8 +252,8 @@ def _simulate(
     inputs, parts = _maker(count, spec.fields["inputs"].shape, dtype), None
     targets = _maker(count, spec.fields["targets"].shape, spec.fields["targets"].dtype)
     # The first step of an epoch has no gradients before it; accumulation has, from the second
-    # micro-batch on.
-    accumulates = step.micro_batch_size * trainer.world.plan.num_shares < trainer.config.batch_size
+    # micro-batch on, and DDP's buckets are there all the time.
+    has_gradients = _accumulates(trainer) or _has_buckets(trainer)
     at_labels = nullcontext()
     if step.graph.labels_alone and isinstance(module, Encoder):
         num_labels = round(SHARE * count * spec.fields["targets"].shape[0])
@@ -276,7 +278,7 @@ def _simulate(
                 blocks=_names(module, memory.blocks),
                 recomputed=memory.recomputed if policy is None else frozenset(),
                 autocast=_autocast(trainer, device),
-                has_gradients=accumulates,
+                has_gradients=has_gradients,
                 frees_gradients=step.in_backward is not None,
                 is_on_cpu=trainer.device.type == "cpu",
                 device=device,
@@ -284,6 +286,16 @@ def _simulate(
     except Exception:
         # any model and any task may do anything; the prediction is a courtesy
         return None
+
+
+def _accumulates(trainer: "Trainer") -> bool:
+    share = trainer.assembly.step.micro_batch_size * trainer.world.plan.num_shares
+    return share < trainer.config.batch_size
+
+
+def _has_buckets(trainer: "Trainer") -> bool:
+    """Return whether gradients lie in DDP's buckets, which are there all the time."""
+    return isinstance(trainer.assembly.step.parallel.forward, DistributedDataParallel)
 
 
 def _device_on_paper(trainer: "Trainer", copied: frozenset[int] | None) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from deepseek.config.memory import parse_bytes
 from deepseek.config.memory_rules import BF16_OPTIMIZERS
 from deepseek.datasets.host_memory import release_freed_memory
 from deepseek.datasets.token_masking import SHARE
@@ -379,6 +380,7 @@ def check_footprint(trainer: "Trainer") -> None:
         "memory_peak", step=trainer.step, predicted_bytes=predicted, measured_bytes=measured,
         by_rank=by_rank,
     )  # fmt: skip
+    _warn_if_over(trainer, max(used for used, _ in by_rank))
     off = [measured / predicted - 1 for measured, predicted in by_rank]
     text = (
         f"memory measured {measured / MIB:,.0f} MiB, predicted {predicted / MIB:,.0f}"
@@ -392,6 +394,19 @@ def check_footprint(trainer: "Trainer") -> None:
     trainer.recorder.console.line(text)
     rank = max(range(world.size), key=lambda rank: math.fabs(off[rank]))
     _warn_if_off(trainer, rank, *found[rank])
+
+
+def _warn_if_over(trainer: "Trainer", measured: int) -> None:
+    """Warn where a number of bytes that memory was set to was not kept to."""
+    setting = trainer.config.memory
+    if setting in NAMES or isinstance(setting, float):
+        return
+    if measured > (limit := parse_bytes(str(setting))):
+        what = "the compiler's own is in it; " if is_compiled(trainer) else ""
+        trainer.warn(
+            f"memory={setting} was exceeded: {measured / MIB:,.0f} MiB were used, of"
+            f" {limit / MIB:,.0f} ({what}set a smaller budget or a larger trainer.grad_accum_steps)"
+        )
 
 
 def _warn_if_off(

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from deepseek.datasets import TokenDataset
+from deepseek.datasets import DataLoader, TokenDataset
 from deepseek.errors import ConfigError
 from deepseek.memory.host_link import HostLink
 from deepseek.models import GPT
 from deepseek.trainer import Trainer
 from deepseek.trainer.footprint import (
+    HOLES_OF_VARIED,
     LITTLE_BYTES,
     _simulate,
     check_footprint,
@@ -324,6 +325,17 @@ def test_a_budget_of_bytes_that_was_exceeded_is_said_to_be(tmp_path, monkeypatch
         check_footprint(trainer)
     [over] = [text for text in said if "exceeded" in text]
     assert "memory=8GiB was exceeded: 8,193 MiB were used, of 8,192" in over
+
+
+def test_batches_that_differ_in_length_are_compared_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(DataLoader, "varies_in_length", True)
+    trainer = train(tmp_path, "off", max_steps=3)
+    assert trainer.checks_memory_at == 3  # the last
+    assert trainer.footprint.holes == round(HOLES_OF_VARIED * trainer.footprint.step)
+    monkeypatch.setattr(trainer, "warn", lambda text: pytest.fail(text))
+    monkeypatch.setattr("deepseek.trainer.footprint.resident_bytes", lambda device: 2 << 30)
+    monkeypatch.setattr("deepseek.trainer.footprint.peak_memory_bytes", lambda device: 1 << 30)
+    check_footprint(trainer)  # the longest may be to come
 
 
 def test_little_memory_is_never_warned_of(tmp_path, monkeypatch):

@@ -31,7 +31,8 @@ def measure_steps(runs):
     """Take eight steps of each run, and look at the last: in the third DDP orders its buckets.
 
     Returns:
-        name -> (collectives as (kind, bytes), most bytes allocated beyond before, bytes before).
+        name -> (collectives as (kind, bytes), most bytes allocated beyond before, bytes before,
+        and of them those that a pipeline receives in).
     """
     found = {}
     for name, settings in runs.items():
@@ -59,5 +60,16 @@ def measure_steps(runs):
         if isinstance(step.parallel.forward, DistributedDataParallel):  # its buckets stay
             before += sum(weight.nbytes for weight in held)
         seen = [(each.kind, each.num_bytes) for each in collectives.seen]
-        found[name] = (seen, peak, before)
+        found[name] = (seen, peak, before, _count_received(step.parallel.pipeline))
     return found
+
+
+def _count_received(pipeline):
+    """Return the bytes of buffers that are made in the first step, and stay."""
+    buffers = {}
+    for stage in pipeline._torchs if pipeline is not None else ():
+        for infos in (*stage.args_recv_info.values(), *stage.grad_recv_info.values()):
+            for info in infos:
+                if isinstance(buffer := getattr(info, "buffer", None), torch.Tensor):
+                    buffers[buffer.untyped_storage()._cdata] = buffer.untyped_storage().nbytes()
+    return sum(buffers.values())

@@ -48,7 +48,10 @@ def often(*values):
     return [v if v in QUICK else pytest.param(*v, marks=pytest.mark.long) for v in values]
 
 
-QUICK = {("fsdp2", "selective"), ("fsdp2", "full"), ("tp2", "selective"), ("pp2", "selective")}
+QUICK = {
+    ("fsdp2", "selective"), ("fsdp2", "full"), ("tp2", "selective"), ("pp2", "selective"),
+    ("zbv_zero_bubble", "selective"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -93,13 +96,14 @@ def test_a_policy_changes_nothing_that_a_mixture_learns(layout, memory, referenc
     compare(reference, found[0], run)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("memory", ["pointwise", "full"])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    ("schedule", "memory"),
+    often(*((s, m) for s in SCHEDULES for m in ("pointwise", "selective", "full", 0.4))),
+)
 def test_a_policy_changes_nothing_that_a_pipeline_learns(schedule, memory, reference, tmp_path):
     run = tmp_path / "run"
-    plan = {"pp": 2, "schedule": schedule}
-    found = run_ranks(2, train, "gpt", run, parallel=plan, memory=memory, folder=tmp_path / "ranks")
+    settings = {"parallel": {"pp": 2, "schedule": schedule}, "memory": memory}
+    found = run_ranks(2, train_all_small, run, folder=tmp_path / "ranks", **settings)
     compare(reference, found[0], run)
 
 

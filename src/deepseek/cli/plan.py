@@ -303,12 +303,18 @@ def _search(
 
 
 def _print(report: Any, options: Mapping[str, Any]) -> None:
-    from deepseek.cli.plan_table import print_explanation, print_report
+    from deepseek.cli.plan_table import (
+        print_explanation,
+        print_explanation_as_comments,
+        print_report,
+    )
 
     if options["as_json"]:
         print(json.dumps(report.as_json(options["top"], options["explain"])))
     elif options["as_yaml"]:
         print(report.as_yaml(), end="")
+        if options["explain"]:
+            print_explanation_as_comments(report)
     else:
         print_report(report, options["top"])
         if options["explain"]:

@@ -1,5 +1,7 @@
 """What `deepseek plan` prints for people: tables of plans, and why the others lost."""
 
+from io import StringIO
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -54,6 +56,14 @@ def print_explanation(report: PlanReport, console: Console | None = None) -> Non
             table.add_row(loss.name, loss.why)
         console.print()
         console.print(table)
+
+
+def print_explanation_as_comments(report: PlanReport) -> None:
+    """Print the same behind settings, which stay YAML."""
+    text = StringIO()
+    print_explanation(report, Console(file=text, width=MIN_WIDTH, highlight=False))
+    for line in text.getvalue().splitlines():
+        print(f"# {line}".rstrip())
 
 
 def _make_console() -> Console:

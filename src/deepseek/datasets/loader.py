@@ -186,6 +186,11 @@ class DataLoader:
         return self._source is not None
 
     @property
+    def varies_in_length(self) -> bool:
+        """Whether samples differ in length, and a batch is as long as the longest of its own."""
+        return self._source is not None and self._source.lengths is not None
+
+    @property
     def dataset(self) -> torch.utils.data.Dataset:
         """The data set, as it was given or loaded."""
         if self._dataset is None:

@@ -71,6 +71,11 @@ class MemoryPolicy:
         self._epsilons: Epsilons | None = None
         self.compiles = compiles
 
+    @property
+    def recomputes_blocks(self) -> bool:
+        """Whether some blocks keep only their inputs."""
+        return self.name == "full" or bool(self.recomputed)
+
     @contextmanager
     def saving(self) -> Iterator[None]:
         """Put the policy on what is computed inside, operator by operator."""

@@ -75,6 +75,7 @@ class Pipeline:
             )
             for stage, number, taken, given in zip(stages, numbers, takes, gives, strict=True)
         ]  # fmt: skip
+        self._torchs = made
         cls = get_schedule_class(SCHEDULES[plan.settings.schedule])
         self._schedule = cls(
             made if plan.settings.schedule in MULTI_STAGE else made[0],
@@ -85,13 +86,16 @@ class Pipeline:
         options = inspect.signature(self._schedule.step).parameters
         self._options = {"return_outputs": False} if "return_outputs" in options else {}
 
-    def run(self, inputs: Tensor, loss: MicroLoss) -> None:
+    def run(self, inputs: Tensor, loss: MicroLoss, *, goes_back_whole: bool = False) -> None:
         """Go forward and backward; gradients are added to `.grad`.
 
         Args:
             inputs: all micro-batches in a row, on the device.
             loss: called where the last stage is.
+            goes_back_whole: a schedule that puts gradients of weights off takes them at once.
         """
+        for stage in self._torchs:
+            stage.goes_back_whole = goes_back_whole
         self._go(self._schedule.step, inputs, loss, **self._options)
 
     def predict(self, inputs: Tensor, take: Callable[[Tensor, int], None]) -> None:
@@ -126,7 +130,25 @@ class Pipeline:
 
 
 class _TorchStage(PipelineStage):
-    """Where torch before 2.13 does what a run must not notice, it is undone or left out."""
+    """Where torch before 2.13 does what a run must not notice, it is undone or left out.
+
+    Attributes:
+        goes_back_whole: gradients of weights are not put off. Where blocks are recomputed each
+            weight's would recompute its block again: eight times in all for a GPT.
+    """
+
+    goes_back_whole = False
+
+    def backward_one_chunk(
+        self,
+        bwd_chunk_id: int,
+        loss: Tensor | None = None,
+        full_backward: bool = True,
+        last_backward: bool = False,
+    ) -> None:
+        """Go backward, to the inputs alone unless it is `full_backward`."""
+        whole = full_backward or self.goes_back_whole
+        super().backward_one_chunk(bwd_chunk_id, loss, whole, last_backward)
 
     def _shape_inference(self, *arguments: Any) -> Any:
         """It computes zeros to learn shapes: neither random state nor statistics move."""
@@ -139,6 +161,17 @@ class _TorchStage(PipelineStage):
             for name, buffer in self.submod.named_buffers():
                 buffer.copy_(buffers[name])
 
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
+        """In the order of a whole backward pass, not of the parameters.
+
+        What is made again is asked of operations that come later then, and are not freed yet.
+        """
+        if self.goes_back_whole:
+            return
+        groups = self.backward_state[bwd_chunk_id][1] or []
+        groups.sort(key=_last_operation, reverse=True)
+        super().backward_weight_one_chunk(bwd_chunk_id, last_backward=last_backward)
+
     def _validate_fwd_outputs(self, outputs: tuple[Tensor, ...]) -> None:
         """What the last stage returns goes nowhere: on paper its shape is not known."""
         if not self.is_last:
@@ -148,6 +181,11 @@ class _TorchStage(PipelineStage):
         """Gloo does not send from a rank to itself, which has two neighbours in a V."""
         own = dist.get_rank()
         return [op for op in super()._get_init_p2p_neighbors_ops() if op.peer != own]
+
+
+def _last_operation(group: dict[str, Any]) -> int:
+    """Return the number, in order of the forward pass, of the last operation that has a weight."""
+    return max((node._sequence_nr() for node in group["intermediates"]), default=0)
 
 
 def _no_loss(logits: Tensor, number: int) -> Tensor:

@@ -29,6 +29,13 @@ def count_scores(shape: TransformerShape, plan: ParallelPlan) -> float:
     return scores
 
 
+def count_score_work(shape: TransformerShape, plan: ParallelPlan, eager: EagerBytes) -> float:
+    """Bytes of gradients of scores, where they are more than what is gone of the block by then."""
+    features = _count_tokens(shape, plan) * shape.active_experts * shape.hidden_dim / plan.tp
+    gone = plan.item_bytes * features * (4 if shape.is_gated else 2)
+    return max(0.0, count_scores(shape, plan) * eager.score_work - gone)
+
+
 def count_rank_extra(shape: TransformerShape, plan: ParallelPlan, rank: int, held: float) -> float:
     """Bytes that a rank keeps beside its blocks: at the ends of the model and of its stages.
 
@@ -46,11 +53,14 @@ def count_rank_extra(shape: TransformerShape, plan: ParallelPlan, rank: int, hel
     if last in stages:  # the last norm: what it takes and what it makes
         extra += stream * (1 + plan.item_bytes / plan.stream)
     if plan.pp > 1:
+        # in the turn of a V the next stage takes the tensor itself
+        hands_on = sum(stage < last and stage + 1 not in stages for stage in stages)
         receives = sum(stage > 0 for stage in stages) + sum(stage < last for stage in stages)
         # a buffer for each micro-batch; those in flight are the first norm's input
         shared = 0 if plan.sequence_parallel and plan.tp > 1 else min(held, plan.num_micro_batches)
         first = sum(stage > 0 for stage in stages) / len(stages)
         extra += stream * (receives * plan.num_micro_batches - first * shared + 1)
+        extra += stream * held * hands_on  # what a stage makes stays until it goes backward
     return extra
 
 

@@ -6,13 +6,20 @@ with 16-bit activations, `4 * dim` features, dropout and plain attention a block
 products is counted once; what is kept in fp32 by an eager norm is not counted.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from deepseek.planner.cluster import Gpu
-from deepseek.planner.eager import count_block_extra, count_rank_extra, count_scores
+from deepseek.planner.eager import count_block_extra, count_rank_extra, count_score_work
 from deepseek.planner.flops import Weights
 from deepseek.planner.parallel_plan import ParallelPlan
-from deepseek.planner.pipeline import count_in_flight, divide_layers, find_head_rank
+from deepseek.planner.pipeline import (
+    FORWARD_FIRST,
+    InFlight,
+    divide_layers,
+    find_head_rank,
+    list_in_flight,
+)
 from deepseek.planner.shape import TransformerShape
 
 RESERVED_BYTES = 1.25 * 2**30
@@ -28,6 +35,8 @@ class BlockBytes(NamedTuple):
     """From forward to backward, under the plan's recomputation."""
     working: float
     """While one block runs backward: what recomputation brings back, whole."""
+    waiting: float = 0.0
+    """Beside what is kept, while gradients of its weights are put off: see `InFlight`."""
 
 
 def count_block_bytes(shape: TransformerShape, plan: ParallelPlan) -> BlockBytes:
@@ -36,8 +45,9 @@ def count_block_bytes(shape: TransformerShape, plan: ParallelPlan) -> BlockBytes
     if plan.eager is not None:
         everything += count_block_extra(shape, plan, plan.eager)
     mode = plan.recompute
+    waiting = _count_waiting(shape, plan, outputs)
     if mode == "none":
-        return BlockBytes(everything, 0.0)
+        return BlockBytes(everything, 0.0, waiting)
     if mode == "full":
         whole = plan.tp if plan.sequence_parallel else 1
         kept = plan.stream * _count_tokens(shape, plan) * shape.dim / whole
@@ -48,7 +58,15 @@ def count_block_bytes(shape: TransformerShape, plan: ParallelPlan) -> BlockBytes
         if mode == "selective":
             kept -= plan.selective_products * outputs
     kept = plan.recompute_share * kept + (1 - plan.recompute_share) * everything
-    return BlockBytes(kept, everything - kept)
+    return BlockBytes(kept, everything - kept, waiting)
+
+
+def _count_waiting(shape: TransformerShape, plan: ParallelPlan, outputs: float) -> float:
+    """Gradients of what products and norms of a block make, until those of weights are taken."""
+    tokens = _count_tokens(shape, plan)
+    into_stream = plan.item_bytes * tokens * shape.dim * (1 + shape.active_experts)
+    whole = plan.tp if plan.sequence_parallel else 1
+    return outputs + into_stream + plan.stream * 2 * tokens * shape.dim / whole
 
 
 def _count_tokens(shape: TransformerShape, plan: ParallelPlan) -> float:
@@ -131,45 +149,122 @@ def count_memory(
     """Bytes by category on each pipeline rank, first to last."""
     per_rank = count_rank_weights(shape, weights, plan)
     layers = divide_layers(shape.num_layers, plan.pp, plan.virtual_stages, plan.schedule)
-    in_flight = count_in_flight(plan.schedule, plan.pp, plan.virtual_stages, plan.num_micro_batches)
+    in_flight = list_in_flight(
+        plan.schedule, plan.pp, plan.virtual_stages, plan.num_micro_batches,
+        puts_off=plan.puts_off_weights,
+    )  # fmt: skip
     block = count_block_bytes(shape, plan)
     per_weight = _bytes_per_weight(plan, shape.trained_share)
     coming = _count_coming_bytes(shape, plan)
-    head_rank = find_head_rank(plan.pp, plan.schedule)
-    logits = _count_logits_bytes(shape, plan)
     layer = _divide_layer(shape, weights, plan.tp)
     ranks = []
-    for rank, (count, num_layers, held) in enumerate(zip(per_rank, layers, in_flight, strict=True)):
-        gradients = count * per_weight[1]
-        kept, at_head = num_layers * held * block.kept, logits * (rank == head_rank)
-        if plan.eager is None:
-            kept += block.working
-        else:
-            kept += count_rank_extra(shape, plan, rank, held)
-            work = block.working + count_scores(shape, plan) * plan.eager.score_work
-            # a block runs backward when the logits are gone and, of one micro-batch, gradients come
-            late = gradients if _makes_gradients_late(plan) else 0.0
-            if work + late > at_head:
-                kept, at_head = kept + work, 0.0
-            else:
-                gradients -= late
+    for rank, (count, num_layers) in enumerate(zip(per_rank, layers, strict=True)):
+        gradients = count * per_weight[1] * (2 if _adds_beside_buckets(plan) else 1)
+        late = gradients if _makes_gradients_late(plan) else 0.0
+        buffers = _count_buffer_bytes(plan, shape.trained_share, count, num_layers, layer)
+        passing = _count_passing_bytes(plan, shape.trained_share, layer)
+        own = _Rank(rank, num_layers, late, passing)
+        peak = max(
+            (
+                moment
+                for in_all in in_flight[rank]
+                for moment in _list_moments(shape, plan, block, own, in_all)
+            ),
+            key=sum,
+        )
         ranks.append(
             {
                 "weights": count * per_weight[0],
-                "gradients": gradients,
+                "gradients": gradients - late + peak.gradients,
                 "optimizer": count * per_weight[2] + coming,
-                "activations": kept,
-                "logits": at_head,
-                "buffers": _count_buffer_bytes(plan, shape.trained_share, count, num_layers, layer),
+                "activations": peak.activations,
+                "logits": peak.logits,
+                "buffers": buffers - passing + peak.buffers,
             }
         )
     return ranks
 
 
+class _Moment(NamedTuple):
+    """Bytes that come and go within a step, at once."""
+
+    activations: float
+    logits: float
+    gradients: float
+    buffers: float
+
+
+class _Rank(NamedTuple):
+    """Of a pipeline.
+
+    Attributes:
+        number: which.
+        num_layers: its blocks.
+        late: bytes of gradients that come in the backward pass.
+        passing: bytes of buffers that are there as a block runs.
+    """
+
+    number: int
+    num_layers: int
+    late: float
+    passing: float
+
+
+def _list_moments(
+    shape: TransformerShape,
+    plan: ParallelPlan,
+    block: BlockBytes,
+    rank: _Rank,
+    in_flight: InFlight,
+) -> Iterator[_Moment]:
+    """Yield what a rank has as a block runs backward, and where it has the head before that.
+
+    Args:
+        shape: sizes of the model.
+        plan: of the run.
+        block: bytes of one.
+        rank: of the pipeline.
+        in_flight: what it holds.
+    """
+    number, num_layers, late, passing = rank
+    held, waiting = in_flight
+    kept, work = num_layers * held * block.kept, block.working
+    if plan.eager is not None:
+        kept += count_rank_extra(shape, plan, number, held)
+        work += count_score_work(shape, plan, plan.eager)
+    if number != find_head_rank(plan.pp, plan.schedule):
+        kept += num_layers * waiting * block.waiting
+        yield _Moment(kept + work, 0.0, late, passing)
+        return
+    logits = _count_logits_bytes(shape, plan)
+    if plan.eager is None and not waiting:
+        yield _Moment(kept + work, logits, late, passing)
+        return
+    # each pass that waits has the gradient of its logits, too; the last has begun with logits
+    each = num_layers * block.waiting / plan.virtual_stages
+    each += plan.item_bytes * _count_logits(shape, plan)
+    passes = waiting * plan.virtual_stages
+    yield _Moment(kept + max(0.0, passes - 1) * each, logits, 0.0, 0.0)
+    left = (4 + plan.item_bytes) * _count_logits(shape, plan) if waiting else 0.0
+    if late:  # gradients come as activations go
+        yield _Moment(kept / num_layers + work, 0.0, late, passing)
+        late /= num_layers
+    yield _Moment(kept + passes * each + work, left, late, passing)
+
+
 def _makes_gradients_late(plan: ParallelPlan) -> bool:
     """Whether there is no gradient before a step's only backward pass, nor a bucket for it."""
-    has_buckets = plan.dp_shard == 1 and plan.dp_replicate * plan.cp > 1
-    return plan.pp == 1 and plan.num_micro_batches == 1 and not has_buckets
+    return plan.pp == 1 and plan.num_micro_batches == 1 and not _has_buckets(plan)
+
+
+def _adds_beside_buckets(plan: ParallelPlan) -> bool:
+    """Whether gradients are added up outside of the buckets that the last of them fill."""
+    adds = plan.pp == 1 and plan.num_micro_batches > 1 and not plan.adds_in_product
+    return adds and _has_buckets(plan)
+
+
+def _has_buckets(plan: ParallelPlan) -> bool:
+    return plan.dp_shard == 1 and plan.dp_replicate * plan.cp > 1
 
 
 def _bytes_per_weight(plan: ParallelPlan, trained: float) -> tuple[float, float, float]:
@@ -212,15 +307,22 @@ def _count_logits_bytes(shape: TransformerShape, plan: ParallelPlan) -> float:
     """Fused: in compute precision, and fp32 probabilities that the gradient overwrites.
 
     Else: in compute precision and in fp32, logarithms of probabilities, the gradient; divided
-    between ranks of `tp`, PyTorch makes another copy on the way to it.
+    between ranks of `tp`, PyTorch makes another copy on the way to it. A pipeline in which all
+    micro-batches go forward first has logits and logarithms of all others, too.
     """
-    elements = _count_tokens(shape, plan) * shape.vocab_size / plan.tp
+    elements = _count_logits(shape, plan)
     if plan.is_loss_fused:
         return elements * 6
     each = 16 if plan.tp > 1 else 12
     if plan.eager is not None and plan.pp > 1:  # a stage's output stays until it goes backward
         each += plan.item_bytes
+    if plan.pp > 1 and plan.schedule in FORWARD_FIRST:
+        each += (plan.num_micro_batches - 1) * (4 + plan.item_bytes)
     return elements * each
+
+
+def _count_logits(shape: TransformerShape, plan: ParallelPlan) -> float:
+    return _count_tokens(shape, plan) * shape.vocab_size / plan.tp
 
 
 def _count_buffer_bytes(
@@ -236,6 +338,13 @@ def _count_buffer_bytes(
         return plan.weight_bytes * (count + layer) + sums
     # The block that runs and the next one; one block's gradients; embedding and head throughout.
     return plan.weight_bytes * ((2 + trained) * layer + ends) + sums
+
+
+def _count_passing_bytes(plan: ParallelPlan, trained: float, layer: float) -> float:
+    """Of them, what is there only as a block runs; of fused kernels it is said to be throughout."""
+    if plan.eager is None or count_shards(plan) == 1 or not plan.frees_weights:
+        return 0.0
+    return plan.weight_bytes * (2 + trained) * layer
 
 
 def count_usable_bytes(gpu: Gpu) -> float:

@@ -17,7 +17,7 @@ from deepseek.planner.plan_text import describe_axes, describe_pipeline, shorten
 from deepseek.planner.quantity import show_bytes, show_seconds
 from deepseek.planner.scaling import plan_sizes
 from deepseek.planner.search import Candidate
-from deepseek.planner.timeline import SPLITS_BACKWARD, draw_up
+from deepseek.planner.timeline import draw_up
 from deepseek.version import __version__
 from deepseek.whole_file import replacing
 
@@ -113,7 +113,7 @@ def _timeline_section(report: PlanReport, chosen: Candidate) -> str:
         "Boxes have their predicted length, with communication that nothing hides; numbers are"
         " micro-batches, paler boxes later stages of a rank, and grey is waiting."
     )
-    if plan.schedule in SPLITS_BACKWARD:
+    if plan.puts_off_weights:
         note += " This order was found by taking turns; the paper's, which is costed, is shorter."
     body = f'<div class="card">{draw_timeline(passes, plan)}<p class="note">{note}</p></div>'
     return _section("Timeline of a step", body)

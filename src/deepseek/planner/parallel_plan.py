@@ -113,6 +113,14 @@ class ParallelPlan:
         return self.pp == 1 if self.reshards is None else self.reshards
 
     @property
+    def puts_off_weights(self) -> bool:
+        """Whether gradients of weights wait for a pause of the pipeline.
+
+        Blocks that are recomputed go backward as a whole: each weight would recompute its block.
+        """
+        return self.pp > 1 and "zero_bubble" in self.schedule and self.recompute != "full"
+
+    @property
     def item_bytes(self) -> int:
         """Bytes of a number that products read and make."""
         return 4 if self.precision == "fp32" else 2

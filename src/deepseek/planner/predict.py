@@ -86,7 +86,8 @@ def predict(
     local = count_rank_weights(model, weights, plan)
     once = _time_micro_batch(model, cluster, plan, calibration)
     micro_batches = plan.num_micro_batches
-    bubble_s = bubble_share(plan.schedule, plan.virtual_stages) * (once.all_ranks_s - once.total_s)
+    share = bubble_share(plan.schedule, plan.virtual_stages, puts_off=plan.puts_off_weights)
+    bubble_s = share * (once.all_ranks_s - once.total_s)
     dp_s = _data_parallel_s(model, cluster, plan, once, max(local), HostTime(), calibration)
     host = time_host(cluster.gpu.host, plan, trained, max(local), calibration)
     host_s = host.alone_s

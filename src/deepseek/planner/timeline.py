@@ -194,9 +194,11 @@ def _take_turns(plan: ParallelPlan, stages: list[StageTime]) -> list[Pass]:
             continue
         time = stages[task.stage]
         # Gradients of inputs and of weights take about half of backward each.
-        seconds = time.forward_s if task.kind == "forward" else time.backward_s / 2
-        free_s[rank] = end_s = now_s + seconds
+        back_s = time.backward_s / 2 if plan.puts_off_weights else time.backward_s
+        free_s[rank] = end_s = now_s + (time.forward_s if task.kind == "forward" else back_s)
         turns.note(task, end_s)
+        if task.kind == "backward" and not plan.puts_off_weights:
+            turns.note(task._replace(kind="weights"), end_s)
         passes.append(Pass(rank, *task, now_s, end_s))
         for stage in {task.stage, max(task.stage - 1, 0), min(task.stage + 1, len(stages) - 1)}:
             heappush(events, (end_s, places[stage]))

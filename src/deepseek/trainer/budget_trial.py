@@ -12,6 +12,7 @@ Ranks that hold the same blocks do the same: what they recompute they compute to
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +22,7 @@ from deepseek.errors import ConfigError
 from deepseek.memory.budget import Census, Choice, Group, choose
 from deepseek.memory.epsilons import Epsilons
 from deepseek.memory.host_copies import HostCopies
+from deepseek.trainer.compiled_share import fit_share, tell_kept
 from deepseek.trainer.console import MIB
 from deepseek.trainer.footprint import describe_savings, predict_footprint
 from deepseek.trainer.held_bytes import held_bytes
@@ -52,9 +54,14 @@ def keep_to_budget(trainer: "Trainer") -> None:
             trial.settle(setting * trial.everything)
         else:
             _settle_bytes(trial, parse_bytes(str(setting)))
+    if is_compiled and not trainer.world.is_distributed:
+        fit_share(trainer, trial.allowed)
     trial.tell()
     if isinstance(setting, float):
         _warn_of_too_little(trial, setting)
+    if is_compiled:
+        tell = partial(tell_kept, trainer, trial.allowed, trial.everything)
+        trainer.assembly.step.graph.on_compiled = tell
 
 
 def _settle_bytes(trial: "_Trial", limit: int) -> None:
@@ -127,6 +134,7 @@ class _Trial:
     Attributes:
         everything: bytes of all activations of a micro-batch.
         kept_bytes: of them, what is left.
+        allowed: of them, what may be left; or what is, if that is more.
         is_enough: whether that is what was allowed.
         is_least: whether nothing more can be given up.
     """
@@ -142,7 +150,8 @@ class _Trial:
         self._pass()  # the first is slow
         self._look()
         self.everything = self._census.all_bytes * self._scale
-        self.kept_bytes, self.is_enough, self.is_least = self.everything, True, False
+        self.kept_bytes = self.allowed = self.everything
+        self.is_enough, self.is_least = True, False
 
     def settle(self, allowed: float) -> None:
         """Set the cheapest policy with which a micro-batch keeps no more than `allowed` bytes.
@@ -157,6 +166,7 @@ class _Trial:
         # stages of a pipeline go forward and backward together
         while self._choose(allowed, keeps_all=keeps_all):
             self._look()
+        self.allowed = max(allowed, self.kept_bytes)
         if self._is_compiled:
             self._hand_over()
 

@@ -51,6 +51,7 @@ class StepGraph:
         compile_s: seconds that forward and backward took where they were compiled.
         sample_shape: of the inputs that are compiled, without the batch dim; `None`: any.
         on_other_shape: told, once per shape, of a micro-batch that is not compiled.
+        on_compiled: told once of the loss of one that is, and of the micro-batch; or `None`.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class StepGraph:
         self.num_compiled = self.num_eager = self.num_graphs = 0
         self.compile_s = 0.0
         self.on_other_shape: Callable[[tuple[int, ...]], None] = lambda shape: None
+        self.on_compiled: Callable[[Tensor, Batch], None] | None = None
         spec = engine.spec
         self.sample_shape = (
             spec.fields["inputs"].shape if spec and "inputs" in spec.fields else None
@@ -96,7 +98,8 @@ class StepGraph:
             ConfigError: the model cannot be captured as one graph, or there is no compiler.
         """
         if not self.is_static:
-            return self._run(batch)
+            loss = self._run(batch)
+            return self._tell(loss, batch) if self.memory.compiles else loss
         shape = shape_of_inputs(inputs_of(batch))
         if not self._is_full(shape, micro_batch_size):
             self.num_eager += 1
@@ -106,7 +109,14 @@ class StepGraph:
             return self._run(batch)
         self.num_compiled += 1
         with self.memory.compiling():
-            return self._run_compiled(batch)
+            return self._tell(self._run_compiled(batch), batch)
+
+    def _tell(self, loss: Tensor, batch: Batch) -> Tensor:
+        tell = self.on_compiled
+        if tell is not None and loss.requires_grad:
+            self.on_compiled = None
+            tell(loss, batch)
+        return loss
 
     def _is_full(self, shape: tuple[int, ...], micro_batch_size: int) -> bool:
         is_whole = self.sample_shape is None or shape[1:] == self.sample_shape
@@ -199,6 +209,12 @@ class StepGraph:
                 compute, backend=self._compile, fullgraph=True, dynamic=False
             )
         return self._compiled[name]
+
+    def forget_compiled(self) -> None:
+        """Compile anew from now on, as `memory` says by then."""
+        torch._dynamo.reset()
+        self._compiled.clear()
+        self._compiled_shapes.clear()
 
     def backward(self, loss: Tensor, *, retain_graph: bool) -> None:
         """Add the gradient of a loss that `forward` returned; compiles it at the first time.

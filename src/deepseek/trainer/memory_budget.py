@@ -8,7 +8,6 @@ from deepseek.models import ModelEngine
 from deepseek.parallel.apply import ParallelModel
 
 NAMES = ("off", "pointwise", "selective", "full")
-SPLITTABLE = ("off", "pointwise", "full")
 OWN = ("gradient_checkpointing", "grad_checkpointing")
 
 
@@ -18,17 +17,9 @@ def choose_policy(
     """Return the policy that `memory` names; for a budget, what it begins with.
 
     Raises:
-        ConfigError: `full`, and the model has no blocks; or what the graph or the pipeline cannot
-            do.
+        ConfigError: `full`, and the model has no blocks; or what the graph cannot do.
     """
     setting, is_static = config.memory, "static" in (config.graph, engine.graph)
-    plan = parallel.world.plan
-    if plan.pp > 1 and "zero_bubble" in plan.settings.schedule and setting not in SPLITTABLE:
-        raise ConfigError(
-            f"memory={setting} with schedule={plan.settings.schedule}, which takes the gradients of"
-            " weights later than those of inputs: matrix products cannot be done again by then",
-            fix="set memory to pointwise or full, or schedule=1f1b",
-        )
     name = setting if setting in NAMES else "pointwise"
     policy = MemoryPolicy(
         str(name),

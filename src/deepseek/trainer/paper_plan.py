@@ -121,13 +121,18 @@ def _eager_on_cpu(shape: TransformerShape, plan: Plan, *, is_half: bool) -> Eage
 
 
 def _by_category(memory: dict[str, float], plan: ParallelPlan) -> dict[str, float]:
-    """Count master weights as weights, which they are here, and their casts as buffers."""
+    """Count master weights as weights, which they are here, and their casts as buffers.
+
+    Where something is recomputed casts are made again, but in a pipeline, whose step is one
+    autocast that keeps them.
+    """
     is_sharded = plan.dp_shard > 1
+    has_casts = plan.recompute == "none" or plan.pp > 1
     if is_sharded or not plan.master_bytes:
         return memory
     count = memory["weights"] / plan.weight_bytes
     return memory | {
         "weights": count * plan.master_bytes,
         "optimizer": memory["optimizer"] - count * plan.master_bytes,
-        "buffers": memory["buffers"] + count * plan.weight_bytes,
+        "buffers": memory["buffers"] + has_casts * count * plan.weight_bytes,
     }

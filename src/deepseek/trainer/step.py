@@ -292,7 +292,8 @@ class TrainStep:
             self.parallel.loss_context(),
             self.graph.passing(),
         ):
-            pipeline.run(inputs, loss_of)
+            whole = self.graph.memory.recomputes_blocks
+            pipeline.run(inputs, loss_of, goes_back_whole=whole)
         return sum(losses.values(), torch.zeros((), device=self.device))
 
     def _backward(self, loss_sum: Tensor | None, num_items: int) -> None:

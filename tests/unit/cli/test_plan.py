@@ -119,9 +119,12 @@ def test_explain_says_why_families_and_changes_lost(capsys):
     assert {entry["what"] for entry in lost} >= {"dp", "tp", "fsdp-tp", "recompute full"}
 
 
-def test_yaml_is_read_by_the_configuration(capsys):
-    assert run("llama2-7b", "--gpus", "8", "--batch", "256", "--yaml") == 0
-    settings = YAML(typ="safe").load(capsys.readouterr().out)["trainer"]
+@pytest.mark.parametrize("more", [[], ["--explain"]])
+def test_yaml_is_read_by_the_configuration(more, capsys):
+    assert run("llama2-7b", "--gpus", "8", "--batch", "256", "--yaml", *more) == 0
+    out = capsys.readouterr().out
+    assert ("# one change" in out) == bool(more)
+    settings = YAML(typ="safe").load(out)["trainer"]
     assert settings["memory"] in ("off", "pointwise", "selective", "full")
     if "memory" not in TrainerConfig.model_fields:
         del settings["memory"]

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,7 +58,8 @@ def left_out(run):
 QUICK = {
     ("gpt", "dp8"), ("gpt", "fsdp2-tp4"), ("gpt", "dp8-fsdp8-tp4-pp2"), ("vit", "dp2-tp2"),
     ("vit", "tp2-pp2-cp2"), ("encoder", "cp4"), ("fsdp8", "pointwise"), ("pp4", "full"),
-    ("resnet18", "dp8"), ("tp4", "selective"),
+    ("resnet18", "dp8"), ("tp4", "selective"), ("gpipe", "off"),
+    ("interleaved_zero_bubble", "off"), ("zbv_zero_bubble", "full"),
 }  # fmt: skip
 
 
@@ -173,9 +175,26 @@ def test_the_planner_has_a_term_for_what_is_walked(plan, size, length, dropout):
     assert not any("the planner's sum" in line for line in describe_dry_run(run))
 
 
+@pytest.mark.parametrize(
+    ("schedule", "memory"),
+    often(
+        *(
+            (schedule, memory)
+            for schedule in ("gpipe", "interleaved_zero_bubble", "zbv_zero_bubble")
+            for memory in ("off", "selective", "full")
+        )
+    ),
+)
+def test_the_planner_knows_what_each_schedule_keeps(schedule, memory):
+    plan = {"pp": 2, "schedule": schedule, "micro_batches": 4}
+    run = walk_gpt(plan, 2, 1024, 0.0, memory=memory)
+    assert sum(run.forecast.memory.values()) == pytest.approx(run.peak_bytes, rel=0.07)
+
+
 def test_a_sum_that_is_off_is_said_to_be_and_by_which_category():
-    plan = {"pp": 2, "schedule": "zbv_zero_bubble"}  # keeps what gradients of weights need
-    lines = describe_dry_run(walk_gpt(plan, 2, 1024, 0.0))
+    run = walk_gpt("none", 1, 128, 0.0)
+    less = {**run.forecast.memory, "activations": run.peak["activations"] / 2}
+    lines = describe_dry_run(replace(run, forecast=replace(run.forecast, memory=less)))
     [said] = [line for line in lines if "the planner's sum" in line]
     assert re.search(r"sum is -\d+\.\d% off, most of it by activations \(-[\d.]+ MiB\)", said)
 

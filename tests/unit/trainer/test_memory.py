@@ -11,12 +11,13 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from deepseek.datasets import TokenDataset
+from deepseek.datasets import DataLoader, TokenDataset
 from deepseek.errors import ConfigError
 from deepseek.memory.host_link import HostLink
 from deepseek.models import GPT
 from deepseek.trainer import Trainer
 from deepseek.trainer.footprint import (
+    HOLES_OF_VARIED,
     LITTLE_BYTES,
     _simulate,
     check_footprint,
@@ -232,6 +233,10 @@ def test_a_static_graph_gets_the_share_of_a_budget_and_is_predicted(tmp_path, ca
     out = capsys.readouterr().out
     [predicted] = [line for line in out.splitlines() if line.startswith("memory predicted")]
     assert predicted.endswith("without what compiling saves")
+    events = map(json.loads, (trainer.folder.path / "events.jsonl").read_text().splitlines())
+    [kept] = [event for event in events if event["kind"] == "memory_kept"]
+    assert 0 < kept["kept_bytes"] <= 1.03 * kept["allowed_bytes"]
+    assert "compiled, a micro-batch keeps" in out
 
 
 def test_bytes_that_are_too_few_for_a_static_graph_are_refused(tmp_path):
@@ -308,6 +313,29 @@ def test_a_run_warns_from_a_tenth_on(more, warns, tmp_path, monkeypatch):
     check_footprint(trainer)
     assert bool(said) == warns
     assert all("activations" in text for text in said)
+
+
+def test_a_budget_of_bytes_that_was_exceeded_is_said_to_be(tmp_path, monkeypatch):
+    trainer, said = train(tmp_path, "8GiB", max_steps=1), []
+    monkeypatch.setattr(trainer, "warn", said.append)
+    for used in (8 << 30, (8 << 30) + (1 << 20)):
+        monkeypatch.setattr(
+            "deepseek.trainer.footprint.peak_memory_bytes", lambda device, used=used: used
+        )
+        check_footprint(trainer)
+    [over] = [text for text in said if "exceeded" in text]
+    assert "memory=8GiB was exceeded: 8,193 MiB were used, of 8,192" in over
+
+
+def test_batches_that_differ_in_length_are_compared_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(DataLoader, "varies_in_length", True)
+    trainer = train(tmp_path, "off", max_steps=3)
+    assert trainer.checks_memory_at == 3  # the last
+    assert trainer.footprint.holes == round(HOLES_OF_VARIED * trainer.footprint.step)
+    monkeypatch.setattr(trainer, "warn", lambda text: pytest.fail(text))
+    monkeypatch.setattr("deepseek.trainer.footprint.resident_bytes", lambda device: 2 << 30)
+    monkeypatch.setattr("deepseek.trainer.footprint.peak_memory_bytes", lambda device: 1 << 30)
+    check_footprint(trainer)  # the longest may be to come
 
 
 def test_little_memory_is_never_warned_of(tmp_path, monkeypatch):

@@ -35,10 +35,12 @@ class Stream:
 
     Args:
         folder: of ml-100k.
+        size: events of a slate; 1: every event is one.
+        num_events: the first ones; by default all.
     """
 
-    def __init__(self, folder: Path) -> None:
-        columns: dict = read_movielens(folder)
+    def __init__(self, folder: Path, size: int = SIZE, num_events: int | None = None) -> None:
+        columns: dict = {n: each[:num_events] for n, each in read_movielens(folder).items()}
         self.columns = {name: columns[name].to_pylist() for name in COLUMNS}
         ages = columns["age"].to_pylist()
         self.columns["decade"] = [str(int(float(age)) // 10) for age in ages]
@@ -46,8 +48,11 @@ class Stream:
         users = np.array(self.columns["user_id"])
         self.users, self.user = users, np.unique(users, return_inverse=True)[1]
         self.item = np.unique(np.array(self.columns["item_id"]), return_inverse=True)[1]
-        halves = [cut_slates(users[:HALF], SIZE), cut_slates(users[HALF:], SIZE) + HALF]
-        self.slates = np.concatenate(halves)
+        if size == 1:
+            self.slates = np.arange(len(users))[:, None]
+        else:
+            halves = [cut_slates(users[:HALF], size), cut_slates(users[HALF:], size) + HALF]
+            self.slates = np.concatenate(halves)
         self.first = {int(slate[0]): slate for slate in self.slates}
         self.day = (self.time // DAY_S).astype(np.int64)
 

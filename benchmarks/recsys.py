@@ -74,6 +74,9 @@ INCOME = {"income": {"positive": [">50K", ">50K."]}}
 SINGLE = {"column": "marital_status", "positive": ["Never-married"]}
 TELLING = ["marital_status", "relationship"]
 """What says who is married: income is learnt from it, too."""
+TOWER = [32]
+"""Of 16 and 32: on a fifth of the training rows, two seeds, never-married by PLE has an AUC of .880
+and .884, by MMoE .880 and .881."""
 MODELS = {
     "criteo": {
         "logistic_regression": ({}, {"epochs": 6, "lr": 1e-2}),
@@ -272,7 +275,7 @@ def measure_joint(args: argparse.Namespace) -> list[dict]:
     data, test = open_adult(args.data, both, TELLING)
     settings = {"epochs": 6, "lr": 2e-3}
     wide = {"embedding_dim": 8, "dropout": 0.1}
-    joint = {**wide, "own_features": {"income": TELLING}}
+    joint = {**wide, "own_features": {"income": TELLING}, "tower_dims": TOWER}
     for name in ("mmoe", "ple"):
         found = logits_of(train(name, joint, data, settings, 0), test)
         records += [_area(name, label, found[label], test, number)

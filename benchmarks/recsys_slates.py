@@ -118,10 +118,11 @@ def affinity(
     freeze_at: int | None = None,
     *,
     nightly: bool = False,
+    refit: int = REFIT,
 ) -> np.ndarray:
     """Return what EASE says of each event, by what its user did before the slate.
 
-    `nightly`: before the day of it.
+    `nightly`: before the day of it. It is fitted anew after every `refit` events.
     """
     num_items = int(stream.item.max()) + 1
     met = np.zeros((int(stream.user.max()) + 1, num_items), np.float32)
@@ -131,7 +132,7 @@ def affinity(
         if nightly and row and stream.day[row] > stream.day[row - 1]:
             met[stream.user[taken:row], stream.item[taken:row]] = values[taken:row]
             taken = row
-        if row and row % REFIT == REFIT // 2 and is_open:
+        if row and row % refit == refit // 2 and is_open:
             end = taken if nightly else row
             model = EASE(strength).fit(
                 stream.user[:end], stream.item[:end], num_items, values[:end]

@@ -15,7 +15,8 @@ the means of user and film, and what EASE makes of the user's ratings so far.
   occupation; for ratings `BiasedMF` with the settings of its own tutorial on these data.
 
 The rate of `online` and of river's clicks is the one that is best on the first fifth of the events;
-how often batches pass over their events is chosen on the last fifth of the first half.
+how often batches pass over their events is chosen on the last fifth of the first half, and so were
+the size of vectors (4 or 8) and how often EASE is fitted anew (after 10,000 or 20,000 events).
 """
 
 import argparse
@@ -39,8 +40,9 @@ from online_learners import learn_by_river, read_rows
 from recsys_slates import KEYS, Stream, affinity
 
 IDS = ["user_id", "item_id", "genre", "release_year", "occupation"]
-STEP, STRENGTH, STARS = 8, 1000.0, (2, 3, 4, 5)
-RATES, RIVER_RATES, PASSES = (3e-4, 1e-3, 3e-3), (0.05, 0.1, 0.3), (1, 2, 4)
+STEP, STARS = 8, (2, 3, 4, 5)
+STRENGTH, REFIT = 1000.0, 10_000
+RATES, RIVER_RATES, PASSES = (2e-4, 5e-4, 1e-3), (0.05, 0.1, 0.3), (1, 2, 4)
 NUM_ROUNDS = 300
 
 
@@ -82,7 +84,7 @@ class Table:
     def new_model(self) -> ModelEngine:
         """Return an untrained factorisation machine."""
         torch.manual_seed(0)
-        engine = ModelEngine("fm", embedding_dim=8)
+        engine = ModelEngine("fm", embedding_dim=4)
         engine.bind(self.data.spec)
         return engine
 
@@ -154,7 +156,7 @@ def tables_of(
     above = stream.rating - means(stream, None, nightly=False)
     numbers = {
         **counted(stream, **known),
-        "affinity": affinity(stream, above, STRENGTH, **known),
+        "affinity": affinity(stream, above, STRENGTH, **known, refit=REFIT),
         "means": expected,
     }
     dense = {name: {"log": name.endswith("shown"), "indicator": False} for name in numbers}

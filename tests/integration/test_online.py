@@ -244,10 +244,11 @@ def test_sigkill_loses_nothing_and_applies_nothing_twice(services, num_kills):
 @pytest.mark.skipif(shutil.which("redis-server") is None, reason="apt-get install redis-server")
 def test_a_service_on_redis_learns_once_whatever_dies(services, tmp_path):
     pytest.importorskip("redis", reason="pip install 'deepseek-framework[redis]'")
+    from tests.unit.recsys.online.redis_server import Server
+
     from deepseek.recsys.online.redis_log import RedisLog
     from deepseek.recsys.online.replay import replay
     from deepseek.recsys.online.settings import read_settings
-    from tests.unit.recsys.online.redis_server import Server
 
     (tmp_path / "redis").mkdir()
     server = Server(tmp_path / "redis")

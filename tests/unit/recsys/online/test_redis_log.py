@@ -3,10 +3,10 @@ import threading
 import time
 
 import pytest
+from tests.unit.recsys.online.redis_server import Server
 
 from deepseek.errors import ConfigError
 from deepseek.recsys.online.event_log import LogDamagedError
-from tests.unit.recsys.online.redis_server import Server
 
 redis = pytest.importorskip("redis", reason="pip install 'deepseek-framework[redis]'")
 if shutil.which("redis-server") is None:

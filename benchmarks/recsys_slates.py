@@ -35,10 +35,12 @@ class Stream:
 
     Args:
         folder: of ml-100k.
+        size: events of a slate; 1: every event is one.
+        num_events: the first ones; by default all.
     """
 
-    def __init__(self, folder: Path) -> None:
-        columns: dict = read_movielens(folder)
+    def __init__(self, folder: Path, size: int = SIZE, num_events: int | None = None) -> None:
+        columns: dict = {n: each[:num_events] for n, each in read_movielens(folder).items()}
         self.columns = {name: columns[name].to_pylist() for name in COLUMNS}
         ages = columns["age"].to_pylist()
         self.columns["decade"] = [str(int(float(age)) // 10) for age in ages]
@@ -46,8 +48,11 @@ class Stream:
         users = np.array(self.columns["user_id"])
         self.users, self.user = users, np.unique(users, return_inverse=True)[1]
         self.item = np.unique(np.array(self.columns["item_id"]), return_inverse=True)[1]
-        halves = [cut_slates(users[:HALF], SIZE), cut_slates(users[HALF:], SIZE) + HALF]
-        self.slates = np.concatenate(halves)
+        if size == 1:
+            self.slates = np.arange(len(users))[:, None]
+        else:
+            halves = [cut_slates(users[:HALF], size), cut_slates(users[HALF:], size) + HALF]
+            self.slates = np.concatenate(halves)
         self.first = {int(slate[0]): slate for slate in self.slates}
         self.day = (self.time // DAY_S).astype(np.int64)
 
@@ -113,10 +118,11 @@ def affinity(
     freeze_at: int | None = None,
     *,
     nightly: bool = False,
+    refit: int = REFIT,
 ) -> np.ndarray:
     """Return what EASE says of each event, by what its user did before the slate.
 
-    `nightly`: before the day of it.
+    `nightly`: before the day of it. It is fitted anew after every `refit` events.
     """
     num_items = int(stream.item.max()) + 1
     met = np.zeros((int(stream.user.max()) + 1, num_items), np.float32)
@@ -126,7 +132,7 @@ def affinity(
         if nightly and row and stream.day[row] > stream.day[row - 1]:
             met[stream.user[taken:row], stream.item[taken:row]] = values[taken:row]
             taken = row
-        if row and row % REFIT == REFIT // 2 and is_open:
+        if row and row % refit == refit // 2 and is_open:
             end = taken if nightly else row
             model = EASE(strength).fit(
                 stream.user[:end], stream.item[:end], num_items, values[:end]

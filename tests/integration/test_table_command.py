@@ -1,6 +1,7 @@
 """`deepseek features`, `train` and `evaluate` on tables, and the examples."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from deepseek.cli.main import run
-from deepseek.config import load_config
+from deepseek.config import TableDataConfig, load_config
 from deepseek.datasets import read_features
 from deepseek.models import ModelEngine
 from deepseek.recsys import Scorer
@@ -158,8 +159,8 @@ def test_settings_are_made_from_a_table_and_train(values, told, wanted, capsys):
 @pytest.mark.parametrize(
     ("row", "reading", "wanted"),
     [
-        ("a{n};{label}", ["--column-names", "user,label", "--delimiter", ";"], ["user", "label"]),
-        ("{label}" + "\t{n}" * 13 + "\tab" * 26, ["--layout", "criteo"], None),
+        ("a{n};{label}", ["column_names=user,label", "delimiter=;"], ["user", "label"]),
+        ("{label}" + "\t{n}" * 13 + "\tab" * 26, ["layout=criteo"], None),
     ],
 )
 def test_a_file_without_a_header_goes_from_settings_to_scores(row, reading, wanted, capsys):
@@ -167,21 +168,92 @@ def test_a_file_without_a_header_goes_from_settings_to_scores(row, reading, want
     Path("own.csv").write_text("\n".join(lines) + "\n")
     told = ["init", "table", "--data", "own.csv"]
     assert run(told) != 0
-    assert "--layout criteo" in capsys.readouterr().err or wanted is None
+    assert "layout=criteo" in capsys.readouterr().err or wanted is None
     assert run([*told, *reading]) == 0
     config = load_config("model_config.yaml").data
+    assert isinstance(config, TableDataConfig)
     assert list(config.column_names or ()) == (wanted or [])
     assert run(["train", "model_config.yaml", "trainer.epochs=1"]) == 0
+    model = "runs/table-1/model.bin"  # it knows how the table was read
     capsys.readouterr()
-    told = ["predict", "runs/table-1/model.bin", "own.csv", "--json"]
-    assert run([*told, *reading]) == 0
+    assert run(["predict", model, "own.csv", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 80
-    assert run(told) == 3  # the first row is taken for a header
+    assert run(["evaluate", model, "--data", "own.csv", "--json"]) == 0
+    assert 0 <= json.loads(capsys.readouterr().out)["metrics"]["auc"] <= 1
+    for told in (["predict", model, "own.csv"], ["evaluate", model, "--data", "own.csv"]):
+        assert run([*told, "layout=auto"]) == 3  # the first row is taken for a header
+
+
+def test_the_commands_in_a_new_configuration_work_as_they_stand(capsys):
+    lines = [f"{n % 7}|{n % 3}|{n % 2}" for n in range(80)]
+    Path("own.csv").write_text("\n".join(lines) + "\n")
+    reading = ["column_names=price,shop_id,bought", "delimiter=|"]
+    assert run(["init", "table", *reading, "--data", "own.csv", "--label", "bought"]) == 0
+    text = Path("model_config.yaml").read_text()
+    told = [
+        shlex.split(line.strip("# ").split("  ")[0])
+        for line in text.splitlines()
+        if "#   deepseek" in line
+    ]
+    assert [words[1] for words in told] == ["train", "evaluate", "predict", "serve", "config"]
+    for words in told:
+        if words[1] != "serve":
+            assert run(words[1:]) == 0, words
+
+
+def test_rows_that_are_read_otherwise_than_in_training_are_predicted(capsys):
+    names = ["user", "item", "click"]
+    lines = [f"u{n % 5},i{n % 4},{n % 2}" for n in range(80)]
+    Path("a.csv").write_text("\n".join(lines) + "\n")
+    Path("a.yaml").write_text(
+        CLICKS.replace("clicks.csv", "a.csv")
+        .replace(", features: features.yaml, time_column: time", f", column_names: {names},"
+                 " labels: [click]")
+    )  # fmt: skip
+    assert run(["train", "a.yaml", "trainer.epochs=1"]) == 0
+    Path("header.csv").write_text(",".join(names) + "\n" + "\n".join(lines[:3]) + "\n")
+    Path("new.csv").write_text("i1,u0\ni2,u0\n")
+    Path("rows.jsonl").write_text('{"user": "u0", "item": "i1"}\n{"user": "u0", "item": "i2"}\n')
+    told = ["predict", "runs/clicks-1/model.bin", "--json"]
+    found = []
+    capsys.readouterr()
+    for more in (["header.csv"], ["new.csv", "column_names=item, user"], ["rows.jsonl"]):
+        assert run([*told, *more]) == 0
+        found.append([row["click_prob"] for row in json.loads(capsys.readouterr().out)])
+    assert len(found[0]) == 3
+    assert found[1] == found[2]
+    assert run([*told, "new.csv"]) == 3
+    assert "say column_names=NAME,NAME" in capsys.readouterr().err
+    assert run([*told, "new.csv", "column_name=a,b"]) == 3
+    assert "column_name=a,b does not exist" in capsys.readouterr().err
 
 
 def test_how_a_table_is_read_is_refused_where_there_is_none(capsys):
-    assert run(["init", "text", "--data", ".", "--layout", "criteo"]) == 2
-    assert "--layout=criteo would be ignored" in capsys.readouterr().err
+    assert run(["init", "text", "layout=criteo", "--data", "."]) == 2
+    assert "layout=criteo would be ignored" in capsys.readouterr().err
+
+
+def test_a_label_in_other_words_than_the_specs_is_named(clicks, capsys):
+    Path("features.yaml").write_text(
+        "sparse: {user: {}, item: {}}\nlabel: {click: {positive: ['yes']}}\n"
+    )
+    assert run(["train", "a.yaml"]) == 3
+    said = capsys.readouterr().err
+    assert "no row has one of the values that mean yes in the label click (yes)" in said
+    assert "it has '0', '1'" in said
+    Path("features.yaml").write_text(
+        "sparse: {user: {}, item: {}}\nlabel: {click: {positive: ['1']}}\n"
+    )
+    assert run(["train", "a.yaml", "trainer.epochs=1"]) == 0
+    words = (
+        (Path("clicks.csv").read_text() + "\n").replace(",1\n", ",yes\n").replace(",0\n", ",no\n")
+    )
+    Path("words.csv").write_text(words)
+    told = ["evaluate", "runs/clicks-1/model.bin", "--data", "words.csv"]
+    assert run(told) == 3
+    assert "it has 'no', 'yes'" in capsys.readouterr().err
+    Path("only_no.csv").write_text("user,item,click\nu1,i1,0\n")
+    assert run([*told[:3], "only_no.csv"]) == 0  # a day without a click
 
 
 def test_a_label_that_is_not_learnt_is_refused(capsys):

@@ -3,12 +3,9 @@
 from collections.abc import Sequence
 
 from deepseek.cli.build_text import AUTO_VAL_SHARE, check_apart
-from deepseek.config import TableDataConfig, validate_settings
+from deepseek.config import TableDataConfig
 from deepseek.config.features import FeatureSpec
 from deepseek.datasets import DataSpec, InteractionDataset
-from deepseek.errors import ConfigError
-
-_READING = ("layout", "column_names", "delimiter", "time_column")
 
 
 def build_tables(
@@ -39,23 +36,16 @@ def build_table_evaluation(
     Args:
         spec: of the model.
         path: of the data.
-        settings: `key=value` of `TableDataConfig`, which say how files are read; names of columns
-            with commas between them.
+        settings: what is read otherwise than in training: see `TableOptions.changed`.
 
     Raises:
         ConfigError: a setting is unknown, or follows from the model.
     """
-    given: dict[str, object] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or key not in _READING:
-            raise ConfigError(
-                f"{setting} is no setting of how a table is read",
-                fix=f"give one of {', '.join(_READING)}; the others follow from the model",
-            )
-        given[key] = value.split(",") if key == "column_names" else value
-    config = validate_settings(TableDataConfig, {**given, "format": "table", "train": path})
-    return _dataset(config, path, spec.features, 0)
+    options = spec.reading.changed(settings)
+    return InteractionDataset(
+        path, spec.features, layout=options.layout, column_names=options.column_names,
+        delimiter=options.delimiter,
+    )  # fmt: skip
 
 
 def _dataset(

@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
-from deepseek.cli.table_options import ColumnNames, Delimiter, Layout, table_reading
+from deepseek.cli.table_settings import TableSettings
 
 
 def features(
     table: Annotated[str, typer.Argument(metavar="TABLE", help="File, folder or pattern.")],
+    settings: TableSettings = None,
     label: Annotated[
         list[str] | None, typer.Option(help="Column to learn; may be repeated.")
     ] = None,
@@ -17,9 +18,6 @@ def features(
         list[str] | None, typer.Option(help="Pair of categories, as user_id*genre.")
     ] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Column to leave out.")] = None,
-    layout: Layout = None,
-    column_names: ColumnNames = None,
-    delimiter: Delimiter = None,
     fit: Annotated[
         bool, typer.Option("--fit", help="Find vocabularies, means and ranges, too.")
     ] = False,
@@ -28,10 +26,9 @@ def features(
     """Say what the columns of a table are taken for."""
     from deepseek.config.feature_file import dump_features
     from deepseek.datasets import ColumnSource, fit_features, infer_features
-    from deepseek.datasets.column_source import TableOptions
+    from deepseek.datasets.table_reading import TableOptions
 
-    reading = table_reading(layout, column_names, delimiter)
-    source = ColumnSource(table, TableOptions(**reading))  # pyright: ignore[reportArgumentType]
+    source = ColumnSource(table, TableOptions().changed(settings or []))
     crosses = [pair.split("*") for pair in cross or []]
     spec = infer_features(source, label or None, crosses=crosses, ignore=ignore or [])
     if fit:

@@ -1,19 +1,13 @@
 """`deepseek init`: write a configuration to start from."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from deepseek.cli.table_options import (
-    ColumnNames,
-    Delimiter,
-    Layout,
-    check_no_reading,
-    table_reading,
-)
+from deepseek.cli.table_settings import TableSettings, check_no_settings
 
 TEMPLATES = ("digits", "images", "text", "sentences")
 VOLUMES, TABLE = "volumes", "table"
@@ -23,6 +17,7 @@ def init(
     template: Annotated[
         str, typer.Argument(help="digits, images, text, sentences, table or volumes.")
     ],
+    settings: TableSettings = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -37,9 +32,6 @@ def init(
     label: Annotated[
         list[str] | None, typer.Option(help="Of a table: a column to learn; may be repeated.")
     ] = None,
-    layout: Layout = None,
-    column_names: ColumnNames = None,
-    delimiter: Delimiter = None,
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("model_config.yaml"),
     force: Annotated[bool, typer.Option(help="Replace the file if it is there.")] = False,
 ) -> None:
@@ -52,8 +44,7 @@ def init(
         raise ConfigError(
             f"{output} is there already", fix="give another --output, or --force to replace it"
         )
-    reading = table_reading(layout, column_names, delimiter)
-    text = filled_template(template, data, output, memory, label or (), force, reading)
+    text = filled_template(template, data, output, memory, label or (), force, settings or ())
     schema = output.with_suffix(".schema.json")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
@@ -71,7 +62,7 @@ def filled_template(
     memory: str | None = None,
     labels: Sequence[str] = (),
     replaces: bool = False,
-    reading: Mapping[str, str | list[str]] | None = None,
+    settings: Sequence[str] = (),
 ) -> str:
     """Return the text of a template with its names filled in.
 
@@ -92,8 +83,8 @@ def filled_template(
             fix="leave it away",
         )
     if template != TABLE:
-        of_tables = {"label": labels[0]} if labels else {}
-        check_no_reading({**of_tables, **(reading or {})}, f"the template {template}")
+        of_tables = [*(f"--label={name}" for name in labels), *settings]
+        check_no_settings(of_tables, f"the template {template}")
     text = (files("deepseek.config") / "templates" / f"{template}.yaml").read_text("utf-8")
     needs_data = "DATA_PATH" in text
     what = "folder" if template in ("images", VOLUMES) else "file"
@@ -119,7 +110,7 @@ def filled_template(
         from deepseek.cli.init_tables import fill_table
 
         features = output.with_name(f"{output.stem}_features.yaml")
-        text = fill_table(text, data, features, labels, reading or {}, replaces=replaces)
+        text = fill_table(text, data, features, labels, settings, replaces=replaces)
         print(f"wrote {features}: what the columns mean")
     # JSON's form of a text is YAML's too, whatever is in it; the name alone where that is safe.
     path = str(data)

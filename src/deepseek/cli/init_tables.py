@@ -4,16 +4,16 @@ Imported by the command when it runs, never at start-up.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from deepseek.config.feature_file import write_features
 from deepseek.config.features import LabelFeature
 from deepseek.datasets import ColumnSource, infer_features
-from deepseek.datasets.column_source import TableOptions
 from deepseek.datasets.feature_encoder import missing_feature_column
 from deepseek.datasets.feature_inference import LABEL_NAMES, TIME_NAMES
 from deepseek.datasets.feature_values import distinct, numbers_of, token_of
+from deepseek.datasets.table_reading import TableOptions
 from deepseek.errors import ConfigError, DataError
 
 _YES_OR_NO = frozenset({"0", "1", "true", "false"})
@@ -24,7 +24,7 @@ def fill_table(
     data: Path,
     features: Path,
     labels: Sequence[str],
-    reading: Mapping[str, str | list[str]],
+    settings: Sequence[str],
     *,
     replaces: bool,
 ) -> str:
@@ -35,7 +35,7 @@ def fill_table(
         data: the table.
         features: file to write the spec to.
         labels: columns to learn; none: the first that is called as labels are.
-        reading: how its files are read: arguments of `TableOptions`.
+        settings: how its files are read: see `TableOptions.changed`.
         replaces: whether a file that is there is replaced.
 
     Raises:
@@ -45,14 +45,15 @@ def fill_table(
     """
     if features.exists() and not replaces:
         raise ConfigError(f"{features} is there already", fix="give --force to replace it")
-    source = ColumnSource(data, TableOptions(**reading))  # pyright: ignore[reportArgumentType]
+    options = TableOptions().changed(settings)
+    source = ColumnSource(data, options)
     named = list(labels) or [name for name in LABEL_NAMES if name in source.columns][:1]
     if not named:
         raise ConfigError(
             f"none of the columns of {data} is called {', '.join(LABEL_NAMES)}",
             fix=f"say what is to be learnt: --label NAME, of {', '.join(source.columns)}; if these"
-            " are no names, the file has no header: --column-names NAME,NAME,... or"
-            " --layout criteo",
+            " are no names, the file has no header: column_names=NAME,NAME,... or"
+            " layout=criteo",
         )
     entries = {name: _label_of(source, name) for name in named}
     spec = infer_features(source, entries)
@@ -66,7 +67,9 @@ def fill_table(
         "VAL_REASON": "a fifth, drawn by the seed"
         if time is None
         else "the last fifth of the time",
-        "READING_LINES": "".join(f"  {name}: {json.dumps(it)}\n" for name, it in reading.items()),
+        "READING_LINES": "".join(
+            f"  {name}: {json.dumps(value)}\n" for name, value in options.to_json().items()
+        ),
         "TIME_LINE": "" if time is None else f"  time_column: {json.dumps(time)}\n",
     }
     for word, found in words.items():

@@ -17,7 +17,8 @@ Settings = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY=VALUE]...",
-        help="How text is read: label_column=sentiment; of several tasks, which: task=NAME.",
+        help="How text is read: label_column=sentiment; of several tasks, which: task=NAME; a"
+        " table, where otherwise than in training: column_names=user,item,click.",
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: an accelerator.")]

@@ -18,13 +18,7 @@ from deepseek.cli.model_options import (
     Trust,
 )
 from deepseek.cli.progress import progress
-from deepseek.cli.table_options import (
-    ColumnNames,
-    Delimiter,
-    Layout,
-    check_no_reading,
-    table_reading,
-)
+from deepseek.cli.table_settings import check_no_settings, is_table_setting
 
 if TYPE_CHECKING:
     from deepseek.deploy.scoring import Scoring
@@ -42,7 +36,8 @@ def predict(
         typer.Argument(
             metavar="PATH...",
             help="Pictures, folders, or tables of paths; for texts, files with a line or row each;"
-            " for tables, tables; for volumes, files, folders, DICOM series.",
+            " for tables, tables, and layout=criteo and the like where read otherwise than in"
+            " training; for volumes, files, folders, DICOM series.",
         ),
     ] = None,
     text: Annotated[
@@ -97,9 +92,6 @@ def predict(
             " its name: nodule, lesion, tumour, ...",
         ),
     ] = None,
-    layout: Layout = None,
-    column_names: ColumnNames = None,
-    delimiter: Delimiter = None,
     device: Device = "auto",
     precision: Precision = "fp32",
     threads: Threads = None,
@@ -107,7 +99,8 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Say what pictures show, of which class texts are, how rows score, or where a class is."""
-    paths, texts = paths or [], text or []
+    settings = [str(path) for path in paths or () if is_table_setting(str(path))]
+    paths, texts = [path for path in paths or () if str(path) not in settings], text or []
     _check_given(paths, texts)
     from deepseek.cli.opened_model import open_model
     from deepseek.deploy.scoring import Scoring, check_output, find_items, takes_texts
@@ -121,9 +114,8 @@ def predict(
         "min_score": min_score, "scores": scores, "report": report, "max_voxels": max_voxels,
         "abnormal": abnormal,
     }  # fmt: skip
-    reading = table_reading(layout, column_names, delimiter)
     if takes_volumes(engine.spec) or finds_centers(engine.spec):
-        check_no_reading(reading, f"the model {model}")
+        check_no_settings(settings, f"the model {model}")
         from deepseek.cli.predict_volumes import VolumeOptions, predict_volumes
 
         _refuse_texts(texts)
@@ -139,12 +131,13 @@ def predict(
         from deepseek.cli.predict_tables import predict_tables
 
         _refuse_texts(texts)
+        options = engine.spec.reading.changed(settings)
         predict_tables(
-            engine, paths, output, context, reading, batch_size=batch_size, top_k=top_k,
+            engine, paths, output, context, options, batch_size=batch_size, top_k=top_k,
             strict=strict, as_json=as_json,
         )  # fmt: skip
         return
-    check_no_reading(reading, f"the model {model}")
+    check_no_settings(settings, f"the model {model}")
     if not takes_texts(engine):
         _refuse_texts(texts)
     column = int(text_column) if text_column.isdecimal() else text_column

@@ -4,7 +4,7 @@ Imported by the command when it runs: it brings torch.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import chain
 from pathlib import Path
@@ -13,8 +13,9 @@ import torch
 import typer
 
 from deepseek.datasets import ColumnSource, FeatureEncoder
-from deepseek.datasets.column_source import Columns, TableOptions
+from deepseek.datasets.column_source import Columns
 from deepseek.datasets.feature_encoder import missing_feature_column
+from deepseek.datasets.table_reading import TableOptions
 from deepseek.deploy.scoring import write_table
 from deepseek.errors import ConfigError, DataError
 from deepseek.models import ModelEngine
@@ -31,7 +32,7 @@ def predict_tables(
     paths: Sequence[Path],
     output: Path | None,
     context: Callable[[], AbstractContextManager],
-    reading: Mapping[str, str | list[str]],
+    options: TableOptions,
     *,
     batch_size: int | None,
     top_k: int,
@@ -48,7 +49,7 @@ def predict_tables(
         paths: files, or folders of them.
         output: file to write to; `None`: they are printed.
         context: entered around each batch.
-        reading: how files are read: arguments of `TableOptions`.
+        options: how files are read.
         batch_size: rows at a time; by default 4,096.
         top_k: classes of a sample; rows have none.
         strict: a row that cannot be read ends it; else it has an error.
@@ -62,7 +63,6 @@ def predict_tables(
         raise ConfigError(
             f"--top-k {top_k}, and rows have a score for each label", fix="leave it out"
         )
-    options = TableOptions(**reading)  # pyright: ignore[reportArgumentType]
     sources = (ColumnSource(path, options) for path in paths)
     scorer = _RowScorer(engine, context, batch_size or ROWS_AT_ONCE, strict=strict)
     rows = each_evaluating(engine, chain.from_iterable(map(scorer.rows_of, sources)))

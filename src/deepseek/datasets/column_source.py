@@ -9,7 +9,6 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
@@ -18,13 +17,13 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import xxhash
 
+from deepseek.datasets.table_reading import TableOptions
 from deepseek.errors import ConfigError, DataError
 
 Columns = dict[str, pa.Array]
 CRITEO_COLUMNS = (
     "label", *(f"I{n}" for n in range(1, 14)), *(f"C{n}" for n in range(1, 27)),
 )  # fmt: skip
-LAYOUTS = ("auto", "criteo")
 ROWS_AT_ONCE = 65536
 _NO_HEADER = "; of a file without a header give column_names, or layout=criteo"
 _BLOCK_BYTES = 1 << 23
@@ -35,32 +34,6 @@ _SUFFIXES = {
 }  # fmt: skip
 """Files of text, and what stands between two cells. The last three are RecBole's: the kind of a
 column stands behind its name, as in `user_id:token`."""
-
-
-@dataclass(frozen=True)
-class TableOptions:
-    """How files are read.
-
-    Attributes:
-        layout: "auto": by the end of a file's name; "criteo": without a header, a label, 13
-            numbers and 26 categories between tabs.
-        column_names: of a text file without a header.
-        delimiter: of a text file; by default `,` in `.csv`, a tab in `.tsv`.
-    """
-
-    layout: str = "auto"
-    column_names: tuple[str, ...] | None = None
-    delimiter: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise ConfigError(
-                f"layout={self.layout!r} is not known", fix=f"give one of {', '.join(LAYOUTS)}"
-            )
-        if self.delimiter is not None and len(self.delimiter) != 1:
-            raise ConfigError(
-                f"delimiter={self.delimiter!r} is not one character", fix='give ",", ";" or "\\t"'
-            )
 
 
 class ColumnSource:
@@ -141,9 +114,11 @@ class ColumnSource:
                 for batch in self._read(file, columns):
                     yield str(file), batch
             except (pa.ArrowInvalid, OSError) as error:
+                given = "; if it has other columns, say column_names=NAME,NAME,..."
                 raise DataError(
                     f"{file} is not readable: {str(error).splitlines()[0]}",
-                    fix="mend the file: as many cells in every row as there are columns",
+                    fix="mend the file: as many cells in every row as there are columns"
+                    + (given if self._header_names() is not None else ""),
                 ) from error
 
     def _read(self, file: Path, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
@@ -161,8 +136,8 @@ class ColumnSource:
 
     def _read_text(self, file: Path) -> Iterator[pa.RecordBatch]:
         names = list(self._columns_of(file))
-        has_header = self._header_names() is None
         delimiter = self._delimiter(file)
+        has_header = self._header_names() is None or _first_cells(file, delimiter) == names
         reader = pacsv.open_csv(
             file,
             read_options=pacsv.ReadOptions(
@@ -210,18 +185,20 @@ class ColumnSource:
             )
         if (given := self._header_names()) is not None:
             return tuple(given)
-        with open(file, encoding="utf-8-sig", errors="replace", newline="") as opened:
-            first = next(
-                csv.reader(io.StringIO(opened.readline()), delimiter=self._delimiter(file))
-            )
-        names = [name.strip() for name in first]
+        names = _first_cells(file, self._delimiter(file))
         if suffix in (".inter", ".item", ".user"):
             names = [name.partition(":")[0] for name in names]
-        if not all(names):
+        if not names or not all(names):
             raise DataError(
                 f"{file}: a column has no name in line 1", fix=f"name every column{_NO_HEADER}"
             )
         return tuple(names)
+
+
+def _first_cells(file: Path, delimiter: str) -> list[str]:
+    with open(file, encoding="utf-8-sig", errors="replace", newline="") as opened:
+        line = io.StringIO(opened.readline())
+    return [cell.strip() for cell in next(csv.reader(line, delimiter=delimiter))]
 
 
 def _find_files(path: str) -> tuple[Path, ...]:

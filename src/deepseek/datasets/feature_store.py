@@ -34,11 +34,11 @@ from deepseek.datasets.feature_encoder import (
     missing_feature_column,
 )
 from deepseek.datasets.feature_fitting import fit_features
-from deepseek.datasets.feature_values import numbers_of
+from deepseek.datasets.feature_values import distinct, numbers_of, token_of
 from deepseek.datasets.kept_folder import SlowReport, make_beside, taking_place
 from deepseek.errors import ConfigError, DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,9 +124,10 @@ def _make(
     spec = fit_features(spec, source)
     parts = _Parts(folder)
     report = SlowReport(f"reading {source.path}", f"read {source.path}", "rows")
-    num_rows = 0
+    num_rows, num_yes = 0, np.zeros(len(spec.label))
     for features, labels, times in _encoded(source, spec, time_column):
         num_rows += len(labels)
+        num_yes += (labels == 1).sum(0)
         is_small = max([0, *spec.ids.values()]) < 2**31 and 0 not in spec.ids.values()
         parts.add("sparse", features.sparse.astype(np.int32 if is_small else np.int64))
         parts.add("dense", features.dense)
@@ -139,8 +140,27 @@ def _make(
         report.note(num_rows)
     if num_rows == 0:
         raise DataError(f"{source.path} has no rows", fix="give a table with rows")
+    _check_words(source, spec, num_yes)
     report.end(num_rows)
     return parts.finish(spec)
+
+
+def _check_words(source: ColumnSource, spec: FeatureSpec, num_yes: np.ndarray) -> None:
+    """Check that a label without a yes is not written in other words than the spec's."""
+    for count, (name, entry) in zip(num_yes.tolist(), spec.label.items(), strict=True):
+        if count or entry.positive is None or entry.negative is not None:
+            continue
+        found: set[str | None] = set()
+        for chunk in source.chunks([entry.column]):
+            found.update(map(token_of, distinct(chunk[entry.column])[0]))
+        found.discard(None)
+        if len(found) > 1:
+            shown = ", ".join(sorted(map(repr, found))[:5])
+            raise DataError(
+                f"{source.path}: no row has one of the values that mean yes in the label {name}"
+                f" ({', '.join(entry.positive)}); it has {shown}",
+                fix=f"correct label.{name}.positive, or give label.{name}.negative if all are a no",
+            )
 
 
 def _encoded(

@@ -15,11 +15,12 @@ from torch import Tensor
 from deepseek.config.feature_file import read_features
 from deepseek.config.features import FeatureSpec
 from deepseek.datasets.cache_folder import cache_folder
-from deepseek.datasets.column_source import ColumnSource, TableOptions
+from deepseek.datasets.column_source import ColumnSource
 from deepseek.datasets.feature_inference import Labels, infer_features
 from deepseek.datasets.feature_store import open_features
 from deepseek.datasets.randomness import permutation
 from deepseek.datasets.spec import DataSpec, FieldSpec
+from deepseek.datasets.table_reading import TableOptions
 from deepseek.errors import ConfigError, DataError
 
 
@@ -41,7 +42,8 @@ class InteractionDataset(torch.utils.data.Dataset):
         ignore: without `features`, columns to leave out.
         time_column: when a row happened: numbers, or times. Rows are then in the order of time,
             those of one time in the order of the table.
-        layout: how files are read: "auto" or "criteo"; see `TableOptions`.
+        layout: how files are read: "auto" or "criteo"; see `TableOptions`. A model file
+            remembers this and the next two.
         column_names: of a text file without a header.
         delimiter: of a text file.
         seed: of `split`.
@@ -95,6 +97,7 @@ class InteractionDataset(torch.utils.data.Dataset):
         folder = cache_folder(cache, "tables")
         self._store = open_features(source, features, time_column, folder, how)
         self.path, self.time_column, self.seed = source.path, time_column, seed
+        self._reading = options if source.files else TableOptions()
         self._rows = np.arange(len(self._store))
         if time_column is not None:
             self._rows = np.argsort(self._store.arrays["time"], kind="stable")
@@ -227,12 +230,13 @@ class InteractionDataset(torch.utils.data.Dataset):
             name: "binary" if entry.kind == "binary" else "regression"
             for name, entry in spec.label.items()
         }
+        known = {"features": spec, "reading": self._reading}
         if len(kinds) == 1:
             (task,) = kinds.values()
-            return DataSpec(task=task, fields={**fields, "targets": number}, features=spec)
+            return DataSpec(task=task, fields={**fields, "targets": number}, **known)
         fields["targets"] = FieldSpec((len(kinds),), "bool")
         fields |= {f"targets.{name}": number for name in kinds}
         tasks = {
             name: DataSpec(task=kind, fields={"targets": number}) for name, kind in kinds.items()
         }
-        return DataSpec(task="multi", fields=fields, features=spec, tasks=tasks)
+        return DataSpec(task="multi", fields=fields, tasks=tasks, **known)

@@ -7,9 +7,12 @@ import torch
 
 from deepseek.config.features import FeatureSpec
 from deepseek.datasets.normalization import Normalization
+from deepseek.datasets.table_reading import TableOptions
 from deepseek.errors import CheckpointError, ConfigError
 
 _TEXT_KEYS = ("tokenizer", "pad_token", "document_token", "separator_token")
+_OTHER_KEYS = ("tasks", "features", "reading", "min_score")
+"""What stands in a file only where there is such a thing, so that older versions read the rest."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class DataSpec:
             sample is one.
         tasks: name -> what the data hold for each of several tasks; empty where there is one.
         features: what the columns of a table mean, fitted; None where the data are no table.
+        reading: how the files of the table were read.
         min_score: from which score on a model of such data reports what it finds, 0..1, as its
             validation settled it; None where it has not.
     """
@@ -86,6 +90,7 @@ class DataSpec:
     separator_token: int | None = None
     tasks: dict[str, "DataSpec"] = field(default_factory=dict)
     features: FeatureSpec | None = None
+    reading: TableOptions = field(default_factory=TableOptions)
     min_score: float | None = None
 
     def __post_init__(self) -> None:
@@ -115,12 +120,12 @@ class DataSpec:
             "class_counts": list(self.class_counts),
             "transform": self.transform,
             "normalization": self.normalization.to_json() if self.normalization else None,
-            # only where there is text: older versions read the specs of pictures
             **{name: value for name, value in text.items() if value is not None},
             **(
                 {"tasks": {n: own.to_json() for n, own in self.tasks.items()}} if self.tasks else {}
             ),
             **({"features": self.features.to_json()} if self.features is not None else {}),
+            **({"reading": reading} if (reading := self.reading.to_json()) else {}),
             **({"min_score": self.min_score} if self.min_score is not None else {}),
         }
 
@@ -132,15 +137,9 @@ class DataSpec:
             CheckpointError: if the content is something else.
         """
         keys = {"task", "fields", "class_names", "class_counts", "transform", "normalization"}
-        given = {*content} & {*_TEXT_KEYS} if isinstance(content, Mapping) else set()
-        with_tasks = {"tasks"} if isinstance(content, Mapping) and "tasks" in content else set()
-        has_features = isinstance(content, Mapping) and "features" in content
-        with_features = {"features"} if has_features else set()
-        with_score = (
-            {"min_score"} if isinstance(content, Mapping) and "min_score" in content else set()
-        )
-        check_keys(content, keys | given | with_tasks | with_features | with_score, "data spec")
-        text = {name: content[name] for name in given}
+        given = {*content} if isinstance(content, Mapping) else set()
+        check_keys(content, keys | given & {*_TEXT_KEYS, *_OTHER_KEYS}, "data spec")
+        text = {name: content[name] for name in given & {*_TEXT_KEYS}}
         tasks = content.get("tasks", {})
         if not isinstance(tasks, Mapping) or any(
             not isinstance(own, Mapping) or "tasks" in own for own in tasks.values()
@@ -159,7 +158,7 @@ class DataSpec:
             raise malformed("data spec", f"fields={fields!r}")
         names = _typed_list(content["class_names"], "class_names", lambda x: isinstance(x, str))
         counts = _typed_list(content["class_counts"], "class_counts", _is_int)
-        normalization = content["normalization"]
+        normalization, features = content["normalization"], content.get("features")
         try:
             return cls(
                 task=task,
@@ -169,7 +168,8 @@ class DataSpec:
                 transform=transform,
                 normalization=_read_normalization(normalization),
                 tasks={str(name): cls.from_json(own) for name, own in tasks.items()},
-                features=FeatureSpec.from_json(content["features"]) if has_features else None,
+                features=None if features is None else FeatureSpec.from_json(features),
+                reading=TableOptions.from_json(content.get("reading", {})),
                 min_score=min_score,
                 **text,
             )

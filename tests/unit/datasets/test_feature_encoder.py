@@ -14,8 +14,8 @@ from deepseek.datasets import (
     read_features,
     write_features,
 )
-from deepseek.datasets.column_source import TableOptions
 from deepseek.datasets.feature_values import hash_of, mix_hashes, numbers_of, token_of
+from deepseek.datasets.table_reading import TableOptions
 from deepseek.errors import ConfigError, DataError
 
 TABLE = {

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from deepseek.datasets import DataSpec, FieldSpec, ImageDataset, Normalization
+from deepseek.datasets.table_reading import TableOptions
 from deepseek.errors import CheckpointError, ConfigError
 
 
@@ -31,6 +32,17 @@ def test_the_score_that_a_detector_reports_from_is_kept_where_it_is_known():
     assert DataSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
     with pytest.raises(CheckpointError, match="min_score='2'"):
         DataSpec.from_json({**make_spec().to_json(), "min_score": 2})
+
+
+def test_how_a_table_was_read_is_kept_where_its_files_do_not_say_it():
+    assert "reading" not in make_spec().to_json()
+    spec = make_spec(reading=TableOptions(column_names=("user", "click"), delimiter=";"))
+    stored = json.loads(json.dumps(spec.to_json()))
+    assert stored["reading"] == {"column_names": ["user", "click"], "delimiter": ";"}
+    assert DataSpec.from_json(stored) == spec
+    for wrong in ({"layout": "critoe"}, {"colums": []}, {"column_names": [1]}, 3, {"delimiter": 1}):
+        with pytest.raises(CheckpointError, match="data spec is malformed"):
+            DataSpec.from_json({**stored, "reading": wrong})
 
 
 def test_spec_of_a_data_set_round_trips():

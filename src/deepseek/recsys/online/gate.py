@@ -73,7 +73,8 @@ class Holdout:
         slices: Sequence[str] = (),
         min_slice: int = 50,
     ) -> None:
-        parts = list(ColumnSource(path).chunks())
+        source = ColumnSource(path, model.reading)
+        parts = list(source.chunks())
         if not parts:
             raise ConfigError(f"gate.holdout={path} has no rows", fix="give one with rows")
         columns: dict = {

@@ -44,7 +44,7 @@ class OnlineModel:
                 f"{engine.architecture!r} was not trained on a table",
                 fix="train one: deepseek train with data.format: table",
             )
-        self.engine, self.spec = engine, spec.features
+        self.engine, self.spec, self.reading = engine, spec.features, spec.reading
         self.labels = tuple(self.spec.label)
         numbers = [name for name, each in self.spec.label.items() if each.kind != "binary"]
         if numbers:

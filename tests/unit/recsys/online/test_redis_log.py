@@ -1,10 +1,9 @@
 import shutil
-import socket
-import subprocess
 import threading
 import time
 
 import pytest
+from tests.unit.recsys.online.redis_server import Server
 
 from deepseek.errors import ConfigError
 from deepseek.recsys.online.event_log import LogDamagedError
@@ -14,37 +13,6 @@ if shutil.which("redis-server") is None:
     pytest.skip("no redis-server: apt-get install redis-server", allow_module_level=True)
 
 from deepseek.recsys.online.redis_log import RedisLog  # noqa: E402
-
-
-class Server:
-    """A Redis server of its own."""
-
-    def __init__(self, folder, fsync="always"):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._command = [
-            "redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder),
-            "--appendonly", "yes", "--appendfsync", fsync, "--save", "",
-        ]  # fmt: skip
-        self.start()
-
-    def start(self):
-        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 20
-        with redis.Redis.from_url(self.url) as client:
-            while True:
-                try:
-                    client.ping()
-                    return
-                except redis.RedisError:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.02)
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deepseek.cli.model_options import AsJson
+from deepseek.cli.progress import measurements
 
 if TYPE_CHECKING:
     from deepseek.finance import Adaptation
@@ -64,6 +65,8 @@ def grow_vocabulary(
         print(json.dumps(found, indent=1))
         return
     print(f"{len(grown.terms)} new tokens, {grown.tokenizer.vocab_size} in all")
+    if grown.why_fewer:
+        print(f"fewer than {max_terms}: {grown.why_fewer}")
     print(f"tokens per word  {before.tokens_per_word:.3f} -> {after.tokens_per_word:.3f}")
     print(f"tokens per text  {before.mean_tokens:.1f} -> {after.mean_tokens:.1f}")
     print(f"written: {output}/model.bin, tokenizer.json, vocabulary.md")
@@ -97,12 +100,13 @@ def adapt(
     from deepseek.models import ModelEngine
 
     given: dict[str, Any] = {"masking": masking}
-    done = adapt_model(
-        ModelEngine.load(model), corpus, general=general, replay=replay, epochs=epochs,
-        max_steps=max_steps, lr=lr, batch_size=batch_size, sequence_length=sequence_length,
-        mask_share=mask_share, head_steps=head_steps, held_out=held_out, seed=seed,
-        text_column=text_column, encoding=encoding, **given,
-    )  # fmt: skip
+    with measurements("perplexity") as on_measured:
+        done = adapt_model(
+            ModelEngine.load(model), corpus, general=general, replay=replay, epochs=epochs,
+            max_steps=max_steps, lr=lr, batch_size=batch_size, sequence_length=sequence_length,
+            mask_share=mask_share, head_steps=head_steps, held_out=held_out, seed=seed,
+            text_column=text_column, encoding=encoding, on_measured=on_measured, **given,
+        )  # fmt: skip
     done.save(output)
     _print(done, output, as_json=as_json)
 

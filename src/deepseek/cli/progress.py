@@ -60,7 +60,7 @@ def measurements(of_what: str) -> Iterator[Callable[[str, int, int], None]]:
 
         def tell(name: str, done: int, total: int) -> None:
             if done == 0:
-                typer.echo(f"measuring {of_what}, {name}: {total:,} samples", err=True)
+                typer.echo(f"measuring {of_what} ({name}): {total:,} samples", err=True)
                 shown[:] = [opened.enter_context(progress("samples", lambda: total))]
             shown[0](done)
             if done >= total:

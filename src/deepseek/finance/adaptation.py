@@ -226,8 +226,8 @@ def adapt(
     engine = ModelEngine.load(run.folder.model)
     grown = own_tokenizer(engine)
     return Adaptation(
-        engine, grown, before, measure("after", grown), len(texts.train), texts.num_general, run.step,
-        run.folder.path,
+        engine, grown, before, measure("after", grown), len(texts.train), texts.num_general,
+        run.step, run.folder.path,
     )  # fmt: skip
 
 

@@ -268,8 +268,8 @@ def _why_fewer(num_asked: int, num_wanted: int, num_added: int, min_count: int) 
     reasons = []
     if num_wanted < num_asked:
         reasons.append(
-            f"{num_wanted} terms of the corpus are of several tokens and were seen"
-            f" {min_count} times or more (give more text, or a lower min_count)"
+            f"{num_wanted} terms of the corpus are of several tokens and were seen {min_count}"
+            " times or more (give more text, or a lower min_count)"
         )
     if num_added < num_wanted:
         reasons.append(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from deepseek.datasets.cache_folder import cache_folder
-from deepseek.datasets.padding import choose_multiple, pad_rows
+from deepseek.datasets.padding import fits_closely, pad_rows
 from deepseek.datasets.randomness import permutation
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.datasets.text_arguments import (
@@ -135,7 +135,7 @@ class TextDataset(torch.utils.data.Dataset):
         self._options, self._class_names, self._cache = options, class_names, cache
         self._attends_across = attend_across_documents
         self._padding, self._packed = padding, packed
-        self._multiple = choose_multiple()
+        self._fits_closely = fits_closely()
         self._masking, self._mask_share = masking, mask_share
         self._random_offset = random_offset
         self._is_part = self._is_fixed = False
@@ -261,7 +261,7 @@ class TextDataset(torch.utils.data.Dataset):
             return torch.from_numpy(rows)
         return pad_rows(
             rows, self.sequence_length, fill, to_length=self._padding == "sequence_length",
-            multiple=self._multiple,
+            closely=self._fits_closely,
         )  # fmt: skip
 
     # -- views -------------------------------------------------------------------------------

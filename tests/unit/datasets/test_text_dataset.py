@@ -107,6 +107,7 @@ def test_texts_have_their_class_and_are_padded_to_a_multiple(
     assert data.spec.pad_token == WORDPIECE.pad_token
     batch, _ = data.get_batch([0, 1, 2], 0)
     assert batch["targets"].tolist() == [0, 1, 0]
+    # 64 tokens or fewer
     assert batch["inputs"].shape[1] == -(-data.lengths[:3].max() // multiple) * multiple
     for row, length in zip(batch["inputs"], data.lengths, strict=False):
         assert (row[:length] != 0).all()

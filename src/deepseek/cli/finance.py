@@ -89,6 +89,8 @@ def adapt(
     head_steps: Annotated[int, typer.Option(min=0, help="Steps of a new head alone.")] = 0,
     held_out: Annotated[float, typer.Option(help="Share of the texts to measure with.")] = 0.05,
     seed: Annotated[int, typer.Option(min=0, help="Of masks, order and what is held out.")] = 0,
+    time_budget: Annotated[str | None, typer.Option(help="Time at most, as 20min.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run.")] = False,
     text_column: Column = "text",
     encoding: Encoding = "utf-8",
     as_json: AsJson = False,
@@ -105,7 +107,8 @@ def adapt(
             ModelEngine.load(model), corpus, general=general, replay=replay, epochs=epochs,
             max_steps=max_steps, lr=lr, batch_size=batch_size, sequence_length=sequence_length,
             mask_share=mask_share, head_steps=head_steps, held_out=held_out, seed=seed,
-            text_column=text_column, encoding=encoding, on_measured=on_measured, **given,
+            text_column=text_column, encoding=encoding, on_measured=on_measured,
+            time_budget=time_budget, resume=resume, **given,
         )  # fmt: skip
     done.save(output)
     _print(done, output, as_json=as_json)

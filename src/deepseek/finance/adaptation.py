@@ -151,7 +151,7 @@ def adapt(
     Args:
         model: an encoder (its head over the vocabulary is made where it has another), a GPT or a
             Llama; or the arguments of an `Encoder` ("num_layers", "dim", "heads", ...), which is
-            built and pretrained from scratch.
+            built by the `seed` and pretrained from scratch.
         corpus: a path as `TextDataset` takes it, or texts.
         tokenizer: of the model; `None`: the one that it carries. From scratch: "wordpiece" or
             "bpe", trained on the corpus.
@@ -191,7 +191,7 @@ def adapt(
     how = {"text_column": text_column, "document_per": document_per, "encoding": encoding}
     seed = int(trainer.get("seed", 0))
     texts = _gather(read_corpus(corpus, **how), general, how, replay, held_out, seed)
-    engine, used = _open(model, tokenizer, texts.train, vocab_size, sequence_length)
+    engine, used = _open(model, tokenizer, texts.train, vocab_size, sequence_length, seed)
     task = _objective(engine, objective)
     if task == "masked" and engine.config.get("outputs") != "vocabulary":
         engine = with_outputs(engine, "vocabulary", seed=seed)
@@ -293,8 +293,9 @@ def _open(
     texts: list[str],
     vocab_size: int,
     sequence_length: int,
+    seed: int,
 ) -> tuple[ModelEngine, Tokenizer]:
-    """Return the model and its tokenizer; both are made where there are none yet."""
+    """Return the model and its tokenizer; both are made where there are none yet, by the seed."""
     if isinstance(model, nn.Module):
         engine = ModelEngine.wrap(model)
         if isinstance(tokenizer, str):
@@ -317,7 +318,9 @@ def _open(
         "vocab_size": tokenizer.vocab_size,
         "outputs": "vocabulary",
     }
-    return ModelEngine("encoder", **arguments), tokenizer
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ModelEngine("encoder", **arguments), tokenizer
 
 
 def _objective(engine: ModelEngine, objective: str) -> Objective:

@@ -97,9 +97,7 @@ def test_a_document_begins_with_its_token(lines):
 
 
 @pytest.mark.parametrize(("has_gpu", "multiple"), [(True, 8), (False, 2)])
-def test_texts_have_their_class_and_are_padded_to_a_multiple(
-    table, monkeypatch, has_gpu, multiple
-):
+def test_texts_have_their_class_and_are_padded_to_a_multiple(table, monkeypatch, has_gpu, multiple):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     data = classified(table)
     assert data.class_names == ("even", "odd")

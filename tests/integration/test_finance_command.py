@@ -1,6 +1,7 @@
 """`deepseek finance`, on a tiny encoder."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -32,11 +33,16 @@ def model(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("model")
 def test_a_vocabulary_grows_and_the_model_learns_the_domain(capsys):
     assert run(["finance", "grow-vocabulary", "model.bin", "grown", "--corpus", "news.txt"]) == 0
-    assert "new tokens" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "6 new tokens" in out
+    assert "fewer than 1000: 6 terms of the corpus are of several tokens and were seen 5" in out
+    assert "Fewer than asked for: 6 terms" in Path("grown/vocabulary.md").read_text()
     command = ["finance", "adapt", "grown/model.bin", "adapted", "--corpus", "news.txt"]
     command += ["--general", "cats.txt", "--replay", "0.2", "--epochs", "2", "--batch-size", "8"]
     assert run([*command, "--sequence-length", "32", "--lr", "1e-3", "--json"]) == 0
-    out = capsys.readouterr().out
+    out, told = capsys.readouterr()
+    for what in ("before, domain", "before, general", "after, domain", "after, general"):
+        assert f"measuring perplexity ({what}): 2 samples" in told
     found = json.loads(out[out.index("{\n") :])
     assert found["perplexity"]["after"]["domain"] < found["perplexity"]["before"]["domain"]
     assert found["num_general"] > 0

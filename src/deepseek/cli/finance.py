@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deepseek.cli.model_options import AsJson
+from deepseek.cli.progress import measurements
 
 if TYPE_CHECKING:
     from deepseek.finance import Adaptation
@@ -64,6 +65,8 @@ def grow_vocabulary(
         print(json.dumps(found, indent=1))
         return
     print(f"{len(grown.terms)} new tokens, {grown.tokenizer.vocab_size} in all")
+    if grown.why_fewer:
+        print(f"fewer than {max_terms}: {grown.why_fewer}")
     print(f"tokens per word  {before.tokens_per_word:.3f} -> {after.tokens_per_word:.3f}")
     print(f"tokens per text  {before.mean_tokens:.1f} -> {after.mean_tokens:.1f}")
     print(f"written: {output}/model.bin, tokenizer.json, vocabulary.md")
@@ -86,6 +89,8 @@ def adapt(
     head_steps: Annotated[int, typer.Option(min=0, help="Steps of a new head alone.")] = 0,
     held_out: Annotated[float, typer.Option(help="Share of the texts to measure with.")] = 0.05,
     seed: Annotated[int, typer.Option(min=0, help="Of masks, order and what is held out.")] = 0,
+    time_budget: Annotated[str | None, typer.Option(help="Time at most, as 20min.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run.")] = False,
     text_column: Column = "text",
     encoding: Encoding = "utf-8",
     as_json: AsJson = False,
@@ -97,12 +102,14 @@ def adapt(
     from deepseek.models import ModelEngine
 
     given: dict[str, Any] = {"masking": masking}
-    done = adapt_model(
-        ModelEngine.load(model), corpus, general=general, replay=replay, epochs=epochs,
-        max_steps=max_steps, lr=lr, batch_size=batch_size, sequence_length=sequence_length,
-        mask_share=mask_share, head_steps=head_steps, held_out=held_out, seed=seed,
-        text_column=text_column, encoding=encoding, **given,
-    )  # fmt: skip
+    with measurements("perplexity") as on_measured:
+        done = adapt_model(
+            ModelEngine.load(model), corpus, general=general, replay=replay, epochs=epochs,
+            max_steps=max_steps, lr=lr, batch_size=batch_size, sequence_length=sequence_length,
+            mask_share=mask_share, head_steps=head_steps, held_out=held_out, seed=seed,
+            text_column=text_column, encoding=encoding, on_measured=on_measured,
+            time_budget=time_budget, resume=resume, **given,
+        )  # fmt: skip
     done.save(output)
     _print(done, output, as_json=as_json)
 

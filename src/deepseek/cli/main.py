@@ -120,6 +120,9 @@ def run(arguments: Sequence[str]) -> int:
         code = app(args=train.with_resume_value(arguments), standalone_mode=True)
         return code or 0
     except SystemExit as error:
+        interrupt = find_interrupt(error)
+        if interrupt is not None:
+            print(f"interrupted: {interrupt}" if interrupt.args else "interrupted", file=sys.stderr)
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except DeepSeekError as error:
         if os.environ.get("DEEPSEEK_DEBUG") == "1":
@@ -133,6 +136,14 @@ def run(arguments: Sequence[str]) -> int:
         # The reader of a pipe has gone (`deepseek runs | head`): not an error, nothing to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def find_interrupt(error: BaseException) -> KeyboardInterrupt | None:
+    """Return the interrupt behind an exit, which typer keeps to itself; it says what is saved."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def print_error(error: DeepSeekError) -> None:

@@ -1,7 +1,9 @@
 """How far a long command is, where somebody looks on."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+
+import typer
 
 
 @contextmanager
@@ -41,3 +43,27 @@ def progress(
     with Progress(*columns, console=console, transient=True) as shown:
         task = shown.add_task("", total=total)
         yield lambda done: shown.update(task, completed=done)
+
+
+@contextmanager
+def measurements(of_what: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show one measurement after the other: a line for each, and on a terminal how far it is.
+
+    Args:
+        of_what: is measured, such as `perplexity`.
+
+    Yields:
+        What to call with a measurement's name, the samples done (0 at first), and of how many.
+    """
+    with ExitStack() as opened:
+        shown: list[Callable[[int], None]] = []
+
+        def tell(name: str, done: int, total: int) -> None:
+            if done == 0:
+                typer.echo(f"measuring {of_what} ({name}): {total:,} samples", err=True)
+                shown[:] = [opened.enter_context(progress("samples", lambda: total))]
+            shown[0](done)
+            if done >= total:
+                opened.close()
+
+        yield tell

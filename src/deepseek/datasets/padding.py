@@ -10,10 +10,22 @@ import torch
 from torch import Tensor
 
 MULTIPLE = 8
-"""What a batch is as wide as a multiple of: matrix products are faster."""
+"""What a batch is as wide as a multiple of: a GPU's kernels are faster, and shapes are few."""
+SHORT = 64
+"""Tokens up to which a batch is as wide as a multiple of 2 where there is no GPU, and of 4 up to
+twice as many: of news sentences, multiples of 8 are 8 % more tokens. A new shape costs a CPU 24 ms
+once, a step of MiniLM-L6 with 32 sentences 220 ms."""
 
 Frame = tuple[tuple[int, ...], tuple[int, ...]]
 """The tokens before and after each text."""
+
+
+def fits_closely() -> bool:
+    """Return whether short batches of this machine should be hardly wider than their longest row.
+
+    To be asked before worker processes are forked: they cannot look for a GPU.
+    """
+    return not torch.cuda.is_available()
 
 
 def put_in_frame(tokens: np.ndarray, frame: Frame, fill: int | None = None) -> np.ndarray:
@@ -31,7 +43,12 @@ def frame_and_pad(rows: Sequence[np.ndarray], frame: Frame, length: int, pad: in
 
 
 def pad_rows(
-    rows: Sequence[np.ndarray], length: int, fill: int, *, to_length: bool = False
+    rows: Sequence[np.ndarray],
+    length: int,
+    fill: int,
+    *,
+    to_length: bool = False,
+    closely: bool = False,
 ) -> Tensor:
     """Return rows filled up to the longest, int64 (B, T).
 
@@ -40,9 +57,13 @@ def pad_rows(
         length: T at most.
         fill: the token that fills up.
         to_length: T is `length`, whatever the rows.
+        closely: as `fits_closely` says; T is a multiple of `MULTIPLE` otherwise.
     """
     longest = max(map(len, rows))
-    width = length if to_length else min(-(-longest // MULTIPLE) * MULTIPLE, length)
+    multiple = MULTIPLE
+    if closely and longest <= 2 * SHORT:
+        multiple = 2 if longest <= SHORT else 4
+    width = length if to_length else min(-(-longest // multiple) * multiple, length)
     padded = np.full((len(rows), max(width, 1)), fill, np.int64)
     for row, tokens in zip(padded, rows, strict=True):
         row[: len(tokens)] = tokens

@@ -10,7 +10,7 @@ import torch
 from deepseek.datasets.ramp import Ramp
 from deepseek.datasets.randomness import permutation
 
-BATCHES_IN_BUCKET = 32
+BATCHES_IN_BUCKET = 50
 Lengths = np.ndarray | Callable[[int], np.ndarray] | None
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from deepseek.datasets.cache_folder import cache_folder
-from deepseek.datasets.padding import pad_rows
+from deepseek.datasets.padding import fits_closely, pad_rows
 from deepseek.datasets.randomness import permutation
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.datasets.text_arguments import (
@@ -135,6 +135,7 @@ class TextDataset(torch.utils.data.Dataset):
         self._options, self._class_names, self._cache = options, class_names, cache
         self._attends_across = attend_across_documents
         self._padding, self._packed = padding, packed
+        self._fits_closely = fits_closely()
         self._masking, self._mask_share = masking, mask_share
         self._random_offset = random_offset
         self._is_part = self._is_fixed = False
@@ -247,14 +248,21 @@ class TextDataset(torch.utils.data.Dataset):
         """Return `inputs` (B, T), `targets` (B, T) or (B,), and `index` (B,); none is ever bad."""
         positions = np.array([self._check_index(index) for index in indices], np.int64)
         inputs, targets = self._samples.get(positions, self.seed, epoch)
-        length, to_length = self.sequence_length, self._padding == "sequence_length"
         pad = self.tokenizer.pad_token or 0
         batch = {
-            "inputs": _to_tensor(inputs, length, pad, to_length),
-            "targets": _to_tensor(targets, length, IGNORE_INDEX, to_length),
+            "inputs": self._to_tensor(inputs, pad),
+            "targets": self._to_tensor(targets, IGNORE_INDEX),
             "index": torch.from_numpy(positions),
         }
         return batch, []
+
+    def _to_tensor(self, rows: Rows, fill: int) -> Tensor:
+        if not isinstance(rows, list):
+            return torch.from_numpy(rows)
+        return pad_rows(
+            rows, self.sequence_length, fill, to_length=self._padding == "sequence_length",
+            closely=self._fits_closely,
+        )  # fmt: skip
 
     # -- views -------------------------------------------------------------------------------
 
@@ -347,9 +355,3 @@ def _check_tokens(store: TokenStore, tokenizer: Tokenizer) -> None:
                 f"token {highest} is not of the vocabulary of {tokenizer.vocab_size}",
                 fix="remove the cached tokens, or set cache to off",
             )
-
-
-def _to_tensor(rows: Rows, length: int, fill: int, to_length: bool) -> Tensor:
-    if isinstance(rows, list):
-        return pad_rows(rows, length, fill, to_length=to_length)
-    return torch.from_numpy(rows)

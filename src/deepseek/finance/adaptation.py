@@ -7,8 +7,9 @@ corpus. General text mixed in (replay) holds against forgetting.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,13 +28,15 @@ from deepseek.models.encoder import Encoder
 from deepseek.models.encoder_outputs import with_outputs
 from deepseek.models.eval_mode import evaluating
 from deepseek.trainer import Callback, Trainer
-from deepseek.trainer.evaluation import evaluate_model
+from deepseek.trainer.evaluation import evaluate_samples
 from deepseek.trainer.task import IGNORE_INDEX
 
 Objective = Literal["masked", "causal"]
 MEASURED_AT_ONCE = 16
 _LENGTHS = ("epochs", "max_steps", "time_budget")
 MAX_MEASURED_LETTERS = 400_000
+Watch = Callable[[str, int, int], None]
+"""Is told what is measured, how many samples are done, and of how many; at first 0."""
 TASKS = {"masked": "masked_language_modelling", "causal": "language_modelling"}
 
 
@@ -137,6 +140,7 @@ def adapt(
     document_per: Literal["file", "paragraph", "line"] = "line",
     encoding: str = "utf-8",
     callbacks: Sequence[Callback] = (),
+    on_measured: Watch = lambda what, done, total: None,
     run_dir: str | Path | None = None,
     resume: bool | str | Path | None = None,
     name: str = "adapt",
@@ -147,7 +151,7 @@ def adapt(
     Args:
         model: an encoder (its head over the vocabulary is made where it has another), a GPT or a
             Llama; or the arguments of an `Encoder` ("num_layers", "dim", "heads", ...), which is
-            built and pretrained from scratch.
+            built by the `seed` and pretrained from scratch.
         corpus: a path as `TextDataset` takes it, or texts.
         tokenizer: of the model; `None`: the one that it carries. From scratch: "wordpiece" or
             "bpe", trained on the corpus.
@@ -168,6 +172,8 @@ def adapt(
         document_per: what a text is in a `.txt` file.
         encoding: of `.txt`, `.csv` and `.tsv` files.
         callbacks: observers, such as `GrowingVocabulary`.
+        on_measured: told how far measuring the perplexities is: what ("before, domain", ...), the
+            samples done, and of how many; at first 0.
         run_dir: as for `Trainer`.
         resume: as for `Trainer`; `before` is then of the model as it is given.
         name: as for `Trainer`.
@@ -185,7 +191,7 @@ def adapt(
     how = {"text_column": text_column, "document_per": document_per, "encoding": encoding}
     seed = int(trainer.get("seed", 0))
     texts = _gather(read_corpus(corpus, **how), general, how, replay, held_out, seed)
-    engine, used = _open(model, tokenizer, texts.train, vocab_size, sequence_length)
+    engine, used = _open(model, tokenizer, texts.train, vocab_size, sequence_length, seed)
     task = _objective(engine, objective)
     if task == "masked" and engine.config.get("outputs") != "vocabulary":
         engine = with_outputs(engine, "vocabulary", seed=seed)
@@ -199,18 +205,19 @@ def adapt(
             cache="off", **options,
         )  # fmt: skip
 
-    def measure(tokens: Tokenizer) -> Perplexity:
-        found = [
-            None if chosen is None else measure_perplexity(engine, data(chosen, tokens))
-            for chosen in (texts.domain, texts.general)
-        ]
-        return Perplexity(found[0] or 0.0, found[1])
+    def measure(when: str, tokens: Tokenizer) -> Perplexity:
+        found: dict[str, float | None] = {"general": None}
+        for name, chosen in (("domain", texts.domain), ("general", texts.general)):
+            if chosen is not None:
+                watch = partial(on_measured, f"{when}, {name}")
+                found[name] = measure_perplexity(engine, data(chosen, tokens), watch)
+        return Perplexity(found["domain"] or 0.0, found["general"])
 
     train_data = data(texts.train, used, fills=packed)
     engine.bind(train_data.spec)
     if head_steps and not resume:
         _train_head(engine, train_data, head_steps, trainer, run_dir, name)
-    before = measure(used)
+    before = measure("before", used)
     run = Trainer(
         engine, train_data, callbacks=callbacks, run_dir=run_dir, resume=resume, name=name,
         **trainer,
@@ -219,20 +226,31 @@ def adapt(
     engine = ModelEngine.load(run.folder.model)
     grown = own_tokenizer(engine)
     return Adaptation(
-        engine, grown, before, measure(grown), len(texts.train), texts.num_general, run.step,
-        run.folder.path,
+        engine, grown, before, measure("after", grown), len(texts.train), texts.num_general,
+        run.step, run.folder.path,
     )  # fmt: skip
 
 
-def measure_perplexity(engine: ModelEngine, data: TextDataset) -> float:
+def measure_perplexity(
+    engine: ModelEngine,
+    data: TextDataset,
+    on_measured: Callable[[int, int], None] = lambda done, total: None,
+) -> float:
     """Return exp of the mean loss over the targets of a language model's data.
 
     Of an encoder the logits of masked tokens alone are computed: over all tokens they would be
-    most of the work.
+    most of the work. `on_measured` is told the samples done, and of how many.
     """
-    if not isinstance(engine.module, Encoder):
-        return evaluate_model(engine, data, MEASURED_AT_ONCE)["perplexity"]
     view, total, count = data.evaluation_view(), 0.0, 0
+    on_measured(0, len(view))
+
+    def note(num_batches: int) -> None:
+        on_measured(min(num_batches * MEASURED_AT_ONCE, len(view)), len(view))
+
+    if not isinstance(engine.module, Encoder):
+        return evaluate_samples(
+            engine, data, MEASURED_AT_ONCE, keeps_samples=False, on_batch=note
+        ).metrics["perplexity"]
     order = range(len(view))
     if view.lengths is not None:
         order = np.argsort(view.lengths, kind="stable").tolist()
@@ -246,6 +264,7 @@ def measure_perplexity(engine: ModelEngine, data: TextDataset) -> float:
             wanted = targets[places].to(engine.device)
             total += float(F.cross_entropy(logits, wanted, reduction="sum"))
             count += len(places)
+            note(start // MEASURED_AT_ONCE + 1)
     return math.exp(total / max(count, 1))
 
 
@@ -274,8 +293,9 @@ def _open(
     texts: list[str],
     vocab_size: int,
     sequence_length: int,
+    seed: int,
 ) -> tuple[ModelEngine, Tokenizer]:
-    """Return the model and its tokenizer; both are made where there are none yet."""
+    """Return the model and its tokenizer; both are made where there are none yet, by the seed."""
     if isinstance(model, nn.Module):
         engine = ModelEngine.wrap(model)
         if isinstance(tokenizer, str):
@@ -298,7 +318,9 @@ def _open(
         "vocab_size": tokenizer.vocab_size,
         "outputs": "vocabulary",
     }
-    return ModelEngine("encoder", **arguments), tokenizer
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ModelEngine("encoder", **arguments), tokenizer
 
 
 def _objective(engine: ModelEngine, objective: str) -> Objective:

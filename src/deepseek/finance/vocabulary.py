@@ -60,6 +60,7 @@ class GrownVocabulary:
         num_reserved: places that stand for nothing now.
         examples: (text, tokens before, tokens after).
         init: what the rows began with.
+        why_fewer: than `max_terms`; empty where there are as many.
     """
 
     engine: ModelEngine = field(repr=False)
@@ -71,6 +72,7 @@ class GrownVocabulary:
     num_reserved: int
     examples: tuple[tuple[str, str, str], ...] = field(repr=False)
     init: str
+    why_fewer: str = ""
 
     @property
     def saved(self) -> float:
@@ -91,6 +93,7 @@ class GrownVocabulary:
             f" for nothing; {self.tokenizer.vocab_size} tokens now, {self.num_reserved} of them"
             f" free. Rows begin with: {self.init}. Sequences are {self.saved:.1%} shorter.",
             "",
+            *([f"Fewer than asked for: {self.why_fewer}.", ""] if self.why_fewer else []),
             "| | before | after |",
             "|---|---|---|",
         ]
@@ -185,6 +188,7 @@ def grow_vocabulary(
         grown, growth.tokenizer, terms, measure_lengths(old, texts),
         measure_lengths(growth.tokenizer, texts), growth.replaced,
         len(reserved_tokens(growth.tokenizer)), _examples(old, growth.tokenizer, texts), init,
+        _why_fewer(max_terms, len(wanted), len(terms), min_count),
     )  # fmt: skip
 
 
@@ -257,6 +261,21 @@ def _check(init: str, vectors: str | Path | None, max_terms: int, min_count: int
             problems.append(f"{name}={value} is not >= 1")
     if problems:
         raise ConfigError("; ".join(problems), fix="correct the arguments of grow_vocabulary")
+
+
+def _why_fewer(num_asked: int, num_wanted: int, num_added: int, min_count: int) -> str:
+    """Return why there are fewer new tokens than were asked for."""
+    reasons = []
+    if num_wanted < num_asked:
+        reasons.append(
+            f"{num_wanted} terms of the corpus are of several tokens and were seen {min_count}"
+            " times or more (give more text, or a lower min_count)"
+        )
+    if num_added < num_wanted:
+        reasons.append(
+            f"{num_wanted - num_added} cannot be joined from the tokens that stand for them"
+        )
+    return "; ".join(reasons)
 
 
 def _examples(

@@ -47,14 +47,31 @@ def widths_of(spec: DataSpec) -> list[int]:
 def rows_of(outputs: Tensor | Mapping[str, Tensor], spec: DataSpec) -> Tensor:
     """Return what outputs say, (B, ..., K) float32: probabilities where there are classes.
 
+    Beside tasks of tokens, what another says of a sample is repeated for each of its tokens.
+
     Args:
         outputs: of a model.
         spec: that it was trained on.
     """
     if isinstance(outputs, Mapping):
         parts = {name: rows_of(each, spec.tasks[name]) for name, each in outputs.items()}
-        return join_outputs(parts)
+        return join_outputs(_beside_tokens(parts))
     return outputs.float() if is_number(spec) else outputs.float().softmax(-1)
+
+
+def _beside_tokens(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    tokens = [each.shape[1] for each in parts.values() if each.ndim == 3]
+    if not tokens:
+        return parts
+    return {
+        name: each if each.ndim == 3 else each[:, None].expand(-1, tokens[0], -1)
+        for name, each in parts.items()
+    }
+
+
+def is_of_tokens(spec: DataSpec) -> bool:
+    """Return whether a task has a class for each token of a text."""
+    return spec.task == "token_classification"
 
 
 def is_number(spec: DataSpec) -> bool:

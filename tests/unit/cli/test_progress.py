@@ -2,7 +2,7 @@
 
 import pytest
 
-from deepseek.cli.progress import progress
+from deepseek.cli.progress import measurements, progress
 
 
 def test_on_a_terminal_the_count_is_shown_with_the_total(monkeypatch, capsys):
@@ -21,3 +21,16 @@ def test_where_nobody_looks_on_nothing_is_counted(monkeypatch, capsys):
     with progress("rows", lambda: pytest.fail("counted")) as show:
         show(1)
     assert not capsys.readouterr().err
+
+
+def test_each_measurement_has_a_line_and_on_a_terminal_a_bar(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    with measurements("perplexity") as tell:
+        for name in ("before", "after"):
+            tell(name, 0, 40)
+            tell(name, 16, 40)
+            tell(name, 40, 40)
+            shown = capsys.readouterr().err
+            assert f"measuring perplexity ({name}): 40 samples" in shown
+            assert "of 40 samples" in shown

@@ -1,11 +1,12 @@
 import pytest
+import torch
 
 from deepseek.datasets import TextDataset, train_tokenizer
 from deepseek.errors import ConfigError
 from deepseek.finance import GrowingVocabulary, adapt
 from deepseek.finance.adaptation import measure_perplexity
 from deepseek.models import ModelEngine
-from deepseek.trainer import Trainer
+from deepseek.trainer import Callback, Trainer
 from deepseek.trainer.evaluation import evaluate_model
 
 DOMAIN = [f"the bank raised its rate by {n} points in the quarter" for n in range(80)]
@@ -36,6 +37,27 @@ def test_a_small_encoder_is_pretrained_from_scratch_and_learns_a_task(tmp_path):
         task, data, epochs=1, batch_size=8, loggers=(), num_workers=0, run_dir=tmp_path / "t"
     ).fit()
     assert task.predict("the bank").label in ("0", "1")
+
+
+def test_a_run_from_scratch_that_was_stopped_goes_on_bit_for_bit(tmp_path):
+    class Stop(Callback):
+        def on_step_end(self, trainer, result):
+            if trainer.step == 5:
+                raise KeyboardInterrupt
+
+    def pretrain(name, **settings):
+        return adapt(
+            {**SIZES, "dropout": 0.1}, DOMAIN, tokenizer="wordpiece", vocab_size=300, epochs=3,
+            checkpoint_every=2, run_dir=tmp_path / name, **SETTINGS, **settings,
+        )  # fmt: skip
+
+    whole = pretrain("whole")
+    torch.rand(3)  # elsewhere in the same process
+    with pytest.raises(KeyboardInterrupt):
+        pretrain("cut", callbacks=[Stop()])
+    resumed = pretrain("cut", resume=True)
+    assert (resumed.before, resumed.after) == (whole.before, whole.after)
+    assert resumed.num_steps == whole.num_steps
 
 
 def test_replay_holds_against_forgetting(tmp_path):

@@ -15,13 +15,17 @@ class Guess(BaseModel):
 
 
 class Span(BaseModel):
-    """A part of a text that was sent: `text[start:end]`; a pattern gives no `prob`."""
+    """A part of a text that was sent: `text[start:end]`; a pattern gives no `prob`.
+
+    Of a model of several tasks, `task` is the one that found it.
+    """
 
     kind: str
     text: str
     start: int
     end: int
     prob: float | None = None
+    task: str | None = None
 
 
 class Said(BaseModel):

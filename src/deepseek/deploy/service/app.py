@@ -217,7 +217,8 @@ async def _with_spans(
 ) -> list[dict]:
     """Return a prediction for each text, with the `spans` that a model or a pattern finds."""
     texts = texts_of(await request.body())
-    found = [{} for _ in texts] if version.finds_entities else answer(rows, version, top_k)
+    is_tagger = version.finds_entities and not version.spec.tasks
+    found = [{} for _ in texts] if is_tagger else answer(rows, version, top_k)
     spans = [[] for _ in texts]
     if version.finds_entities:
         spans = await entities_of(texts, list(rows), version)

@@ -19,6 +19,7 @@ from deepseek.deploy.service.question import (
 from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.shelf import Shelf, Version
 from deepseek.deploy.service.volumes import SHAPE_OF_CENTERS
+from deepseek.models.joint_outputs import is_of_tokens
 from deepseek.version import __version__
 
 _DATATYPES = {"uint8": "UINT8", "int64": "INT64", "float32": "FP32"}
@@ -171,8 +172,8 @@ def _output_of_volumes(version: Version) -> tuple[str, str]:
 
 def _describe(version: Version, shelf: Shelf) -> dict:
     outputs = [
-        {"name": name, "datatype": "FP32", "shape": [-1, width]}
-        for name, width in zip(version.outputs, version.widths, strict=True)
+        {"name": name, "datatype": "FP32", "shape": [-1, *[-1] * is_of_tokens(own), width]}
+        for (name, own), width in zip(version.outputs.items(), version.widths, strict=True)
     ]
     if version.takes_volumes:
         sizes = SHAPE_OF_CENTERS if version.finds_centers else version.sample_shape[1:]

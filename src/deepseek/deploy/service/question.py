@@ -25,7 +25,7 @@ from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.shelf import Version
 from deepseek.deploy.service.volumes import Mask, findings_in
 from deepseek.errors import DataError
-from deepseek.models.joint_outputs import is_number, widths_of
+from deepseek.models.joint_outputs import is_number, is_of_tokens, widths_of
 
 T = TypeVar("T")
 LARGE_BYTES = 64 << 10
@@ -270,8 +270,8 @@ def _cast(array: np.ndarray, dtype: str, version: Version) -> np.ndarray:
 def answer(rows: np.ndarray, version: Version, top_k: int) -> list[dict]:
     """Return one JSON-able prediction per row of (B, K), its classes best first.
 
-    Of a number it is `value`; of several tasks `tasks`, with either for each; of a row of a table a
-    score for each label.
+    Of a number it is `value`; of several tasks `tasks`, with either for each but those of tokens
+    (`entities_of`); of a row of a table a score for each label.
 
     Raises:
         Refusal: 422, a row is no row of classes; 500, it is not finite.
@@ -281,7 +281,7 @@ def answer(rows: np.ndarray, version: Version, top_k: int) -> list[dict]:
         return [{"scores": dict(zip(labels, row, strict=True))} for row in rows.tolist()]
     predictions = []
     for row in rows:
-        if row.ndim != 1:
+        if row.ndim != 1 and not (version.spec.tasks and version.finds_entities):
             raise Refusal(
                 422, f"{version.name} answers with {list(row.shape)}, not with classes",
                 fix=f"ask /v2/models/{version.name}/infer",
@@ -293,18 +293,26 @@ def answer(rows: np.ndarray, version: Version, top_k: int) -> list[dict]:
         if not version.spec.tasks:
             predictions.append(_said(row, version.spec, top_k))
             continue
-        said = {n: _said(part, own, top_k) for n, (part, own) in parts_of(row, version).items()}
-        predictions.append({"tasks": said})
+        predictions.append({"tasks": {
+            name: _said(part, own, top_k)
+            for name, (part, own) in parts_of(row, version).items() if not is_of_tokens(own)
+        }})  # fmt: skip
     return predictions
 
 
 def parts_of(rows: np.ndarray, version: Version) -> dict[str, tuple[np.ndarray, DataSpec]]:
-    """Return the part (..., K) of each output of rows (..., all), and what it is of."""
+    """Return the part (..., K) of each output of rows (..., all), and what it is of.
+
+    Of (..., T, all), where a task has classes of tokens, a part of another task is still (..., K).
+    """
     outputs = version.outputs
     if len(outputs) == 1:
         return {name: (rows, spec) for name, spec in outputs.items()}
     ends = np.cumsum(widths_of(version.spec))[:-1]
     parts = np.split(rows, ends, -1)
+    if version.finds_entities:
+        pairs = zip(parts, outputs.values(), strict=True)
+        parts = [part if is_of_tokens(own) else part[..., 0, :] for part, own in pairs]
     return dict(zip(outputs, zip(parts, outputs.values(), strict=True), strict=True))
 
 

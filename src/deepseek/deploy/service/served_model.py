@@ -164,7 +164,6 @@ class ServedModel:
                 "the model does not say what it takes: the file has no data spec",
                 fix="save it after training, or bind a spec: engine.bind(data.spec)",
             )
-        _refuse_tokens(spec)
         self._engine, self._is_half = engine.eval(), is_half
         self._sizes, self._has_one_length = sorted(sizes), has_one_length
         self._field = sample_field(spec)
@@ -226,8 +225,9 @@ class ServedModel:
     def compute(self, batch: np.ndarray) -> np.ndarray:
         """Return probabilities, or numbers, (B, ..., K), float32, of a batch (B, ...).
 
-        Those of several tasks stand side by side, in the order of the spec. Of volumes, prepared,
-        the class of each voxel: uint8 or uint16 (B, D, H, W); of a detector its centres,
+        Those of several tasks stand side by side, in the order of the spec; where one has classes
+        of tokens, (B, T, K), and what is said of a sample is repeated for each token. Of volumes,
+        prepared, the class of each voxel: uint8 or uint16 (B, D, H, W); of a detector its centres,
         `SHAPE_OF_CENTERS` each. A channel more than the model takes is a mask of where there is
         something to look for. Of packed rows of a table the score of each label (B, T).
         """
@@ -284,16 +284,6 @@ class ServedModel:
                     "the model answers zeros with values that are not finite",
                     fix="train it again, or serve another version",
                 )
-
-
-def _refuse_tokens(spec: DataSpec) -> None:
-    per_token = [n for n, own in spec.tasks.items() if own.task == "token_classification"]
-    if per_token:
-        raise ConfigError(
-            f"task {per_token[0]!r} answers for each token, which is served of a model of that"
-            " task alone",
-            fix="deepseek predict MODEL --text TEXT, or train the task of tokens apart",
-        )
 
 
 def _powers(limit: int) -> list[int]:

@@ -25,7 +25,7 @@ from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.served_model import Model, sample_field
 from deepseek.deploy.service.volumes import WAITING
 from deepseek.errors import ConfigError, DeepSeekError
-from deepseek.models.joint_outputs import is_number, widths_of
+from deepseek.models.joint_outputs import is_number, is_of_tokens, widths_of
 from deepseek.models.multi_head import head_of
 from deepseek.models.text_batches import TASKS as TEXT_TASKS
 from deepseek.models.volume_detector import finds_centers
@@ -121,8 +121,8 @@ class Version:
 
     @property
     def finds_entities(self) -> bool:
-        """Whether it says of which class each word of a text is."""
-        return self.takes_texts and self.spec.task == "token_classification"
+        """Whether it, or one of its tasks, says of which class each word of a text is."""
+        return self.takes_texts and any(map(is_of_tokens, self.outputs.values()))
 
     @property
     def takes_volumes(self) -> bool:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from deepseek.deploy.service.question import parse_json
+from deepseek.deploy.service.question import parse_json, parts_of
 from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.shelf import Version
+from deepseek.models.joint_outputs import is_of_tokens
 from deepseek.registry import Registry
 from deepseek.trainer.token_classification import find_entities, has_entities
 
@@ -51,20 +52,26 @@ async def entities_of(
 ) -> list[list[dict]]:
     """Return the entities of each text: `kind`, `text`, `start`, `end`, `prob`.
 
-    A word has the class of its first token, as in training.
+    A word has the class of its first token, as in training. Of a model of several tasks, `task` is
+    the one that found it.
 
     Args:
         texts: as they were sent.
-        rows: probabilities (T, K) of each, with the tokens around it.
+        rows: probabilities (T, K) of each, with the tokens around it; those of tasks side by side.
         version: that gave them.
     """
     if version.decoder is None:
         return [[] for _ in texts]
     places = await version.decoder.locate(texts)
-    return [
-        _entities(text, row, where, version.class_names)
-        for text, row, where in zip(texts, rows, places, strict=True)
-    ]
+    found: list[list[dict]] = []
+    for text, row, where in zip(texts, rows, places, strict=True):
+        found.append([])
+        for name, (probs, spec) in parts_of(row, version).items():
+            if is_of_tokens(spec):
+                task = {"task": name} if version.spec.tasks else {}
+                entities = _entities(text, probs, where, spec.class_names)
+                found[-1] += [{**each, **task} for each in entities]
+    return found
 
 
 def _entities(

@@ -4,19 +4,22 @@ import pytest
 import torch
 from tests.unit.deploy.service.conftest import make_text_engine
 
-from deepseek.datasets import TextDataset
-from deepseek.models import Encoder, ModelEngine
+from deepseek.datasets import MultiTaskDataset, TextDataset
+from deepseek.models import Encoder, ModelEngine, MultiHead
+from deepseek.trainer import Trainer
+
+LINES = ["Acme B-ORG", "Corp I-ORG", "buys O", "Zeta B-ORG", "in O", "Paris B-LOC", ""]
+NAMES = ["O", "B-ORG", "I-ORG", "B-LOC", "I-LOC"]
 
 
 @pytest.fixture(scope="module")
 def tagger(tmp_path_factory):
     """A model of words that was trained to know three names."""
     folder = tmp_path_factory.mktemp("tagger")
-    lines = ["Acme B-ORG", "Corp I-ORG", "buys O", "Zeta B-ORG", "in O", "Paris B-LOC", ""]
-    (folder / "words.conll").write_text("\n".join(lines * 8))
+    (folder / "words.conll").write_text("\n".join(LINES * 8))
     data = TextDataset(
         folder / "words.conll", "token_classification", tokenizer="wordpiece", vocab_size=80,
-        sequence_length=32, cache="off", class_names=["O", "B-ORG", "I-ORG", "B-LOC", "I-LOC"],
+        sequence_length=32, cache="off", class_names=NAMES,
     )  # fmt: skip
     torch.manual_seed(0)
     encoder = Encoder(
@@ -74,3 +77,59 @@ def test_tickers_come_with_the_class_of_a_text(ask, tmp_path):
     assert "tickers" in other.json()["fix"]
     assert numbers.status_code == 422
     assert "spans are of texts" in numbers.json()["error"]
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory):
+    """A model of texts and of their words."""
+    folder = tmp_path_factory.mktemp("joint")
+    (folder / "words.conll").write_text("\n".join(LINES * 16))
+    deals = ["Acme Corp buys Zeta in Paris,up", "Zeta in Paris,down"]
+    (folder / "deals.csv").write_text("\n".join(["text,label", *deals * 8]))
+    words = TextDataset(
+        folder / "words.conll", "token_classification", tokenizer="wordpiece", vocab_size=80,
+        sequence_length=32, cache="off", class_names=NAMES,
+    )  # fmt: skip
+    deals = TextDataset(
+        folder / "deals.csv", "sequence_classification", tokenizer=words.tokenizer,
+        sequence_length=24, cache="off",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    encoder = Encoder(
+        vocab_size=words.tokenizer.vocab_size, context_length=32, num_layers=1, dim=32, heads=2,
+        outputs="hidden", dropout=0.0,
+    )  # fmt: skip
+    trainer = Trainer(
+        MultiHead.around(encoder), MultiTaskDataset({"deal": deals, "names": words}),
+        batch_size=16, epochs=30, lr=1e-2, loggers=(), num_workers=0, device="cpu",
+        run_dir=folder / "run", checkpoint_every=None,
+    )  # fmt: skip
+    trainer.fit()
+    return trainer.folder.model
+
+
+def test_a_model_of_texts_and_words_answers_with_both(ask, joint):
+    texts = ["Acme Corp buys Zeta in Paris", "Zeta in Paris"]
+
+    async def talk(client):
+        about = (await client.get("/v2/models/joint")).json()
+        body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": texts}]}
+        tensors = (await client.post("/v2/models/joint/infer", json=body)).json()
+        return (await client.post("/predict", json={"texts": texts})).json(), about, tensors
+
+    files = {("joint", "v1"): joint}
+    said, about, tensors = ask(talk, files=files)
+    first, second = said["predictions"]
+    assert [each["tasks"]["deal"]["label"] for each in (first, second)] == ["up", "down"]
+    assert list(first["tasks"]) == ["deal"]
+    found = [(span["task"], span["kind"], span["text"]) for span in first["spans"]]
+    assert found == [
+        ("names", "ORG", "Acme Corp"), ("names", "ORG", "Zeta"), ("names", "LOC", "Paris"),
+    ]  # fmt: skip
+    assert all(texts[1][span["start"] : span["end"]] == span["text"] for span in second["spans"])
+    assert [each["shape"] for each in about["outputs"]] == [[-1, 2], [-1, -1, 5]]
+    deal, names = tensors["outputs"]
+    assert deal["shape"] == [2, 2]
+    assert names["shape"] == [2, names["shape"][1], 5]
+    engine = ModelEngine.load(joint)
+    assert engine.predict(texts[0])["deal"].prob == pytest.approx(deal["data"][1], abs=1e-4)

@@ -366,7 +366,8 @@ def _choose_step(trainer: "Trainer") -> int:
     """Return the number of the step after which the prediction is compared."""
     after = CHECKED_AFTER
     if trainer.train_loader.varies_in_length:
-        left = (trainer.assembly.length.max_steps or math.inf) - trainer.step
+        end = trainer.assembly.length.max_steps
+        left = CHECKED_AFTER_VARIED if end is None else end - trainer.step
         after = max(after, min(CHECKED_AFTER_VARIED, left))
     return trainer.step + after
 

@@ -41,6 +41,12 @@ def is_quantised(changes: Iterable[Mapping]) -> bool:
     return any(change["kind"] == "quantised" for change in changes)
 
 
+def schemes_of(changes: Iterable[Mapping]) -> set[str]:
+    """Return the schemes of the layers of an engine with these changes."""
+    tables = [change["layers"] for change in changes if change["kind"] == "quantised"]
+    return {layer["scheme"] for table in tables for layer in table.values()}
+
+
 def why_not(layer: nn.Module, scheme: str) -> str | None:
     """Return why a layer stays in float under a scheme, or `None` where it need not."""
     kind = type(layer).__name__

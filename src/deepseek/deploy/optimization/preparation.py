@@ -52,6 +52,8 @@ def prepares_for(method: str, runtime: str) -> bool:
     """Return whether a runtime gains from what a scheme makes of a model."""
     if method == "int8_weight_only":  # a smaller file, computed as before
         return runtime in ("eager", "compiled")
+    if method == "int8_dynamic":  # ONNX has no product of integers with a scale for each row
+        return runtime in ("compiled", "aoti")
     return runtime in _WITH_KERNELS
 
 

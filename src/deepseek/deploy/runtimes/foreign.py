@@ -13,6 +13,7 @@ from deepseek.deploy.runtimes.program import in_brief
 from deepseek.deploy.runtimes.runtime import Conversion
 from deepseek.errors import CheckpointError, ConfigError, DeepSeekError
 from deepseek.models import ModelEngine
+from deepseek.models.quantized import schemes_of
 
 
 def find_missing_of(extra: str, *modules: str) -> str | None:
@@ -32,6 +33,19 @@ def check_calibration(conversion: Conversion) -> None:
         raise ConfigError(
             f"precision={conversion.precision!r} needs calibration data, and there are none",
             fix="give batches of real samples",
+        )
+
+
+def check_schemes(engine: ModelEngine, runtime: str) -> None:
+    """Check that a runtime which reads ONNX knows what `quantize` has made of a model.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if "int8_dynamic" in schemes_of(engine.changes):
+        raise ConfigError(
+            f"{runtime} does not know the integer product of int8_dynamic",
+            fix="convert the model that it was made of, with precision='int8', or use aoti",
         )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deepseek.deploy.runtimes.foreign import (
     check_calibration,
+    check_schemes,
     converting,
     find_missing_of,
     opening,
@@ -48,13 +49,14 @@ class OnnxRuntime(Runtime):
     ) -> None:
         """Write the file, checked by the checker of ONNX."""
         onnx = import_extra("onnx", "deploy")
+        check_schemes(engine, self.name)
         if conversion.precision == "int8":
             check_calibration(conversion)
         graph = trace(engine, inputs)
         with converting(engine, self.name), tempfile.TemporaryDirectory() as folder:
             is_int8 = conversion.precision == "int8"
             target = Path(folder) / "fp32.onnx" if is_int8 else path
-            _write(engine, graph, inputs, target, conversion.opset)
+            write_onnx(engine, graph, inputs, target, conversion.opset)
             if is_int8:
                 self._quantize(target, path, conversion.calibration)
             _add_metadata(path, engine)
@@ -94,13 +96,14 @@ class OnnxRuntime(Runtime):
         """Refuse a session that does not compute with what it was asked to."""
 
 
-def _write(
+def write_onnx(
     engine: ModelEngine,
     graph: torch.export.ExportedProgram,
     inputs: Tensor,
     path: Path,
     opset: int | None,
 ) -> None:
+    """Write a graph as ONNX; weights beyond what one file holds lie in another beside it."""
     num_bytes = sum(tensor.nbytes for tensor in engine.state_dict().values())
     names = ({i: name for i, name in enumerate(open_dims(engine))},)
     program = torch.onnx.export(

@@ -5,6 +5,7 @@ set. `int8` is quantised by NNCF from calibration data; what it leaves in floats
 bf16 for `int8_bf16`.
 """
 
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +15,18 @@ from torch import Tensor, nn
 
 from deepseek.deploy.runtimes.foreign import (
     check_calibration,
+    check_schemes,
     converting,
     find_missing_of,
     opening,
     properties_of,
 )
+from deepseek.deploy.runtimes.onnx_runtime import write_onnx
 from deepseek.deploy.runtimes.opened import Opened
 from deepseek.deploy.runtimes.program import has_node, trace
 from deepseek.deploy.runtimes.runtime import Conversion, Execution, Runtime
 from deepseek.models import ModelEngine
+from deepseek.models.quantized import schemes_of
 from deepseek.registry import import_extra
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32", "int8_bf16": "bf16"}
@@ -49,9 +53,15 @@ class OpenVino(Runtime):
         is_int8 = conversion.precision.startswith("int8")
         if is_int8:
             check_calibration(conversion)
+        check_schemes(engine, self.name)
         graph = trace(engine, inputs)
-        with converting(engine, self.name):
-            model = openvino.convert_model(_with_repeated_keys(graph))
+        with converting(engine, self.name), tempfile.TemporaryDirectory() as folder:
+            source = _with_repeated_keys(graph)
+            if "int8_static" in schemes_of(engine.changes):
+                # its reader of programs does not know the operators of integers, that of ONNX does
+                source = Path(folder) / "model.onnx"
+                write_onnx(engine, graph, inputs, source, None)
+            model = openvino.convert_model(source)
             if is_int8:
                 model = _quantize(model, conversion.calibration)
             for name, value in properties_of(engine).items():

@@ -3,6 +3,7 @@
 The batch size of a program stays open; so does the number of tokens of a model of text.
 """
 
+import re
 import warnings
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from deepseek.models import ModelEngine
 from deepseek.models.classifier import Classifier
 from deepseek.models.joint_outputs import join_outputs
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -88,7 +90,7 @@ def has_node(graph: torch.export.ExportedProgram, fits: Callable[[torch.fx.Node]
 
 def in_brief(error: Exception) -> str:
     """Return the beginning of what an error says, in one line."""
-    return " ".join(str(error).split())[:300] or repr(error)
+    return " ".join(_COLOUR.sub("", str(error)).split())[:300] or repr(error)
 
 
 def _dim(name: str, engine: ModelEngine):

@@ -17,6 +17,9 @@ def test_candidates_are_the_products_that_exist():
     assert Candidate("eager", "fp32", "int8_weight_only") in int8
     assert Candidate("compiled", "fp32", "int8_static") in int8
     assert Candidate("eager", "fp32", "int8_static") not in int8  # it would simulate integers
+    others = {each for each, _ in list_candidates(["model"], ["onnxruntime", "openvino"], ["int8"])}
+    assert Candidate("openvino", "fp32", "int8_static") in others
+    assert not any(each.method == "int8_dynamic" for each in others)  # they do not know it
 
 
 def test_what_is_quick_to_convert_and_fast_elsewhere_comes_first():

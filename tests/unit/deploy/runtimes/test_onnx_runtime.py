@@ -6,10 +6,11 @@ import pytest
 import torch
 from tests.unit.deploy.runtimes.test_runtimes import make_bound, write
 
+from deepseek.deploy import quantize
 from deepseek.deploy.artefact import load_engine
 from deepseek.deploy.runtimes import Conversion, Execution, onnx_runtime
 from deepseek.deploy.samples import random_inputs
-from deepseek.errors import CheckpointError
+from deepseek.errors import CheckpointError, ConfigError
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -76,3 +77,10 @@ def test_what_is_no_onnx_is_refused(tmp_path):
     path.write_bytes(b"\x00\x01no model" * 10)
     with pytest.raises(CheckpointError, match="cannot be opened by onnxruntime"):
         onnx_runtime.OnnxRuntime().open(path, Execution())
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_products_of_integers_whose_scale_is_found_on_the_way_are_refused(runtime, tmp_path):
+    small = quantize(make_bound("encoder"), "int8_dynamic").model
+    with pytest.raises(ConfigError, match=f"{runtime} does not know the integer product of int8_d"):
+        write(small, runtime, tmp_path)

@@ -5,6 +5,7 @@ import json
 import pytest
 from tests.unit.deploy.runtimes.test_runtimes import make_bound, write
 
+from deepseek.deploy import Calibration, quantize
 from deepseek.deploy.artefact import load_engine
 from deepseek.deploy.runtimes import Conversion, Execution
 from deepseek.deploy.runtimes.openvino import HINTS, OpenVino
@@ -81,3 +82,19 @@ def test_weights_never_replace_a_file_of_something_else(tmp_path):
     with pytest.raises(ConfigError, match=r"out\.xml would come with out\.bin"):
         write(engine, "openvino", tmp_path)
     assert (tmp_path / "out.bin").read_bytes() == content
+
+
+def test_what_quantize_has_made_static_keeps_its_integers(tmp_path):
+    pytest.importorskip("onnxscript")
+    engine = make_bound("resnet")
+    given = Calibration(data=[random_inputs(engine, 8)])
+    small = quantize(engine, "int8_static", calibration=given).model
+    path, artefact = write(small, "openvino", tmp_path)
+    kinds = [op.get_type_name() for op in openvino.Core().read_model(path).get_ops()]
+    assert kinds.count("FakeQuantize") == kinds.count("Convolution") > 0
+    assert artefact.difference < 0.05
+    assert path.with_suffix(".bin").stat().st_size < bytes_of(engine) / 2
+
+
+def bytes_of(engine):
+    return sum(tensor.nbytes for tensor in engine.state_dict().values())

@@ -1,8 +1,9 @@
 """What a run says of steps that went otherwise than asked for: smaller, or uncompiled."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from deepseek.trainer.footprint import describe_savings
+from deepseek.trainer.footprint import describe_savings, predict_footprint
 
 if TYPE_CHECKING:
     from deepseek.trainer.trainer import Trainer
@@ -20,6 +21,11 @@ def note_halved(trainer: "Trainer", micro_batch_size: int) -> None:
     trainer.recorder.console.line(text)
     if trainer.footprint is not None:
         trainer.recorder.console.line(f"alive at the peak: {trainer.footprint.describe()}")
+        smaller = predict_footprint(trainer).footprint
+        if smaller is not None:
+            smaller = replace(smaller, process=trainer.footprint.process)
+        trainer.footprint = smaller
+        trainer.checks_memory_at = None  # the peak was that of a pass that was abandoned
     if savings := describe_savings(trainer):
         trainer.recorder.console.line(savings)
 

@@ -44,7 +44,9 @@ def check_can_halve(micro_batch_size: int, rank: int, why_not: str, shortage: st
     if micro_batch_size == 1:
         raise ConfigError(
             f"one sample alone does not fit into memory: {shortage}",
-            fix="use smaller inputs, a smaller model, precision=bf16, or divide it: fsdp, tp",
+            fix="set memory=full or precision=bf16, use smaller inputs or a smaller model, or"
+            " divide it: fsdp, tp",
+            see="docs/errors.md#memory",
         )
     if why_not:
         raise ConfigError(

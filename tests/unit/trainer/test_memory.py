@@ -388,6 +388,24 @@ def test_what_would_save_memory_is_told_where_it_runs_out(tmp_path, capsys, monk
     assert sizes == sorted(sizes, reverse=True)
 
 
+def test_what_was_alive_is_that_of_the_micro_batch_that_failed(tmp_path, capsys, monkeypatch):
+    accumulate, left = TrainStep.accumulate_once, [2]
+
+    def fail_twice(self, *args, **kwargs):
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("out of memory")
+        return accumulate(self, *args, **kwargs)
+
+    monkeypatch.setattr(TrainStep, "accumulate_once", fail_twice)
+    trainer = train(tmp_path, "off", loggers=["console"])
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith("alive at the peak")]
+    kept = [int(re.search(r"activations (\d+)", line)[1]) for line in lines]
+    assert kept[0] >= 1.5 * kept[1] > trainer.footprint.activations / 2**20
+    assert "memory measured" not in out
+
+
 def test_bytes_that_are_too_few_are_refused_with_what_is_needed(tmp_path):
     with pytest.raises(
         ConfigError, match=r"memory=1MiB cannot be kept to: the least is [\d,]+ MiB"

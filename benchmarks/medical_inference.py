@@ -143,6 +143,7 @@ def train(args: argparse.Namespace, device: torch.device) -> ModelEngine:
     voxels, known = torch.from_numpy(scale(volume))[0], torch.from_numpy(labels).long()
     near, began, step, loss = known.nonzero(), perf_counter(), 0, torch.zeros(())
     room = torch.tensor(known.shape) - torch.tensor(args.window)
+    has_bf16 = chip_has_bf16(device)
     while perf_counter() - began < args.train_s:
         anywhere = (torch.rand(2, 3) * (room + 1)).long()
         at_nodules = near[torch.randint(len(near), (2,))] - torch.tensor(args.window) // 2
@@ -152,7 +153,9 @@ def train(args: argparse.Namespace, device: torch.device) -> ModelEngine:
         ]
         inputs = torch.stack([voxels[crop][None] for crop in crops]).to(device)
         targets = torch.stack([known[crop] for crop in crops]).to(device)
-        loss = F.cross_entropy(net(inputs), targets)
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16):
+            logits = net(inputs)
+        loss = F.cross_entropy(logits.float(), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

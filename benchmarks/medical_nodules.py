@@ -69,7 +69,7 @@ def train(kind: str, fold: int, cubes: NoduleCubes, args: argparse.Namespace) ->
     began = time.perf_counter()
     trainer = Trainer(
         model, train_data, batch_size=4, lr=2e-3, weight_decay=0.01, seed=args.seed,
-        device=args.device, run_dir=folder, **length,
+        device=args.device, graph=args.graph, run_dir=folder, **length,
     )  # fmt: skip
     trainer.fit()
     minutes = (time.perf_counter() - began) / 60
@@ -232,6 +232,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--features", type=int, nargs="+", default=[16, 32, 64, 96])
     parser.add_argument("--blocks", type=int, default=1)
+    parser.add_argument("--graph", choices=["dynamic", "static"], default="dynamic")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE")

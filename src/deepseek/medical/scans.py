@@ -53,8 +53,8 @@ def find_scans(paths: Iterable[str | Path]) -> list[Scan]:
 
     Args:
         paths: files of volumes; folders of files, of a DICOM series, or of folders with series at
-            any depth, such as PATIENT/STUDY/SERIES; what `VolumeDataset` takes, with labels; or the
-            folder of LUNA16.
+            any depth, such as PATIENT/STUDY/SERIES, or else with files; what `VolumeDataset` takes,
+            with labels; or the folder of LUNA16.
 
     Raises:
         DataError: a path has none; two have the same name, and their results would have; or
@@ -75,8 +75,8 @@ def patients_of(scans: Sequence[Scan], root: Path) -> list[str]:
     """Return of each scan what its patient is called: the name of the first scan of that patient.
 
     Patients of DICOM are those of PatientID, which is compared and not kept. Where it is missing,
-    or the same for all scans, as tools that make scans anonymous leave it, they are the folders of
-    `root`. Other files say nothing of patients: each is one of its own.
+    or the same for all scans, as tools that make scans anonymous leave it, and of other files, they
+    are the folders of `root`. What is in none, and each scan of LUNA16, is a patient of its own.
 
     Raises:
         MissingExtraError: there is DICOM, and pydicom is not installed.
@@ -102,11 +102,11 @@ def patient_key_of(image: Path) -> str | None:
 
 
 def _top(scan: Scan, root: Path) -> str:
-    """Return the folder of `root` that a series is in; a file, or what is elsewhere, as a whole."""
-    if not scan.image.is_dir() or not scan.image.is_relative_to(root):
+    """Return the folder of `root` that a scan is in; a file in none, or elsewhere, as a whole."""
+    if not scan.image.is_relative_to(root):
         return str(scan.image)
     parts = scan.image.relative_to(root).parts
-    names = [part for part in parts if part not in _IMAGE_FOLDERS]
+    names = [part for part in parts if part not in _IMAGE_FOLDERS and "subset" not in part]
     return names[0] if names else str(scan.image)
 
 
@@ -166,13 +166,27 @@ def _volumes_at(path: Path) -> list[Scan]:
         return [Scan(file) for folder in subsets for file in luna16_scans(folder).values()]
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     files = [Scan(entry) for entry in entries if entry.is_file() and format_of(entry)]
-    return [*files, *_series_below(path)] or [Scan(path)]
+    found = [*files, *_told_apart([Scan(folder) for folder in find_series(path)], path)]
+    return found or _told_apart(_files_below(path), path) or [Scan(path)]
 
 
-def _series_below(path: Path) -> list[Scan]:
-    """Return the series in or below a folder; where names are there twice, by their whole way."""
-    found = [Scan(folder) for folder in find_series(path)]
+def _files_below(path: Path) -> list[Scan]:
+    """Return the files of volumes at any depth, as in PATIENT/SCAN.nii.gz; none that is hidden."""
+    return [
+        Scan(file)
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+        and format_of(file)
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+
+
+def _told_apart(found: Sequence[Scan], path: Path) -> list[Scan]:
+    """Return scans below a folder; where names are there twice, named by their whole way."""
     if len({scan.name for scan in found}) == len(found):
-        return found
-    ways = [scan.image.relative_to(path).parts or (path.resolve().name,) for scan in found]
-    return [replace(scan, title="_".join(way)) for scan, way in zip(found, ways, strict=True)]
+        return list(found)
+    above = [scan.image.relative_to(path).parts[:-1] for scan in found]
+    return [
+        replace(scan, title="_".join([*parts, scan.name]))
+        for scan, parts in zip(found, above, strict=True)
+    ]

@@ -8,6 +8,7 @@ import pytest
 from deepseek.datasets import VolumeDataset, read_volume
 from deepseek.errors import DataError
 from deepseek.medical import find_scans
+from deepseek.medical.scans import Scan, patients_of
 
 from .slices import phantom, write_series
 from .test_luna16 import HEADER
@@ -38,6 +39,21 @@ def test_series_lie_at_any_depth_with_names_of_their_own(tmp_path):
         tmp_path / patient / "study" / "ct" for patient in ("p1", "p2")
     ]
     assert [scan.name for scan in find_scans([tmp_path / "p1"])] == ["ct"]
+
+
+def test_files_lie_at_any_depth_where_there_is_nothing_above_and_folders_are_patients(tmp_path):
+    for place in ("p1/a.npy", "p1/b.npy", "p2/a.npy", ".hidden/a.npy"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        np.save(tmp_path / place, phantom())
+    scans = find_scans([tmp_path])
+    assert [scan.name for scan in scans] == ["p1_a", "p1_b", "p2_a"]
+    assert patients_of(scans, tmp_path) == ["p1_a", "p1_a", "p2_a"]
+    np.save(tmp_path / "c.npy", phantom())
+    assert [scan.name for scan in find_scans([tmp_path])] == ["c"]
+    luna16 = tmp_path / "luna16" / "subset0"
+    luna16.mkdir(parents=True)
+    alone = [Scan(luna16 / f"{name}.mhd") for name in "ab"]
+    assert patients_of(alone, tmp_path / "luna16") == ["a", "b"]
 
 
 def test_files_and_series_of_a_folder_are_both_found(tmp_path):

@@ -66,6 +66,6 @@ def _grid(inner: int, bottom: int, floor: int) -> str:
     for y in (bottom, floor):
         out.append(f'<line class="base" x1="{LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
     out.append(f'<text class="name" x="{LEFT + 6}" y="{TOP + 14}">accuracy, %</text>')
-    out.append(f'<text class="name" x="{LEFT + 6}" y="{bottom + GAP + 10}">samples per bin</text>')
+    out.append(f'<text class="name" x="{LEFT + 6}" y="{bottom + GAP - 5}">samples per bin</text>')
     out.append(f'<text class="name end" x="{right}" y="{floor + 34}">confidence, %</text>')
     return "".join(out)

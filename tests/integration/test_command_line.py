@@ -179,6 +179,17 @@ def test_a_closed_pipe_is_no_error():
     assert "Traceback" not in done.stderr
 
 
+def test_our_own_warnings_are_a_line_each_and_others_as_python_has_them():
+    code = (
+        "import warnings; from deepseek.cli import main; main._show_own_warnings_as_lines()\n"
+        "for _ in range(2): warnings.warn_explicit('few', UserWarning, main.__file__, _)\n"
+        "warnings.warn_explicit('theirs', UserWarning, 'other.py', 7)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.count("warning: few\n") == 1
+    assert "other.py:7: UserWarning: theirs" in done.stderr
+
+
 def test_check_finds_what_is_wrong_with_the_model_too(capsys):
     assert run(["init", "digits"]) == 0
     assert run(["config", "check", "trainer.epochs=5"]) == 0

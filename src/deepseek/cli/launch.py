@@ -214,6 +214,8 @@ def launch(
         return
     _refuse_options_of_services(_given(context))
     job = _job(options)
+    if on == "local" and not (dry_run or module):
+        _check_script(words[0])
     if on == "slurm":
         _run_on_slurm(job, options)
     elif on == "kubernetes":
@@ -337,6 +339,17 @@ def _check_command(word: str) -> None:
         raise ConfigError(
             f"{word!r} is no deepseek command that can be launched, and no script (*.py)",
             fix=did_you_mean(word, [entry for entry in names if entry != "launch"]),
+        )
+
+
+def _check_script(word: str) -> None:
+    """Refuse a script that is not there; elsewhere it may well be."""
+    if word.endswith(".py") and not Path(word).is_file():
+        from deepseek.errors import ConfigError
+
+        raise ConfigError(
+            f"script {word} does not exist, seen from {Path.cwd()}",
+            fix="correct its path, or change the folder",
         )
 
 

@@ -8,7 +8,9 @@ imports neither torch nor pydantic. Exit codes are those of `deepseek.errors`, 1
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -109,6 +111,8 @@ def _root(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    if os.environ.get("DEEPSEEK_DEBUG") != "1":
+        _show_own_warnings_as_lines()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -144,6 +148,21 @@ def find_interrupt(error: BaseException) -> KeyboardInterrupt | None:
     while cause is not None and not isinstance(cause, KeyboardInterrupt):
         cause = cause.__cause__ or cause.__context__
     return cause
+
+
+def _show_own_warnings_as_lines() -> None:
+    """Print a warning of this library as a line, once; those of others as Python does."""
+    own, as_python_does = str(Path(__file__).parents[1]), warnings.showwarning
+    printed: set[str] = set()
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        if not filename.startswith(own) or not issubclass(category, UserWarning):
+            as_python_does(message, category, filename, lineno, file, line)
+        elif (text := str(message)) not in printed:
+            printed.add(text)
+            print(f"warning: {text}", file=file or sys.stderr)
+
+    warnings.showwarning = show
 
 
 def print_error(error: DeepSeekError) -> None:

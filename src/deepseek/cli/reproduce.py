@@ -77,7 +77,7 @@ def _run(
     if data is None and os.environ.get(DATA_VARIABLE):
         data = Path(os.environ[DATA_VARIABLE])
     say = (lambda line: None) if is_quiet else (lambda line: print(line, flush=True))
-    say(f"{paper.title}, {paper.authors} {paper.year}; takes {paper.time}")
+    say(f"{paper.title}, {paper.authors} {paper.year}; time: {paper.time}")
     return run(name, paper, papers, data, run_dir or _free_folder(name), say)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -118,7 +119,8 @@ def reproduce(
     began = perf_counter()
     with (run / LOG).open("w", encoding="utf-8") as log:
         for command in paper.commands:
-            _run(_fill(command, folders, name), run / LOG, lambda line: _tell(line, log, say))
+            words = _fill(command, folders, name)
+            _run(words, _command_line(words), run / LOG, lambda line: _tell(line, log, say))
     outcomes = tuple(_compare(figure, run) for figure in paper.figures)
     found = Reproduction(name, outcomes, run, perf_counter() - began)
     with replacing(run / RESULT) as draft:
@@ -151,16 +153,20 @@ def require_data(name: str, paper: Paper, data: Path | None) -> None:
 
 
 def _fill(command: Sequence[str], folders: dict[str, str], name: str) -> list[str]:
-    """Put folders for the words in braces, and our own interpreter for the program."""
+    """Put folders for the words in braces."""
     try:
-        words = [word.format_map(folders) for word in command]
+        return [word.format_map(folders) for word in command]
     except (KeyError, ValueError, IndexError) as error:
         raise ConfigError(
             f"{name}/{FILE_NAME}: a command has braces around {error}",
             fix=f"known are {', '.join(f'{{{folder}}}' for folder in folders)}",
         ) from error
+
+
+def _command_line(words: Sequence[str]) -> list[str]:
+    """Return what is started for words that begin with `deepseek` or `python`: as this process."""
     start = [sys.executable, "-m", "deepseek.cli.main"]
-    return (start if words[0] == "deepseek" else start[:1]) + words[1:]
+    return [*(start if words[0] == "deepseek" else start[:1]), *words[1:]]
 
 
 def _tell(line: str, log, say: Say) -> None:
@@ -169,12 +175,12 @@ def _tell(line: str, log, say: Say) -> None:
     say(line)
 
 
-def _run(words: list[str], log: Path, tell: Say) -> None:
-    tell(f"$ {' '.join(words[1:])}")
+def _run(words: list[str], command_line: list[str], log: Path, tell: Say) -> None:
+    tell(f"$ {shlex.join(words)}")
     # unbuffered: what is printed is seen while it goes on
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        command_line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         text=True, encoding="utf-8", errors="replace", env=env,
     ) as child:  # fmt: skip
         try:
@@ -185,7 +191,7 @@ def _run(words: list[str], log: Path, tell: Say) -> None:
             raise
     if child.returncode:
         raise DeepSeekError(
-            f"`{' '.join(words[1:4])} ...` ended with code {child.returncode}",
+            f"`{' '.join(words[:3])} ...` ended with code {child.returncode}",
             fix=f"read {log}",
         )
 

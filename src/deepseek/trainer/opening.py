@@ -137,6 +137,11 @@ def _check_shared(trainer: "Trainer") -> None:
         )
 
 
+def _nothing_left(step: int, max_steps: int | None) -> str:
+    done = f"{step} of {max_steps} steps are taken" if max_steps else "its time is used up"
+    return f"nothing is left to train: {done}; more: trainer.epochs, max_steps or time_budget"
+
+
 def begin_records(trainer: "Trainer", assembly: Assembly, resumed: str) -> None:
     """Say what is about to happen, and open the loggers; rank 0 alone is heard."""
     field = trainer.spec.fields.get("inputs")
@@ -150,11 +155,15 @@ def begin_records(trainer: "Trainer", assembly: Assembly, resumed: str) -> None:
     )
     console.line(model_line(trainer.model, assembly, trainer.device))
     console.line(data_line(trainer.train_loader, trainer.val_loader, trainer.spec))
+    if (size := trainer.train_loader.batch_size) > (count := trainer.train_loader.num_samples):
+        console.line(f"warning: batch_size={size}, of {count:,} samples: each step takes them all")
     if trainer.config.expandable_segments is True and trainer.device.type != "cuda":
         text = f"warning: expandable_segments=true does nothing on {trainer.device.type}"
         console.line(text)
     if trainer.world.is_distributed:
         console.line(plan_line(assembly.step.parallel, trainer.plan_reason))
+    if resumed and assembly.length.is_over(trainer.step):
+        console.line(_nothing_left(trainer.step, assembly.length.max_steps))
     settings = trainer.config.model_dump(mode="json")
     loggers: list[Logger] = []
     if is_main:

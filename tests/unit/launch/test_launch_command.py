@@ -21,6 +21,7 @@ def launch(*arguments):
         ((), "nothing to launch"),
         (("trian",), "'trian' is no deepseek command"),
         (("launch", "train"), "'launch' is no deepseek command"),
+        (("nowhere/train.py",), "script nowhere/train.py does not exist"),
         (("--nproc", "0", "train"), "--nproc=0"),
         (("--nnodes", "2", "train"), "--nnodes=2 without --rdzv-id"),
         (("--nnodes", "2", "--rdzv-id", "x", "train"), "without --rdzv-endpoint"),

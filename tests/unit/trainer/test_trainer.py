@@ -237,6 +237,20 @@ def test_a_finished_run_can_be_extended(tmp_path):
     assert [record["epoch"] for record in history] == [1, 2, 3]
 
 
+def test_a_finished_run_that_is_resumed_says_that_nothing_is_left(tmp_path):
+    run_with(tmp_path, "r", max_steps=3).fit()
+    log = tmp_path / "r" / "log.txt"
+    assert "nothing is left" not in log.read_text()
+    run_with(tmp_path, "r", max_steps=3, resume=True).fit()
+    assert "nothing is left to train: 3 of 3 steps are taken" in log.read_text()
+
+
+def test_a_batch_larger_than_the_data_is_warned_of(tmp_path):
+    sizes = {"batch_size": 51, "max_steps": 1, "run_dir": tmp_path / "r"}
+    Trainer(make_net(), make_table(50), **sizes, **QUIET).fit()
+    assert "batch_size=51, of 50 samples" in (tmp_path / "r" / "log.txt").read_text()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

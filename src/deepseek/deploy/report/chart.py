@@ -193,11 +193,12 @@ def scatter_chart(
     for point, cx, cy in zip(points, *_place(x, y, x_axis, y_axis), strict=True):
         color = groups.index(point.group) % NUM_COLORS
         drawn.append(_bar(point, cx, y_axis, unit, color))
-        side, shift = (" end", -8) if cx > WIDTH - RIGHT - 24 else ("", 8)
+        # a label on the other side is lifted above that of the point before
+        side, shift, lift = (" end", -8, 18) if cx > WIDTH - RIGHT - 24 else ("", 8, 6)
         drawn.append(
             f'<circle class="{"ring" if point.is_hollow else "dot"} s{color}" cx="{cx:.1f}"'
             f' cy="{cy:.1f}" r="5"><title>{text(point.words)}</title></circle>'
-            f'<text class="tick{side}" x="{cx + shift:.1f}" y="{cy - 6:.1f}">'
+            f'<text class="tick{side}" x="{cx + shift:.1f}" y="{cy - lift:.1f}">'
             f"{text(point.label)}</text>"
         )
     return (

@@ -286,7 +286,12 @@ def test_a_service_on_redis_learns_once_whatever_dies(services, tmp_path):
                 pid, urls["now"] = launched.start()
             else:
                 server.kill()
-                time.sleep(0.1)
+                rank = {"user": {"user_id": "u1"}, "candidates": [{"genre": "a", "price": 1.0}]}
+                assert ask(urls["now"] + "/v1/rank", rank)[0] == 200
+                status, said = ask(
+                    urls["now"] + "/v1/events", impression(f"x{kills}", make_rows(1)[0])
+                )
+                assert (status, said["error"]) == (503, "the log does not answer")
                 server.start()
         time.sleep(0.6)
         ends.set()
@@ -312,6 +317,39 @@ def test_a_service_on_redis_learns_once_whatever_dies(services, tmp_path):
         assert again.at_checkpoint == again.offset
     finally:
         server.kill()
+
+
+WATCHED = """
+import os, signal
+from pathlib import Path
+from deepseek.errors import CommunicationError, ConfigError
+from deepseek.recsys.online import service
+service.AWAY_S = 0.01
+
+def waits():
+    with open("tries", "a") as file:
+        file.write("x")
+    if len(Path("tries").read_text()) < 8:
+        raise CommunicationError("the log is away", fix="start it")
+    os.kill(os.getppid(), signal.SIGTERM)
+    signal.pause()
+
+def cannot():
+    raise ConfigError("no such column", fix="take it out")
+
+print([service.Watch({"job": job}).run() for job in (waits, cannot)])
+"""
+
+
+def test_a_process_that_cannot_begin_ends_the_service_and_one_without_a_log_waits(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "[0, 2]\n"  # by the signal; the code of a ConfigError
+    said = done.stderr.splitlines()
+    assert said.count("the process that job waits: the log is away") == 7
+    assert "the process that job failed: no such column" in said
+    assert "Traceback" not in done.stderr
 
 
 def _is_free(path):

@@ -156,6 +156,15 @@ def test_settings_are_made_from_a_table_and_train(values, told, wanted, capsys):
     assert run([*told, "--force"]) == 0
 
 
+def test_settings_of_two_labels_train():
+    lines = [f"u{n % 5},{n % 7},{n % 2},{n % 3}" for n in range(80)]
+    Path("own.csv").write_text("\n".join(["user,price,click,stars", *lines]))
+    told = ["init", "table", "--data", "own.csv", "--label", "click", "--label", "stars"]
+    assert run(told) == 0
+    assert run(["train", "model_config.yaml", "trainer.epochs=1"]) == 0
+    assert list(ModelEngine.load("runs/table-1/model.bin").spec.tasks) == ["click", "stars"]
+
+
 @pytest.mark.parametrize(
     ("row", "reading", "wanted"),
     [

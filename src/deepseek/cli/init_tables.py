@@ -64,6 +64,9 @@ def fill_table(
         "LABELS": ", ".join(named),
         "FEATURES_FILE": str(features),
         "ARCHITECTURE": "deepfm" if len(named) == 1 else "mmoe",
+        "LAYERS_LINE": "hidden_dims: [64, 32]   # widths of the hidden layers"
+        if len(named) == 1
+        else "tower_dims: [32]        # widths of the layers that each label has of its own",
         "VAL_REASON": "a fifth, drawn by the seed"
         if time is None
         else "the last fifth of the time",

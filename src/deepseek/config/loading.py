@@ -147,7 +147,9 @@ def _value(values: Any, path: Path) -> Any:
     for part in path:
         if not isinstance(values, Mapping) or part not in values:
             known = field_at(RunConfig, path, tree)
-            return None if known is None or known.is_required() else known.get_default()
+            if known is None or known.is_required():
+                return None
+            return known.get_default(call_default_factory=True)
         values = values[part]
     return values
 

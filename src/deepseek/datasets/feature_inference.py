@@ -1,5 +1,6 @@
 """A first feature spec for a table, found by looking at its first rows; meant to be edited."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import islice
 
@@ -36,6 +37,8 @@ ROWS_FOR_IDS = 20_000
 rows of Criteo the AUC of DeepFM fell by 0.002 to 0.006)."""
 RANGES = 32
 """Ids of a number that has too many values for each to have one."""
+ODD = 0.1
+"""Texts that are no numbers, as a share of the values of a column that seems to hold numbers."""
 LONG_TAIL = 20
 """Numbers up to so many times their mean, whatever their signs, count by their logarithm."""
 _CHUNKS = 2
@@ -137,12 +140,19 @@ def _entry(name: str, column: pa.Array) -> SparseFeature | DenseFeature | Sequen
     if pa.types.is_null(kind) or pa.types.is_timestamp(kind) or pa.types.is_struct(kind):
         return None
     tokens = [token_of(value) for value in distinct(column)[0]]
-    known = {token for token in tokens if token is not None}
+    known = {token for token in tokens if token is not None and token.lower() != "nan"}
     if len(known) < 2:
         return None
-    if not (is_text := pa.types.is_string(kind) or pa.types.is_large_string(kind)) or all(
-        _is_number(token) for token in known
-    ):
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    others = [token for token in known if not _is_number(token)] if is_text else []
+    if len(known) > FEW_VALUES and 0 < len(others) <= ODD * len(known):
+        warnings.warn(
+            f"{name} is taken for a category: of its {len(known):,} values all are numbers but"
+            f" {', '.join(map(repr, sorted(others)[:3]))}; empty such cells to have it as a"
+            " number",
+            stacklevel=4,
+        )
+    if not others:
         numbers = numbers_of(column, name)
         numbers = numbers[~np.isnan(numbers)]
         is_whole = not (numbers % 1).any()

@@ -251,6 +251,11 @@ class ModelEngine(nn.Module):
         elif isinstance(self.module, PretrainedLogits):
             self.module.bind(spec)
         elif not self._is_foreign:
+            if spec.features is not None:
+                raise ConfigError(
+                    f"{self.architecture} does not take the rows of a table",
+                    fix="use a model of tables, such as deepfm, or your own `TableModel`",
+                )
             if "inputs" in spec.fields:
                 self._check_input(spec.fields["inputs"].shape)
             bind_text(self.module, spec)

@@ -150,6 +150,12 @@ def test_overrides_are_yaml_and_reported_as_changes(write):
     ]
 
 
+def test_a_change_of_what_the_file_does_not_say_names_the_default(write):
+    text = "data: {format: table, train: a.csv}\nmodel: {architecture: fm}\n"
+    loaded = read_config(write(text), ["data.ignore=[user]"])
+    assert [str(change) for change in loaded.changes] == ["data.ignore: [] -> ['user']"]
+
+
 @pytest.mark.parametrize(
     ("override", "code", "column", "says"),
     [

@@ -347,3 +347,12 @@ def test_features_can_be_taken_out():
     assert list(spec.dense) == ["range"]
     with pytest.raises(ConfigError, match="no feature 'users'"):
         spec.without("users")
+
+
+def test_numbers_with_a_few_texts_among_them_are_named():
+    prices = [f"{n / 8}" for n in range(80)]
+    table = {"price": [*prices, "NaN", ""], "click": [0, 1] * 41}
+    assert list(infer_features(source(table)).dense) == ["price"]
+    table["price"][0] = "N/A"
+    with pytest.warns(UserWarning, match=r"of its 80 values all are numbers but 'N/A'"):
+        assert list(infer_features(source(table)).sparse) == ["price"]

@@ -177,6 +177,8 @@ def test_other_data_are_refused(data):
         Trainer(ModelEngine("fm"), data, other)
     with pytest.raises(ConfigError, match="not trained on a table"):
         Scorer(ModelEngine("resnet20", num_classes=2))
+    with pytest.raises(ConfigError, match="resnet20 does not take the rows of a table"):
+        ModelEngine("resnet20").bind(data.spec)
 
 
 class TwoLabels(TableModel):

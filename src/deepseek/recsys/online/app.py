@@ -29,7 +29,7 @@ from deepseek.deploy.service.protection import Limits, Protection
 from deepseek.deploy.service.question import aside, parse_json
 from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.tokens import hash_token
-from deepseek.errors import DataError, DeepSeekError
+from deepseek.errors import CommunicationError, DataError, DeepSeekError
 from deepseek.recsys.online.event_log import Entry, EventLog, LogFullError, Receipt
 from deepseek.recsys.online.events import EventReader, tick_entry
 from deepseek.recsys.online.learner_process import read_status
@@ -42,7 +42,7 @@ from deepseek.version import __version__
 LOG = logging.getLogger("deepseek.online")
 REFRESH_S = 0.05
 WAITING_TICK_S = 1.0
-TRIM_S = 60.0
+TRIM_S, SAY_AGAIN_S = 60.0, 60.0
 MANY_EVENTS = 64
 """Of a request: so many are checked in a thread, since it takes half a millisecond."""
 
@@ -79,6 +79,7 @@ class State:
     async def look_after(self) -> None:
         """Ask for updates, take new versions, and forget what is old, until cancelled."""
         tick_s = seconds(self.settings.learner.tick)
+        said, said_at = "", 0.0
         while True:
             await asyncio.sleep(REFRESH_S)
             try:
@@ -90,7 +91,9 @@ class State:
                     self._trimmed_at = time.monotonic()
                     await asyncio.to_thread(self._trim)
             except Exception as error:  # a log that does not answer for a while, most likely
-                LOG.warning("%s", error)
+                if str(error) != said or time.monotonic() >= said_at + SAY_AGAIN_S:
+                    LOG.warning("%s", error)
+                    said, said_at = str(error), time.monotonic()
 
     async def _tick(self) -> None:
         """Ask for an update, where there is something to learn from or time has to pass."""
@@ -113,7 +116,8 @@ class State:
         """Return receipts of events, when the disk has them.
 
         Raises:
-            Refusal: 422, one is no event; 429, too many wait; nothing was taken.
+            Refusal: 422, one is no event; 429, too many wait; 503, the log does not answer, and
+                they may have been taken or not.
         """
         if len(contents) < MANY_EVENTS:
             entries = self._entries(contents, client)
@@ -123,7 +127,13 @@ class State:
             done = self.log.submit(entries)
         except LogFullError as error:
             raise Refusal(429, error.message, fix=error.fix or "", retry_after_s=1) from None
-        receipts = await asyncio.wrap_future(done)
+        try:
+            receipts = await asyncio.wrap_future(done)
+        except CommunicationError:
+            raise Refusal(
+                503, "the log does not answer", fix="send them again: what was taken counts once",
+                retry_after_s=1,
+            ) from None  # fmt: skip
         self.end = max([self.end, *(each.offset + 1 for each in receipts)])
         return receipts
 

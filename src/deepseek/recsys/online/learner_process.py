@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from deepseek.checkpoint import CheckpointStore
-from deepseek.errors import CheckpointError, ConfigError
+from deepseek.errors import CheckpointError, CommunicationError, ConfigError
 from deepseek.recsys.online.event_log import EventLog, open_log
 from deepseek.recsys.online.gate import Gate, Holdout, Verdict
 from deepseek.recsys.online.learner import Cuts, Learner
@@ -29,6 +29,8 @@ LOG = logging.getLogger("deepseek.online")
 STATUS = "status.json"
 IDLE_S = 0.02
 STATUS_S = 0.5
+AWAY_S = 0.25
+"""Between two looks at a log that does not answer."""
 NUM_POINTS = 600
 """Of the history that the dashboard draws."""
 
@@ -177,20 +179,30 @@ class _Loop:
             self._save: seconds(timing.checkpoint_every),
         }
         due[self._save] += every[self._save]
+        is_away = False
         while not stops():
-            cut = cuts.take()
-            if cut is not None:
-                self._learner.learn(cut)
-            now = time.monotonic()
-            for what, at in due.items():
-                if now >= at:
-                    what()
-                    due[what] = time.monotonic() + every[what]
+            try:
+                cut = cuts.take()
+                if cut is not None:
+                    self._learner.learn(cut)
+                now = time.monotonic()
+                for what, at in due.items():
+                    if now >= at:
+                        what()
+                        due[what] = time.monotonic() + every[what]
+            except CommunicationError as error:  # what was learnt stays as it is
+                if not is_away:
+                    LOG.warning("the learner waits: %s", error.message)
+                is_away, cut = True, None
+                time.sleep(AWAY_S)
+            else:
+                is_away = False
             if cut is None:
                 time.sleep(IDLE_S)
         self._save()
         self._publish()
-        self._write_status()
+        with suppress(CommunicationError):
+            self._write_status()
 
     def _publish(self) -> None:
         version = self._publisher.offer()

@@ -12,6 +12,8 @@ would acknowledge what a power cut can take, and is refused.
 
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from deepseek.errors import CommunicationError, ConfigError
@@ -61,7 +63,8 @@ class RedisLog(QueuedLog):
         max_waiting: entries that may wait for the server.
 
     Raises:
-        ConfigError: the server does not flush every write, or is not there.
+        ConfigError: the server does not flush every write.
+        CommunicationError: it is not there.
     """
 
     def __init__(self, url: str, stream: str, max_waiting: int = 50_000) -> None:
@@ -69,10 +72,8 @@ class RedisLog(QueuedLog):
         self._redis: Any = import_extra("redis", "redis")
         self._db = self._redis.Redis.from_url(url, health_check_interval=10)
         self._names = [stream, f"{stream}:keys", f"{stream}:state"]
-        try:
+        with self._answers():
             settings = self._db.config_get("append*")
-        except self._redis.RedisError as error:
-            raise ConfigError(f"log.url={url}: {error}", fix="start the server first") from error
         if settings.get("appendonly") != "yes" or settings.get("appendfsync") != "always":
             raise ConfigError(
                 f"the server at {url} does not flush every write before it answers",
@@ -80,11 +81,21 @@ class RedisLog(QueuedLog):
             )
         self.begin()
 
+    @contextmanager
+    def _answers(self) -> Iterator[None]:
+        try:
+            yield
+        except self._redis.RedisError as error:
+            raise CommunicationError(
+                f"the Redis server of the log: {error}", fix="start it, or look at log.url"
+            ) from error
+
     def add(self, entries: list[Entry]) -> list[Receipt]:
         """Write entries; see `QueuedLog`."""
         receipts: list[Receipt] = []
-        for start in range(0, len(entries), MAX_GROUP):
-            receipts += self._add_group(entries[start : start + MAX_GROUP])
+        with self._answers():
+            for start in range(0, len(entries), MAX_GROUP):
+                receipts += self._add_group(entries[start : start + MAX_GROUP])
         return receipts
 
     def _add_group(self, entries: list[Entry]) -> list[Receipt]:
@@ -121,7 +132,8 @@ class RedisLog(QueuedLog):
 
     def read(self, start: int, limit: int) -> list[Record]:
         """Return records; see `EventLog`."""
-        found = self._db.xrange(self._names[0], min=f"{start + 1}-0", count=limit)
+        with self._answers():
+            found = self._db.xrange(self._names[0], min=f"{start + 1}-0", count=limit)
         records = []
         for name, fields in found:
             offset, moment = int(name.partition(b"-")[0]) - 1, struct.unpack("<d", fields[b"t"])[0]
@@ -131,12 +143,17 @@ class RedisLog(QueuedLog):
 
     def span(self) -> tuple[int, int]:
         """Return the first offset, and that of the next entry."""
-        end = int(self._db.hget(self._names[2], "next") or 0)
+        with self._answers():
+            end = int(self._db.hget(self._names[2], "next") or 0)
         first = self.read(0, 1)
         return (first[0].offset if first else end), end
 
     def trim(self, before: int, older_than: float) -> int:
         """Forget records; see `EventLog`."""
+        with self._answers():
+            return self._trim(before, older_than)
+
+    def _trim(self, before: int, older_than: float) -> int:
         first, end = self.span()
         cut = first
         keys = []

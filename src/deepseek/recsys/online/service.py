@@ -25,6 +25,13 @@ from deepseek.deploy.service.server import (
     tokens_for,
     url_of,
 )
+from deepseek.errors import (
+    CheckpointError,
+    CommunicationError,
+    ConfigError,
+    DataError,
+    DeepSeekError,
+)
 from deepseek.launch.worker import die_with_agent
 from deepseek.recsys.online.app import make_app
 from deepseek.recsys.online.event_log import open_log
@@ -38,6 +45,10 @@ ENDS = (signal.SIGTERM, signal.SIGINT)
 STABLE_S = 30.0
 """A process that ran for so long may be made again at once."""
 MAX_FAILURES = 5
+FINAL = (ConfigError.exit_code, DataError.exit_code, CheckpointError.exit_code)
+"""What a process that is made again would end with, too."""
+AWAY, AWAY_S = 69, 1.0
+"""Exit code of a process whose log did not answer when it began; how long it is waited with."""
 SWITCH_S = 0.0005
 """What a thread that reads a new version may hold a request up for, at a time."""
 LEARNER_NICE = 5
@@ -109,6 +120,7 @@ class _Job:
     run: Callable[[], None]
     pid: int = 0
     began: float = 0.0
+    starts: int = 0
     failures: int = 0
 
 
@@ -123,7 +135,11 @@ class Watch:
         self._jobs = {name: _Job(run) for name, run in jobs.items()}
 
     def run(self) -> int:
-        """Return 0 after a signal, 1 when a process failed again and again."""
+        """Return 0 after a signal, 1 when a process failed again and again.
+
+        A process that cannot begin, as settings, data or a checkpoint do not fit, is not made
+        again: its exit code is returned.
+        """
         before = {number: signal.signal(number, _nothing) for number in ENDS}
         signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDS, signal.SIGCHLD})
         try:
@@ -141,8 +157,18 @@ class Watch:
             if signal.sigwait({*ENDS, signal.SIGCHLD}) in ENDS:
                 return 0
             for name, job in self._jobs.items():
-                if job.pid and os.waitpid(job.pid, os.WNOHANG)[0]:
+                if not job.pid:
+                    continue
+                pid, status = os.waitpid(job.pid, os.WNOHANG)
+                if pid:
                     job.pid = 0
+                    code = os.waitstatus_to_exitcode(status)
+                    if job.starts == 1 and code in FINAL:
+                        return code
+                    if code == AWAY:
+                        time.sleep(AWAY_S)
+                        self._begin(name)
+                        continue
                     lasted = time.monotonic() - job.began
                     job.failures = 1 if lasted > STABLE_S else job.failures + 1
                     if job.failures >= MAX_FAILURES:
@@ -154,6 +180,7 @@ class Watch:
 
     def _begin(self, name: str) -> None:
         job = self._jobs[name]
+        job.starts += 1
         job.began, job.pid = time.monotonic(), os.fork()
         if job.pid == 0:
             _be_child(name, job.run)
@@ -176,6 +203,12 @@ def _be_child(name: str, run: Callable[[], None]) -> None:
         die_with_agent(None)
         run()
         code = 0
+    except CommunicationError as error:
+        LOG.warning("the process that %s waits: %s", name, error.message)
+        code = AWAY
+    except DeepSeekError as error:
+        LOG.error("the process that %s failed: %s", name, error)
+        code = error.exit_code
     except Exception:
         LOG.exception("the process that %s failed", name)
     finally:

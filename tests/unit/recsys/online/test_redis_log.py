@@ -5,7 +5,7 @@ import time
 import pytest
 from tests.unit.recsys.online.redis_server import Server
 
-from deepseek.errors import ConfigError
+from deepseek.errors import CommunicationError, ConfigError
 from deepseek.recsys.online.event_log import LogDamagedError
 
 redis = pytest.importorskip("redis", reason="pip install 'deepseek-framework[redis]'")
@@ -51,7 +51,7 @@ def test_a_server_that_is_killed_loses_nothing_that_was_acknowledged(server):
             try:
                 acknowledged[name] = write(log, [name])[0].offset
                 n += 1  # else the same id again
-            except redis.RedisError:
+            except CommunicationError:
                 time.sleep(0.02)
         log.close()
 

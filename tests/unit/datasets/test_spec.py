@@ -40,7 +40,13 @@ def test_how_a_table_was_read_is_kept_where_its_files_do_not_say_it():
     stored = json.loads(json.dumps(spec.to_json()))
     assert stored["reading"] == {"column_names": ["user", "click"], "delimiter": ";"}
     assert DataSpec.from_json(stored) == spec
-    for wrong in ({"layout": "critoe"}, {"columns": []}, {"column_names": [1]}, 3, {"delimiter": 1}):
+    for wrong in (
+        {"layout": "critoe"},
+        {"columns": []},
+        {"column_names": [1]},
+        3,
+        {"delimiter": 1},
+    ):
         with pytest.raises(CheckpointError, match="data spec is malformed"):
             DataSpec.from_json({**stored, "reading": wrong})
 

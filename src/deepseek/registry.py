@@ -9,6 +9,7 @@ entry point is a function without arguments that registers what it brings.
 import importlib
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
@@ -46,12 +47,10 @@ def import_extra(module: str, extra: str):
     Raises:
         MissingExtraError: if it is not installed; names the extra that brings it.
     """
-    level = logging.root.manager.disable
-    is_new = module not in sys.modules
-    if is_new:
-        logging.disable(max(level, logging.WARNING))
+    if module in sys.modules:
+        return sys.modules[module]
     try:
-        with warnings.catch_warnings():
+        with _QUIET, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
     except ImportError as error:
@@ -59,9 +58,29 @@ def import_extra(module: str, extra: str):
             f"{module} is not installed (or does not import: {error})",
             fix=f"pip install 'deepseek-framework[{extra}]'",
         ) from error
-    finally:
-        if is_new:
-            logging.disable(level)
+
+
+class _Quiet:
+    """Keeps warnings from the logs, as long as any thread is inside."""
+
+    def __init__(self) -> None:
+        self._lock, self._num_inside, self._before = threading.Lock(), 0, logging.NOTSET
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_inside == 0:
+                self._before = logging.root.manager.disable
+                logging.disable(max(self._before, logging.WARNING))
+            self._num_inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0:
+                logging.disable(self._before)
+
+
+_QUIET = _Quiet()
 
 
 class Registry(Generic[T]):

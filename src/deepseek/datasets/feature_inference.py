@@ -145,7 +145,8 @@ def _entry(name: str, column: pa.Array) -> SparseFeature | DenseFeature | Sequen
         return None
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     others = [token for token in known if not _is_number(token)] if is_text else []
-    if len(known) > FEW_VALUES and 0 < len(others) <= ODD * len(known):
+    is_id = name.lower() == "id" or name.lower().endswith("_id")
+    if not is_id and len(known) > FEW_VALUES and 0 < len(others) <= ODD * len(known):
         warnings.warn(
             f"{name} is taken for a category: of its {len(known):,} values all are numbers but"
             f" {', '.join(map(repr, sorted(others)[:3]))}; empty such cells to have it as a"
@@ -156,7 +157,6 @@ def _entry(name: str, column: pa.Array) -> SparseFeature | DenseFeature | Sequen
         numbers = numbers_of(column, name)
         numbers = numbers[~np.isnan(numbers)]
         is_whole = not (numbers % 1).any()
-        is_id = name.lower() == "id" or name.lower().endswith("_id")
         if not (is_id or (is_whole and len(known) <= FEW_VALUES)):
             return _numbers_entry(numbers)
     elif is_text and sum("|" in token for token in known) * 2 > len(known):

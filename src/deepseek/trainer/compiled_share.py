@@ -78,7 +78,9 @@ def tell_kept(
     )  # fmt: skip
     trainer.recorder.console.line(text)
     if kept > SLACK * allowed:
-        trainer.warn(f"{text}. Set a smaller budget, memory=full, or graph=dynamic")
+        is_full = trainer.assembly.step.graph.memory.name == "full"
+        ways = "graph=dynamic" if is_full else "a smaller budget, memory=full, or graph=dynamic"
+        trainer.warn(f"{text}. Set {ways}")
 
 
 def _count(trainer: "Trainer", loss: Tensor, batch: Batch) -> int:

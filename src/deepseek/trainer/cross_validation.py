@@ -97,8 +97,13 @@ class CrossValidation:
 
 
 def spread_of(metrics: Mapping[int, dict[str, float]], name: str) -> tuple[float, float]:
-    """Return mean and standard deviation of a metric over folds; the latter 0 of one."""
+    """Return mean and standard deviation of a metric over folds; the latter 0 of one.
+
+    Both are NaN where a fold has no finite figure.
+    """
     values = [each[name] for each in metrics.values()]
+    if not all(map(math.isfinite, values)):
+        return math.nan, math.nan
     return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
 

@@ -347,6 +347,8 @@ def announce_footprint(trainer: "Trainer") -> None:
     # a process that has had more before says nothing of this run by its peak
     is_host = trainer.device.type == "cpu"
     if not world.any(is_host and peak_memory_bytes(trainer.device) >= footprint.peak):
+        if trainer.device.type == "cuda":  # what was tried before the first step is not the run's
+            torch.cuda.reset_peak_memory_stats(trainer.device)
         trainer.checks_memory_at = _choose_step(trainer)
     total = total_memory_bytes(trainer.device)
     most, rank = max((peak, rank) for rank, (peak, _) in enumerate(found))

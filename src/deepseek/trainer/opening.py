@@ -138,7 +138,8 @@ def _check_shared(trainer: "Trainer") -> None:
 
 
 def _nothing_left(step: int, max_steps: int | None) -> str:
-    done = f"{step} of {max_steps} steps are taken" if max_steps else "its time is used up"
+    is_done = max_steps is not None and step >= max_steps
+    done = f"{step} of {max_steps} steps are taken" if is_done else "its time is used up"
     return f"nothing is left to train: {done}; more: trainer.epochs, max_steps or time_budget"
 
 

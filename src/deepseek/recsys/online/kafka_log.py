@@ -107,7 +107,7 @@ class KafkaLog(QueuedLog):
         try:
             found = self._reader.list_topics(self._topic, timeout=TIMEOUT_S).topics[self._topic]
         except self._kafka.KafkaException as error:
-            raise ConfigError(
+            raise CommunicationError(
                 f"log.url={servers}: {error}", fix="start the servers first"
             ) from error
         if found.error is not None or len(found.partitions) != 1:
@@ -124,7 +124,15 @@ class KafkaLog(QueuedLog):
         return self._kafka.TopicPartition(self._topic, 0, offset)
 
     def _watermarks(self) -> tuple[int, int]:
-        return self._reader.get_watermark_offsets(self._partition(), timeout=TIMEOUT_S)
+        try:
+            found = self._reader.get_watermark_offsets(self._partition(), timeout=TIMEOUT_S)
+        except self._kafka.KafkaException as error:
+            raise CommunicationError(f"Kafka: {error}", fix="look at its servers") from error
+        if found is None:
+            raise CommunicationError(
+                f"Kafka: no answer in {TIMEOUT_S:g} s", fix="look at its servers"
+            )
+        return found
 
     def _assign(self, consumer: Any, offset: int) -> None:
         consumer.assign([self._partition(offset)])

@@ -163,13 +163,14 @@ class Watch:
                 if pid:
                     job.pid = 0
                     code = os.waitstatus_to_exitcode(status)
-                    if job.starts == 1 and code in FINAL:
+                    lasted = time.monotonic() - job.began
+                    if job.starts == 1 and code in FINAL and lasted <= STABLE_S:
                         return code
                     if code == AWAY:
+                        job.starts = 0  # it has only waited
                         time.sleep(AWAY_S)
                         self._begin(name)
                         continue
-                    lasted = time.monotonic() - job.began
                     job.failures = 1 if lasted > STABLE_S else job.failures + 1
                     if job.failures >= MAX_FAILURES:
                         LOG.error("the process that %s failed %d times", name, job.failures)

@@ -1,7 +1,9 @@
 """`deepseek train` and `evaluate` on volumes, and the examples."""
 
 import json
+import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from deepseek.cli.main import run
 from deepseek.config import load_config
 from deepseek.datasets import read_volume
+from deepseek.trainer.cross_validation import figures_of, table_of
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "medical").glob("*.yaml"))
 SCANS = """\
@@ -112,6 +115,34 @@ def test_folds_of_patients_with_a_share_that_chooses_the_model(scans, capsys):
     assert json.loads(Path("runs/scans-folds-1/folds.json").read_text())["run"] == [2]
     assert run([*again, "--fold", "4"]) == 2
     assert "fold 4 of 4" in capsys.readouterr().err
+    assert run([*again[:-3], "3", *again[-2:]]) == 2
+    assert "holds results with folds=4, not 3" in capsys.readouterr().err
+
+
+def test_an_interrupted_fold_is_gone_on_with(scans, capsys):
+    settings = ["data.patches_per_volume=1", "data.val=null", "trainer.checkpoint_every=epoch"]
+    command = ["train", "a.yaml", *settings, "--folds", "4", "--fold", "1", "--run-dir", "cv"]
+    assert run([*command, "trainer.epochs=1"]) == 0
+    Path("cv/fold_1/fold.json").unlink()  # as it is before the last of it
+    capsys.readouterr()
+    assert run([*command, "trainer.epochs=2"]) == 0
+    lines = [json.loads(line) for line in Path("cv/fold_1/metrics.jsonl").read_text().splitlines()]
+    assert [each["epoch"] for each in lines if each["kind"] == "epoch"] == [1, 2]
+    Path("cv/fold_1/fold.json").unlink()
+    assert run([*command, "trainer.epochs=2"]) == 0  # nothing is left but the test
+    shutil.rmtree("cv/fold_1/checkpoints")
+    Path("cv/fold_1/fold.json").unlink()
+    assert run([*command, "trainer.epochs=1"]) == 0  # nothing to go on with
+
+
+def test_a_figure_that_a_fold_lacks_is_none_over_all():
+    found = figures_of({0: {"auc": math.nan, "loss": 1.0}, 1: {"auc": 0.5, "loss": 2.0}})
+    assert found["mean"] == {"auc": None, "loss": 1.5}
+    assert found["metrics"]["0"]["auc"] is None
+    assert "nan" in table_of({0: {"auc": math.nan}, 1: {"auc": 0.5}})[1]
+
+
+def test_folds_refuse_validation_data_of_their_own(scans, capsys):
     assert run(["train", "a.yaml", "--folds", "2", "data.val=others"]) == 2
     assert "set data.val to a share" in capsys.readouterr().err
 

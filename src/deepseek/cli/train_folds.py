@@ -1,7 +1,10 @@
 """`deepseek train --folds`: a configuration -> a run for each fold, and their mean."""
 
+import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from deepseek.cli.build_run import build_data, trainer_of
 from deepseek.cli.build_text import AUTO_VAL_SHARE
@@ -26,6 +29,7 @@ from deepseek.trainer.patient_folds import (
     describe_patient_folds,
 )
 from deepseek.trainer.run_folder import RunFolder
+from deepseek.trainer.trainer import Trainer
 
 
 def train_folds(
@@ -55,12 +59,9 @@ def train_folds(
     data: Foldable = build_data(alone, config.seed)[0]  # pyright: ignore[reportAssignmentType]
     folder = _folder_of(config, run_dir)
 
-    def make(train: Foldable, held_back: Foldable | None, place: Path):
-        return trainer_of(config, train, held_back, place)
-
     folds = choose_folds(data, num_folds, config.seed, keeps_together=together)
     result = cross_validate(
-        make, data, folds, folder, only=only or None, val_share=share,
+        partial(_trainer_of_fold, config), data, folds, folder, only=only or None, val_share=share,
         seed=config.seed,
     )  # fmt: skip
     print(describe_folds(result, data if isinstance(data, TextDataset) else None))
@@ -89,11 +90,21 @@ def _train_patients(
     whole: PatientData = build_data(alone, config.seed)[0]  # pyright: ignore[reportAssignmentType]
     folder = _folder_of(config, run_dir)
     metrics = cross_validate_patients(
-        lambda train, held_back, place: trainer_of(config, train, held_back, place), whole,
-        num_folds, folder, only=only or None, val_share=share, seed=config.seed,
+        partial(_trainer_of_fold, config), whole, num_folds, folder, only=only or None,
+        val_share=share, seed=config.seed,
     )  # fmt: skip
     print(describe_patient_folds(metrics, num_folds, share))
     print(folder / "folds.json")
+
+
+def _trainer_of_fold(
+    config: RunConfig, train: Any, held_back: Any, place: Path
+) -> Trainer:  # fmt: skip
+    """Return the trainer of a fold, which goes on where an interrupted one has saved."""
+    has_saved = any((place / "checkpoints").glob("step_*"))
+    if not has_saved:
+        shutil.rmtree(place, ignore_errors=True)  # it ended before it had anything to go on with
+    return trainer_of(config, train, held_back, place, place if has_saved else None)
 
 
 def _held_back(val: float | str | None, num_folds: int) -> float:

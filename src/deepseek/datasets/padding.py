@@ -3,6 +3,7 @@
 Shapes: B batch, T tokens.
 """
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,9 +24,10 @@ Frame = tuple[tuple[int, ...], tuple[int, ...]]
 def fits_closely() -> bool:
     """Return whether short batches of this machine should be hardly wider than their longest row.
 
-    To be asked before worker processes are forked: they cannot look for a GPU.
+    To be asked before worker processes are forked: they cannot look for a GPU. Of several
+    processes some may divide a row's tokens between them, into equal parts.
     """
-    return not torch.cuda.is_available()
+    return not torch.cuda.is_available() and os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def put_in_frame(tokens: np.ndarray, frame: Frame, fill: int | None = None) -> np.ndarray:

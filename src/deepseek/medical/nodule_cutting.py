@@ -131,7 +131,7 @@ def _cut_all(
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Return the arrays that `read_nodule_cubes` takes."""
     said = None if candidates is None else read_marks(candidates, "class")
-    cubes, names, others, num_shared, num_lungless = [], [], [], 0, 0
+    cubes, names, others, num_shared, num_short = [], [], [], 0, 0
     report = SlowReport("cutting cubes of nodules", "cut cubes of nodules", "scans")
     for number, (scan, first) in enumerate(zip(scans, patients_of(scans, root), strict=True)):
         report.note(number)
@@ -148,15 +148,17 @@ def _cut_all(
         cubes += [cube for cube in found if cube is not None]
         names += [f"{of_patient}_{at}" for at, cube in enumerate(found) if cube is not None]
         if has_negatives:
-            if said is None:
-                places = cutter.lung_places(number)
-                num_lungless += not len(places)
-            else:
-                places = _shuffled(said[scan.name], number)
-            others += [(of_patient, shades) for shades in cutter.negatives(places)]
+            is_random = said is None
+            places = cutter.lung_places(number) if is_random else _shuffled(said[scan.name], number)
+            negatives = cutter.negatives(places)
+            num_short += is_random and len(negatives) < settings.negatives_per_scan
+            others += [(of_patient, shades) for shades in negatives]
     report.end(len(scans))
-    if num_lungless:
-        sys.stderr.write(f"{num_lungless} scans give no negative cubes: no lungs are found there\n")
+    if num_short:
+        sys.stderr.write(
+            f"{num_short} scans give fewer negative cubes than {settings.negatives_per_scan}: no"
+            " lungs are found there, or findings reach into all that were tried\n"
+        )
     if num_shared:
         sys.stderr.write(f"{num_shared} findings are left out: others reach into their cubes\n")
     if not cubes:

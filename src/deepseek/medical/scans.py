@@ -83,10 +83,13 @@ def patients_of(scans: Sequence[Scan], root: Path) -> list[str]:
     """
     said = [patient_key_of(scan.image) for scan in scans]
     is_for_all = len(set(said)) == 1
+    tops = [_top(scan, root) for scan in scans]
+    if len(set(tops)) == 1 and not any(scan.image.is_dir() for scan in scans):
+        tops = [str(scan.image) for scan in scans]  # one folder of all files tells no patients
     first: dict[str, str] = {}
     keys = [
-        f"id {key}" if key is not None and not is_for_all else f"folder {_top(scan, root)}"
-        for scan, key in zip(scans, said, strict=True)
+        f"id {key}" if key is not None and not is_for_all else f"folder {top}"
+        for top, key in zip(tops, said, strict=True)
     ]
     return [first.setdefault(key, scan.name) for key, scan in zip(keys, scans, strict=True)]
 

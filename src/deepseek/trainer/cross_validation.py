@@ -33,6 +33,7 @@ Foldable = TextDataset | ImageDataset
 MakeTrainer = Callable[[Foldable, Foldable | None, Path], Trainer]
 """(training data, held-back data, run folder) -> the trainer of a fold."""
 METRICS_FILE, SAMPLES_FILE = "fold.json", "fold.safetensors"
+FOLDS_FILE = "folds.json"
 """Of a fold; the first says that it is finished."""
 _SHOWN = 10
 
@@ -173,6 +174,26 @@ def folds_to_run(num_folds: int, only: Sequence[int] | None) -> Sequence[int]:
     return wanted
 
 
+def keep_protocol(folder: Path, **protocol: Any) -> None:
+    """Note by which folds a folder's results are, before the first is there.
+
+    Raises:
+        ConfigError: it holds results by others, which would be mixed with these.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / FOLDS_FILE
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    for name, value in protocol.items():
+        if name in known and known[name] != value:
+            raise ConfigError(
+                f"{folder} holds results with {name}={known[name]}, not {value}",
+                fix="choose another run_dir, or the settings of before",
+            )
+    if not known:
+        with replacing(file) as draft:
+            draft.write_text(json.dumps(protocol) + "\n")
+
+
 def cross_validate(
     make_trainer: MakeTrainer,
     data: Foldable,
@@ -195,10 +216,13 @@ def cross_validate(
         seed: of what is held back.
 
     Raises:
-        ConfigError: there is no such fold.
+        ConfigError: there is no such fold, or the folder is of other folds.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    keep_protocol(
+        folder, folds=folds.num_folds, val_share=val_share, keeps_together=folds.keeps_together,
+        seed=seed,
+    )  # fmt: skip
     metrics, samples = {}, []
     for fold in folds_to_run(folds.num_folds, only):
         place = folder / f"fold_{fold}"
@@ -210,8 +234,8 @@ def cross_validate(
     result = CrossValidation(metrics, folds, val_share, folder)
     joined = {name: torch.cat([each[name] for each in samples]) for name in samples[0]}
     save_file(joined, folder / "predictions.safetensors")
-    with replacing(folder / "folds.json") as draft:
-        draft.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+    with replacing(folder / FOLDS_FILE) as draft:
+        draft.write_text(json.dumps(result.to_json() | {"seed": seed}, indent=1) + "\n")
     return result
 
 

@@ -12,10 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from deepseek.trainer.cross_validation import (
+    FOLDS_FILE,
     METRICS_FILE,
     figures_of,
     fit_and_test,
     folds_to_run,
+    keep_protocol,
     table_of,
 )
 from deepseek.trainer.trainer import Trainer
@@ -57,10 +59,10 @@ def cross_validate_patients(
         The metrics of each fold that was run, by its number.
 
     Raises:
-        ConfigError: there is no such fold, or fewer patients than folds.
+        ConfigError: there is no such fold, fewer patients than folds, or the folder is of others.
     """
     folder, metrics = Path(folder), {}
-    folder.mkdir(parents=True, exist_ok=True)
+    keep_protocol(folder, folds=num_folds, val_share=val_share, seed=seed)
     for fold in folds_to_run(num_folds, only):
         place = folder / f"fold_{fold}"
         if not (place / METRICS_FILE).is_file():
@@ -70,8 +72,8 @@ def cross_validate_patients(
             trainer = make_trainer(train, held_back, place)
             fit_and_test(trainer, test, np.arange(len(test)), place)
         metrics[fold] = json.loads((place / METRICS_FILE).read_text())
-    found = {"folds": num_folds, "run": sorted(metrics), "val_share": val_share}
-    with replacing(folder / "folds.json") as draft:
+    found = {"folds": num_folds, "run": sorted(metrics), "val_share": val_share, "seed": seed}
+    with replacing(folder / FOLDS_FILE) as draft:
         draft.write_text(json.dumps(found | figures_of(metrics), indent=1) + "\n")
     return metrics
 

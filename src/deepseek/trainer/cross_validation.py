@@ -218,13 +218,13 @@ def cross_validate(
     Raises:
         ConfigError: there is no such fold, or the folder is of other folds.
     """
-    folder = Path(folder)
+    folder, wanted = Path(folder), folds_to_run(folds.num_folds, only)
     keep_protocol(
         folder, folds=folds.num_folds, val_share=val_share, keeps_together=folds.keeps_together,
         seed=seed,
     )  # fmt: skip
     metrics, samples = {}, []
-    for fold in folds_to_run(folds.num_folds, only):
+    for fold in wanted:
         place = folder / f"fold_{fold}"
         known = place / METRICS_FILE
         if not known.is_file():

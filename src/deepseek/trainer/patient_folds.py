@@ -61,9 +61,9 @@ def cross_validate_patients(
     Raises:
         ConfigError: there is no such fold, fewer patients than folds, or the folder is of others.
     """
-    folder, metrics = Path(folder), {}
+    folder, wanted, metrics = Path(folder), folds_to_run(num_folds, only), {}
     keep_protocol(folder, folds=num_folds, val_share=val_share, seed=seed)
-    for fold in folds_to_run(num_folds, only):
+    for fold in wanted:
         place = folder / f"fold_{fold}"
         if not (place / METRICS_FILE).is_file():
             (train, test), held_back = data.split_fold(fold, num_folds), None

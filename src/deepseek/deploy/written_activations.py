@@ -23,7 +23,9 @@ from deepseek.deploy.written_attention import inputs_of
 
 TOLERANCE = 1e-6
 """Largest difference, as a share of the output or absolute where that is below 1."""
-REACH, NUM_POINTS = 12.0, 2400
+RANGES = ((12.0, 2200), (350.0, 200))
+"""Reach and number of points: near, and far for limits such as `clamp(max=20)`. No further: squares
+of `exp(x)`, as in some forms of Mish, are finite in float64 up to 354."""
 KERNELS: Mapping[str, nn.Module] = {
     "SiLU": nn.SiLU(), "GELU": nn.GELU(), "GELU tanh": nn.GELU("tanh"),
     "Hardswish": nn.Hardswish(), "Hardsigmoid": nn.Hardsigmoid(), "Mish": nn.Mish(),
@@ -52,6 +54,8 @@ def fuse_written_activations(module: nn.Module, inputs: Tensor) -> tuple[tuple[s
     given = inputs_of(module, found, inputs)
     kernels, fused = {}, {}
     for name, part in found.items():
+        if any(name.startswith(f"{whole}.") for whole in fused):
+            continue  # it went with the module that it is a part of
         args, kwargs = given.get(name, ((), {}))
         if len(args) != 1 or kwargs or not _is_floating(args[0]):
             continue
@@ -89,11 +93,13 @@ def _is_floating(value: object) -> bool:
 
 def _kernel_of(part: nn.Module) -> str | None:
     """Return the name of the kernel that computes what a module does in several operators."""
-    line = torch.linspace(-REACH, REACH, NUM_POINTS, dtype=torch.float64).view(2, -1)
-    order = torch.randperm(NUM_POINTS, generator=torch.Generator().manual_seed(0))
+    parts = [torch.linspace(-reach, reach, n, dtype=torch.float64) for reach, n in RANGES]
+    line = torch.cat(parts).view(2, -1)
+    order = torch.randperm(line.numel(), generator=torch.Generator().manual_seed(0))
     mixed = line.flatten()[order].view(-1, 4)
     counter, given = _Counter(), (line.clone(), mixed.clone())  # which may be written into
     try:
+        part = copy.deepcopy(part)  # which may keep something of what it is given
         with torch.inference_mode():
             other = part(given[1])
             with counter:

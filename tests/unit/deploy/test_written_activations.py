@@ -48,6 +48,53 @@ class Mish(nn.Module):
         return x * torch.tanh(nn.functional.softplus(x))
 
 
+class SquaredMish(nn.Module):
+    """Without `log`: squares of `exp` are large."""
+
+    def forward(self, x):
+        square = (1 + torch.exp(x)) ** 2
+        return x * (square - 1) / (square + 1)
+
+
+class CappedReLU(nn.Module):
+    """As in models of speech: the same as torch's up to 20."""
+
+    def forward(self, x):
+        return torch.relu(x).clamp(max=20)
+
+
+class CappedSwish(nn.Module):
+    def forward(self, x):
+        return (x * torch.sigmoid(x)).clamp(max=50.0)
+
+
+class Position(nn.Module):
+    """Adds numbers that are kept from the first call on, and made anew for longer samples."""
+
+    kept = None
+
+    def forward(self, x):
+        if self.kept is None or self.kept.shape[1] < x.shape[1]:
+            self.kept = torch.arange(x.shape[1], dtype=x.dtype)[None].sin()
+        return x + self.kept[:, : x.shape[1]]
+
+
+class HardGate(nn.Module):
+    def forward(self, x):
+        return nn.functional.relu6(x + 3) / 6
+
+
+class Nested(nn.Module):
+    """As in MobileNetV3: an activation inside of another."""
+
+    def __init__(self):
+        super().__init__()
+        self.sigmoid = HardGate()
+
+    def forward(self, x):
+        return x * self.sigmoid(x)
+
+
 class Quick(nn.Module):
     """As in CLIP: torch has no kernel of it."""
 
@@ -83,7 +130,7 @@ def model_of(activation):
     ("activation", "kernel"),
     [
         (Swish, "SiLU"), (Gate, "SiLU"), (Erf, "GELU"), (Tanh, "GELU tanh"),
-        (HardSwish, "Hardswish"), (Mish, "Mish"),
+        (HardSwish, "Hardswish"), (Mish, "Mish"), (SquaredMish, "Mish"), (Nested, "Hardswish"),
     ],
 )  # fmt: skip
 def test_what_is_an_activation_is_one_kernel(activation, kernel):
@@ -93,10 +140,14 @@ def test_what_is_an_activation_is_one_kernel(activation, kernel):
     assert "1 activations fused" in found.describe()
     assert found.difference < 1e-6
     assert type(found.model[1]).__module__.startswith("torch.nn")
+    assert not list(found.model[1].children())
     assert type(module[1]) is activation  # left as it was
 
 
-@pytest.mark.parametrize("activation", [Quick, OneKernel, Softmax, Learnt, nn.SiLU])
+@pytest.mark.parametrize(
+    "activation",
+    [Quick, OneKernel, Softmax, Learnt, CappedReLU, CappedSwish, Position, nn.SiLU],
+)
 def test_what_is_something_else_or_one_kernel_stays(activation):
     module = model_of(activation())
     found = fuse(module, torch.randn(5, 8))

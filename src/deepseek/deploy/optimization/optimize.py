@@ -237,6 +237,8 @@ def _read_known(out: Path, model: str, sizes: Sequence[int]) -> dict:
         return {}
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(known["batch_size"], int):  # of a version with one size
+            known["batch_size"] = [known["batch_size"]]
         found = (known["model"], known["batch_size"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged: {error}", fix="choose another out") from error

@@ -13,7 +13,7 @@ from deepseek.deploy.optimization.material import label_names, read_rows
 from deepseek.deploy.optimization.quality import is_share
 from deepseek.deploy.pruning.prune import prune
 from deepseek.deploy.pruning.semi_structured import PATTERN
-from deepseek.deploy.quantization.draft import fold_norms
+from deepseek.deploy.quantization.draft import FUSED, fold_norms
 from deepseek.deploy.quantization.judge import COSINE
 from deepseek.deploy.quantization.quantize import Calibration, quantize
 from deepseek.deploy.quantization.result import HURTS
@@ -95,7 +95,7 @@ def prepare(
     """
     if not method:
         fused, notes = fold_norms(engine, calibration[0])
-        return fused, [], [note for note in notes if note[0].isdigit()]
+        return fused, [], [note for note in notes if note.endswith(FUSED)]
     scheme, own = method.removesuffix(MIXED), Calibration(data=list(calibration))
     if scheme == method:
         return quantize(engine, scheme, calibration=own).model, [], []

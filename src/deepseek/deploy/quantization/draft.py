@@ -16,6 +16,9 @@ from deepseek.models.joint_outputs import join_outputs
 from deepseek.models.quantization_aware import CHANGE, QuantizationAwareLayer
 from deepseek.models.quantized import make_layer
 
+FUSED = ("norms folded", "attentions fused", "activations fused")
+"""What `fold_norms` counts: ends of its notes of what was done."""
+
 
 class Draft:
     """A float model, and the quantised layers that can be put into it.
@@ -132,11 +135,8 @@ def fold_norms(engine: ModelEngine, probe: Tensor) -> tuple[ModelEngine, tuple[s
         fused, done = fuse_engine(engine, engine.prepare(probe[:2].to(engine.device)))
     except ConfigError as error:
         return engine, (f"norms are not folded: {error.message}",)
-    counts = {
-        "norms folded": len(done.folded), "attentions fused": len(done.attentions),
-        "activations fused": len(done.activations),
-    }  # fmt: skip
-    notes = [f"{count} {what}" for what, count in counts.items() if count]
+    counts = map(len, (done.folded, done.attentions, done.activations))
+    notes = [f"{count} {what}" for count, what in zip(counts, FUSED, strict=True) if count]
     return fused, (*notes, *(f"{name} is not folded: {why}" for name, why in done.kept))
 
 

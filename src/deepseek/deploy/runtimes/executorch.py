@@ -29,6 +29,9 @@ from deepseek.models import ModelEngine
 from deepseek.models.quantized import is_quantised
 from deepseek.registry import import_extra
 
+_STDERR = threading.Lock()
+"""Held while stderr is away: a second one would save what the first put there, and leave it."""
+
 
 class ExecuTorch(Runtime):
     """ExecuTorch on the CPU."""
@@ -121,12 +124,13 @@ def _set_threads(count: int) -> None:
 
 @contextmanager
 def _without_stderr() -> Iterator[None]:
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    with _STDERR:
+        sys.stderr.flush()
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)

@@ -7,7 +7,7 @@ import torch
 from deepseek.deploy import optimize
 from deepseek.deploy.artefact import load_engine
 from deepseek.deploy.optimization import candidate, search
-from deepseek.deploy.optimization.optimize import parse_budget
+from deepseek.deploy.optimization.optimize import _read_known, parse_budget
 from deepseek.deploy.optimization.process import run_trial
 from deepseek.deploy.shares import parse_tolerance
 from deepseek.errors import ConfigError, DataError
@@ -185,6 +185,14 @@ def test_a_folder_of_another_model_is_refused(engine, digits, tmp_path):
     (out / "search.json").write_text(json.dumps(known))
     with pytest.raises(ConfigError, match="holds results of another model"):
         optimize(engine, digits, out=out, shows_progress=False)
+
+
+def test_a_folder_of_a_version_with_one_batch_size_is_taken(tmp_path):
+    earlier = {"model": "a", "batch_size": 32, "data": "x", "num_samples": 3}
+    (tmp_path / "search.json").write_text(json.dumps(earlier))
+    assert _read_known(tmp_path, "a", (32,)) == {**earlier, "batch_size": [32]}
+    with pytest.raises(ConfigError, match=r"holds results of batch_size=\[32\]"):
+        _read_known(tmp_path, "a", (8, 32))
 
 
 def test_another_model_given_along_must_fit(engine, digits, tmp_path):

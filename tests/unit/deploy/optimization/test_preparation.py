@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from deepseek.deploy.optimization import preparation
 from deepseek.deploy.optimization.preparation import MIXED, Mixing, prepare
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
@@ -67,3 +68,13 @@ def test_what_is_converted_has_fewer_operators_and_that_is_said(digits):
     made, kept, fused = prepare(engine.eval(), "", [batch["inputs"]], mixing)
     assert (kept, fused) == ([], ["7 norms folded"])
     assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in made.module.modules())
+
+
+def test_a_norm_that_stays_in_a_module_with_a_number_for_a_name_is_not_said_to_be_fused(
+    monkeypatch, engine
+):
+    notes = ("2 norms folded", "1 activations fused", "1 is not folded: something else reads it")
+    monkeypatch.setattr(preparation, "fold_norms", lambda engine, probe: (engine, notes))
+    mixing = Mixing(Path("none"), "accuracy", 0.1, Path("none"))
+    _, _, fused = prepare(engine, "", [torch.zeros(2)], mixing)
+    assert fused == ["2 norms folded", "1 activations fused"]

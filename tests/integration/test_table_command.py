@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from deepseek.cli.build_run import build_evaluation_data
 from deepseek.cli.main import run
 from deepseek.config import TableDataConfig, load_config
 from deepseek.datasets import read_features
@@ -66,6 +67,20 @@ def test_a_table_from_a_file_to_its_evaluation(clicks, capsys):
     capsys.readouterr()
     assert run(["evaluate", "runs/clicks-1/model.bin", "--data", "clicks.csv", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"]["auc"] > 0.95
+
+
+def test_samples_are_evaluated_in_the_order_of_time(clicks, capsys):
+    Path("features.yaml").write_text("sparse: {user: {}, item: {}}\nlabel: {click: {}}\n")
+    assert run(["train", "a.yaml", "trainer.epochs=1"]) == 0
+    told = ["evaluate", "runs/clicks-1/model.bin", "--data", "new.csv"]
+    Path("new.csv").write_text("user,item,time,click\nu1,i1,9,1\nu1,i1,8,0\nu1,i1,7,0\n")
+    for settings, wanted in (([], [1, 0, 0]), (["time_column=time"], [0, 0, 1])):
+        data = build_evaluation_data(ModelEngine.load(told[1]), told[3], settings)
+        assert [int(data[n]["targets"]) for n in range(3)] == wanted
+        assert run([*told, *settings]) == 0
+    for name in ("", "when"):
+        assert run([*told, f"time_column={name}"]) == 3
+        assert f"{name!r} is missing" in capsys.readouterr().err
 
 
 def test_settings_that_the_model_knows_are_refused(clicks, capsys):
@@ -226,11 +241,13 @@ def test_rows_that_are_read_otherwise_than_in_training_are_predicted(capsys):
     told = ["predict", "runs/clicks-1/model.bin", "--json"]
     found = []
     capsys.readouterr()
-    for more in (["header.csv"], ["new.csv", "column_names=item, user"], ["rows.jsonl"]):
+    Path("other.csv").write_text("item,user,click\ni1,u0,0\ni2,u0,0\n")
+    ways = (["new.csv", "column_names=item, user"], ["rows.jsonl"], ["other.csv"])
+    for more in (["header.csv"], *ways):
         assert run([*told, *more]) == 0
         found.append([row["click_prob"] for row in json.loads(capsys.readouterr().out)])
     assert len(found[0]) == 3
-    assert found[1] == found[2]
+    assert found[1] == found[2] == found[3]
     assert run([*told, "new.csv"]) == 3
     assert "say column_names=NAME,NAME" in capsys.readouterr().err
     assert run([*told, "new.csv", "column_name=a,b"]) == 3
@@ -259,8 +276,9 @@ def test_a_label_in_other_words_than_the_specs_is_named(clicks, capsys):
     )
     Path("words.csv").write_text(words)
     told = ["evaluate", "runs/clicks-1/model.bin", "--data", "words.csv"]
-    assert run(told) == 3
-    assert "it has 'no', 'yes'" in capsys.readouterr().err
+    for _ in range(2):  # features that were kept say so, too
+        with pytest.warns(UserWarning, match="it has 'no', 'yes': all of them count as a no"):
+            assert run(told) == 0
     Path("only_no.csv").write_text("user,item,click\nu1,i1,0\n")
     assert run([*told[:3], "only_no.csv"]) == 0  # a day without a click
 

@@ -36,15 +36,18 @@ def build_table_evaluation(
     Args:
         spec: of the model.
         path: of the data.
-        settings: what is read otherwise than in training: see `TableOptions.changed`.
+        settings: what is read otherwise than in training: see `TableOptions.changed`; and
+            `time_column=NAME`: rows are in the order of time.
 
     Raises:
         ConfigError: a setting is unknown, or follows from the model.
     """
-    options = spec.reading.changed(settings)
+    prefix = "time_column="
+    times = [setting.removeprefix(prefix) for setting in settings if setting.startswith(prefix)]
+    options = spec.reading.changed([each for each in settings if not each.startswith(prefix)])
     return InteractionDataset(
         path, spec.features, layout=options.layout, column_names=options.column_names,
-        delimiter=options.delimiter,
+        delimiter=options.delimiter, time_column=times[-1] if times else None,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ TableSettings = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY=VALUE]...",
-        help="How a table is read: layout=criteo, column_names=user,item,click, delimiter=;.",
+        help="How a table is read: layout=criteo, column_names=user,item,click, 'delimiter=;'.",
     ),
 ]
 

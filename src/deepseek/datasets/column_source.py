@@ -118,7 +118,7 @@ class ColumnSource:
                 raise DataError(
                     f"{file} is not readable: {str(error).splitlines()[0]}",
                     fix="mend the file: as many cells in every row as there are columns"
-                    + (given if self._header_names() is not None else ""),
+                    + (given if self._given_names() is not None else ""),
                 ) from error
 
     def _read(self, file: Path, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
@@ -137,12 +137,11 @@ class ColumnSource:
     def _read_text(self, file: Path) -> Iterator[pa.RecordBatch]:
         names = list(self._columns_of(file))
         delimiter = self._delimiter(file)
-        has_header = self._header_names() is None or _first_cells(file, delimiter) == names
         reader = pacsv.open_csv(
             file,
             read_options=pacsv.ReadOptions(
                 use_threads=False, block_size=_BLOCK_BYTES, column_names=names,
-                skip_rows=int(has_header),
+                skip_rows=int(self._header_of(file) is not None),
             ),
             parse_options=pacsv.ParseOptions(
                 delimiter=delimiter, quote_char=False if delimiter == "\t" else '"',
@@ -155,7 +154,7 @@ class ColumnSource:
         )  # fmt: skip
         yield from reader
 
-    def _header_names(self) -> tuple[str, ...] | None:
+    def _given_names(self) -> tuple[str, ...] | None:
         if self._options.layout == "criteo":
             return CRITEO_COLUMNS
         return self._options.column_names
@@ -183,22 +182,36 @@ class ColumnSource:
                 f"{file} is of no kind that is known: its name ends with {suffix!r}",
                 fix="give .csv, .tsv, .parquet or .jsonl, or layout=criteo",
             )
-        if (given := self._header_names()) is not None:
-            return tuple(given)
-        names = _first_cells(file, self._delimiter(file))
-        if suffix in (".inter", ".item", ".user"):
-            names = [name.partition(":")[0] for name in names]
+        names = self._header_of(file)
+        if names is None:
+            return tuple(self._given_names() or ())
         if not names or not all(names):
             raise DataError(
                 f"{file}: a column has no name in line 1", fix=f"name every column{_NO_HEADER}"
             )
         return tuple(names)
 
+    def _header_of(self, file: Path) -> list[str] | None:
+        """Return the names in line 1 of a text file; `None` if it is a row.
+
+        Where names were given, it is a header, with an order of its own, if more than half of its
+        cells are such names: taken for a row, columns would be swapped without a word.
+        """
+        names = _first_cells(file, self._delimiter(file))
+        if file.suffix.lower() in (".inter", ".item", ".user"):
+            names = [name.partition(":")[0] for name in names]
+        given = self._given_names()
+        if given is None:
+            return names
+        return names if 2 * len(set(names).intersection(given)) > len(names) else None
+
 
 def _first_cells(file: Path, delimiter: str) -> list[str]:
     with open(file, encoding="utf-8-sig", errors="replace", newline="") as opened:
-        line = io.StringIO(opened.readline())
-    return [cell.strip() for cell in next(csv.reader(line, delimiter=delimiter))]
+        line = opened.readline()
+    if not line:  # of its bytes only a mark of their order
+        raise _empty(file)
+    return [cell.strip() for cell in next(csv.reader(io.StringIO(line), delimiter=delimiter))]
 
 
 def _find_files(path: str) -> tuple[Path, ...]:
@@ -212,8 +225,12 @@ def _find_files(path: str) -> tuple[Path, ...]:
     if not found:
         raise DataError(f"{path} does not exist, or is empty", fix="check the path")
     if empty := next((file for file in found if file.stat().st_size == 0), None):
-        raise DataError(f"{empty} is empty", fix="give a file with rows")
+        raise _empty(empty)
     return tuple(found)
+
+
+def _empty(file: Path) -> DataError:
+    return DataError(f"{file} is empty", fix="give a file with rows")
 
 
 def _to_table(data: pa.Table | Mapping) -> pa.Table:

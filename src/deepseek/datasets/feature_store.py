@@ -38,7 +38,7 @@ from deepseek.datasets.feature_values import distinct, numbers_of, token_of
 from deepseek.datasets.kept_folder import SlowReport, make_beside, taking_place
 from deepseek.errors import ConfigError, DataError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,14 +90,30 @@ def open_features(
 
     Raises:
         ConfigError: there is no label.
-        DataError: a column is missing, or holds a value of another kind.
+        DataError: a column is missing, or holds a value of another kind; or the spec is not fitted,
+            and no value of a label is a yes. A fitted one is that of a model: this warns.
     """
     if not spec.label:
         raise ConfigError("the feature spec has no label", fix="add the section label")
     needed = [*spec.columns, *(entry.column for entry in spec.label.values())]
-    for column in [*needed, *([time_column] if time_column else [])]:
+    for column in [*needed, *([] if time_column is None else [time_column])]:
         if column not in source.columns:
             raise missing_feature_column(column, dict.fromkeys(source.columns))
+    store = _open(source, spec, time_column, folder, how)
+    if spec.is_fitted:
+        num_yes = (store.arrays["labels"] == 1).sum(0)
+        if (found := _other_words(source, spec, num_yes)) is not None:
+            warnings.warn(f"{found[0]}: all of them count as a no", stacklevel=2)
+    return store
+
+
+def _open(
+    source: ColumnSource,
+    spec: FeatureSpec,
+    time_column: str | None,
+    folder: Path | None,
+    how: Sequence,
+) -> FeatureStore:
     known = source.content_hash() if folder is not None else None
     if folder is None or known is None:
         return _make(source, spec, time_column, None)
@@ -121,6 +137,7 @@ def open_features(
 def _make(
     source: ColumnSource, spec: FeatureSpec, time_column: str | None, folder: Path | None
 ) -> FeatureStore:
+    is_new = not spec.is_fitted
     spec = fit_features(spec, source)
     parts = _Parts(folder)
     report = SlowReport(f"reading {source.path}", f"read {source.path}", "rows")
@@ -140,13 +157,19 @@ def _make(
         report.note(num_rows)
     if num_rows == 0:
         raise DataError(f"{source.path} has no rows", fix="give a table with rows")
-    _check_words(source, spec, num_yes)
+    if is_new and (found := _other_words(source, spec, num_yes)) is not None:
+        raise DataError(found[0], fix=found[1])
     report.end(num_rows)
     return parts.finish(spec)
 
 
-def _check_words(source: ColumnSource, spec: FeatureSpec, num_yes: np.ndarray) -> None:
-    """Check that a label without a yes is not written in other words than the spec's."""
+def _other_words(
+    source: ColumnSource, spec: FeatureSpec, num_yes: np.ndarray
+) -> tuple[str, str] | None:
+    """Return what to say, and the way out, if a label may be in other words than the spec's.
+
+    That is one without a yes, while its rows have several values.
+    """
     for count, (name, entry) in zip(num_yes.tolist(), spec.label.items(), strict=True):
         if count or entry.positive is None or entry.negative is not None:
             continue
@@ -156,11 +179,12 @@ def _check_words(source: ColumnSource, spec: FeatureSpec, num_yes: np.ndarray) -
         found.discard(None)
         if len(found) > 1:
             shown = ", ".join(sorted(map(repr, found))[:5])
-            raise DataError(
+            return (
                 f"{source.path}: no row has one of the values that mean yes in the label {name}"
                 f" ({', '.join(entry.positive)}); it has {shown}",
-                fix=f"correct label.{name}.positive, or give label.{name}.negative if all are a no",
+                f"correct label.{name}.positive, or give label.{name}.negative if all are a no",
             )
+    return None
 
 
 def _encoded(
@@ -168,7 +192,7 @@ def _encoded(
 ) -> Iterator[tuple[Features, np.ndarray, np.ndarray | None]]:
     encoder = FeatureEncoder(spec)
     names = [*spec.columns, *(entry.column for entry in spec.label.values())]
-    wanted = list(dict.fromkeys(names + ([time_column] if time_column else [])))
+    wanted = list(dict.fromkeys(names + ([] if time_column is None else [time_column])))
     for chunk in source.chunks(wanted):
         times = None
         if time_column is not None:

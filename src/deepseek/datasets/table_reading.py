@@ -16,7 +16,8 @@ class TableOptions:
     Attributes:
         layout: "auto": by the end of a file's name; "criteo": without a header, a label, 13
             numbers and 26 categories between tabs.
-        column_names: of a text file without a header; one that has just these is read, too.
+        column_names: of a text file without a header; one whose first line has such names, in any
+            order, is read by them.
         delimiter: of a text file; by default `,` in `.csv`, a tab in `.tsv`.
     """
 
@@ -28,6 +29,12 @@ class TableOptions:
         if self.layout not in LAYOUTS:
             raise ConfigError(
                 f"layout={self.layout!r} is not known", fix=f"give one of {', '.join(LAYOUTS)}"
+            )
+        if self.layout == "criteo" and self.column_names is not None:
+            raise ConfigError(
+                f"layout=criteo has names of its own, and column_names="
+                f"{','.join(self.column_names)} would be ignored",
+                fix="leave one of them out",
             )
         if self.delimiter is not None and len(self.delimiter) != 1:
             raise ConfigError(
@@ -41,6 +48,8 @@ class TableOptions:
 
     def changed(self, settings: Sequence[str]) -> "TableOptions":
         r"""Return them after settings of a command line; a `layout` puts all others aside.
+
+        So do `column_names` where the layout is "criteo", which has its own.
 
         Args:
             settings: `layout=criteo`, `column_names=user,item,click`, `delimiter=;`.
@@ -65,7 +74,8 @@ class TableOptions:
             given[key] = tuple(map(str.strip, value.split(","))) if is_names else value
             if key == "delimiter" and value == r"\t":
                 given[key] = "\t"
-        start = TableOptions() if "layout" in given else self
+        is_other = "column_names" in given and self.layout == "criteo"
+        start = TableOptions() if is_other or "layout" in given else self
         return replace(start, **given)  # pyright: ignore[reportArgumentType]
 
     def to_json(self) -> dict[str, str | list[str]]:

@@ -117,7 +117,7 @@ def train(
             **{"weight_decay": 0.0, **settings},
         )  # fmt: skip
         trainer.fit()
-    return trainer.model if val_data is None else ModelEngine.load(trainer.run_dir / "model.bin")
+    return trainer.model if val_data is None else ModelEngine.load(trainer.folder.model)
 
 
 @torch.inference_mode()

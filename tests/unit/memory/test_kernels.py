@@ -12,6 +12,7 @@ CASES = {
     "large activations": (lambda: nn.Conv2d(16, 16, 3, padding=1), (8, 16, 64, 64)),
     "patches": (lambda: nn.Conv2d(3, 256, 32, 32), (4, 3, 128, 128)),
     "depthwise": (lambda: nn.Conv2d(96, 96, 7, padding=3, groups=96), (4, 96, 14, 14)),
+    "volumes": (lambda: nn.Conv3d(16, 16, 3, padding=1), (1, 16, 48, 48, 48)),
     "pointwise": (lambda: nn.Conv2d(256, 64, 1), (4, 256, 16, 16)),
 }
 

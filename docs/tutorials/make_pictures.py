@@ -89,6 +89,12 @@ def make_cluster(data: Path) -> None:
     command("plan llama2-7b --gpus 64 --gpu h100 --tokens 300B --price 2.5 --html plan.html")
 
 
+def make_edge(data: Path) -> None:
+    """Train as `edge.md` does, and search."""
+    run_page("edge", "export")
+    command("optimize runs/edge-1/model.bin --data digits --tolerance 1% --budget 4m --out edge")
+
+
 def command(words: str | list[str]) -> None:
     """Run a command of deepseek; one that fails ends the program."""
     if (code := run(shlex.split(words) if isinstance(words, str) else words)) != 0:
@@ -166,6 +172,7 @@ PAGES: dict[str, Callable[[Path], None]] = {
     "medical": make_medical,
     "finance": make_finance,
     "cluster": make_cluster,
+    "edge": make_edge,
 }
 FIRST, BOTH, LAST = slice(1), slice(2), slice(-1, None)
 PICTURES = (  # page, report, section, picture, cards
@@ -177,6 +184,7 @@ PICTURES = (  # page, report, section, picture, cards
     ("medical", "findings.html", "scans", "medical_scan.jpg", LAST),
     ("finance", "mistakes.html", "mistakes", "finance_mistakes.png", BOTH),
     ("cluster", "plan.html", "Scaling", "cluster_scaling.png", BOTH),
+    ("edge", "edge/report.html", "front", "edge_front.png", BOTH),
 )
 
 

@@ -92,7 +92,7 @@ def make_cluster(data: Path) -> None:
 def make_edge(data: Path) -> None:
     """Train as `edge.md` does, and search."""
     run_page("edge", "export")
-    command("optimize runs/edge-1/model.bin --data digits --tolerance 1% --budget 4m --out edge")
+    command("optimize runs/edge-1/model.bin --data digits --tolerance 1% --budget 3m --out edge")
 
 
 def command(words: str | list[str]) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar, cast
@@ -47,10 +48,9 @@ def import_extra(module: str, extra: str):
     Raises:
         MissingExtraError: if it is not installed; names the extra that brings it.
     """
-    if module in sys.modules:
-        return sys.modules[module]
+    quiet = nullcontext() if module in sys.modules else _QUIET
     try:
-        with _QUIET, warnings.catch_warnings():
+        with quiet, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
     except ImportError as error:

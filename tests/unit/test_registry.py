@@ -1,5 +1,6 @@
 import logging
 import pickle
+import sys
 
 import pytest
 
@@ -53,3 +54,9 @@ def test_errors_survive_the_way_from_a_worker_process():
     copy = pickle.loads(pickle.dumps(error))
     assert str(copy) == str(error)
     assert copy.exit_code == 3
+
+
+def test_a_package_that_is_kept_from_being_imported_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kept_away", None)
+    with pytest.raises(MissingExtraError, match="kept_away is not installed"):
+        import_extra("kept_away", "deploy")

@@ -97,9 +97,7 @@ def _train_patients(
     print(folder / "folds.json")
 
 
-def _trainer_of_fold(
-    config: RunConfig, train: Any, held_back: Any, place: Path
-) -> Trainer:  # fmt: skip
+def _trainer_of_fold(config: RunConfig, train: Any, held_back: Any, place: Path) -> Trainer:
     """Return the trainer of a fold, which goes on where an interrupted one has saved."""
     has_saved = any((place / "checkpoints").glob("step_*"))
     if not has_saved:

@@ -33,8 +33,8 @@ Foldable = TextDataset | ImageDataset
 MakeTrainer = Callable[[Foldable, Foldable | None, Path], Trainer]
 """(training data, held-back data, run folder) -> the trainer of a fold."""
 METRICS_FILE, SAMPLES_FILE = "fold.json", "fold.safetensors"
-FOLDS_FILE = "folds.json"
 """Of a fold; the first says that it is finished."""
+FOLDS_FILE = "folds.json"
 _SHOWN = 10
 
 
@@ -194,6 +194,36 @@ def keep_protocol(folder: Path, **protocol: Any) -> None:
             draft.write_text(json.dumps(protocol) + "\n")
 
 
+def place_of(folder: Path, fold: int) -> Path:
+    """Return the run folder of a fold."""
+    return folder / f"fold_{fold}"
+
+
+def run_folds(
+    wanted: Sequence[int], folder: Path, run: Callable[[int, Path], None]
+) -> dict[int, dict[str, float]]:
+    """Return the metrics of each fold, after those that are not finished were run.
+
+    Args:
+        wanted: their numbers.
+        folder: of all.
+        run: trains and tests one in its place, as `fit_and_test` does.
+    """
+    metrics = {}
+    for fold in wanted:
+        known = place_of(folder, fold) / METRICS_FILE
+        if not known.is_file():
+            run(fold, known.parent)
+        metrics[fold] = json.loads(known.read_text())
+    return metrics
+
+
+def how_chosen(val_share: float) -> str:
+    """Return in words which weights of a fold are tested."""
+    held = f"{val_share:.0%} of the rest held back to choose the model"
+    return held if val_share else "the last weights of each"
+
+
 def cross_validate(
     make_trainer: MakeTrainer,
     data: Foldable,
@@ -223,15 +253,12 @@ def cross_validate(
         folder, folds=folds.num_folds, val_share=val_share, keeps_together=folds.keeps_together,
         seed=seed,
     )  # fmt: skip
-    metrics, samples = {}, []
-    for fold in wanted:
-        place = folder / f"fold_{fold}"
-        known = place / METRICS_FILE
-        if not known.is_file():
-            _run(make_trainer, data, folds.fold_of == fold, place, val_share, seed)
-        metrics[fold] = json.loads(known.read_text())
-        samples.append(load_file(place / SAMPLES_FILE))
-    result = CrossValidation(metrics, folds, val_share, folder)
+
+    def run(fold: int, place: Path) -> None:
+        _run(make_trainer, data, folds.fold_of == fold, place, val_share, seed)
+
+    result = CrossValidation(run_folds(wanted, folder, run), folds, val_share, folder)
+    samples = [load_file(place_of(folder, fold) / SAMPLES_FILE) for fold in wanted]
     joined = {name: torch.cat([each[name] for each in samples]) for name in samples[0]}
     save_file(joined, folder / "predictions.safetensors")
     with replacing(folder / FOLDS_FILE) as draft:
@@ -281,10 +308,8 @@ def describe_folds(result: CrossValidation, texts: TextDataset | None = None) ->
         texts: the data, to show pairs that leak.
     """
     folds = result.folds
-    held = f"{result.val_share:.0%} of the rest held back to choose the model"
     lines = [
-        f"protocol  {folds.num_folds} folds, stratified; "
-        + (held if result.val_share else "the last weights of each"),
+        f"protocol  {folds.num_folds} folds, stratified; {how_chosen(result.val_share)}",
         f"leakage   {len(folds.pairs)} pairs of texts that are almost the same,"
         f" {len(folds.leaks)} across folds",
     ]

@@ -13,11 +13,12 @@ import numpy as np
 
 from deepseek.trainer.cross_validation import (
     FOLDS_FILE,
-    METRICS_FILE,
     figures_of,
     fit_and_test,
     folds_to_run,
+    how_chosen,
     keep_protocol,
+    run_folds,
     table_of,
 )
 from deepseek.trainer.trainer import Trainer
@@ -61,18 +62,18 @@ def cross_validate_patients(
     Raises:
         ConfigError: there is no such fold, fewer patients than folds, or the folder is of others.
     """
-    folder, wanted, metrics = Path(folder), folds_to_run(num_folds, only), {}
-    keep_protocol(folder, folds=num_folds, val_share=val_share, seed=seed)
-    for fold in wanted:
-        place = folder / f"fold_{fold}"
-        if not (place / METRICS_FILE).is_file():
-            (train, test), held_back = data.split_fold(fold, num_folds), None
-            if val_share:
-                train, held_back = train.split(val_share, seed)
-            trainer = make_trainer(train, held_back, place)
-            fit_and_test(trainer, test, np.arange(len(test)), place)
-        metrics[fold] = json.loads((place / METRICS_FILE).read_text())
-    found = {"folds": num_folds, "run": sorted(metrics), "val_share": val_share, "seed": seed}
+    folder, wanted = Path(folder), folds_to_run(num_folds, only)
+    protocol = {"folds": num_folds, "val_share": val_share, "seed": seed}
+    keep_protocol(folder, **protocol)
+
+    def run(fold: int, place: Path) -> None:
+        (train, test), held_back = data.split_fold(fold, num_folds), None
+        if val_share:
+            train, held_back = train.split(val_share, seed)
+        fit_and_test(make_trainer(train, held_back, place), test, np.arange(len(test)), place)
+
+    metrics = run_folds(wanted, folder, run)
+    found = {**protocol, "run": sorted(metrics)}
     with replacing(folder / FOLDS_FILE) as draft:
         draft.write_text(json.dumps(found | figures_of(metrics), indent=1) + "\n")
     return metrics
@@ -82,6 +83,5 @@ def describe_patient_folds(
     metrics: Mapping[int, dict[str, float]], num_folds: int, val_share: float
 ) -> str:
     """Return protocol and figures as text."""
-    chosen = f"{val_share:.0%} of the rest held back to choose the model"
-    how = chosen if val_share else "the last weights of each"
-    return "\n".join([f"protocol  {num_folds} folds of patients; {how}", *table_of(metrics)])
+    protocol = f"protocol  {num_folds} folds of patients; {how_chosen(val_share)}"
+    return "\n".join([protocol, *table_of(metrics)])

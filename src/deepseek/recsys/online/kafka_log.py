@@ -53,7 +53,8 @@ class KafkaLog(QueuedLog):
             variable.
 
     Raises:
-        ConfigError: the servers are not there, or the topic is none of one partition.
+        ConfigError: the topic is none of one partition.
+        CommunicationError: the servers are not there.
     """
 
     def __init__(

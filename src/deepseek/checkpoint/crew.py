@@ -7,6 +7,7 @@ written by a thread of its own, beside a training that uses those.
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from deepseek.errors import CheckpointError, DeepSeekError
@@ -157,7 +158,8 @@ class Save:
         if self._store is None:
             return
         if not self._crew.is_main:
-            self._store.set(f"{self._prefix}/parted/{self._crew.rank}", "")
+            with suppress(CheckpointError):  # it is written, whoever has left
+                self._tell(f"{self._prefix}/parted/{self._crew.rank}", None)
             return
         keys = [f"{self._prefix}/parted/{rank}" for rank in range(1, self._crew.size)]
         deadline = time.monotonic() + PART_S
@@ -173,17 +175,17 @@ class Save:
             except RuntimeError as error:
                 raise _gone() from error
 
-    def _has(self, key: str) -> bool:
+    def _hear(self, key: str) -> bytes | None:
+        if self._store is None:
+            raise RuntimeError("one process waits for nobody")
         try:
-            return self._store is not None and self._store.check([key])
+            return self._store.get(key) if self._store.check([key]) else None
         except RuntimeError as error:
             raise _gone() from error
 
     def _wait(self, key: str, whom: str, timeout_s: float):
-        if self._store is None:
-            raise RuntimeError("one process waits for nobody")
         deadline, pause = time.monotonic() + timeout_s, POLL_S
-        while not self._has(key):
+        while (heard := self._hear(key)) is None:
             if self._crew.has_given_up:
                 raise CheckpointError("this rank ends, and waits for the others no longer")
             if time.monotonic() > deadline:
@@ -193,7 +195,7 @@ class Save:
                 )
             time.sleep(pause)
             pause = min(MAX_POLL_S, pause * 1.5)
-        return json.loads(self._store.get(key))
+        return json.loads(heard)
 
 
 def _gone() -> CheckpointError:

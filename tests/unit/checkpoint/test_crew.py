@@ -346,6 +346,23 @@ def test_a_save_ends_where_the_store_is_gone(tmp_path):
             store.save(make_part(1, rank))
 
 
+def test_a_store_that_goes_between_two_questions_is_gone():
+    class Going:
+        def set(self, key, value):
+            raise torch.distributed.DistNetworkError("Connection reset by peer")
+
+        def check(self, keys):
+            return True
+
+        def get(self, key):
+            self.set(key, "")
+
+    save = Crew(1, 2, Going(), LONG_S).begin(1)
+    with pytest.raises(CheckpointError, match="the rank that kept the store of the run is gone"):
+        save.lead("end", lambda: None)
+    save.part()  # all is written: nothing is lost by a rank 0 that has left
+
+
 def test_one_process_needs_no_store(tmp_path):
     save = Crew().begin(1)
     done = []

@@ -3,12 +3,18 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import torch
 from tests.distributed.ranks import Trajectory, make_data, make_model, train
 
-from deepseek.trainer import Callback, Trainer
+from deepseek.config.parallel import ParallelConfig
+from deepseek.errors import CommunicationError
+from deepseek.parallel.plan import BatchFacts, ModelFacts, resolve_plan
+from deepseek.parallel.world import World
+from deepseek.trainer import Callback, Trainer, signals
 from deepseek.trainer.chaos.poison import Poison
+from deepseek.trainer.saving import Saving
 
 
 class On(Callback):
@@ -103,7 +109,14 @@ def train_hanging(run_dir, plan, how):
     act = On(1, 3, lambda trainer: time.sleep(600))
     if how == "stop":
         act = On(1, 3, lambda trainer: os.kill(os.getpid(), signal.SIGSTOP))
-    settings = {"timeout_s": 4.0, "start_timeout_s": 60.0, **plan}
+    settings = {"timeout_s": 8.0, "start_timeout_s": 60.0, **plan}
+    return train("gpt", run_dir, parallel=settings, callbacks=[act], max_steps=50)
+
+
+def train_with_frozen_rank_0(run_dir):
+    """Rank 0, which keeps the store, stops as a whole after the third step."""
+    act = On(0, 3, lambda trainer: os.kill(os.getpid(), signal.SIGSTOP))
+    settings = {"timeout_s": 8.0, "start_timeout_s": 60.0, "dp_replicate": 2}
     return train("gpt", run_dir, parallel=settings, callbacks=[act], max_steps=50)
 
 
@@ -159,3 +172,40 @@ def dropped(plan, dropout=0.5):
     module.blocks[0].attn.attend = attend
     parallel.forward(make_data("gpt").get_batch(list(range(8)), 0)[0]["inputs"])
     return found
+
+
+def train_poisoned_on_a_slow_disk(run_dir, plan):
+    """The save of the second step is under way on all ranks when the fourth step is bad."""
+    flush = os.fsync
+
+    def slowly(file):
+        time.sleep(0.3)
+        flush(file)
+
+    os.fsync = slowly
+    return train_poisoned("gradient", run_dir, plan)
+
+
+def save_for_long(run_dir, plan):
+    """Both ranks get SIGTERM, and their save takes longer than a rank waits for agreement."""
+    signals.RANK_GRACE_S, signals.GRACE_S = 1.0, 0.5
+    save = Saving.save
+
+    def slowly(self):
+        time.sleep(3)
+        return save(self)
+
+    Saving.save = slowly
+    rank = int(os.environ["RANK"])
+    act = On(rank, 3, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))
+    return train("gpt", run_dir, parallel=plan, callbacks=[act], max_steps=50)
+
+
+def lead_to_a_full_disk():
+    """What rank 0 alone does fails in a way that is no error of ours."""
+    plan = resolve_plan(ParallelConfig(dp_replicate=2), 2, ModelFacts("GPT"), BatchFacts(8))
+    world = World(plan, torch.device("cpu"))
+    try:
+        world.lead(lambda: Path("/dev/null/folder").mkdir())
+    except (OSError, CommunicationError) as error:
+        return type(error).__name__, str(error)

@@ -4,9 +4,11 @@ Ranks are forked from a server that has imported torch once; what a function ret
 picklable, and the function one of a module.
 """
 
+import contextlib
 import multiprocessing
 import os
 import pickle
+import random
 import socket
 import sys
 import time
@@ -98,9 +100,12 @@ def _run(rank, environment, path, folder, function, arguments, options):
 
 
 def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """Return a port below those that the kernel gives away: other tests' Gloo cannot take it."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 # -- what is trained -------------------------------------------------------------------------

@@ -84,3 +84,8 @@ def test_what_cannot_be_made_safe_is_refused_and_ends(plan, tmp_path):
 def test_one_sample_that_does_not_fit_ends_the_run(tmp_path):
     with pytest.raises(RankFailed, match="one sample alone does not fit into memory"):
         run("fsdp2", tmp_path, "late backward", limit=0)
+
+
+def test_one_sample_that_does_not_fit_ends_all_ranks(tmp_path):
+    with pytest.raises(RankFailed, match="one sample alone does not fit into memory"):
+        run("dp2", tmp_path, "first forward", step=4, limit=0, batch_size=17)  # 70 = 4 * 17 + 2

@@ -103,7 +103,8 @@ class Save:
             try:
                 act()
             except Exception as error:  # whatever it is, the others must not wait for it
-                self._tell(key, _reason(error))
+                with suppress(CheckpointError):  # the first error is the one that is told
+                    self._tell(key, _reason(error))
                 raise
             self._tell(key, None)
             return
@@ -123,8 +124,9 @@ class Save:
         try:
             made = make()
         except Exception as error:
-            self._tell(own, {"error": _reason(error)})
-            self.abort(_reason(error))
+            with suppress(CheckpointError):
+                self._tell(own, {"error": _reason(error)})
+                self.abort(_reason(error))
             raise
         self._tell(own, {"made": made})
         if not self._crew.is_main:
@@ -136,7 +138,8 @@ class Save:
                 for rank in range(self._crew.size)
             ]
         except CheckpointError as error:
-            self.abort(error.message)
+            with suppress(CheckpointError):
+                self.abort(error.message)
             raise
 
     def _of(self, name: str, rank: int, timeout_s: float) -> dict:
@@ -164,7 +167,10 @@ class Save:
         keys = [f"{self._prefix}/parted/{rank}" for rank in range(1, self._crew.size)]
         deadline = time.monotonic() + PART_S
         while time.monotonic() < deadline and not self._crew.has_given_up:
-            if self._store.check(keys):
+            try:
+                if self._store.check(keys):
+                    return
+            except RuntimeError:  # an agent that kept the store is gone; the files are written
                 return
             time.sleep(POLL_S)
 

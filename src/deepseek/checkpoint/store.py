@@ -106,8 +106,7 @@ class CheckpointStore:
             save.lead(END, lambda: self._finish(checkpoint.step, unfinished, final, made))
             save.part()
         except Exception as error:
-            with suppress(RuntimeError):  # the store may be gone with its host
-                save.part()
+            save.part()
             if self.crew.is_main:
                 shutil.rmtree(unfinished, ignore_errors=True)
             if not isinstance(error, OSError | CheckpointError):
@@ -125,7 +124,7 @@ class CheckpointStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_fence()
         self._recover(f"{UNFINISHED}*{self._mark}")
-        self._check_space(num_bytes * self.crew.size)
+        self._check_space(num_bytes)  # of this rank: copies are written once, by it
         unfinished.mkdir()
 
     def _write(self, folder: Path, checkpoint: Checkpoint) -> dict:

@@ -74,7 +74,7 @@ class ParallelConfig(Settings):
     start_timeout_s: Annotated[Number, Field(gt=0)] = Field(
         default=600.0, json_schema_extra=unit("seconds")
     )
-    """Longest wait of a rank for the others until the first step is done."""
+    """Longest wait of a rank for the others until its first step is done, and where it writes."""
     timeout_s: Annotated[Number, Field(gt=0)] = Field(
         default=120.0, json_schema_extra=unit("seconds")
     )

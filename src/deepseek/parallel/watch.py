@@ -6,8 +6,8 @@ recorder). Where a rank has been at one thing for longer than the limit, it read
 and ends with the names of those that have not come: seconds after the limit, instead of torch's
 half an hour and a trace to be read by experts.
 
-The limit is `start_timeout_s` until the first step is done, for then models are compiled and data
-sets opened, and `timeout_s` afterwards.
+The limit is `start_timeout_s` until the first step of this process is done, for then models are
+compiled and data sets opened, and where something is written; `timeout_s` elsewhere.
 """
 
 import faulthandler
@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,9 @@ SLOW_S = 2.0
 LATE_S = 3.0
 """How much longer a rank stays that is itself the late one: the others say it better."""
 STACK_LINES = 4
+PATIENT = ("a checkpoint", "the end of the run")
+"""Phases in which a rank has work of its own that may take long."""
+GONE = "the rank that kept the store of the run is gone, or does not answer"
 
 
 class Place(NamedTuple):
@@ -73,6 +77,7 @@ class Watch:
         self._start_timeout_s, self._timeout_s = start_timeout_s, timeout_s
         self._place = Place(0, "the start", time.monotonic())
         self._num_beats = 0
+        self._first_step: int | None = None  # that this process begins at
         self._has_stepped = False
         self._main = threading.main_thread().ident
         self._ended = threading.Event()
@@ -83,17 +88,20 @@ class Watch:
         """Say what the main thread is at now; costs a microsecond."""
         last = self._place.step
         self._place = Place(last if step is None else step, phase, time.monotonic())
-        self._has_stepped = self._has_stepped or (step is not None and step > last)
+        if step is not None:
+            self._first_step = step if self._first_step is None else self._first_step
+            self._has_stepped = self._has_stepped or step > self._first_step
 
     def close(self) -> None:
         """End the thread: nobody is waited for any more."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(STALE_S)  # it may be asking a store that does not answer
 
     @property
     def limit_s(self) -> float:
         """Seconds that the main thread may be at one thing."""
-        return self._timeout_s if self._has_stepped else self._start_timeout_s
+        is_short = self._has_stepped and self._place.phase not in PATIENT
+        return self._timeout_s if is_short else self._start_timeout_s
 
     # -- the thread --------------------------------------------------------------------------
 
@@ -101,10 +109,8 @@ class Watch:
         pause = 0.0  # the first at once: who dies in the first second is known, too
         while not self._ended.wait(pause):
             pause = BEAT_S
-            try:
+            with suppress(RuntimeError):  # the store's host is gone: `explain` says so
                 self._send()
-            except RuntimeError:  # the store's host is gone: the collectives will fail, too
-                continue
             if self._age_s() > self.limit_s:
                 self._end(self.explain())
 
@@ -131,6 +137,17 @@ class Watch:
 
     def explain(self) -> str:
         """Return which ranks are missing, and what each is at. Takes a few seconds."""
+        found: list[str] = []
+        asking = threading.Thread(target=self._ask, args=(found,), daemon=True)
+        asking.start()
+        asking.join(3 * STALE_S)  # a store whose host is frozen never answers
+        return found[0] if found else GONE
+
+    def _ask(self, found: list[str]) -> None:
+        with suppress(RuntimeError):
+            found.append(self._compare())
+
+    def _compare(self) -> str:
         first = self._read()
         until = time.monotonic() + STALE_S
         while time.monotonic() < until:  # the others may be asking, too

@@ -152,12 +152,8 @@ class World:
         text = str(error).splitlines()[0] if str(error) else ""
         if self._watch is None or not any(word in text for word in _LOST):
             return None
-        try:
-            what = self._watch.explain()
-        except RuntimeError:  # the store went with the host that kept it
-            what = "the rank that kept the store of the run is gone"
         return CommunicationError(
-            f"{what}\n  ({text})",
+            f"{self._watch.explain()}\n  ({text})",
             fix="look at the log of that rank first; deepseek doctor looks at the network, and"
             " deepseek train --resume goes on from the last checkpoint",
         )
@@ -262,7 +258,7 @@ class World:
         """Let rank 0 act, and return on every rank what it returned; JSON-able.
 
         Raises:
-            DeepSeekError: it failed there.
+            DeepSeekError: it failed there; on rank 0 whatever `act` raised.
         """
         if self._is_alone:
             return act()
@@ -270,9 +266,11 @@ class World:
         if self.is_main:
             try:
                 outcome = {"value": act()}
-            except DeepSeekError as error:
+            except Exception as error:  # whatever it is, the others must not wait for it
                 raised = error
-                outcome = {"error": [type(error).__name__, error.message, error.fix, error.see]}
+                is_own = isinstance(error, DeepSeekError)
+                told = error if is_own else CommunicationError(f"rank 0: {error}")
+                outcome = {"error": [type(told).__name__, told.message, told.fix, told.see]}
         found = self.exchange(outcome)[0]
         if raised is not None:
             raise raised

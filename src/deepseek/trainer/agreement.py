@@ -32,7 +32,6 @@ def stop_check(trainer: "Trainer", signals: StopSignals) -> Callable[[], None]:
     """Return what is called between the batches of an evaluation; it raises `StopRequested`."""
 
     def check() -> None:
-        trainer.world.mark("evaluation")
         agree_if_asked(trainer, signals)
         signals.check()
 

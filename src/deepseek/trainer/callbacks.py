@@ -10,6 +10,7 @@ on_fit_end
 They never edit the model, the optimizer or a batch.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 from deepseek.errors import ConfigError
@@ -61,9 +62,7 @@ class BestModel(Callback):
 
     def is_better(self, value: float) -> bool:
         """Return whether `value` beats the best so far; NaN never does."""
-        if self.best is None:
-            return value == value
-        return value > self.best if self.higher_is_better else value < self.best
+        return is_better(value, self.best, self.higher_is_better)
 
     def on_eval_end(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         """Save the model if it is the best so far."""
@@ -105,15 +104,14 @@ class EarlyStopping(Callback):
     def on_eval_end(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         """Count, and stop when patience is at its end."""
         value = monitored(metrics, self.monitor)
-        sign = 1 if self.higher_is_better else -1
-        if self.best is None or sign * value > sign * self.best:
+        if is_better(value, self.best, self.higher_is_better):
             self.best, self.num_worse = value, 0
             return
         self.num_worse += 1
         if self.num_worse >= self.patience:
+            best = "never a number" if self.best is None else f"best {self.best:.4g}"
             trainer.request_stop(
-                f"{self.monitor} did not improve in {self.patience} evaluations"
-                f" (best {self.best:.4g})"
+                f"{self.monitor} did not improve in {self.patience} evaluations ({best})"
             )
 
     def state_dict(self) -> dict:
@@ -123,6 +121,13 @@ class EarlyStopping(Callback):
     def load_state_dict(self, state: dict) -> None:
         """Take them back."""
         self.best, self.num_worse = state["best"], state["num_worse"]
+
+
+def is_better(value: float, best: float | None, higher_is_better: bool) -> bool:
+    """Return whether a value beats the best so far; NaN never does."""
+    if best is None:
+        return not math.isnan(value)
+    return value > best if higher_is_better else value < best
 
 
 def monitored(metrics: dict[str, float], name: str) -> float:

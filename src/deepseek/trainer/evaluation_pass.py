@@ -55,6 +55,7 @@ def evaluate(
     try:
         with without_graph:
             for batch in batches:
+                world.mark("evaluation")
                 check()
                 for outputs, part in _outputs(parallel, batch, precision, channels_last):
                     task.update_metrics(metrics, outputs, part)

@@ -87,6 +87,7 @@ def _write_outputs(
     folder.add_event("finish", step=trainer.step, status=summary["status"])
     if not trainer.world.is_main:
         return
+    trainer.world.end_watch()  # nobody is waited for any more
     written: list[Path] = [folder.model]
     for name in RUN_OUTPUTS.names():
         try:

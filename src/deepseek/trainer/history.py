@@ -1,5 +1,6 @@
 """What `fit` returns: a record per epoch that prints and draws itself."""
 
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -44,7 +45,9 @@ class History(Sequence[dict]):
     @property
     def best(self) -> dict:
         """The epoch with the best monitored metric; the last one where it was never measured."""
-        measured = [record for record in self.records if self.monitor in record]
+        measured = [
+            record for record in self.records if not math.isnan(record.get(self.monitor, math.nan))
+        ]
         if not measured:
             return self.records[-1] if self.records else {}
         sign = 1 if self.higher_is_better else -1

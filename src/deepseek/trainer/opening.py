@@ -46,13 +46,13 @@ def open_folder(
         environment["parallel"] = world.plan.describe()
         trainer.folder.write_json("environment.json", environment)
         world.seed(trainer.config.seed)
+        if world.name:
+            world.lead(trainer.saving.store.take_over)
     except OSError as error:
         raise PreemptedError(
             f"the run folder cannot be written: {error}",
             fix="free the disk, or copy the run folder to where it can be written, and resume",
         ) from error
-    if world.name:
-        world.lead(trainer.saving.store.take_over)
     _check_shared(trainer)
     return ""
 
@@ -102,6 +102,9 @@ def _go_on(trainer: "Trainer", resume: bool | str) -> str:
         trainer.world.lead(store.take_over)
     checkpoint = find_checkpoint(store, resume, trainer.world)
     restore(trainer, checkpoint)
+    if not isinstance(resume, bool) and Path(resume).name.startswith("step_"):
+        # those after it belong to a course that the run leaves
+        trainer.world.lead(lambda: len(store.set_aside_after(checkpoint.step)))
     trainer.bad_steps.read_journal(trainer.folder, trainer.step)
     trainer.folder.rewind_metrics(trainer.step)
     _write_config(trainer)  # a resumed run may have been given more epochs

@@ -117,7 +117,8 @@ def begin_length(trainer: "Trainer") -> None:
 
 
 def _sample_numel(loader: DataLoader) -> int:
-    return prod(infer_spec(loader.dataset).fields["inputs"].shape)
+    field = infer_spec(loader.dataset).fields.get("inputs")
+    return 1 if field is None else prod(field.shape)  # rows of a table are alike
 
 
 def _share_gone(trainer: "Trainer") -> float:

@@ -4,13 +4,13 @@ A save that fails is reported and training goes on: the earlier checkpoints are 
 next save tries again.
 """
 
-from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from deepseek.checkpoint import BackgroundSaver, CheckpointStore, Crew
 from deepseek.errors import CheckpointError
+from deepseek.trainer.callbacks import is_better
 from deepseek.trainer.guard import BadStep
 from deepseek.trainer.training_state import capture
 
@@ -49,6 +49,7 @@ class Saving:
             CheckpointError: it could not be written, or the state is not finite.
         """
         trainer = self._trainer
+        trainer.world.mark("a checkpoint")
         self.wait()
         now = (trainer.step, trainer.progress.is_complete)
         if self._last is not None and self._last[:2] == now and self._last[2].is_dir():
@@ -66,8 +67,7 @@ class Saving:
         self.wait()
         if trainer.config.keep_best and trainer.monitor in metrics:
             value, best = metrics[trainer.monitor], trainer.progress.best_checkpoint
-            sign = 1 if trainer.higher_is_better else -1
-            if best is None or sign * value > sign * best[0]:
+            if is_better(value, best and best[0], trainer.higher_is_better):
                 trainer.progress.best_checkpoint = (value, trainer.step)
         self._saver.save(capture(trainer), self._steps_to_keep())
         trainer.recorder.pause(began)
@@ -104,9 +104,13 @@ class Saving:
         self.store.crew.give_up()
 
     def close(self) -> None:
-        """Wait, and end the writing thread."""
-        with suppress(CheckpointError):  # it was told before
+        """Wait, and end the writing thread; a save that fails is told, and hides no other error."""
+        try:
             self.wait()
+        except CheckpointError:
+            pass  # it was told before
+        except Exception as error:
+            self._trainer.warn(f"a checkpoint could not be saved: {type(error).__name__}: {error}")
         self._saver.close()
 
     def _steps_to_keep(self) -> list[int]:

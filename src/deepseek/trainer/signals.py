@@ -152,6 +152,8 @@ class StopSignals:
             return
         with self.lock:
             if self._saved is None:
+                if not self._is_alone:
+                    self._has_left.set()  # all have come: a long save is not cut short
                 self._saved = self._save()
         self._raise(self._saved)
 

@@ -29,11 +29,7 @@ from deepseek.trainer.graph import StepGraph
 from deepseek.trainer.guard import BadStep, Guard
 from deepseek.trainer.joint_loss import JointLoss
 from deepseek.trainer.layer_pace import set_rates
-from deepseek.trainer.micro_batches import (
-    MicroBatches,
-    move_batch,
-    shorten_batch,
-)
+from deepseek.trainer.micro_batches import MicroBatches, move_batch, shorten_batch
 from deepseek.trainer.out_of_memory import (
     check_can_halve,
     first_line,
@@ -324,7 +320,10 @@ class TrainStep:
         """
         if self.precision.needs_scaler:
             self.scaler.update(self.scaler.get_scale())  # forget this step's unscaling
-        self._halve(-(-num_samples // self._world.plan.num_shares))
+        share = -(-num_samples // self._world.plan.num_shares)
+        tried = min(self.micro_batch_size, share)
+        check_can_halve(tried, self._world.rank, "", self._shortage or "on another rank")
+        self._halve(share)
         self._catch_up.renew()
 
     def _halve(self, num_samples: int) -> None:

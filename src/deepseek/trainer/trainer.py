@@ -19,7 +19,7 @@ from deepseek.datasets import DataLoader, infer_spec
 from deepseek.datasets.classes import check_same_classes
 from deepseek.datasets.host_memory import release_freed_memory
 from deepseek.datasets.loader import LabelledDataset
-from deepseek.errors import ConfigError
+from deepseek.errors import ConfigError, DivergedError
 from deepseek.models import ModelEngine
 from deepseek.models.device import resolve_device
 from deepseek.parallel.apply import ParallelModel
@@ -308,7 +308,8 @@ class Trainer:
                     signals.leave_if_asked()
                     raise
         except BaseException as error:
-            self.saving.give_up()
+            if not isinstance(error, DivergedError):  # that all raise, and finish what is written
+                self.saving.give_up()
             explained = None
             if isinstance(error, RuntimeError):
                 explained = self.world.explain_loss(error) or explain_mixture(self.model, error)

@@ -66,8 +66,7 @@ def _written(parts: Iterable[TensorPart]) -> dict[str, Tensor]:
 def find_checkpoint(store: CheckpointStore, resume: bool | str | Path, world: World) -> Checkpoint:
     """Open the checkpoint that `resume` names, or the newest whole one of the run.
 
-    A named one becomes the newest: those after it belong to a course that the run leaves, and are
-    set aside. Rank 0 verifies it and decides for all.
+    Rank 0 verifies it and decides for all.
 
     Raises:
         CheckpointError: there is none, or the named one is damaged.
@@ -77,8 +76,6 @@ def find_checkpoint(store: CheckpointStore, resume: bool | str | Path, world: Wo
         if isinstance(resume, bool) or not Path(resume).name.startswith("step_"):
             return str(store.find_latest())
         verify_checkpoint(Path(resume))
-        step = open_checkpoint(Path(resume)).step
-        store.set_aside_after(step)
         return str(resume)
 
     return open_checkpoint(Path(world.lead(decide)))

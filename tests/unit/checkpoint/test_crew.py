@@ -18,7 +18,7 @@ from torch.distributed import HashStore, TCPStore
 
 from deepseek.checkpoint import Checkpoint, CheckpointStore
 from deepseek.checkpoint.crew import Crew
-from deepseek.checkpoint.store import load_checkpoint
+from deepseek.checkpoint.store import SPARE_BYTES, load_checkpoint
 from deepseek.errors import CheckpointError
 from deepseek.models.tensor_part import Place, TensorPart
 
@@ -643,3 +643,33 @@ def test_what_the_new_group_has_saved_stays(saved, tmp_path):
         assert outcome["new"] == folder / "step_2", outcome
         newest = group_store(folder, "new").load_latest()
         assert (newest.step, newest.state["value"]) == (2, 3.0), number
+
+
+def test_a_ranks_own_error_is_told_where_the_store_is_gone_too():
+    class Gone:
+        def set(self, key, value):
+            raise torch.distributed.DistNetworkError("Broken pipe")
+
+        def check(self, keys):
+            self.set(keys, "")
+
+    def fail():
+        raise OSError("no space left on device")
+
+    save = Crew(0, 2, Gone(), LONG_S).begin(1)
+    with pytest.raises(OSError, match="no space left"):
+        save.lead("begin", fail)
+    with pytest.raises(OSError, match="no space left"):
+        save.collect("files", fail)
+    save.part()
+
+
+def test_copies_need_the_space_of_one(tmp_path, monkeypatch):
+    part = make_part(1, 0)
+    free = part.num_bytes() + SPARE_BYTES
+    usage = shutil._ntuple_diskusage(10 * free, 9 * free, free)
+    monkeypatch.setattr("deepseek.checkpoint.store.shutil.disk_usage", lambda folder: usage)
+    crew = waiting_crew()
+    stores = [CheckpointStore(tmp_path, crew=each) for each in crew]
+    saved = save_all(stores, [make_part(1, rank) for rank in range(SIZE)])
+    assert {path.name for path in saved} == {"step_1"}

@@ -4,8 +4,10 @@ import pytest
 import torch
 from tests.unit.trainer.test_trainer import QUIET, make_net, make_table
 
+from deepseek.datasets import InteractionDataset
 from deepseek.deploy import DynamicPruning
 from deepseek.errors import ConfigError
+from deepseek.models import ModelEngine
 from deepseek.trainer import Callback, Schedule, Trainer
 from deepseek.trainer.run_length import RunLength
 
@@ -141,3 +143,16 @@ def test_what_needs_the_number_of_steps_says_so(tmp_path):
 def test_a_time_without_unit_or_length_is_refused(tmp_path, budget):
     with pytest.raises(ConfigError, match=r"time_budget.*expected a time above 0 with its unit"):
         make_trainer(tmp_path, budget)
+
+
+def test_a_model_of_tables_keeps_to_a_budget_of_time(tmp_path):
+    rows = [{"user": f"u{n % 7}", "item": f"i{n % 5}", "label": str(n % 2)} for n in range(60)]
+    table = tmp_path / "clicks.csv"
+    lines = [",".join(row.values()) for row in rows]
+    table.write_text("\n".join(["user,item,label", *lines]) + "\n")
+    data = InteractionDataset(table, labels="label", cache="off")
+    trainer = Trainer(
+        ModelEngine("fm"), data, data, batch_size=10, run_dir=tmp_path / "run", time_budget="1s",
+        **QUIET,
+    )  # fmt: skip
+    assert trainer.fit()[-1]["step"] > 0

@@ -294,3 +294,20 @@ def test_the_arguments_are_the_settings():
 def test_an_unknown_argument_gets_the_nearest(tmp_path):
     with pytest.raises(ConfigError, match=r"batchsize(.|\n)*batch_size"):
         Trainer(make_net(), make_table(), batchsize=4)
+
+
+def test_a_refused_resume_leaves_later_checkpoints(tmp_path):
+    def begin(batch_size, **settings):
+        return Trainer(
+            make_net(), make_table(), epochs=2, batch_size=batch_size, run_dir=tmp_path / "run",
+            checkpoint_every=2, keep_checkpoints=9, **QUIET, **settings,
+        )  # fmt: skip
+
+    begin(10).fit()
+    checkpoints = tmp_path / "run/checkpoints"
+    saved = sorted(checkpoints.glob("step_*"))
+    with pytest.raises(ConfigError, match="batch_size"):
+        begin(25, resume=checkpoints / "step_2").fit()
+    assert sorted(checkpoints.glob("step_*")) == saved
+    begin(10, resume=checkpoints / "step_2").fit()
+    assert (checkpoints / "superseded_step_4").is_dir()

@@ -76,6 +76,11 @@ class JointDataset(torch.utils.data.Dataset):
         """Length of each sample, where batches are to be made by length."""
         return self._source.lengths
 
+    @property
+    def max_bad_share(self) -> float:
+        """Share of the samples that may be skipped, 0..1, as the data set has it."""
+        return getattr(self._source, "max_bad_share", 0.0)
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         batch, _ = self.get_batch([range(len(self))[index]], 0)
         return {name: value[0] for name, value in batch.items()}
@@ -83,8 +88,13 @@ class JointDataset(torch.utils.data.Dataset):
     def get_batch(
         self, indices: Sequence[int], epoch: int
     ) -> tuple[dict[str, Tensor], list[tuple[int, str]]]:
-        """Return the samples stacked, with the labels of all tasks, and the bad ones."""
+        """Return the samples stacked, with the labels of all tasks, and the bad ones.
+
+        {} if all are bad.
+        """
         batch, bad = self._source.get_batch(list(indices), epoch)
+        if not batch:
+            return {}, bad
         rows = batch["index"].numpy()
         labels = {name: torch.from_numpy(each[rows]) for name, each in self._labels.items()}
         if self._own is not None:

@@ -303,8 +303,7 @@ class DataLoader:
         if not bad:
             return
         self._bad.update(bad)
-        dataset = self._dataset
-        share = dataset.max_bad_share if isinstance(dataset, ImageDataset) else 0.0
+        share = getattr(self._dataset, "max_bad_share", 0.0)
         if self._source is not None and len(self._bad) > share * len(self._source):
             raise too_many_bad(list(self._bad.values()), len(self._source), share)
 

@@ -32,7 +32,8 @@ class TextSource:
 
     Args:
         path: a file, a pattern, a folder of files of one kind, a folder with one folder of `.txt`
-            files for each class, a data set saved by `save_to_disk`; or the texts themselves.
+            files for each class (other `.txt` files beside these do not count), a data set saved by
+            `save_to_disk`; or the texts themselves.
         options: what is known of the content.
 
     Raises:
@@ -199,14 +200,22 @@ def _find_files(
     if place.is_dir():
         refuse_splits(place)
         files = [file for file in sorted(place.iterdir()) if file.suffix.lower() in SUFFIXES]
-        if files:
+        has_classes = options.label_column is not None and not options.in_words
+        if files and not (has_classes and _are_beside_classes(files, place, options)):
             return _of_one_kind(files, text), None
-        if options.label_column is not None and not options.in_words:
+        if has_classes:
             return _class_folders(place)
         return _of_one_kind(sorted(place.rglob("*.txt")), text), None
     if re.search(r"[*?\[{]", text):
         return _of_one_kind(expand_pattern(str(place)), text), None
     raise DataError(f"{text} does not exist", fix="correct the path")
+
+
+def _are_beside_classes(files: Sequence[Path], place: Path, options: TextOptions) -> bool:
+    """Return whether files are texts without labels, such as a README, beside class folders."""
+    if options.label_separator is not None or any(f.suffix.lower() != ".txt" for f in files):
+        return False
+    return len({file.parent for file in place.glob("[!.]*/*.txt")}) > 1
 
 
 def _class_folders(place: Path) -> tuple[list[Path], list[str]]:

@@ -404,7 +404,12 @@ def _load_wordpiece(path: Path) -> Tokenizer:
     special = [name for name in (PAD, UNKNOWN, CLASSIFY, SEPARATE, MASK) if name in vocabulary]
     has_capitals = any(text != text.lower() for text in vocabulary if not text.startswith("["))
     lowercase = settings.get("do_lower_case", not has_capitals)
-    _dress_wordpiece(backend, vocabulary[CLASSIFY], vocabulary[SEPARATE], lowercase=bool(lowercase))
+    strips_accents = settings.get("strip_accents")
+    _dress_wordpiece(
+        backend, vocabulary[CLASSIFY], vocabulary[SEPARATE], lowercase=bool(lowercase),
+        strips_accents=None if strips_accents is None else bool(strips_accents),
+        separates_chinese=bool(settings.get("tokenize_chinese_chars", True)),
+    )  # fmt: skip
     backend.add_special_tokens(special)
     return Tokenizer(backend.to_str(), str(path))
 
@@ -439,9 +444,20 @@ def _dress_byte_level(backend: Any) -> None:
     backend.decoder = library.decoders.ByteLevel()
 
 
-def _dress_wordpiece(backend: Any, classify: int, separate: int, *, lowercase: bool) -> None:
+def _dress_wordpiece(
+    backend: Any,
+    classify: int,
+    separate: int,
+    *,
+    lowercase: bool,
+    strips_accents: bool | None = None,
+    separates_chinese: bool = True,
+) -> None:
+    """Give BERT's rules; accents go with capitals where `strips_accents` is `None`."""
     library = _library()
-    backend.normalizer = library.normalizers.BertNormalizer(lowercase=lowercase)
+    backend.normalizer = library.normalizers.BertNormalizer(
+        lowercase=lowercase, strip_accents=strips_accents, handle_chinese_chars=separates_chinese
+    )
     backend.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
     backend.post_processor = library.processors.TemplateProcessing(
         single=f"{CLASSIFY} $A {SEPARATE}",

@@ -89,7 +89,7 @@ class TermCounter:
         compounds: WordPiece: count what has punctuation inside, too.
 
     Raises:
-        ConfigError: the tokenizer is neither WordPiece nor BPE.
+        ConfigError: the tokenizer is neither WordPiece nor BPE, or does not cut texts to words.
     """
 
     def __init__(
@@ -219,7 +219,8 @@ def grow_tokenizer(
         fits_in: tokens at most; terms beyond are left out.
 
     Raises:
-        ConfigError: the tokenizer is neither WordPiece nor BPE, or `reserve` is negative.
+        ConfigError: the tokenizer is neither WordPiece nor BPE, or does not cut texts to words; or
+            `reserve` is negative.
     """
     if reserve < 0:
         raise ConfigError(f"reserve={reserve} is below 0", fix="give 0 or more places")
@@ -390,6 +391,11 @@ def _read_model(tokenizer: Tokenizer) -> dict:
         raise ConfigError(
             f"{tokenizer.source} is a {kind} tokenizer, whose vocabulary cannot grow",
             fix="take a WordPiece or BPE tokenizer, or train one: train_tokenizer(texts)",
+        )
+    if content.get("pre_tokenizer") is None:  # as of SentencePiece: a text is one word
+        raise ConfigError(
+            f"{tokenizer.source} does not cut texts to words, so its vocabulary cannot grow",
+            fix="take a tokenizer with a pre_tokenizer, or train one: train_tokenizer(texts)",
         )
     return content
 

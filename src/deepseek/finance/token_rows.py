@@ -90,28 +90,31 @@ def read_vectors(path: str | os.PathLike, words: set[str]) -> dict[str, np.ndarr
     """Return the vectors of some words from a text file as GloVe's: a word and its numbers a line.
 
     Args:
-        path: the file; a first line of two numbers, as word2vec's files have, is passed over.
+        path: the file; a first line of two numbers, as word2vec's files have, is passed over. The
+            word of the first line has no blanks; those of others may.
         words: those that are wanted, lower-case.
 
     Raises:
-        DataError: the file cannot be read, or a line has another number of columns.
+        DataError: the file cannot be read, or a line has fewer numbers than the first.
     """
     found: dict[str, np.ndarray] = {}
     size = 0
     try:
         with open(Path(path).expanduser(), encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
-                word, *values = line.rstrip().split(" ")
-                if number == 1 and len(values) == 1:
+                fields = line.rstrip().split(" ")
+                if number == 1 and len(fields) == 2:
                     continue
-                size = size or len(values)
-                if len(values) != size:
+                size = size or len(fields) - 1
+                if len(fields) <= size:
                     raise DataError(
-                        f"{path}, line {number}: {len(values)} numbers, {size} before",
+                        f"{path}, line {number}: {len(fields) - 1} numbers, {size} before",
                         fix="get the file again",
                     )
+                # some words of GloVe's largest file have blanks, such as ". . ."
+                word = " ".join(fields[:-size])
                 if word in words:
-                    found[word] = np.array(values, np.float32)
+                    found[word] = np.array(fields[-size:], np.float32)
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise

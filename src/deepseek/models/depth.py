@@ -41,11 +41,12 @@ def distances(module: nn.Module, hints: ParallelHints, names: Iterable[str]) -> 
     blocks = block_names(module, hints)
     levels = {name: len(blocks) - number for number, name in enumerate(blocks)}
     levels |= dict.fromkeys(hints.embeddings, len(blocks) + 1)
+    trunk = hints.blocks[0].rpartition(".")[0]
     found = {}
     for name in names:
         parts = name.split(".")
         prefixes = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
-        # what belongs to no part is added to the embeddings: positions, a class token
-        own = len(blocks) + 1 if len(parts) == 1 else 0
+        # what stands beside the blocks is added to the embeddings: positions, a class token
+        own = len(blocks) + 1 if name.rpartition(".")[0] == trunk else 0
         found[name] = next((levels[prefix] for prefix in prefixes if prefix in levels), own)
     return found

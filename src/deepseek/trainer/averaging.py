@@ -6,6 +6,7 @@ those of the best member. The average becomes the model of the run only where it
 as the best.
 """
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,11 +79,8 @@ class AverageBest(Callback):
         if trainer.world.is_main:
             if self.is_used:
                 averaged.replace(trainer.folder.model)
-            else:
-                averaged.unlink()
-            for path in paths:
-                path.unlink()
-            averaged.parent.rmdir()
+            # with what a killed run has left there
+            shutil.rmtree(averaged.parent, ignore_errors=True)
         trainer.folder.add_event(
             "average", step=trainer.step, steps=[step for _, step in self.kept], best=best,
             average=value, is_used=self.is_used,

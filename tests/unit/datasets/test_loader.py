@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from deepseek.datasets import DataLoader, ImageDataset
+from deepseek.datasets import DataLoader, ImageDataset, JointDataset
 from deepseek.datasets.loader import choose_num_workers
 from deepseek.errors import CheckpointError, ConfigError, DataError
 
@@ -184,6 +184,26 @@ def test_too_many_bad_samples(class_folders, num_workers):
         list(DataLoader(data, batch_size=6, num_workers=num_workers))
     assert "dog/0.jpg" in str(caught.value)
     assert "dog/2.jpg" in str(caught.value)
+
+
+def test_a_picture_that_is_skipped_is_skipped_with_labels_of_several_tasks(class_folders):
+    damage(class_folders, 1)
+    data = ImageDataset(class_folders, "resize_16", on_bad_sample="skip", max_bad_share=0.1)
+    joint = JointDataset(data, {"size": np.arange(18) / 2}, own="kind")
+    for view in (joint, joint.evaluation_view()):
+        for batch_size, count in ((1, 17), (6, 3)):  # the bad one alone in its batch, and not
+            skipping = DataLoader(view, batch_size=batch_size, shuffle=False, num_workers=0)
+            batches = list(skipping)
+            index = torch.cat([batch["index"] for batch in batches])
+            assert len(batches) == count
+            assert len(index) == 17
+            assert torch.equal(torch.cat([b["targets.size"] for b in batches]), index / 2)
+            assert skipping.num_bad == 1
+    damage(class_folders, 2)
+    data = ImageDataset(class_folders, "resize_16", on_bad_sample="skip", max_bad_share=0.1)
+    joint = JointDataset(data, {"size": np.arange(18) / 2}, own="kind")
+    with pytest.raises(DataError, match=r"more than max_bad_share=10\.00%"):
+        list(DataLoader(joint, batch_size=6, num_workers=0))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -102,6 +102,23 @@ def test_class_folders_and_folders_of_files(tmp_path):
     assert records(f"{tmp_path}/*/1.txt", TextOptions()) == [("neg text", None), ("pos text", None)]
 
 
+def test_a_text_beside_class_folders_does_not_hide_them(tmp_path):
+    for label in ("neg", "pos"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "1.txt").write_text(f"{label} text")
+        (tmp_path / f"urls_{label}.txt").write_text("http://example.com\n")
+    options = TextOptions(label_column="label", document_per="file")
+    assert TextSource(tmp_path, options).class_names == ("neg", "pos")
+    assert records(tmp_path, options) == [("neg text", "neg"), ("pos text", "pos")]
+    # texts alone, or lines that have their label themselves, are those at the top
+    assert len(records(tmp_path, TextOptions())) == 2
+    lines = TextOptions(label_column="label", label_separator=":")
+    assert [label for _, label in records(tmp_path, lines)] == ["//example.com"] * 2
+    (tmp_path / "pos" / "1.txt").unlink()  # one folder tells no classes apart
+    with pytest.raises(DataError, match="is text without labels"):
+        records(tmp_path, options)
+
+
 def test_conll_has_a_word_a_line(tmp_path):
     path = tmp_path / "a.conll"
     path.write_text("-DOCSTART- O\n\nEU NNP B-ORG\nrejects VBZ O\n\nPeter B-PER\n")

@@ -64,6 +64,21 @@ def test_a_vocab_txt_is_bert_s(tmp_path):
     assert tokenizer.encode([text])[0].tolist() == bert.encode(text).ids
 
 
+def test_accents_stay_where_the_settings_of_a_vocab_txt_say_so(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "café", "cafe", "日", "##本", "本"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+
+    def shown(**settings):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        tokenizer = load_tokenizer(tmp_path)
+        tokens = tokenizer.encode(["Café 日本"], is_whole=False)[0]
+        return [tokenizer.vocabulary[token] for token in tokens]
+
+    assert shown() == shown(strip_accents=None) == ["cafe", "日", "本"]
+    assert shown(strip_accents=False) == ["café", "日", "本"]
+    assert shown(tokenize_chinese_chars=False) == ["cafe", "日", "##本"]
+
+
 def test_vocab_json_with_merges_is_byte_level_bpe(tmp_path):
     trained = train_tokenizer(TEXTS, "bpe", 300)
     model = json.loads(trained.to_json())["model"]

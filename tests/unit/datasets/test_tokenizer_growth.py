@@ -143,6 +143,18 @@ def test_a_kind_that_cannot_grow_is_refused():
         grow_tokenizer(Tokenizer(json.dumps(other)), ["nvda"])
 
 
+def test_a_bpe_that_does_not_cut_to_words_is_refused():
+    sentencepiece = json.loads(BPE.to_json())
+    sentencepiece["pre_tokenizer"] = None
+    sentencepiece["normalizer"] = {"type": "Prepend", "prepend": "▁"}
+    tokenizer = Tokenizer(json.dumps(sentencepiece))
+    message = "does not cut texts to words, so its vocabulary cannot grow"
+    with pytest.raises(ConfigError, match=message):
+        TermCounter(tokenizer)
+    with pytest.raises(ConfigError, match=message):
+        grow_tokenizer(tokenizer, ["▁nvda"])
+
+
 @pytest.mark.long
 def test_tokenising_stays_as_fast(monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")

@@ -41,6 +41,16 @@ def test_a_term_is_the_sum_of_the_tokens_whose_words_are_similar(tmp_path):
     assert named["tsla"] == {"t": 0.25, "##s": 0.25, "##l": 0.25, "##a": 0.25}  # not in the file
 
 
+def test_word_vectors_may_be_of_words_with_blanks(tmp_path):
+    # as in GloVe's file of 840 billion words
+    lines = ["bank 1 0", ". . . 0.5 0.5", "at name@domain.com 2 3", "lender 0 1"]
+    (tmp_path / "v.txt").write_text("\n".join(lines))
+    vectors = read_vectors(tmp_path / "v.txt", {"bank", ". . .", "at name@domain.com", "lender"})
+    assert {word: vector.tolist() for word, vector in vectors.items()} == {
+        "bank": [1, 0], ". . .": [0.5, 0.5], "at name@domain.com": [2, 3], "lender": [0, 1],
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [("a 1 2\nb 1\n", "line 2: 1 numbers, 2 before"), ("a x y\n", "cannot be read as word vec")],

@@ -9,6 +9,8 @@ from torch import nn
 from deepseek.datasets import DataSpec, FieldSpec
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import GPT, Encoder, ModelEngine, MultiHead, ResNet, UNet3D, VisionTransformer
+from deepseek.models.depth import distances
+from deepseek.models.lora import add_lora
 
 HEADS = {"kind": {"outputs": 3}, "size": {"outputs": 1}}
 TRUNKS = {
@@ -112,6 +114,21 @@ def test_heads_are_those_of_the_data():
     assert len(said["size"]) == 2
     with pytest.raises(ConfigError, match="one set of classes was asked"):
         engine.probs_of(torch.rand(1, 3, 16, 16))
+
+
+def test_positions_of_a_trunk_are_as_far_from_the_heads_as_its_embeddings():
+    args = {**TRUNKS["vit"][0], "num_layers": 2, "pool": "cls"}
+    engine = ModelEngine.wrap(MultiHead("vit", args, HEADS))
+    names = dict(engine.module.named_parameters())
+    found = distances(engine.module, engine.hints, names)
+    first = {"trunk.pos_embed", "trunk.cls_token", "trunk.patch_embed.proj.weight"}
+    assert {found[name] for name in first} == {3}
+    assert found["trunk.blocks.1.mlp.fc1.weight"] == 1
+    assert found["trunk.norm.weight"] == found["heads.kind.linear.weight"] == 0
+    add_lora(engine, rank=2)
+    learns = {name for name, weight in engine.module.named_parameters() if weight.requires_grad}
+    assert not learns & first
+    assert "heads.kind.linear.weight" in learns
 
 
 def test_what_cannot_be_a_trunk_or_a_head_is_refused():

@@ -15,7 +15,7 @@ from deepseek.errors import ConfigError
 from deepseek.models import Encoder, ModelEngine, VisionTransformer
 from deepseek.models.lora import LoraLinear, add_lora, merge_lora
 from deepseek.models.model_file import read_model_file
-from deepseek.trainer import Optimizer, Trainer
+from deepseek.trainer import Callback, Optimizer, Trainer
 from deepseek.trainer.averaging import average_models
 from deepseek.trainer.cross_validation import choose_folds, cross_validate, describe_folds
 from deepseek.trainer.layer_pace import choose_pace, set_rates
@@ -221,6 +221,26 @@ def test_the_average_of_the_best_is_the_model_where_it_is_as_good(reviews, tmp_p
     assert not (tmp_path / "r" / "best").exists()
     with pytest.raises(ConfigError, match="average_best=3 needs validation data"):
         Trainer(make_encoder(), train, average_best=3, **QUICK)
+
+
+def test_a_draft_left_among_the_best_does_not_end_the_run(reviews, tmp_path):
+    class Killed(Callback):
+        """Leaves what a run that was killed while it saved leaves."""
+
+        def on_eval_end(self, trainer, metrics):
+            (tmp_path / "r/best").mkdir(exist_ok=True)
+            (tmp_path / "r/best/.step_1.bin.4711").write_bytes(b"a part")
+            (tmp_path / "r/best/step_1.bin").write_bytes(b"of after the checkpoint")
+
+    train, val = reviews.split(0.3)
+    trainer = Trainer(
+        make_encoder(), train, val, epochs=2, lr=3e-3, average_best=2, run_dir=tmp_path / "r",
+        callbacks=[Killed()], **QUICK,
+    )  # fmt: skip
+    trainer.fit()
+    assert json.loads((tmp_path / "r/summary.json").read_text())["status"] == "finished"
+    assert "average" in (tmp_path / "r/events.jsonl").read_text()
+    assert not (tmp_path / "r/best").exists()
 
 
 # -- folds -------------------------------------------------------------------------------------

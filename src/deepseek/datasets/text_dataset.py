@@ -274,8 +274,8 @@ class TextDataset(torch.utils.data.Dataset):
         view.spec = view._make_spec()
         return view
 
-    def with_tokenizer(self, tokenizer: Tokenizer) -> "TextDataset":
-        """Return the same texts as tokens of another tokenizer.
+    def check_tokenizer_may_change(self) -> None:
+        """Refuse what cannot have another tokenizer.
 
         Raises:
             ConfigError: this is a part that `split` returned: samples end elsewhere, so that the
@@ -287,6 +287,14 @@ class TextDataset(torch.utils.data.Dataset):
                 " lie in the other",
                 fix="read training and validation data from paths of their own",
             )
+
+    def with_tokenizer(self, tokenizer: Tokenizer) -> "TextDataset":
+        """Return the same texts as tokens of another tokenizer.
+
+        Raises:
+            ConfigError: it may not change: `check_tokenizer_may_change`.
+        """
+        self.check_tokenizer_may_change()
         view = copy.copy(self)
         view.tokenizer = tokenizer
         if self._separator is not None:

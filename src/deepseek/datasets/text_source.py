@@ -48,6 +48,7 @@ class TextSource:
         self._options = options
         self.class_names: tuple[str, ...] | None = None
         self._texts: tuple[str, ...] | None = None
+        self._folder_labels: list[str] | None = None
         if not isinstance(path, str | os.PathLike):
             self._texts = _check_texts(path, options)
             self.path, self.layout, self.files = "the texts given", "texts in memory", []
@@ -98,12 +99,14 @@ class TextSource:
                 yield from _records(_READERS[file.suffix.lower()](file, options))
 
     def content_hash(self) -> str:
-        """Return a hash of every file's name and bytes, or of the texts."""
+        """Return a hash of every file's name, bytes and class folder, or of the texts."""
         digest = xxhash.xxh3_128()
         for text in self._texts or ():
             encoded = text.encode()
             digest.update(f"{len(encoded)}\n".encode() + encoded)
-        for file in self.files:
+        for number, file in enumerate(self.files):
+            if self._folder_labels is not None:
+                digest.update(f"{self._folder_labels[number]}/".encode())
             digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
             with open(file, "rb") as opened:
                 while chunk := opened.read(_READ_BYTES):

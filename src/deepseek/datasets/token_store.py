@@ -32,7 +32,7 @@ from deepseek.datasets.text_source import Record, TextSource
 from deepseek.datasets.tokenizer import Tokenizer
 from deepseek.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TEXTS_AT_ONCE = 4096
 IGNORE_INDEX = -100
 _ARRAYS = ("tokens", "starts", "labels")
@@ -149,7 +149,7 @@ def _make(
         if options.has_numbers:
             numbers = _read_numbers(labels, source.path)
         else:
-            numbers, names = _number(labels, known, source.path)
+            numbers, names = _number(labels, known, source.path, may_lack=options.in_words)
     return np.array(starts, np.int64), numbers, tuple(names)
 
 
@@ -219,11 +219,17 @@ def _read_numbers(labels: list, path: str) -> np.ndarray:
 
 
 def _number(
-    labels: list, class_names: Sequence[str] | None, path: str
+    labels: list, class_names: Sequence[str] | None, path: str, *, may_lack: bool
 ) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return labels as class numbers, -100 where there is none, and the class names."""
     has_label = np.array([label is not None for label in labels])
     if len(labels) and class_names is None and not has_label.any():
         raise DataError(f"{path}: every label is empty", fix="choose another label_column")
+    if not may_lack and not has_label.all():
+        raise DataError(
+            f"{path}, text {int(has_label.argmin()) + 1}: the label is empty",
+            fix="give every text a label, or leave the text out",
+        )
     found, names = number_labels([x for x in labels if x is not None], class_names, path)
     if has_label.all():
         return found, names

@@ -27,13 +27,14 @@ from deepseek.models.decoder import Decoder
 from deepseek.models.encoder import Encoder
 from deepseek.models.encoder_outputs import with_outputs
 from deepseek.models.eval_mode import evaluating
+from deepseek.models.lora import merge_lora
 from deepseek.trainer import Callback, Trainer
 from deepseek.trainer.evaluation import evaluate_samples
 from deepseek.trainer.task import IGNORE_INDEX
 
 Objective = Literal["masked", "causal"]
 MEASURED_AT_ONCE = 16
-_LENGTHS = ("epochs", "max_steps", "time_budget")
+_NOT_OF_THE_HEAD = ("epochs", "max_steps", "time_budget", "lora")
 MAX_MEASURED_LETTERS = 400_000
 Watch = Callable[[str, int, int], None]
 """Is told what is measured, how many samples are done, and of how many; at first 0."""
@@ -58,7 +59,8 @@ class Adaptation:
     """What `adapt` returns.
 
     Attributes:
-        engine: the model with a head over its vocabulary, as training left it.
+        engine: the model with a head over its vocabulary, as training left it; adapters are added
+            to its weights.
         tokenizer: of the model.
         before, after: perplexities; comparable where the vocabulary did not grow in between.
         num_texts: that were trained on, general ones too.
@@ -223,7 +225,7 @@ def adapt(
         **trainer,
     )  # fmt: skip
     run.fit()
-    engine = ModelEngine.load(run.folder.model)
+    engine = merge_lora(ModelEngine.load(run.folder.model))
     grown = own_tokenizer(engine)
     return Adaptation(
         engine, grown, before, measure("after", grown), len(texts.train), texts.num_general,
@@ -355,7 +357,7 @@ def _train_head(
     was_trained = {n: weight.requires_grad for n, weight in engine.module.named_parameters()}
     for n, weight in engine.module.named_parameters():
         weight.requires_grad_(n.startswith("transform.") or n == "head.bias")
-    own = {key: value for key, value in settings.items() if key not in _LENGTHS}
+    own = {key: value for key, value in settings.items() if key not in _NOT_OF_THE_HEAD}
     folder = None if run_dir is None else Path(run_dir).with_name(f"{Path(run_dir).name}_head")
     try:
         Trainer(

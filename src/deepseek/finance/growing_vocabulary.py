@@ -81,6 +81,9 @@ class GrowingVocabulary(Callback):
                 "GrowingVocabulary with optimizer='adamw8bit': rows of its state share a scale",
                 fix="choose adamw",
             )
+        for loader in (trainer.train_loader, trainer.val_loader):
+            if loader is not None:
+                _text_data(loader).check_tokenizer_may_change()
         vocabulary_rows(trainer.model.module)
         old = _text_data(trainer.train_loader).tokenizer
         TermCounter(old)

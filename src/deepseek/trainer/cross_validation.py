@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from safetensors.torch import load_file, save_file
 
 from deepseek.datasets import ImageDataset, TextDataset
@@ -55,6 +56,11 @@ class Folds:
     keeps_together: bool
 
     @property
+    def partition(self) -> str:
+        """A hash of `fold_of`."""
+        return xxhash.xxh3_64_hexdigest(self.fold_of.astype(np.int64).tobytes())
+
+    @property
     def leaks(self) -> list[Pair]:
         """The pairs of which one is trained on while the other is tested."""
         return [p for p in self.pairs if self.fold_of[p.first] != self.fold_of[p.second]]
@@ -88,6 +94,7 @@ class CrossValidation:
         """Return a JSON-able dict of protocol and figures."""
         return {
             "folds": self.folds.num_folds,
+            "partition": self.folds.partition,
             "run": sorted(self.metrics),
             "val_share": self.val_share,
             "near_duplicates": len(self.folds.pairs),
@@ -187,7 +194,7 @@ def keep_protocol(folder: Path, **protocol: Any) -> None:
         if name in known and known[name] != value:
             raise ConfigError(
                 f"{folder} holds results with {name}={known[name]}, not {value}",
-                fix="choose another run_dir, or the settings of before",
+                fix="choose another run_dir, or the settings and data of before",
             )
     if not known:
         with replacing(file) as draft:
@@ -246,12 +253,13 @@ def cross_validate(
         seed: of what is held back.
 
     Raises:
-        ConfigError: there is no such fold, or the folder is of other folds.
+        ConfigError: there is no such fold, or the folder is of other folds: of another number, or
+            with other samples in them.
     """
     folder, wanted = Path(folder), folds_to_run(folds.num_folds, only)
     keep_protocol(
         folder, folds=folds.num_folds, val_share=val_share, keeps_together=folds.keeps_together,
-        seed=seed,
+        seed=seed, partition=folds.partition,
     )  # fmt: skip
 
     def run(fold: int, place: Path) -> None:

@@ -1,7 +1,7 @@
 """Several tasks that one model learns together, each from the samples that have a label of it.
 
 ```
-batch["targets"]          (B, N) bool: which tasks a sample has a label of
+batch["targets"]          (B, N) bool: which tasks a sample has a label of, in the data's order
 batch["targets.NAME"]     the labels of a task, as its own `Task` takes them
 outputs[NAME]             what the head of a task returns
 ```
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from deepseek.config import TrainerConfig
 from deepseek.datasets import DataSpec
+from deepseek.datasets.task_labels import has_label
 from deepseek.errors import ConfigError
 from deepseek.models.table_model import TableModel
 from deepseek.trainer.class_weights import weigh_classes
@@ -113,9 +114,10 @@ class MultiTask(Task):
 
         A device would be waited for.
         """
+        # by name: the columns of "targets" are in the order of the data
         rows = {
-            f"{ROWS}{name}": has.nonzero()[:, 0]
-            for name, has in zip(self.names, batch["targets"].unbind(1), strict=True)
+            f"{ROWS}{name}": has_label(batch[f"targets.{name}"]).nonzero()[:, 0]
+            for name in self.names
         }
         return {**batch, **rows}
 
@@ -183,9 +185,10 @@ class MultiTask(Task):
     def predictions(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return those of each task as `NAME_KEY`, for every sample; labels that lack as they are.
 
-        `has_label` (B, N) says which tasks a sample has a label of.
+        `has_label` (B, N) says which tasks a sample has a label of, in the order of `names`.
         """
-        found: dict[str, Tensor] = {"has_label": batch["targets"]}
+        known = [has_label(batch[f"targets.{name}"]) for name in self.names]
+        found: dict[str, Tensor] = {"has_label": torch.stack(known, 1)}
         for name, task in self.tasks.items():
             part = {"targets": batch[f"targets.{name}"]}
             if "inputs" in batch:

@@ -60,10 +60,14 @@ def cross_validate_patients(
         The metrics of each fold that was run, by its number.
 
     Raises:
-        ConfigError: there is no such fold, fewer patients than folds, or the folder is of others.
+        ConfigError: there is no such fold, fewer patients than folds, or the folder is of others,
+            or of other data.
     """
     folder, wanted = Path(folder), folds_to_run(num_folds, only)
-    protocol = {"folds": num_folds, "val_share": val_share, "seed": seed}
+    num_tested = [len(data.split_fold(fold, num_folds)[1]) for fold in range(num_folds)]
+    protocol = {
+        "folds": num_folds, "val_share": val_share, "seed": seed, "num_tested": num_tested,
+    }  # fmt: skip
     keep_protocol(folder, **protocol)
 
     def run(fold: int, place: Path) -> None:

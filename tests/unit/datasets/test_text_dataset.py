@@ -179,6 +179,15 @@ def test_labels_that_fit_no_class_are_refused(table):
         classified(table, class_names=["even", "odds"])
 
 
+@pytest.mark.parametrize("class_names", [None, ["even", "odd"]])
+def test_a_text_whose_label_is_null_is_named(class_names, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "the cat", "label": "odd"}\n{"text": "a mat", "label": null}\n')
+    for _ in range(2):  # what is refused is not in the cache
+        with pytest.raises(DataError, match=r"rows\.jsonl, text 2: the label is empty"):
+            classified(path, class_names=class_names, cache=tmp_path / "cache")
+
+
 # -- masked language modelling ---------------------------------------------------------------
 
 
@@ -251,6 +260,23 @@ def test_cached_tokens_are_those_made_anew(table, tmp_path, monkeypatch):
     assert len(classified(table, cache=folder)) == 2
     monkeypatch.setenv("DEEPSEEK_CACHE", str(tmp_path / "other"))
     assert cache_folder("auto", "tokens") == tmp_path / "other" / "tokens"
+
+
+def test_a_text_moved_to_another_class_folder_has_its_new_label_despite_the_cache(tmp_path):
+    place = tmp_path / "reviews"
+    for folder, name in (("neg", "a"), ("neg", "b"), ("pos", "c")):
+        (place / folder).mkdir(parents=True, exist_ok=True)
+        (place / folder / f"{name}.txt").write_text(f"number {name}")
+
+    def labels():
+        data = classified(place, cache=tmp_path / "cache")
+        return [data.class_names[number] for number in data.targets]
+
+    assert labels() == ["neg", "neg", "pos"]
+    (place / "neg" / "b.txt").rename(place / "pos" / "b.txt")
+    assert labels() == ["neg", "pos", "pos"]
+    (place / "pos").rename(place / "praise")
+    assert labels() == ["neg", "praise", "praise"]
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(table, tmp_path):

@@ -117,6 +117,27 @@ def test_a_new_head_learns_alone_first_and_the_vocabulary_grows(tmp_path):
     assert (tmp_path / "a_head" / "model.bin").is_file()
 
 
+def test_an_encoder_adapts_by_adapters_after_its_head_and_is_saved(tmp_path):
+    tokenizer = train_tokenizer(DOMAIN, "wordpiece", 200)
+    encoder = ModelEngine(
+        "encoder", vocab_size=tokenizer.vocab_size, context_length=32, outputs="hidden", **SIZES
+    )
+    done = adapt(
+        encoder, DOMAIN, tokenizer=tokenizer, lora={"rank": 2}, head_steps=2, max_steps=3,
+        run_dir=tmp_path / "a", **SETTINGS,
+    )  # fmt: skip
+    assert done.num_steps == 3
+    done.save(tmp_path / "out")
+    assert ModelEngine.load(tmp_path / "out" / "task.bin").changes == ()
+    saved = ModelEngine.load(tmp_path / "out" / "model.bin")
+    assert saved.changes == ()
+    tokens = torch.randint(5, 60, (2, 9))
+    adapted = ModelEngine.load(tmp_path / "a" / "model.bin")
+    assert adapted.changes[0]["kind"] == "lora"
+    with torch.no_grad():
+        torch.testing.assert_close(saved(tokens), adapted(tokens))
+
+
 def test_wrong_arguments_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"replay=0.3 with general=None"):
         adapt(SIZES, DOMAIN, tokenizer="wordpiece", replay=0.3)

@@ -117,7 +117,10 @@ def test_runs_that_cannot_grow_are_refused_at_the_beginning(tmp_path):
         build(tmp_path / "a", [growing()], optimizer="adamw8bit").fit()
     with pytest.raises(ConfigError, match="max_terms=0 is not >= 1"):
         GrowingVocabulary(lambda epoch: [], max_terms=0)
-    trainer = build(tmp_path / "b", [growing()])
-    trainer.train_loader.bind(trainer.train_loader.dataset.split(0.5)[0])
-    with pytest.raises(ConfigError, match="a part of a split cannot change its tokenizer"):
-        trainer.fit()
+    for name, part in (("train_loader", 0), ("val_loader", 1)):
+        trainer = build(tmp_path / name, [growing()])
+        loader = getattr(trainer, name)
+        loader.bind(loader.dataset.split(0.5)[part])
+        with pytest.raises(ConfigError, match="a part of a split cannot change its tokenizer"):
+            trainer.fit()
+        assert trainer.step == 0

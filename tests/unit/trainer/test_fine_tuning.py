@@ -17,8 +17,14 @@ from deepseek.models.lora import LoraLinear, add_lora, merge_lora
 from deepseek.models.model_file import read_model_file
 from deepseek.trainer import Callback, Optimizer, Trainer
 from deepseek.trainer.averaging import average_models
-from deepseek.trainer.cross_validation import choose_folds, cross_validate, describe_folds
+from deepseek.trainer.cross_validation import (
+    CrossValidation,
+    choose_folds,
+    cross_validate,
+    describe_folds,
+)
 from deepseek.trainer.layer_pace import choose_pace, set_rates
+from deepseek.trainer.patient_folds import cross_validate_patients
 
 QUICK = {"batch_size": 16, "loggers": (), "device": "cpu", "checkpoint_every": None}
 
@@ -277,3 +283,35 @@ def test_every_sample_is_tested_once_by_a_model_that_has_not_seen_it(reviews, tm
     with pytest.raises(ConfigError, match="fold 7 of 3"):
         cross_validate(make_trainer, reviews, folds, tmp_path / "cv", only=[7])
     assert math.isfinite(result.std("loss"))
+    others = choose_folds(reviews, 3, seed=1, keeps_together=True)
+    with pytest.raises(ConfigError, match=f"holds results with partition={folds.partition}"):
+        cross_validate(make_trainer, reviews, others, tmp_path / "cv", val_share=0.2)
+
+
+class Patients:
+    def __init__(self, count):
+        self.numbers = range(count)
+
+    def split_fold(self, fold, num_folds):
+        tested = self.numbers[fold::num_folds]
+        return [n for n in self.numbers if n not in tested], tested
+
+
+def test_a_folder_of_another_partition_is_refused(reviews, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    folds, few = choose_folds(reviews, 3), reviews.take(np.arange(90) < 84)
+    for _ in range(2):  # the same folds go on
+        with pytest.raises(KeyboardInterrupt):
+            cross_validate(interrupted, reviews, folds, tmp_path / "a")
+        with pytest.raises(KeyboardInterrupt):
+            cross_validate_patients(interrupted, Patients(7), 3, tmp_path / "b")
+    for data, others in ((reviews, choose_folds(reviews, 3, seed=1)), (few, choose_folds(few, 3))):
+        with pytest.raises(ConfigError, match=f"partition={folds.partition}, not"):
+            cross_validate(interrupted, data, others, tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"num_tested=\[3, 2, 2\], not \[3, 3, 2\]"):
+        cross_validate_patients(interrupted, Patients(8), 3, tmp_path / "b")
+    metrics = {"accuracy": 0.5}
+    found = CrossValidation({0: metrics, 1: metrics}, folds, 0.1, tmp_path).to_json()
+    assert found["partition"] == folds.partition

@@ -325,6 +325,32 @@ def test_names_of_data_and_task_must_agree(tmp_path):
         MultiTask({"kind": ClassificationTask(3)})
 
 
+def test_tasks_in_another_order_than_the_data_learn_from_their_own_labels():
+    tones, topics = torch.arange(12) % 2, torch.arange(8) % 3
+    data = MultiTaskDataset(
+        {
+            "tone": TensorDataset(torch.zeros(12, 6), tones),
+            "topic": TensorDataset(torch.zeros(8, 6), topics),
+        }
+    )
+    batch, _ = data.evaluation_view().get_batch(range(20), 0)
+    task = MultiTask({"topic": ClassificationTask(3), "tone": ClassificationTask(2)})
+    assert task.count_labels(batch) == [8, 12]
+    outputs = {"topic": torch.randn(20, 3), "tone": torch.randn(20, 2)}
+    wanted = [
+        F.cross_entropy(outputs["topic"][12:], topics, reduction="sum"),
+        F.cross_entropy(outputs["tone"][:12], tones, reduction="sum"),
+    ]
+    for given in (batch, task.prepare(batch)):
+        torch.testing.assert_close(task.losses(outputs, given), wanted)
+    metrics = task.new_metrics()
+    task.update_metrics(metrics, outputs, batch)
+    assert metrics["topic_loss"].compute() == pytest.approx(float(wanted[0]) / 8)
+    has = task.predictions(outputs, batch)["has_label"]
+    assert has[:, 0].tolist() == [False] * 12 + [True] * 8
+    assert torch.equal(has[:, 1], ~has[:, 0])
+
+
 def test_a_dry_run_is_refused():
     def build():
         return Trainer(make_model(), make_data(), task=make_task(), device="cpu", **QUIET)

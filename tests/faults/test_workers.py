@@ -88,6 +88,31 @@ def test_a_sample_that_raises_is_named_with_its_line(trouble, what, num_workers)
         assert "num_workers" in caught.value.fix
 
 
+def test_a_worker_that_is_killed_between_epochs_is_replaced():
+    handler = signal.getsignal(signal.SIGCHLD)
+    loader = DataLoader(Troubled(lambda: None), batch_size=4, shuffle=False, num_workers=2)
+    assert len(list(loader)) == 10
+    lost = loader.worker_pids()[0]
+    os.kill(lost, signal.SIGKILL)
+    with pytest.warns(UserWarning, match="do not go on.*restarted"):
+        found = [int(x) for batch in loader for x in batch["inputs"][:, 0]]
+    assert found == list(range(40))
+    assert lost not in loader.worker_pids()
+    assert signal.getsignal(signal.SIGCHLD) is handler
+    loader.close()
+
+
+def test_an_epoch_is_broken_off_while_a_batch_takes_longer_than_torch_waits(tmp_path):
+    data = Troubled(hang, tmp_path / "done")
+    loader = DataLoader(data, batch_size=4, shuffle=False, num_workers=2, worker_timeout_s=5.0)
+    for _ in loader:
+        break
+    with pytest.warns(UserWarning, match="do not go on.*timed out.*restarted"):
+        found = [int(x) for batch in loader for x in batch["inputs"][:, 0]]
+    assert found == list(range(4, 40))
+    loader.close()
+
+
 def test_a_lost_worker_does_not_disturb_the_main_thread(tmp_path):
     """torch raises out of SIGCHLD, wherever the main thread is: not here."""
     loader = DataLoader(Troubled(lambda: None), batch_size=4, num_workers=2)

@@ -154,7 +154,8 @@ def test_a_row_that_cannot_be_read_has_an_error_and_the_others_are_scored(capsys
     ],
 )
 def test_settings_are_made_from_a_table_and_train(values, told, wanted, capsys):
-    lines = [f"u{n % 5},{n},{values[n % len(values)]}" for n in range(80)]
+    times = [f"2024-05-01 {n // 60:02}:{n % 60:02}:00" for n in range(80)]
+    lines = [f"u{n % 5},{time},{values[n % len(values)]}" for n, time in enumerate(times)]
     Path("own.csv").write_text("\n".join(["user,time,bought", *lines]))
     assert run(["init", "table", "--data", "own.csv"]) == 2
     assert "--label NAME" in capsys.readouterr().err

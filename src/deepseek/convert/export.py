@@ -51,6 +51,8 @@ def deepseek_to_huggingface(
     if names and config.get("num_labels") == len(names):
         config["id2label"] = {str(index): name for index, name in enumerate(names)}
         config["label2id"] = {name: index for index, name in enumerate(names)}
+    if engine.spec is not None and engine.spec.task == "sequence_regression":
+        config["problem_type"] = "regression"
     state = written_state(engine, family)
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}
     floating = sorted(dtypes & {"float32", "float16", "bfloat16", "float64"})

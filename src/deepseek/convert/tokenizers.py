@@ -32,7 +32,7 @@ def text_spec(
         engine: of the folder's model.
         source: the folder.
         names: of the classes.
-        report: gets a note on what is left out.
+        report: gets a note on what is left out, or means something else.
     """
     if not any(name in source.files for name in TOKENIZER_FILES):
         return None
@@ -43,22 +43,40 @@ def text_spec(
         report.notes.append(f"without its tokenizer: {error.message}")
         return None
     config = engine.config
-    task = "language_modelling"
-    if not isinstance(engine.module, Decoder):
-        task = _TASKS.get(str(config.get("outputs")), "features")
+    task = _task_of(engine, source.config, report)
     sequence = FieldSpec((int(config["context_length"]),), "int64")
     names = names if task in _LABELLED else ()
-    is_whole = task == "sequence_classification"
+    targets = sequence
+    if task == "sequence_classification":
+        targets = FieldSpec((), "int64")
+    elif task == "sequence_regression":
+        targets = FieldSpec((), "float32")
     return DataSpec(
         task=task,
-        fields={
-            "inputs": sequence, "targets": FieldSpec((), "int64") if is_whole else sequence,
-        },
+        fields={"inputs": sequence, "targets": targets},
         class_names=names,
         class_counts=(0,) * len(names),
         tokenizer=content,
         pad_token=config.get("pad_token"),
-    )  # fmt: skip
+    )
+
+
+def _task_of(engine: ModelEngine, config: Mapping[str, Any], report: Report) -> str:
+    if isinstance(engine.module, Decoder):
+        return "language_modelling"
+    task = _TASKS.get(str(engine.config.get("outputs")), "features")
+    if task != "sequence_classification":
+        return task
+    problem = config.get("problem_type")
+    # transformers, too, takes one label for a number
+    if problem == "regression" or engine.num_classes == 1:
+        return "sequence_regression"
+    if problem == "multi_label_classification":
+        report.notes.append(
+            "config.json has problem_type=multi_label_classification: its classes do not exclude"
+            " each other, and the probabilities of predict, which add up to 1, do"
+        )
+    return task
 
 
 def class_names(config: Mapping[str, Any], count: int | None) -> tuple[str, ...]:

@@ -134,6 +134,32 @@ def numbers_of(column: Column, name: str) -> np.ndarray:
     return numbers
 
 
+def times_of(column: Column, name: str) -> np.ndarray:
+    """Return times in seconds, float64 (N,); NaN where one is missing.
+
+    They are numbers, times, or texts by ISO 8601, which are in UTC if they have no offset.
+
+    Raises:
+        DataError: a value is none of these.
+    """
+    try:
+        return numbers_of(column, name)
+    except DataError:
+        if isinstance(column, np.ndarray | list | Repeated) or not _is_text(column.type):
+            raise
+    texts = _trimmed(column)
+    try:
+        return _from_arrow(texts.cast(pa.timestamp("us")), name)
+    except pa.ArrowInvalid as error:
+        try:
+            return _from_arrow(texts.cast(pa.timestamp("us", "UTC")), name)  # all have offsets
+        except pa.ArrowInvalid:
+            raise DataError(
+                f"{name} holds neither numbers nor times: {error}",
+                fix="write times as 2024-05-01 12:00:00, all with an offset such as +02:00 or none",
+            ) from error
+
+
 def _number(value: object, name: str) -> float:
     if value is None or isinstance(value, str):  # texts are read together
         return math.nan
@@ -150,12 +176,16 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _from_text(column: pa.Array, name: str) -> np.ndarray:
-    trimmed = pc.utf8_trim_whitespace(column)  # pyright: ignore[reportAttributeAccessIssue]
-    trimmed = pc.if_else(pc.equal(trimmed, ""), None, trimmed)  # pyright: ignore[reportAttributeAccessIssue]
+    trimmed = _trimmed(column)
     try:
         return _as_floats(trimmed.cast(pa.float64()))
     except pa.ArrowInvalid:
         raise _no_number(trimmed, name) from None
+
+
+def _trimmed(column: pa.Array) -> pa.Array:
+    trimmed = pc.utf8_trim_whitespace(column)  # pyright: ignore[reportAttributeAccessIssue]
+    return pc.if_else(pc.equal(trimmed, ""), None, trimmed)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _no_number(column: pa.Array, name: str) -> DataError:

@@ -38,7 +38,7 @@ class IndexSource(ImageSource):
         paths, labels = read(path, path_column, label_column)
         if not paths:
             raise DataError(f"{path} lists no pictures", fix="add a line for each picture")
-        self._files = [_resolve(path.parent.absolute(), name, path) for name in paths]
+        self._files = [_resolve(name, path) for name in paths]
         missing = [file for file in self._files if not os.path.isfile(file)]
         if missing:
             raise DataError(
@@ -67,16 +67,16 @@ def missing_column(path: object, column: str, columns: Sequence[str], argument: 
     )
 
 
-def _resolve(folder: Path, name: str, index: Path) -> str:
+def _resolve(name: str, index: Path) -> str:
     if os.path.isabs(name):
         return name
-    joined = os.path.normpath(folder / name)
-    if os.path.commonpath([folder, joined]) != str(folder):
+    inside = os.path.normpath(name)
+    if inside.split(os.sep)[0] == os.pardir:
         raise DataError(
             f"{index}: the relative path {name!r} leads out of the folder of the index file",
             fix="give an absolute path for a picture that lies elsewhere",
         )
-    return joined
+    return os.path.join(index.parent.absolute(), inside)
 
 
 def _read_csv(path: Path, path_column: str, label_column: str) -> tuple[list[str], list[str]]:

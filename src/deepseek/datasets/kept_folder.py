@@ -1,10 +1,11 @@
 """Folders with what was made of data once: they appear whole, and long work says how far it is."""
 
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 
@@ -25,14 +26,20 @@ def make_beside(folder: Path) -> Path:
 def taking_place(temporary: Path, place: Path, marker: str) -> Iterator[None]:
     """Let a folder that is written within take its place; after an error nothing of it stays.
 
+    A folder that another process has put there meanwhile stays, for it may be in use.
+
     Args:
         temporary: where it is written.
         place: what is there already did not read, and is removed.
         marker: file that a whole folder has: another process may be first, with the same content.
     """
+    unread = _identity(place)
+    discarded = temporary.with_name(f"{temporary.name}-old")
     try:
         yield
-        shutil.rmtree(place, ignore_errors=True)
+        if unread is not None and _identity(place) == unread:
+            with suppress(OSError):  # another process may be about to do the same
+                place.rename(discarded)
         try:
             temporary.rename(place)
         except OSError:
@@ -40,6 +47,16 @@ def taking_place(temporary: Path, place: Path, marker: str) -> Iterator[None]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(discarded, ignore_errors=True)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Return what no folder that is made later at this place shares; `None` if there is none."""
+    try:
+        known = os.stat(folder)
+    except OSError:
+        return None
+    return known.st_ino, known.st_ctime_ns
 
 
 class SlowReport:

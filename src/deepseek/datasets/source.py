@@ -85,6 +85,42 @@ def number_labels(
     return numbers, names
 
 
+def name_labels(
+    labels: Sequence, own: Sequence[str], class_names: Sequence[str], path: str
+) -> list:
+    """Return labels with names in place of numbers, which count in the names of their own file.
+
+    Where `class_names` are other names of these classes, the numbers count in them.
+
+    Args:
+        labels: of a ClassLabel column: numbers; anything else stays.
+        own: names that the file has.
+        class_names: the classes, in the order of their numbers.
+        path: where the labels come from, for messages.
+
+    Raises:
+        DataError: a number is beyond the names, or its name is no class.
+    """
+    names = tuple(class_names if _are_renamed(own, class_names) else own)
+    known = set(class_names)
+    found = []
+    for label in labels:
+        if isinstance(label, int):
+            if not 0 <= label < len(names):
+                raise _no_class(label, names, path)
+            label = names[label]
+            if label not in known:
+                raise _no_class(label, tuple(class_names), path)
+        found.append(label)
+    return found
+
+
+def _are_renamed(own: Sequence[str], class_names: Sequence[str]) -> bool:
+    place_of = {name: number for number, name in enumerate(class_names)}
+    places = [(number, place_of[name]) for number, name in enumerate(own) if name in place_of]
+    return len(places) < len(own) and all(number == place for number, place in places)
+
+
 def _as_number(label: str | int) -> int | None:
     try:
         return int(label)
@@ -98,13 +134,18 @@ def _name_of(label: str | int) -> str:
 
 
 def _find_class(label: str | int, names: tuple[str, ...], path: str) -> int:
-    if str(label).strip() in names:
-        return names.index(str(label).strip())
+    for name in (str(label), str(label).strip()):
+        if name in names:
+            return names.index(name)
     number = _as_number(label)
     if number is not None and 0 <= number < len(names):
         return number
+    raise _no_class(label, names, path)
+
+
+def _no_class(label: str | int, names: tuple[str, ...], path: str) -> DataError:
     close = nearest(str(label), names)
-    raise DataError(
+    return DataError(
         f"{path}: label {label!r} is none of the {len(names)} classes {_some(names)}",
         fix=f"did you mean {close[0]!r}? Correct the label, or class_names"
         if close

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from typing_extensions import override
 
 from deepseek.datasets.index_source import missing_column
-from deepseek.datasets.source import ImageSource, number_labels
+from deepseek.datasets.source import ImageSource, name_labels, number_labels
 from deepseek.errors import DataError
 
 _MAX_PARQUET_BYTES = 8 * 2**30
@@ -27,7 +27,7 @@ class TableSource(ImageSource):
     Args:
         layout: in words.
         path: where they come from.
-        chunks: (place, picture array, label array) of each file's chunks.
+        chunks: (place, picture array, label array, class names of the file) of each file's chunks.
         folder: where a picture without bytes is looked up by its path.
         class_names: the classes, or None: from the labels.
     """
@@ -36,13 +36,13 @@ class TableSource(ImageSource):
         self,
         layout: str,
         path: str,
-        chunks: list[tuple[str, pa.Array, pa.Array]],
+        chunks: list[tuple[str, pa.Array, pa.Array, list[str] | None]],
         folder: Path,
         class_names: Sequence[str] | None,
     ) -> None:
         self._folder = folder
         self._chunks, labels = [], []
-        for place, pictures, chunk_labels in chunks:
+        for place, pictures, chunk_labels, own in chunks:
             if chunk_labels.null_count:
                 raise DataError(
                     f"{place}: {chunk_labels.null_count} labels are empty",
@@ -51,7 +51,8 @@ class TableSource(ImageSource):
             is_struct = pa.types.is_struct(pictures.type)
             paths = pictures.field("path") if is_struct and _has_field(pictures, "path") else None
             self._chunks.append((place, pictures.field("bytes") if is_struct else pictures, paths))
-            labels += chunk_labels.to_pylist()
+            found = chunk_labels.to_pylist()
+            labels += name_labels(found, own, class_names or own, place) if own else found
         self._starts = np.cumsum([0] + [len(pictures) for _, pictures, _ in self._chunks])
         targets, names = number_labels(labels, class_names, path)
         super().__init__(layout, path, targets, names)
@@ -103,7 +104,7 @@ def read_parquet_pictures(
             " are held in memory; compressed Parquet has no random access",
             fix="convert it to tar shards, or save it by datasets' save_to_disk",
         )
-    chunks = []
+    chunks, own = [], None
     for file in files:
         try:
             parquet = pq.ParquetFile(file)
@@ -117,8 +118,9 @@ def read_parquet_pictures(
             raise DataError(
                 f"{file} is not readable Parquet: {error}", fix="get it again"
             ) from error
-        chunks += _chunks_of(str(file), table, image, label_column)
-        class_names = class_names or names_of(features, label_column)
+        own = names_of(features, label_column) or own
+        chunks += _chunks_of(str(file), table, image, label_column, own)
+        class_names = class_names or own
     return TableSource("Parquet with pictures", path, chunks, files[0].parent, class_names)
 
 
@@ -131,12 +133,14 @@ def read_saved_dataset(
         DataError: if the folder is not one, or a column is missing.
     """
     tables, features = map_saved_dataset(folder)
+    own = names_of(features, label_column)
     chunks = []
     for place, table in tables:
         image = find_image_column(table.schema, folder, image_column, label_column)
-        chunks += _chunks_of(place, table, image, label_column)
-    class_names = class_names or names_of(features, label_column)
-    return TableSource("saved Hugging Face data set", str(folder), chunks, folder, class_names)
+        chunks += _chunks_of(place, table, image, label_column, own)
+    return TableSource(
+        "saved Hugging Face data set", str(folder), chunks, folder, class_names or own
+    )
 
 
 def map_saved_dataset(folder: Path) -> tuple[list[tuple[str, pa.Table]], object]:
@@ -212,9 +216,9 @@ def _has_field(pictures: pa.Array, name: str) -> bool:
     return any(pictures.type.field(i).name == name for i in range(pictures.type.num_fields))
 
 
-def _chunks_of(place: str, table: pa.Table, image: str, label: str) -> list:
+def _chunks_of(place: str, table: pa.Table, image: str, label: str, own: list[str] | None) -> list:
     batches = table.select([image, label]).to_batches()
-    return [(place, batch.column(0), batch.column(1)) for batch in batches]
+    return [(place, batch.column(0), batch.column(1), own) for batch in batches]
 
 
 def parse_features(metadata: bytes | None, path: Path) -> object:

@@ -17,6 +17,7 @@ from deepseek.datasets.picture import SUFFIXES
 from deepseek.datasets.source import ImageSource, number_labels
 from deepseek.errors import DataError
 
+_MAX_OPEN = 128  # shards: a process may often open no more than 1024 files
 _MAX_LABEL_BYTES = 2**20
 
 
@@ -25,6 +26,16 @@ class _Entry(NamedTuple):
     name: str
     offset: int
     size: int
+
+
+class _OpenFile:
+    """Is closed with its last use: where one thread forgets it, another may still read."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
 
 
 class TarSource(ImageSource):
@@ -45,7 +56,7 @@ class TarSource(ImageSource):
         label_key: str = "label",
     ) -> None:
         self._shards = [str(shard) for shard in shards]
-        self._files: dict[int, int] = {}
+        self._files: dict[int, _OpenFile] = {}
         self._entries: list[_Entry] = []
         labels: list[str | int] = []
         for number, shard in enumerate(shards):
@@ -70,16 +81,15 @@ class TarSource(ImageSource):
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_files": {}}  # an open file means nothing to a spawned worker
 
-    def __del__(self) -> None:
-        for file in self.__dict__.get("_files", {}).values():
-            os.close(file)
-
     def _read_entry(self, entry: _Entry) -> bytes:
         file = self._files.get(entry.shard)
         if file is None:
-            file = self._files[entry.shard] = os.open(self._shards[entry.shard], os.O_RDONLY)
+            if len(self._files) >= _MAX_OPEN:
+                self._files.pop(next(iter(tuple(self._files))), None)
+            file = _OpenFile(os.open(self._shards[entry.shard], os.O_RDONLY))
+            self._files[entry.shard] = file
         # pread has no position: processes made by fork can share the open file.
-        return os.pread(file, entry.size, entry.offset)
+        return os.pread(file.descriptor, entry.size, entry.offset)
 
 
 def _scan(number: int, shard: Path) -> list[tuple[_Entry, _Entry]]:

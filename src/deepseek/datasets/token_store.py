@@ -26,7 +26,7 @@ import xxhash
 
 from deepseek.datasets.cache_folder import cache_folder
 from deepseek.datasets.kept_folder import SlowReport, make_beside, taking_place
-from deepseek.datasets.source import number_labels
+from deepseek.datasets.source import name_labels, number_labels
 from deepseek.datasets.text_options import TextOptions
 from deepseek.datasets.text_source import Record, TextSource
 from deepseek.datasets.tokenizer import Tokenizer
@@ -145,11 +145,10 @@ def _make(
         raise DataError(f"{source.path} ({source.layout}) holds no text", fix="check the path")
     numbers, names = np.zeros(0, np.int64), ()
     if options.label_column is not None:
-        known = class_names if class_names is not None else source.class_names
         if options.has_numbers:
             numbers = _read_numbers(labels, source.path)
         else:
-            numbers, names = _number(labels, known, source.path, may_lack=options.in_words)
+            numbers, names = _number(labels, source, class_names, may_lack=options.in_words)
     return np.array(starts, np.int64), numbers, tuple(names)
 
 
@@ -219,9 +218,12 @@ def _read_numbers(labels: list, path: str) -> np.ndarray:
 
 
 def _number(
-    labels: list, class_names: Sequence[str] | None, path: str, *, may_lack: bool
+    labels: list, source: TextSource, class_names: Sequence[str] | None, *, may_lack: bool
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return labels as class numbers, -100 where there is none, and the class names."""
+    own, path = source.class_names, source.path
+    if class_names is None:
+        class_names = own
     has_label = np.array([label is not None for label in labels])
     if len(labels) and class_names is None and not has_label.any():
         raise DataError(f"{path}: every label is empty", fix="choose another label_column")
@@ -230,7 +232,10 @@ def _number(
             f"{path}, text {int(has_label.argmin()) + 1}: the label is empty",
             fix="give every text a label, or leave the text out",
         )
-    found, names = number_labels([x for x in labels if x is not None], class_names, path)
+    given = [label for label in labels if label is not None]
+    if own is not None and class_names is not None:
+        given = name_labels(given, own, class_names, path)
+    found, names = number_labels(given, class_names, path)
     if has_label.all():
         return found, names
     numbers = np.full(len(labels), IGNORE_INDEX, np.int64)

@@ -124,6 +124,23 @@ class Workers:
         self._loader = None
 
     def _begin(self) -> Iterator[Fetched]:
+        """Begin an epoch, with the workers of the last one if they answer."""
+        is_reused = self._loader is not None
+        try:
+            return self._start()
+        except (RuntimeError, OSError, EOFError) as error:
+            # torch asks them to go on, and waits: one may be dead, or busy with a batch of an epoch
+            # that was broken off
+            if not is_reused or not ("timed out after" in str(error) or self._has_failed(error)):
+                raise
+            self.close()
+            warnings.warn(
+                f"the workers of the loader do not go on: {error}; they are restarted", stacklevel=2
+            )
+        return self._start()
+
+    def _start(self) -> Iterator[Fetched]:
+        """Begin an epoch, with new workers where there are none."""
         if self._loader is None:
             keep_freed_memory()
             self._loader = torch.utils.data.DataLoader(
@@ -143,10 +160,11 @@ class Workers:
         # torch's handler would raise wherever the main thread is, in the midst of an update; a dead
         # worker is noticed here, when its batch is waited for
         handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-        fetches = iter(self._loader)
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, handler)
-        return fetches
+        try:
+            return iter(self._loader)
+        finally:
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, handler)
 
     def _has_failed(self, error: Exception) -> bool:
         if isinstance(error, RuntimeError):

@@ -87,11 +87,11 @@ def cut_cubes(
     place = None if kept is None else kept / _key(root, scans, candidates, settings)
     if place is not None and (place / FILE_NAME).is_file():
         return read_nodule_cubes(place / FILE_NAME, max_voxels)
-    arrays = _cut_all(root, scans, candidates, settings, max_voxels)
     if kept is None or place is None:
-        return _in_memory(arrays)
+        return _in_memory(_cut_all(root, scans, candidates, settings, max_voxels))
     temporary = make_beside(kept)
     with taking_place(temporary, place, FILE_NAME):
+        arrays = _cut_all(root, scans, candidates, settings, max_voxels)
         np.savez(temporary / FILE_NAME, **arrays)  # type: ignore[arg-type]
     return read_nodule_cubes(place / FILE_NAME, max_voxels)
 

@@ -166,6 +166,16 @@ def test_index_paths(folder, tmp_path):
     refuse(write_index(folder / "index.csv", gone), "1 of 7 listed pictures", "gone.png")
 
 
+def test_an_index_above_the_working_folder(folder, monkeypatch):
+    write_index(folder / "index.csv", paths())
+    (folder / "work" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(folder / "work" / "deep")
+    check("../../index.csv")
+    check("../deep/../../index.csv")
+    round_about = [(f"pictures/../{path}", label) for path, label in paths()]
+    check(write_index(folder / "index.csv", round_about))
+
+
 def test_index_labels(folder):
     refuse(
         write_index(folder / "index.csv", [*paths()[:3], (paths()[3][0], "")]), "line 5", "label=''"
@@ -197,6 +207,30 @@ def test_parquet_columns(tmp_path):
     check(file, ("0", "1"), label_column="fine")
     check(file, label_column="fine", class_names=NAMES)
     refuse(file, "no column 'image'", image_column="image", label_column="fine")
+
+
+def test_class_label_numbers_count_in_their_own_names(tmp_path):
+    numbers = ["1", "10", "2"]
+    first = write_parquet(tmp_path / "first.parquet", names=numbers)
+    swapped = write_parquet(tmp_path / "swapped.parquet", names=["dog", "cat"])
+    saved = write_saved(tmp_path / "saved", names=numbers)
+    check(first, ("1", "10", "2"))
+    check(saved, ("1", "10", "2"))
+    data = ImageDataset(swapped, "resize_8", class_names=NAMES)
+    assert data.targets.tolist() == [1 - label for label in LABELS]
+    # other names for the same classes, though they look like numbers
+    check(swapped, ("1", "0"), class_names=["1", "0"])
+    refuse(first, "label '1' is none of the 3 classes 10, 0, 5", class_names=["10", "0", "5"])
+    write_parquet(tmp_path / "few.parquet", names=["10"])
+    refuse(tmp_path / "few.parquet", "label 1 is none of the 1 classes 10")
+
+
+def test_shards_of_parquet_have_class_labels_of_their_own(tmp_path):
+    write_parquet(tmp_path / "train-00000-of-00002.parquet", range(4))
+    write_parquet(tmp_path / "train-00001-of-00002.parquet", range(4, 6), names=NAMES[::-1])
+    data = ImageDataset(tmp_path, "resize_8")
+    assert data.class_names == ("cat", "dog")
+    assert data.targets.tolist() == [*LABELS[:4], 0, 1]
 
 
 def test_parquet_mistakes(tmp_path):
@@ -254,6 +288,26 @@ def test_tar_entries_are_never_paths(tmp_path):
     assert {path.name for path in set(tmp_path.parent.rglob("*")) - set(before)} == {"all.tar"}
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files by /proc")
+def test_more_shards_than_may_be_open(tmp_path):
+    import resource
+
+    (tmp_path / "shards").mkdir()
+    for i in range(200):
+        write_tar(tmp_path / "shards" / f"train-{i:03}.tar", [i % 6])
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = set(map(int, os.listdir("/proc/self/fd")))
+    free = [number for number in range(1024) if number not in taken][:150]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[-1] + 1, before[1]))
+    try:
+        data = ImageDataset(tmp_path / "shards", "none")
+        contents = [data.image(i) for i in (*range(200), 0)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    for i in (0, 7, 199, 200):
+        assert np.array_equal(np.asarray(contents[i]), np.asarray(draw(i % 200 % 6, 30, 20)))
+
+
 def test_tar_mistakes(tmp_path):
     shard = write_tar(tmp_path / "all.tar")
     whole = shard.read_bytes()
@@ -279,14 +333,14 @@ def test_tar_entry_beyond_the_end(tmp_path):
 # -- a saved data set ------------------------------------------------------------------------
 
 
-def write_saved(folder, rows=range(6)):
+def write_saved(folder, rows=range(6), names=NAMES):
     folder.mkdir(parents=True)
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     image = pa.array([{"bytes": CONTENT[i], "path": f"{i}.png"} for i in rows], kind)
     table = pa.table({"image": image, "label": [LABELS[i] for i in rows]})
     with pa.ipc.new_stream(str(folder / "data-00000-of-00001.arrow"), table.schema) as writer:
         writer.write_table(table, max_chunksize=4)
-    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": NAMES}}
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
     (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
     files = [{"filename": "data-00000-of-00001.arrow"}]
     (folder / "state.json").write_text(json.dumps({"_data_files": files}))

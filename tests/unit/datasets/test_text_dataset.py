@@ -1,6 +1,9 @@
 import itertools
+import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -238,6 +241,32 @@ def test_the_first_token_of_a_word_has_its_label(tmp_path):
     assert kept == [[2, 0, 1], [2]]
     assert batch["targets"][0, 0] == -100
     assert data.spec.class_counts == (5, 5, 10)
+
+
+def write_labelled(path, column, labels, names):
+    kind = {"_type": "ClassLabel", "names": names}
+    feature = kind if isinstance(labels[0], int) else {"feature": kind, "_type": "Sequence"}
+    text = "tokens" if column == "ner_tags" else "text"
+    texts = [["the", "cat"] if text == "tokens" else "the cat"] * len(labels)
+    metadata = {"huggingface": json.dumps({"info": {"features": {column: feature}}})}
+    table = pa.table({text: texts, column: labels})
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+
+
+def test_class_label_numbers_count_in_their_own_names(tmp_path):
+    write_labelled(tmp_path / "a.parquet", "label", [0, 1, 2], ["1", "10", "2"])
+    data = classified(tmp_path / "a.parquet")
+    assert data.class_names == ("1", "10", "2")
+    assert data.get_batch([0, 1, 2], 0)[0]["targets"].tolist() == [0, 1, 2]
+    data = classified(tmp_path / "a.parquet", class_names=["2", "1", "10"])
+    assert data.get_batch([0, 1, 2], 0)[0]["targets"].tolist() == [1, 2, 0]
+    write_labelled(tmp_path / "b.parquet", "ner_tags", [[1, 0], [0, 1]], ["1", "0"])
+    data = TextDataset(
+        tmp_path / "b.parquet", "token_classification", tokenizer=WORDPIECE, sequence_length=16,
+        cache="off",
+    )  # fmt: skip
+    targets = data.get_batch([0, 1], 0)[0]["targets"]
+    assert [row[row != -100].tolist() for row in targets] == [[1, 0], [0, 1]]
 
 
 # -- cache, spec, errors ---------------------------------------------------------------------

@@ -87,7 +87,13 @@ def _source(path: Path, name: str) -> Path:
     if name == "LOCAL":
         return path
     # the header of a stranger must not read what lies elsewhere
-    if name.startswith("LIST") or "%" in name or Path(name).name != name or "\\" in name:
+    if (
+        not name
+        or name.startswith("LIST")
+        or "%" in name
+        or Path(name).name != name
+        or "\\" in name
+    ):
         raise DataError(
             f"{path} has ElementDataFile={name!r}: not a file beside it",
             fix="put the voxels into one file in the same folder",

@@ -191,6 +191,7 @@ def _pixdim(image: Any) -> np.ndarray:
 def _damages(nibabel: Any) -> tuple[type[Exception], ...]:
     return (
         nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError,
+        nibabel.wrapstruct.WrapStructError,
         EOFError, zlib.error, ValueError, OverflowError, KeyError,
     )  # fmt: skip
 

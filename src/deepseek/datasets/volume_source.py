@@ -109,7 +109,7 @@ def _by_stem(folders: Sequence[Path]) -> dict[str, Path]:
 
 def _read_index(path: Path) -> tuple[VolumePair, ...]:
     check_index_size(path)
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         try:
             rows = csv.DictReader(file)
             columns = list(rows.fieldnames or [])

@@ -26,7 +26,7 @@ from deepseek.datasets.volume_source import VolumePair
 from deepseek.datasets.volume_transforms import VolumeTransform
 from deepseek.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_THREADS = 8
 MAX_LABEL = 4095
 FOREGROUND_VOXELS = 2000
@@ -84,8 +84,9 @@ def prepare_volumes(
     """
     if folder is not None:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o700)
+            # one that was there, and may be shared, keeps its mode: what is put in is closed
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            tempfile.TemporaryDirectory(prefix=".making-", dir=folder).cleanup()
         except OSError as error:
             warnings.warn(
                 f"volumes are kept in memory: {folder} cannot be written: {error}", stacklevel=2
@@ -104,7 +105,7 @@ def _prepare(
         return PreparedVolume(arrays, arrays["voxels"].shape)
     place = folder / _key(pair, transform)
     about = place / "volume.json"
-    if not about.is_file():
+    if not os.access(about, os.R_OK):  # not there, or of another user
         _write(_make(pair, transform, max_voxels), place)
     return PreparedVolume({}, tuple(json.loads(about.read_text())["shape"]), place)
 
@@ -195,7 +196,10 @@ def read_labels(path: Path, max_voxels: int) -> Volume:
 
 
 def laid_on(image: Volume, labels: Volume, path: Path) -> Volume:
-    """Return labels, those of `path`, with their axes as those of the image lead.
+    """Return labels, those of `path`, with their axes as those of the image lead, at its place.
+
+    What is left of a difference is rounding, as of spacings in float32; resampled by their own
+    they could have another shape.
 
     Raises:
         DataError: they differ in shape or place.
@@ -215,7 +219,7 @@ def laid_on(image: Volume, labels: Volume, path: Path) -> Volume:
             " directions differ",
             fix="give both files the geometry of the scanner",
         )
-    return labels
+    return Volume(labels.voxels, image.affine)
 
 
 def _foreground(labels: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ either, and the features may begin at 16 or 8.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil, prod
@@ -420,7 +421,7 @@ def _intensity(found: Fingerprint, kind: str, reasons: dict[str, str]) -> str:
 def _augmentation(
     found: Fingerprint, kind: str, spacing: Sequence[float], reasons: dict[str, str]
 ) -> list[str]:
-    words = {word for name in found.class_names for word in name.lower().replace("_", " ").split()}
+    words = {word for name in found.class_names for word in _words(name)}
     axes = "".join(axis for axis, sides in SIDES.items() if not sides & words)
     is_thick = max(spacing) > THICK * min(spacing)
     turn = "rotate_5" if is_thick else "rotate_15"
@@ -434,3 +435,8 @@ def _augmentation(
         why.append("not mirrored where a class is named by its side")
     reasons["augmentation"] = "; ".join(why) or "mirrored along every axis"
     return steps
+
+
+def _words(name: str) -> list[str]:
+    """Return the words of a name, small, as in `left_lung`, `Left-Lung` and `LeftLung`."""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]

@@ -14,7 +14,7 @@ import numpy as np
 
 from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS, read_volume
 from deepseek.datasets.volume_source import VolumePair, find_volumes, name_classes
-from deepseek.datasets.volume_store import read_labels
+from deepseek.datasets.volume_store import laid_on, read_labels
 from deepseek.datasets.volume_transforms import DEFAULT_ORIENTATION
 from deepseek.errors import ConfigError
 
@@ -134,7 +134,7 @@ class _Look:
 
 def _look(pair: VolumePair, number: int, max_voxels: int) -> _Look:
     image = read_volume(pair.image, max_voxels=max_voxels).reoriented(DEFAULT_ORIENTATION)
-    labels = read_labels(pair.labels, max_voxels).reoriented(DEFAULT_ORIENTATION).voxels[0]
+    labels = laid_on(image, read_labels(pair.labels, max_voxels), pair.labels).voxels[0]
     voxels = image.voxels[0]
     counts = np.bincount(labels.ravel())
     inside = voxels[labels > 0] if counts[1:].any() else voxels.ravel()

@@ -98,23 +98,29 @@ def write_marks(path: str | os.PathLike, marks: dict[str, Marks]) -> None:
 def _read_rows(path: Path, last: str) -> Iterator[tuple[str, list[float]]]:
     """Yield scan, and x, y, z and one more number, of each line."""
     check_index_size(path)
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        columns = list(rows.fieldnames or [])
-        for column in ("seriesuid", *_PLACE, last):
-            if column not in columns:
-                raise DataError(
-                    f"{path} has no column {column!r}, but {', '.join(columns[:6]) or 'nothing'}",
-                    fix=did_you_mean(column, columns) if columns else "add a header",
-                )
-        for line, row in enumerate(rows, start=2):
-            try:
-                numbers = [float(row[column]) for column in (*_PLACE, last)]
-            except (TypeError, ValueError):
-                numbers = [math.nan]
-            if not all(map(math.isfinite, numbers)):
-                raise DataError(
-                    f"{path}, line {line}: coordinates or {last} are not numbers",
-                    fix="correct the line",
-                )
-            yield row["seriesuid"], numbers
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        try:
+            yield from _rows_of(csv.DictReader(file), path, last)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{path} is no CSV file: {error}", fix="save it as UTF-8") from error
+
+
+def _rows_of(rows: csv.DictReader, path: Path, last: str) -> Iterator[tuple[str, list[float]]]:
+    columns = list(rows.fieldnames or [])
+    for column in ("seriesuid", *_PLACE, last):
+        if column not in columns:
+            raise DataError(
+                f"{path} has no column {column!r}, but {', '.join(columns[:6]) or 'nothing'}",
+                fix=did_you_mean(column, columns) if columns else "add a header",
+            )
+    for line, row in enumerate(rows, start=2):
+        try:
+            numbers = [float(row[column]) for column in (*_PLACE, last)]
+        except (TypeError, ValueError):
+            numbers = [math.nan]
+        if not all(map(math.isfinite, numbers)):
+            raise DataError(
+                f"{path}, line {line}: coordinates or {last} are not numbers",
+                fix="correct the line",
+            )
+        yield row["seriesuid"], numbers

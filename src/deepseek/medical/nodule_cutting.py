@@ -10,7 +10,8 @@ reaches into is left out: it could not say which of them is meant. Setio et al. 
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +31,12 @@ from deepseek.medical.nodule_crops import CUBE_VOXELS, SPACING_MM, cube_at, mask
 from deepseek.medical.nodule_cubes import WINDOW_HU, NoduleCubes, read_nodule_cubes
 from deepseek.medical.regions import find_lungs
 from deepseek.medical.scan_findings import findings_of_labels
-from deepseek.medical.scans import ANNOTATIONS, Scan, find_scans, patients_of
+from deepseek.medical.scans import ANNOTATIONS, Scan, find_scans, listed_name, patients_of
 
 NEGATIVES_PER_SCAN = 2
 CANDIDATES = ("candidates_v2.csv", "candidates.csv")
 FILE_NAME = "cubes.npz"
-_FORMAT_VERSION = 3
+_FORMAT_VERSION = 4
 _TRIES = 20
 """Places of a scan that are looked at for each negative cube."""
 
@@ -71,7 +72,7 @@ def cut_cubes(
         max_voxels: of a scan, and of all cubes.
 
     Raises:
-        DataError: a scan cannot be read, or there are no findings.
+        DataError: a scan cannot be read, there are no findings, or some lie outside their scan.
         ConfigError: a setting is out of its range.
     """
     _check_settings(settings)
@@ -130,13 +131,15 @@ def _cut_all(
     max_voxels: int,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Return the arrays that `read_nodule_cubes` takes."""
-    said = None if candidates is None else read_marks(candidates, "class")
+    is_random, listed = candidates is None, _candidates_of(scans, candidates)
     cubes, names, others, num_shared, num_short = [], [], [], 0, 0
     report = SlowReport("cutting cubes of nodules", "cut cubes of nodules", "scans")
     for number, (scan, first) in enumerate(zip(scans, patients_of(scans, root), strict=True)):
         report.note(number)
         is_healthy = scan.findings is not None and not len(scan.findings.centers_mm)
-        has_negatives = settings.negatives_per_scan > 0 and _may_have_negatives(scan, said)
+        marks = listed[number]
+        may_have = _is_known(scan) if is_random else marks is not None
+        has_negatives = settings.negatives_per_scan > 0 and may_have
         if is_healthy and not has_negatives:
             continue
         cutter = _Cutter(*_read(scan, max_voxels), settings)
@@ -148,8 +151,7 @@ def _cut_all(
         cubes += [cube for cube in found if cube is not None]
         names += [f"{of_patient}_{at}" for at, cube in enumerate(found) if cube is not None]
         if has_negatives:
-            is_random = said is None
-            places = cutter.lung_places(number) if is_random else _shuffled(said[scan.name], number)
+            places = cutter.lung_places(number) if marks is None else _shuffled(marks, number)
             negatives = cutter.negatives(places)
             num_short += is_random and len(negatives) < settings.negatives_per_scan
             others += [(of_patient, shades) for shades in negatives]
@@ -191,7 +193,21 @@ def _read(scan: Scan, max_voxels: int) -> tuple[Volume, Volume | None, Findings]
     if findings is None:
         none = Findings(np.empty((0, 3)), np.empty(0))
         findings = none if labels is None else findings_of_labels(labels)
-    return volume.reoriented("SPL"), labels, findings
+    volume = volume.reoriented("SPL")
+    _check_inside(scan, volume, findings)
+    return volume, labels, findings
+
+
+def _check_inside(scan: Scan, volume: Volume, findings: Findings) -> None:
+    """Refuse findings outside of their scan: their cubes would show something else."""
+    centers = findings.centers_mm[~findings.is_excluded]
+    places = volume.to_indices(centers)
+    is_outside = (places < -0.5) | (places > np.array(volume.voxels.shape[1:]) - 0.5)
+    if num_outside := int(is_outside.any(1).sum()):
+        raise DataError(
+            f"{num_outside} of {len(centers)} findings of {scan.image} lie outside of it",
+            fix="give coordinates in mm of the patient towards left, back and head (LPS)",
+        )
 
 
 @dataclass(frozen=True)
@@ -257,10 +273,23 @@ class _Cutter:
         return found
 
 
-def _may_have_negatives(scan: Scan, said: Mapping[str, Marks] | None) -> bool:
-    """Return whether cubes of a scan without a nodule can be told: of candidates, else of lungs."""
-    if said is not None:
-        return scan.name in said
+def _candidates_of(scans: Sequence[Scan], path: Path | None) -> list[Marks | None]:
+    """Return what a file lists of each scan, by its name or its series; `None` of others."""
+    if path is None:
+        return [None] * len(scans)
+    said = read_marks(path, "class")
+    names = [listed_name(scan, said) for scan in scans]
+    if not any(names):
+        warnings.warn(
+            f"{path} lists candidates of {len(said):,} scans, and none of them is one of the"
+            f" {len(scans):,} beside it: there are no cubes without a nodule",
+            stacklevel=4,
+        )
+    return [None if name is None else said[name] for name in names]
+
+
+def _is_known(scan: Scan) -> bool:
+    """Return whether it is known where nodules are, and so where none are."""
     return scan.findings is not None or scan.labels is not None
 
 

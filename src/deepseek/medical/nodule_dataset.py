@@ -257,11 +257,18 @@ class NoduleDataset(torch.utils.data.Dataset):
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """Return a crop of what lies in the region, mirrored beyond it, and its labels."""
         margin = 0 if self._evaluates else _TURN_VOXELS
+        rows = [
+            np.arange(at - margin, at + extent + margin)
+            for at, extent in zip(start, self._patch, strict=True)
+        ]
         places = np.ix_(*(
-            low + mirrored(np.arange(at - margin, at + extent + margin) - low, high - low)
-            for at, extent, (low, high) in zip(start, self._patch, region, strict=True)
+            low + mirrored(row - low, high - low)
+            for row, (low, high) in zip(rows, region, strict=True)
         ))  # fmt: skip
         voxels, labels = cube[places][None], mask[places]
+        if self.targets == "centers":  # a nodule counts once, however a crop is turned
+            for axis, (row, (low, high)) in enumerate(zip(rows, region, strict=True)):
+                labels.swapaxes(0, axis)[(row < low) | (row >= high)] = 0
         if self._evaluates:
             return voxels, labels.astype(np.int64)
         voxels, labels = augmented_patch(
@@ -342,14 +349,18 @@ def around_nodule(mask: np.ndarray, patch: Sequence[int], reach: int, draws: Dra
     Args:
         mask: of the nodule, (D, H, W).
         patch: size of the crop.
-        reach: voxels by which it may lie beyond the cube.
+        reach: voxels by which it may lie beyond the cube, where it is mirrored; fewer at a face
+            near the nodule, which would be shown twice.
         draws: randomness.
     """
+    inside = np.argwhere(mask)
+    rooms = np.stack([inside.min(0), np.array(mask.shape) - 1 - inside.max(0)], 1).tolist()
     start = []
-    for at, size, extent in zip(np.argwhere(mask).mean(0), mask.shape, patch, strict=True):
+    for at, size, extent, room in zip(inside.mean(0), mask.shape, patch, rooms, strict=True):
+        before, after = (min(reach, max(distance - 1, 0)) for distance in room)
         rim = min(RIM_VOXELS, extent // 4)
-        low = max(-reach, math.ceil(at) - extent + rim)
-        high = min(size - extent + reach, math.floor(at) - rim)
+        low = max(-before, math.ceil(at) - extent + rim)
+        high = min(size - extent + after, math.floor(at) - rim)
         start.append(draws.integer(min(low, size - extent), max(high, 0)))
     return start
 

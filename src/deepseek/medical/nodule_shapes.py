@@ -9,9 +9,9 @@ Shapes: D, H, W voxels of the box around a nodule.
 
 import gzip
 import os
-import shutil
 import sqlite3
 import tempfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from deepseek.errors import DataError
 SMALLEST_MM = 3.0
 """Across, below which LUNA16 does not count a nodule."""
 MAX_BYTES = 2**30
+_PART_BYTES = 2**20
 _ROWS = """
     SELECT a.id, a.texture, a.malignancy, s.pixel_spacing, s.slice_thickness,
            c.image_z_position, c.inclusion, c.coords
@@ -140,10 +141,14 @@ def invent_nodule_shapes(count: int, seed: int = 0) -> list[NoduleShape]:
 def _unpack(path: Path, into: Path) -> None:
     try:
         with gzip.open(path) as packed, into.open("wb") as file:
-            shutil.copyfileobj(packed, file, MAX_BYTES)
-            if file.tell() > MAX_BYTES:
-                raise DataError(f"{path} is larger than 1 GiB unpacked", fix="unpack it by hand")
-    except (OSError, EOFError) as error:
+            while part := packed.read(_PART_BYTES):
+                file.write(part)
+                if file.tell() > MAX_BYTES:
+                    raise DataError(
+                        f"{path} is larger than {MAX_BYTES >> 20:,} MiB unpacked",
+                        fix="unpack it by hand",
+                    )
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged: {error}", fix="fetch it anew") from error
 
 

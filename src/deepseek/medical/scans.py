@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -127,7 +127,7 @@ def _with_findings(scans: Sequence[Scan], known: Mapping[str, Findings], path: P
     if not known:
         warnings.warn(f"{path} lists no findings: what is in its scans is not known", stacklevel=4)
         return list(scans)
-    keys = [_listed_name(scan, known) for scan in scans]
+    keys = [listed_name(scan, known) for scan in scans]
     alone = [name for name in known if name not in keys]
     shown = ", ".join(alone[:_SHOWN])
     if len(alone) == len(known):
@@ -150,7 +150,12 @@ def _with_findings(scans: Sequence[Scan], known: Mapping[str, Findings], path: P
     ]
 
 
-def _listed_name(scan: Scan, known: Mapping[str, Findings]) -> str | None:
+def listed_name(scan: Scan, known: Collection[str]) -> str | None:
+    """Return by which name a list has a scan: its own, or that of its series; `None` by neither.
+
+    Raises:
+        MissingExtraError: there is DICOM, and pydicom is not installed.
+    """
     if scan.name in known or not scan.image.is_dir():
         return scan.name if scan.name in known else None
     uids = {series_uid(folder) for folder in find_series(scan.image)}

@@ -4,6 +4,7 @@ Shapes: D H W voxels, K classes.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +70,10 @@ def predict_scans(
     A row has `file` and either `error`, or what was found. Of a segmenter: `ml`, the millilitres of
     each class but the first; where labels are known `dice` and `hausdorff95_mm` of each, `None`
     where a class is not there or has no distance; and the files written, `mask` and, of a DICOM
-    series, `segmentation`; with `output` or `scorer` also `parts`, as `parts_of_labels` returns
-    them. Of a detector: what `finding_rows` returns, and `litres` of the scan; findings are known
-    from `annotations.csv`, or else as the connected parts of labels.
+    series, `segmentation`, unless its headers lack what one needs, which is a warning; with
+    `output` or `scorer` also `parts`, as `parts_of_labels` returns them. Of a detector: what
+    `finding_rows` returns, and `litres` of the scan; findings are known from
+    `annotations.csv`, or else as the connected parts of labels.
 
     Args:
         predictor: finds the classes, or the centres; a scan of more than its `max_voxels` is
@@ -200,9 +202,13 @@ def _write_mask(
     written = {"mask": str(output / f"{scan.name}.nii.gz")}
     write_nifti(Path(written["mask"]), found)
     if scan.image.is_dir():
-        written["segmentation"] = str(output / f"{scan.name}.dcm")
-        segmentation = Path(written["segmentation"])
-        write_dicom_segmentation(segmentation, found, scan.image, names, abnormal)
+        segmentation = output / f"{scan.name}.dcm"
+        try:
+            write_dicom_segmentation(segmentation, found, scan.image, names, abnormal)
+        except DataError as error:
+            warnings.warn(f"{segmentation} is not written: {error.message}", stacklevel=3)
+        else:
+            written["segmentation"] = str(segmentation)
     return written
 
 

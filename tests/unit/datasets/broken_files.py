@@ -63,6 +63,7 @@ WRONG_METAIMAGE = [
     ({"TransformMatrix": "1 0 0"}, "TransformMatrix='1 0 0': not 9 numbers"),
     ({"ElementDataFile": "gone.raw"}, "names its voxels 'gone.raw', which is not there"),
     ({"ElementDataFile": "../a.raw"}, "not a file beside it"),
+    ({"ElementDataFile": ""}, "ElementDataFile='': not a file beside it"),
     ({"ElementDataFile": "/etc/passwd"}, "not a file beside it"),
     ({"ElementDataFile": "LIST"}, "not a file beside it"),
     ({"CompressedData": True}, "is damaged: "),

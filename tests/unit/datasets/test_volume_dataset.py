@@ -218,6 +218,46 @@ def test_labels_may_be_stored_along_other_axes(tmp_path):
         VolumeDataset(tmp_path / "b", "patch_4x4x4", cache="off")
 
 
+def test_labels_whose_spacing_differs_by_rounding_have_the_shape_of_their_volume(tmp_path):
+    voxels = draw(shape=(5, 8, 10))
+    for name, step in (("images", 0.70000001), ("labels", 0.69999999)):
+        (tmp_path / name).mkdir()
+        found = voxels if name == "images" else (voxels > 0).astype(np.uint8)
+        np.savez(tmp_path / name / "a.npz", voxels=found, spacing_mm=[step, 1, 1])
+    data = VolumeDataset(tmp_path, "spacing_1x1x1+patch_4x4x4", cache="off")
+    volume, labels = data.volume(0)
+    assert volume.voxels.shape[1:] == labels.shape == (4, 8, 10)
+
+
+def test_the_mode_of_a_folder_that_was_there_stays(folder, tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o775)
+    VolumeDataset(folder, TEXT, cache=shared)
+    assert shared.stat().st_mode & 0o777 == 0o775
+    kept = list(shared.iterdir())
+    assert len(kept) == 4
+    assert all(each.stat().st_mode & 0o077 == 0 for each in kept)
+
+
+def test_a_cache_that_cannot_be_written_is_memory(folder, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match="kept in memory: .* cannot be written"):
+        data = VolumeDataset(folder, TEXT, cache=tmp_path / "file")
+    assert len(data) == 4
+
+
+def test_an_index_with_a_byte_order_mark_is_read_and_other_encodings_are_refused(folder, tmp_path):
+    rows = f"image,label\n{folder}/images/00.npz,{folder}/labels/00.npz\n"
+    index = tmp_path / "index.csv"
+    index.write_text(rows, encoding="utf-8-sig")
+    assert VolumeDataset(index, TEXT, cache="off").num_volumes == 1
+    for encoding in ("utf-16", "latin-1"):
+        index.write_text(rows + "\u00e9.npz,b.npz\n", encoding=encoding)
+        with pytest.raises(DataError, match="is no CSV file"):
+            VolumeDataset(index, TEXT, cache="off")
+
+
 def test_an_index_file_and_dataset_json_are_read(folder, tmp_path):
     rows = "".join(f"{folder}/images/{i:02}.npz,{folder}/labels/{i:02}.npz\n" for i in (3, 1))
     (tmp_path / "index.csv").write_text("image,label\n" + rows)

@@ -3,7 +3,7 @@ import pytest
 from tests.unit.datasets.volumes import write_pairs
 
 from deepseek.datasets import VolumeDataset
-from deepseek.errors import ConfigError
+from deepseek.errors import ConfigError, DataError
 from deepseek.medical import Fingerprint, Means, configure, take_fingerprint
 from deepseek.medical.topology import plan_levels
 from deepseek.models.unet3d import UNet3D
@@ -37,6 +37,14 @@ def test_a_fingerprint_is_of_what_the_volumes_hold(tmp_path):
     assert found.class_shares == (1.0, 1.0)
     assert "4 volumes, 4 read" in found.describe()
     assert len(take_fingerprint(tmp_path, max_volumes=2).shapes) == 2
+
+
+def test_a_fingerprint_refuses_labels_of_another_shape(tmp_path):
+    write_pairs(tmp_path)
+    path = tmp_path / "labels" / "01.npz"
+    np.savez(path, voxels=np.load(path)["voxels"][:-1])
+    with pytest.raises(DataError, match=r"01\.npz has 9 x 11 x 12 voxels, its volume 10 x"):
+        take_fingerprint(tmp_path)
 
 
 def test_numbers_far_below_zero_are_ct(tmp_path):
@@ -98,9 +106,23 @@ def test_thick_slices_keep_the_tenth_percentile_and_are_hardly_turned():
     assert chosen.topology.strides[0] == (1, 2, 2)
 
 
-def test_classes_named_by_a_side_are_not_mirrored_along_it():
-    names = ("background", "left_lung", "Right lung", "anterior wall")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "left_lung",
+        "Right lung",
+        "Left-Hippocampus",
+        "LeftLung",
+        "kidneyRIGHT",
+        "LEFTKidney",
+        "vein.left2",
+    ],
+)
+def test_classes_named_by_a_side_are_not_mirrored_along_it(name):
+    names = ("background", name, "anterior wall")
     assert "flip_d" in configure(make(*HIPPOCAMPUS, names=names), means=LAPTOP).steps
+    names = ("background", "cleft", "Bright_nodule")
+    assert "flip_dhw" in configure(make(*HIPPOCAMPUS, names=names), means=LAPTOP).steps
 
 
 def test_every_choice_can_be_made_by_hand():

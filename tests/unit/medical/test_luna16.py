@@ -68,3 +68,13 @@ def test_scans_are_found_in_their_subsets(tmp_path):
 def test_wrong_lists_are_refused(text, message, tmp_path):
     with pytest.raises(DataError, match=message):
         read_findings(write(tmp_path / "annotations.csv", text))
+
+
+def test_lists_with_a_byte_order_mark_are_read_and_other_encodings_refused(tmp_path):
+    path = tmp_path / "annotations.csv"
+    path.write_text(HEADER + "a,1,2,3,6\n", encoding="utf-8-sig")
+    assert read_findings(path)["a"].diameters_mm.tolist() == [6]
+    for encoding in ("utf-16", "latin-1"):
+        path.write_text(HEADER + "\u00e9,1,2,3,6\n", encoding=encoding)
+        with pytest.raises(DataError, match="is no CSV file"):
+            read_findings(path)

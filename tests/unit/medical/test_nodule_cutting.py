@@ -10,12 +10,13 @@ from deepseek.datasets import VolumeDataset
 from deepseek.datasets.volume import Volume, make_affine
 from deepseek.errors import ConfigError, DataError
 from deepseek.medical import Findings, NoduleDataset
+from deepseek.medical.dicom_folders import series_uid
 from deepseek.medical.nodule_crops import cube_at
 from deepseek.medical.nodule_cubes import NoduleCubes
 from deepseek.medical.nodule_cutting import FILE_NAME
 from deepseek.medical.phantom_files import write_phantom
 from deepseek.medical.phantoms import Phantom, make_phantom
-from deepseek.medical.scans import Scan, patients_of
+from deepseek.medical.scans import ANNOTATIONS, Scan, patients_of
 
 SPACING = (2.0, 1.5, 1.5)
 
@@ -218,3 +219,29 @@ def test_without_a_number_patients_are_the_folders(tmp_path):
         (folder / "images" / f"series_{number}").rename(tmp_path / place)
     scans = [Scan(tmp_path / place, title=place.replace("/", "_")) for place in patients]
     assert patients_of(scans, tmp_path) == ["p1_old", "p1_old", "p2_new"]
+
+
+def test_candidates_are_those_of_a_series(tmp_path):
+    folder = write_patients(tmp_path, ["Doe7", "Roe8"])
+    series = [folder / "images" / f"series_{number}" for number in range(2)]
+    write_candidates(folder, [(series_uid(each), 20, 60, -60, 0) for each in series])
+    cubes = NoduleCubes.from_scans(folder, cube_voxels=16, cache="off")
+    assert cubes.negative_names == ("series-0_no", "series-1_no")
+    write_candidates(folder, [("1.2.3", 20, 60, -60, 0)])
+    with pytest.warns(UserWarning, match="candidates of 1 scans, and none of them is one of the 2"):
+        cubes = NoduleCubes.from_scans(folder, cube_voxels=16, cache="off")
+    assert len(cubes.negatives) == 0
+
+
+def test_findings_outside_their_scan_are_refused(luna16):
+    listed, excluded = (luna16 / name for name in ANNOTATIONS)
+    at_the_rim = "scan_1,-30.7,9.3,-100.9,3\n"
+    in_ras = "scan_0,5,-30,-80,9\n"
+    known = listed.read_text() + at_the_rim
+    listed.write_text(known + in_ras)
+    with pytest.raises(DataError, match=r"1 of 2 findings of .*scan_0\.mhd lie outside") as refused:
+        NoduleCubes.from_scans(luna16, cube_voxels=16, cache="off")
+    assert "towards left, back and head (LPS)" in str(refused.value)
+    listed.write_text(known)
+    excluded.write_text(known.splitlines()[0] + "\n" + in_ras)
+    assert "scan-0_0" in NoduleCubes.from_scans(luna16, cube_voxels=16, cache="off").names

@@ -148,6 +148,22 @@ def test_a_negative_crop_is_more_than_12_mm_away(file):
             assert min(start + patch, high) > max(start, low)
 
 
+@pytest.mark.parametrize("place", [3, 4, 8, 19, 22, 23])
+def test_a_nodule_at_a_face_is_not_mirrored_into_its_crop(place):
+    grid = np.stack(np.meshgrid(*[np.arange(27)] * 3, indexing="ij"))
+    ball = ((grid - np.reshape([place, 13, 13], (3, 1, 1, 1))) ** 2).sum(0) <= 9
+    cubes = NoduleCubes(ball[None].astype(np.float32), ball[None].astype(np.uint8), ("p_0",), {})
+    data = NoduleDataset(cubes, "patch_16x16x16", negative_share=0.0, crops_per_cube=60)
+    batch, _ = data.get_batch(range(60), 0)
+    assert batch["inputs"].sum((1, 2, 3, 4)).max() <= ball.sum()
+    assert batch["targets"][:, 0, 3].max() <= cubes.diameters_mm[0] * 1.001
+    reached = batch["box"][:, 0] != torch.tensor([0, 16])
+    assert reached.any() == (place in (8, 19))  # where there is room, the cube is left
+    turned = NoduleDataset(cubes, "patch_16x16x16+rotate_20", negative_share=0.0, crops_per_cube=60)
+    batch, _ = turned.get_batch(range(60), 0)
+    assert batch["targets"][:, 0, 3].max() <= cubes.diameters_mm[0] * 1.05
+
+
 def test_a_row_is_mirrored_at_both_ends():
     assert mirrored(np.arange(-4, 8), 4).tolist() == [2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1]
     assert mirrored(np.arange(-2, 3), 1).tolist() == [0] * 5

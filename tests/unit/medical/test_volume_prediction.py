@@ -62,6 +62,23 @@ def test_a_dicom_series_has_a_segmentation_as_well(tmp_path):
     assert "dice" not in row
 
 
+def test_a_series_without_a_study_still_has_its_mask_and_findings(tmp_path):
+    pytest.importorskip("highdicom")
+    series = write_series(tmp_path / "series")
+    segmenter = VolumeSegmenter(make_engine("window_-1024_1000"))
+    with pytest.warns(UserWarning, match=r"series\.dcm is not written: the headers of .* lack"):
+        (row,) = predict_scans(segmenter, find_scans([series]), tmp_path / "out")
+    mask = read_volume(row["mask"])
+    np.testing.assert_array_equal(mask.reoriented("SPL").voxels[0] > 0, phantom() > 0)
+    assert "segmentation" not in row
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "findings.csv", "series.nii.gz",
+    ]  # fmt: skip
+    assert len((tmp_path / "out" / "findings.csv").read_text().splitlines()) == 1 + len(
+        row["parts"]
+    )
+
+
 def test_what_cannot_be_read_is_a_row_or_the_end(tmp_path):
     for number, shape in enumerate([(3, 4, 5), (2, 3, 4, 5, 6)]):
         np.save(tmp_path / f"{number}.npy", np.zeros(shape, np.float32))

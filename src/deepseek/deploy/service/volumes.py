@@ -7,6 +7,7 @@ Shapes: C channels, D H W voxels, P centres.
 """
 
 import io
+import lzma
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -37,7 +38,10 @@ SHAPE_OF_CENTERS = (100, 5)
 """Of what a detector answers: d, h, w, diameter and score, this below 0 where there is no more."""
 _PACKAGES = ("nibabel", "pydicom.filereader", "pydicom.pixels", "scipy.ndimage")
 _METAIMAGE = (b"ObjectType", b"NDims")
-_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, OSError)
+_BROKEN_ZIP = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, UnicodeDecodeError, RuntimeError,
+    NotImplementedError, EOFError, OSError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +151,9 @@ def _unpack(content: bytes, folder: Path, max_voxels: int) -> None:
             for number, info in enumerate(entries):
                 with archive.open(info) as source:
                     part = source.read(info.file_size)
-                (folder / f"{number:05}.dcm").write_bytes(part)
+                # what is called otherwise, such as a licence, need not be a slice
+                suffix = ".dcm" if info.filename.lower().endswith(".dcm") else ""
+                (folder / f"{number:05}{suffix}").write_bytes(part)
     except _BROKEN_ZIP as error:
         raise DataError(
             f"the zip is damaged or encrypted: {type(error).__name__}", fix="zip the series anew"

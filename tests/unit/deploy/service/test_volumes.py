@@ -236,6 +236,47 @@ def test_a_zip_of_too_many_files_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_zip_may_hold_a_licence_beside_its_slices(chest, tmp_path):
+    with zipfile.ZipFile(io.BytesIO(chest[0])) as archive:
+        slices = {name: archive.read(name) for name in archive.namelist()}
+    bare = {name.removesuffix(".dcm"): content for name, content in slices.items()}
+    fields = {"inputs": FieldSpec((1, *WINDOW), "float32")}
+    spec = DataSpec("detection", fields, ("nodule",), (1,), "spacing_6x6x6+window_-1000_400")
+    found = []
+    for number, entries in enumerate((slices, bare)):
+        (tmp_path / str(number)).mkdir()
+        content = zipped({"LICENSE": b"as is", "study/README.txt": b"a chest", **entries})
+        found.append(open_scan(content, spec, 10**6, str(tmp_path / str(number))))
+    assert found[0].scan_shape == found[1].scan_shape == chest[1].voxels.shape[1:]
+    np.testing.assert_array_equal(found[0].voxels, found[1].voxels)
+
+
+def cut_off():
+    """Bodies that end in their header, or say nothing sensible there."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.dcm", bytes(range(256)) * 8)
+    start = 30 + len("a.dcm") + 4  # after the headers of the entry and of LZMA
+    lzma = packed.getvalue()
+    return {
+        "nifti": encode_nifti(scan())[:150],
+        "bare nifti": gzip.decompress(encode_nifti(scan()))[:100],
+        "lzma": lzma[:start] + b"\xff" * 20 + lzma[start + 20 :],
+        "name": zipped({"\u00e9.dcm": b""}).replace("\u00e9".encode(), b"\xff\xff"),
+    }
+
+
+@pytest.mark.parametrize("name", cut_off())
+def test_bodies_cut_off_in_their_header_are_400(ask, files, name):
+
+    async def talk(client):
+        return await client.post("/predict", content=cut_off()[name], headers=GZIP)
+
+    answer = ask(talk, files=files)
+    assert answer.status_code == 400
+    assert "damaged" in answer.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [

@@ -47,18 +47,34 @@ def text_spec(
     if not isinstance(engine.module, Decoder):
         task = _TASKS.get(str(config.get("outputs")), "features")
     sequence = FieldSpec((int(config["context_length"]),), "int64")
+    targets = sequence
+    if task == "sequence_classification":
+        task, targets = _of_whole_texts(source, engine.num_classes, report)
     names = names if task in _LABELLED else ()
-    is_whole = task == "sequence_classification"
     return DataSpec(
         task=task,
-        fields={
-            "inputs": sequence, "targets": FieldSpec((), "int64") if is_whole else sequence,
-        },
+        fields={"inputs": sequence, "targets": targets},
         class_names=names,
         class_counts=(0,) * len(names),
         tokenizer=content,
         pad_token=config.get("pad_token"),
     )  # fmt: skip
+
+
+def _of_whole_texts(
+    source: Source, num_outputs: int | None, report: Report
+) -> tuple[str, FieldSpec]:
+    """Return the task of a head over whole texts, as transformers takes it, and its targets."""
+    problem = source.config.get("problem_type")
+    if problem == "regression" or num_outputs == 1:
+        shape = () if num_outputs in (None, 1) else (num_outputs,)
+        return "sequence_regression", FieldSpec(shape, "float32")
+    if problem == "multi_label_classification":
+        report.notes.append(
+            "problem_type=multi_label_classification: its classes do not exclude each other, and in"
+            " the probabilities that `predict` gives they do: they sum to 1"
+        )
+    return "sequence_classification", FieldSpec((), "int64")
 
 
 def class_names(config: Mapping[str, Any], count: int | None) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ class TableDataConfig(Settings):
     ignore: list[Name] = Field(default_factory=list)
     """Without `features`: columns to leave out."""
     time_column: Name | None = None
-    """When a row happened: numbers, or times."""
+    """When a row happened: numbers, or times; in text by ISO 8601."""
     layout: Literal["auto", "criteo"] = "auto"
     """How files are read: by the end of their names, or as Criteo's."""
     column_names: list[Name] | None = None

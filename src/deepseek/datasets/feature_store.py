@@ -34,7 +34,7 @@ from deepseek.datasets.feature_encoder import (
     missing_feature_column,
 )
 from deepseek.datasets.feature_fitting import fit_features
-from deepseek.datasets.feature_values import distinct, numbers_of, token_of
+from deepseek.datasets.feature_values import distinct, times_of, token_of
 from deepseek.datasets.kept_folder import SlowReport, make_beside, taking_place
 from deepseek.errors import ConfigError, DataError
 
@@ -84,7 +84,7 @@ def open_features(
     Args:
         source: the table.
         spec: what its columns mean; what is fitted in it already stays.
-        time_column: when a row happened, in seconds or as times.
+        time_column: when a row happened, in seconds or as times, which may be texts (ISO 8601).
         folder: where they are kept, `None`: in memory.
         how: what else they depend on, JSON-able: how files are read.
 
@@ -196,7 +196,7 @@ def _encoded(
     for chunk in source.chunks(wanted):
         times = None
         if time_column is not None:
-            times = numbers_of(chunk[time_column], time_column)
+            times = times_of(chunk[time_column], time_column)
             if np.isnan(times).any():
                 raise DataError(
                     f"{source.path}: {time_column} is missing in {int(np.isnan(times).sum())} rows",

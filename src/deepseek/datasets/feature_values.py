@@ -35,6 +35,7 @@ class Repeated:
 
 
 Column = pa.Array | np.ndarray | list | Repeated
+_TIMES = tuple(pa.timestamp(unit, zone) for unit in ("us", "ns") for zone in (None, "UTC"))
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -89,6 +90,11 @@ def mix_hashes(parts: Sequence[np.ndarray]) -> np.ndarray:
     return mixed
 
 
+def decoded(column: Any) -> Any:
+    """Return a column whose values stand in it, not in a dictionary beside it."""
+    return column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+
+
 def distinct(column: Column) -> tuple[list, np.ndarray]:
     """Return the values of a column, each of an array once, and where they stand, int64 (N,)."""
     if isinstance(column, np.ndarray):
@@ -98,9 +104,7 @@ def distinct(column: Column) -> tuple[list, np.ndarray]:
         return column, np.arange(len(column))
     if isinstance(column, Repeated):
         return [column.value], np.zeros(column.count, np.int64)
-    array: Any = column
-    if isinstance(array, pa.DictionaryArray):
-        array = array.dictionary_decode()
+    array: Any = decoded(column)
     encoded = array.dictionary_encode("encode")
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
 
@@ -121,10 +125,10 @@ def numbers_of(column: Column, name: str) -> np.ndarray:
         if any(texts):
             parsed = _from_text(pa.array(texts, pa.string()), name)
             numbers = np.where(np.isnan(parsed), numbers, parsed)
-    elif _is_text(column.type):
-        numbers = _from_text(column, name)
+    elif _is_text((array := decoded(column)).type):
+        numbers = _from_text(array, name)
     else:
-        numbers = _from_arrow(column, name)
+        numbers = _from_arrow(array, name)
     if np.isinf(numbers).any():
         row = int(np.flatnonzero(np.isinf(numbers))[0])
         raise DataError(
@@ -132,6 +136,32 @@ def numbers_of(column: Column, name: str) -> np.ndarray:
             fix="mend the value, or leave the cell empty",
         )
     return numbers
+
+
+def times_of(column: Column, name: str) -> np.ndarray:
+    """Return times as seconds, float64 (N,), NaN where one is missing.
+
+    They are numbers, times, or texts by ISO 8601: `2024-05-01 12:00:00`, all of a column with a
+    zone or all without.
+
+    Raises:
+        DataError: a value is none of these.
+    """
+    try:
+        return numbers_of(column, name)
+    except DataError as error:
+        array: Any = decoded(column)
+        if not isinstance(array, pa.Array) or not _is_text(array.type):
+            raise
+        for kind in _TIMES:
+            try:
+                return _from_arrow(_trimmed(array).cast(kind), name)
+            except pa.ArrowInvalid:
+                continue
+        raise DataError(
+            f"{error.message}, and not all of {name} are times such as 2024-05-01 12:00:00",
+            fix="give every row seconds, or a time by ISO 8601",
+        ) from error
 
 
 def _number(value: object, name: str) -> float:
@@ -150,12 +180,17 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _from_text(column: pa.Array, name: str) -> np.ndarray:
-    trimmed = pc.utf8_trim_whitespace(column)  # pyright: ignore[reportAttributeAccessIssue]
-    trimmed = pc.if_else(pc.equal(trimmed, ""), None, trimmed)  # pyright: ignore[reportAttributeAccessIssue]
+    trimmed = _trimmed(column)
     try:
         return _as_floats(trimmed.cast(pa.float64()))
     except pa.ArrowInvalid:
         raise _no_number(trimmed, name) from None
+
+
+def _trimmed(column: pa.Array) -> pa.Array:
+    """Return texts without blanks around them; empty ones are missing."""
+    trimmed = pc.utf8_trim_whitespace(column)  # pyright: ignore[reportAttributeAccessIssue]
+    return pc.if_else(pc.equal(trimmed, ""), None, trimmed)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _no_number(column: pa.Array, name: str) -> DataError:
@@ -202,7 +237,7 @@ def lists_of(column: Column, separator: str | None, name: str) -> tuple[Column, 
         return [item for cell in cells for item in cell], np.array(
             [len(cell) for cell in cells], np.int64
         )
-    array: Any = column
+    array: Any = decoded(column)
     if _is_text(array.type):
         if separator is None:
             raise _no_sequence(name, "text")

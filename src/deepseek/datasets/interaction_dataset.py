@@ -40,8 +40,8 @@ class InteractionDataset(torch.utils.data.Dataset):
         labels: without `features`, what is learnt: see `infer_features`.
         crosses: without `features`, pairs of sparse features.
         ignore: without `features`, columns to leave out.
-        time_column: when a row happened: numbers, or times. Rows are then in the order of time,
-            those of one time in the order of the table.
+        time_column: when a row happened: numbers, or times, in text by ISO 8601. Rows are
+            then in the order of time, those of one time in the order of the table.
         layout: how files are read: "auto" or "criteo"; see `TableOptions`. A model file
             remembers this and the next two.
         column_names: of a text file without a header.

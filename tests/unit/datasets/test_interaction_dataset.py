@@ -130,6 +130,21 @@ def test_rows_are_in_the_order_of_time_and_split_by_it():
     assert train.spec == val.spec
 
 
+@pytest.mark.parametrize(
+    "times",
+    [
+        ("2024-05-01 12:00:00", "2024-05-01T11:59:58.5", "2024-05-01"),
+        ("2024-05-01 14:00:00+02:00", "2024-05-01T11:59:58.500000001Z", " 2024-05-01T00:00Z "),
+    ],
+)
+def test_times_of_a_csv_are_texts(times, tmp_path):
+    lines = [f"{n},{time},{n % 2}" for n, time in enumerate(times)]
+    (tmp_path / "a.csv").write_text("\n".join(["a,t,click", *lines]))
+    data = InteractionDataset(tmp_path / "a.csv", labels="click", time_column="t", cache="off")
+    noon = 1714564800
+    assert data.times.tolist() == [noon - 43200, noon - 1.5, noon]
+
+
 def test_the_spec_goes_into_a_model_file_and_back():
     spec = InteractionDataset(columns(), labels="click", crosses=[("user_id", "user_id")]).spec
     assert DataSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
@@ -172,6 +187,7 @@ def test_a_data_set_goes_to_another_process(tmp_path):
         ("a.csv", "a,click\n1,0\n2,\n", {}, "'click' is missing in row 1"),
         ("a.csv", "a,click\n1,0\n2,maybe\n", {}, "'maybe' is neither"),
         ("a.csv", "a,t,click\n1,,0\n2,3,1\n", {"time_column": "t"}, "t is missing in 1 rows"),
+        ("a.csv", "a,t,click\n1,2024-05-01,0\n2,May,1\n", {"time_column": "t"}, "not all of t are"),
         ("a.csv", "a,click\n1,0\n2,1\n", {"time_column": "when"}, "'when' is missing"),
         ("a.csv", "a,click\n1,0\n2,1\n", {"features": {"dense": {"b": {}}, "label": {"click": {}}}},
          "'b' is missing"),

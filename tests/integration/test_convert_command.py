@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deepseek.cli.main import run
+from deepseek.datasets import train_tokenizer
 from deepseek.models import ModelEngine
 
 transformers = pytest.importorskip("transformers")
@@ -79,3 +80,53 @@ def test_pickles_need_a_word(folder, capsys):
 def test_mistakes_are_named(arguments, code, message, capsys):
     assert run(["convert", *arguments]) == code
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--dtype", "bfloat16"], "--dtype"),
+        (["--set", "heads=3", "--family", "bert"], "--family, --set"),
+    ],
+)
+def test_options_of_foreign_weights_are_refused_for_a_model_file(options, named, capsys):
+    assert run(["convert", "bert", "bert.bin"]) == 0
+    assert run(["convert", "bert.bin", "out", *options]) == 2
+    assert f"{named} would be ignored: bert.bin is a model file" in capsys.readouterr().err
+
+
+def score_folder(**settings):
+    """Write a folder of a model of texts with its tokenizer, and return both."""
+    texts = ["shares rose sharply", "profit fell", "the bank said nothing"] * 10
+    tokenizer = train_tokenizer(texts, kind="wordpiece", vocab_size=80)
+    config = transformers.BertConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=32, max_position_embeddings=16,
+        pad_token_id=tokenizer.pad_token, **settings,
+    )  # fmt: skip
+    model = transformers.BertForSequenceClassification(config).eval()
+    model.save_pretrained("score")
+    tokenizer.save("score")
+    return model, tokenizer
+
+
+@pytest.mark.parametrize(
+    "settings", [{"num_labels": 1}, {"num_labels": 2, "problem_type": "regression"}]
+)
+def test_a_folder_with_one_label_predicts_a_number(settings, capsys):
+    model, tokenizer = score_folder(**settings)
+    text = "profit rose sharply"
+    with torch.no_grad():
+        logits = model(torch.from_numpy(tokenizer.encode([text])[0])[None]).logits[0]
+    assert run(["convert", "score", "score.bin"]) == 0
+    capsys.readouterr()
+    assert run(["predict", "score.bin", "--text", text, "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    found = torch.tensor(row["value"]).reshape(-1)
+    torch.testing.assert_close(found, logits, atol=1e-5, rtol=0)
+
+
+def test_classes_that_do_not_exclude_each_other_are_told(capsys):
+    score_folder(num_labels=3, problem_type="multi_label_classification")
+    assert run(["convert", "score", "score.bin"]) == 0
+    assert "do not exclude each other" in capsys.readouterr().out

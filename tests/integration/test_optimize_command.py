@@ -1,7 +1,10 @@
 """`deepseek optimize`, in as few trials as there can be."""
 
+import io
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -67,3 +70,14 @@ def test_pictures_without_classes_and_wrong_options(model, tmp_path, capsys):
     ):
         assert run(["optimize", model, "--data", "digits", option, value]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_parquet_has_labels(model, tmp_path, capsys):
+    digits = ImageDataset("digits", channels=1)
+    content = io.BytesIO()
+    digits.image(0).save(content, "PNG")
+    pictures = [{"bytes": content.getvalue(), "path": None}] * 2
+    (tmp_path / "table").mkdir()
+    pq.write_table(pa.table({"image": pictures, "label": ["0", "zero"]}), "table/0.parquet")
+    assert run(["optimize", model, "--data", "table"]) == 3
+    assert "label 'zero' is none of the 10 classes" in capsys.readouterr().err

@@ -11,7 +11,12 @@ if TYPE_CHECKING:
     from deepseek.models import ModelEngine
 
 
+_OF_FOREIGN = {"family": "--family", "settings": "--set", "dtype": "--dtype"}
+"""Options of weights of another library."""
+
+
 def convert(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
@@ -55,6 +60,7 @@ def convert(
 ) -> None:
     """Convert models of PyTorch, Hugging Face, timm and torchvision, and back."""
     args = read_settings(settings or [])
+    _refuse_ignored(context, source)
     engine, conversion = _open(
         source, family=family, dtype=dtype, allow_pickle=allow_pickle, unsafe_pickle=unsafe_pickle,
         **args,
@@ -97,6 +103,20 @@ def read_settings(settings: list[str]) -> dict[str, Any]:
         except ValueError:
             args[key] = value
     return args
+
+
+def _refuse_ignored(context: typer.Context, source: str) -> None:
+    from deepseek.convert.source import is_model_file
+    from deepseek.errors import ConfigError
+
+    sources = {name: context.get_parameter_source(name) for name in _OF_FOREIGN}
+    given = [_OF_FOREIGN[name] for name, at in sources.items() if at and at.name == "COMMANDLINE"]
+    if given and is_model_file(source):
+        raise ConfigError(
+            f"{', '.join(given)} would be ignored: {source} is a model file of this library, and is"
+            " written as it is",
+            fix="leave them away, or give the weights that it was made of",
+        )
 
 
 def _open(source: str, **options: Any) -> "tuple[ModelEngine, Conversion | None]":

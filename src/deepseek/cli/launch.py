@@ -3,10 +3,12 @@
 import sys
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from deepseek.launch.job import Job
@@ -219,7 +221,8 @@ def launch(
     if on == "slurm":
         _run_on_slurm(job, options)
     elif on == "kubernetes":
-        _run_on_kubernetes(job, options)
+        named = _with_configuration(context, job.program)
+        _run_on_kubernetes(replace(job, program=named), options)
     elif dry_run:
         from deepseek.launch.agent import show_command
 
@@ -323,6 +326,30 @@ def _run_on_kubernetes(job: "Job", options: Mapping[str, Any]) -> None:
     )
     made = manifests(job, pod, options["kind"])
     apply_manifests(made, find_problems(made), is_dry_run=options["dry_run"])
+
+
+def _with_configuration(context: typer.Context, program: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a command with the configuration that it reads where none is named.
+
+    A pod does not have it unless it is named.
+    """
+    from deepseek.cli.train import split_arguments, with_resume_value
+
+    commands = context.find_root().command
+    if not isinstance(commands, TyperGroup):
+        return program
+    command = commands.get_command(context, program[0])
+    if command is None:
+        return program
+    words = with_resume_value(program)[1:]
+    given = command.make_context(program[0], words, resilient_parsing=True).params
+    if "arguments" not in given or given.get("resume") is not None:
+        return program
+    arguments = given["arguments"] or []
+    path, _ = split_arguments(arguments)
+    if path in arguments or not Path(path).is_file():
+        return program
+    return (program[0], path, *program[1:])
 
 
 def _check_command(word: str) -> None:

@@ -48,16 +48,12 @@ def optimize(
     from deepseek.cli.build_run import build_evaluation_data
     from deepseek.deploy.optimization.optimize import PRECISIONS, SPARSITIES
     from deepseek.deploy.optimization.optimize import optimize as search
-    from deepseek.deploy.scoring import find_items, takes_texts
+    from deepseek.deploy.scoring import find_items, holds_loose_pictures, takes_texts
     from deepseek.models import ModelEngine
 
     engine = ModelEngine.load(model)
-    folder = Path(data)
-    has_classes = folder.is_dir() and any(each.is_dir() for each in folder.iterdir())
-    if not takes_texts(engine) and folder.is_dir() and not has_classes:
-        samples = [
-            Path(each) for each in find_items(engine, [folder])
-        ]  # no folder of a class: there are no labels
+    if not takes_texts(engine) and holds_loose_pictures(Path(data)):  # there are no labels
+        samples = [Path(each) for each in find_items(engine, [Path(data)])]
     else:
         samples = build_evaluation_data(engine, data, settings or [])
     found = search(

@@ -14,9 +14,9 @@ from deepseek.config.located import (
     locate_fault,
 )
 from deepseek.config.model import ModelConfig
-from deepseek.config.overrides import apply_override
+from deepseek.config.overrides import apply_override, settle_twins
 from deepseek.config.problems import Path, Problem, shown
-from deepseek.config.run import RunConfig, resolve
+from deepseek.config.run import SHARED, RunConfig, resolve
 from deepseek.config.validation import check_settings, field_at
 from deepseek.errors import ConfigError
 from deepseek.registry import nearest
@@ -26,6 +26,10 @@ ArgsCheck = Callable[[str, dict[str, Any]], Sequence[tuple[str, str, str | None]
 
 An argument of "" means the architecture itself.
 """
+
+_TWINS: tuple[tuple[Path, Path], ...] = tuple(
+    (("trainer", key), (key,) if section is None else (section, key)) for key, section in SHARED
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ def read_config(
         before.setdefault(name, _value(document.values, tuple(name.split("."))))
         if apply_override(argument, document) is None:
             del before[name]
+    settle_twins(document, _TWINS)
     config, problems = check_settings(RunConfig, document.values)
     if check_args is not None:
         problems = [*problems, *_args_problems(document.values.get("model"), check_args)]

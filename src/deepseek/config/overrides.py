@@ -1,6 +1,7 @@
 """`trainer.epochs=5` on the command line -> a value in the settings, with its place there."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic_core import PydanticCustomError
@@ -46,6 +47,30 @@ def apply_override(argument: str, document: Document) -> Path | None:
     document.places.update(read.places)
     _write(document, path, read.values)
     return path
+
+
+def settle_twins(document: Document, twins: Iterable[tuple[Path, Path]]) -> None:
+    """Drop what the file says of a setting that the command line gives in its other place.
+
+    A configuration that a run has written has both.
+    """
+    for first, second in twins:
+        for here, there in ((first, second), (second, first)):
+            if _is_given(document, here) and not _is_given(document, there):
+                _forget(document, there)
+                _remove(document.values, there)
+
+
+def _is_given(document: Document, path: Path) -> bool:
+    place = document.keys.get(path)
+    return place is not None and not place.source.is_file
+
+
+def _remove(values: Any, path: Path) -> None:
+    for part in path[:-1]:
+        values = values.get(part) if isinstance(values, dict) else None
+    if isinstance(values, dict):
+        values.pop(path[-1], None)
 
 
 def _write(document: Document, path: Path, value: Any) -> None:

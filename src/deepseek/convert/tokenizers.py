@@ -50,7 +50,8 @@ def text_spec(
     if task == "sequence_classification":
         targets = FieldSpec((), "int64")
     elif task == "sequence_regression":
-        targets = FieldSpec((), "float32")
+        count = engine.num_classes or 1
+        targets = FieldSpec(() if count == 1 else (count,), "float32")
     return DataSpec(
         task=task,
         fields={"inputs": sequence, "targets": targets},

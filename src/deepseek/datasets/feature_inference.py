@@ -18,7 +18,7 @@ from deepseek.config.features import (
 )
 from deepseek.datasets.column_source import CRITEO_COLUMNS, ColumnSource
 from deepseek.datasets.feature_encoder import missing_feature_column
-from deepseek.datasets.feature_values import distinct, numbers_of, token_of
+from deepseek.datasets.feature_values import decoded, distinct, numbers_of, token_of
 from deepseek.errors import ConfigError, DataError
 
 Labels = str | Sequence[str] | Mapping[str, LabelFeature | Mapping]
@@ -85,8 +85,10 @@ def infer_features(
     is_criteo = source.columns == CRITEO_COLUMNS
     crossed = {name for pair in crosses for name in pair}
     for name in wanted:
-        column = pa.concat_arrays(_alike([chunk[name] for chunk in chunks]))
-        entry = _criteo_entry(name) if is_criteo else _entry(name, column)
+        parts = [chunk[name] for chunk in chunks]
+        column = pa.concat_arrays(_alike([decoded(part) for part in parts]))
+        is_category = any(map(_is_category, parts))
+        entry = _criteo_entry(name) if is_criteo else _entry(name, column, is_category)
         if entry is None:
             continue
         if isinstance(entry, SparseFeature) and name not in crossed and _names_rows(column):
@@ -133,7 +135,16 @@ def _criteo_entry(name: str) -> SparseFeature | DenseFeature:
     return DenseFeature(log=True) if name.startswith("I") else SparseFeature()
 
 
-def _entry(name: str, column: pa.Array) -> SparseFeature | DenseFeature | SequenceFeature | None:
+def _is_category(column: pa.Array) -> bool:
+    """Return whether the type of a column makes it categories: a category of pandas, or bytes."""
+    kind, types = column.type, pa.types
+    is_bytes = types.is_binary(kind) or types.is_large_binary(kind)
+    return types.is_dictionary(kind) or is_bytes or types.is_fixed_size_binary(kind)
+
+
+def _entry(
+    name: str, column: pa.Array, is_category: bool
+) -> SparseFeature | DenseFeature | SequenceFeature | None:
     kind = column.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return SequenceFeature()
@@ -146,14 +157,15 @@ def _entry(name: str, column: pa.Array) -> SparseFeature | DenseFeature | Sequen
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     others = [token for token in known if not _is_number(token)] if is_text else []
     is_id = name.lower() == "id" or name.lower().endswith("_id")
-    if not is_id and len(known) > FEW_VALUES and 0 < len(others) <= ODD * len(known):
+    is_named = is_id or is_category
+    if not is_named and len(known) > FEW_VALUES and 0 < len(others) <= ODD * len(known):
         warnings.warn(
             f"{name} is taken for a category: of its {len(known):,} values all are numbers but"
             f" {', '.join(map(repr, sorted(others)[:3]))}; empty such cells to have it as a"
             " number",
             stacklevel=4,
         )
-    if not others:
+    if not (others or is_category):
         numbers = numbers_of(column, name)
         numbers = numbers[~np.isnan(numbers)]
         is_whole = not (numbers % 1).any()

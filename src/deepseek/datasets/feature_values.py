@@ -89,6 +89,11 @@ def mix_hashes(parts: Sequence[np.ndarray]) -> np.ndarray:
     return mixed
 
 
+def decoded(column: Any) -> Any:
+    """Return a column whose values stand in it, not in a dictionary beside it."""
+    return column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+
+
 def distinct(column: Column) -> tuple[list, np.ndarray]:
     """Return the values of a column, each of an array once, and where they stand, int64 (N,)."""
     if isinstance(column, np.ndarray):
@@ -98,9 +103,7 @@ def distinct(column: Column) -> tuple[list, np.ndarray]:
         return column, np.arange(len(column))
     if isinstance(column, Repeated):
         return [column.value], np.zeros(column.count, np.int64)
-    array: Any = column
-    if isinstance(array, pa.DictionaryArray):
-        array = array.dictionary_decode()
+    array: Any = decoded(column)
     encoded = array.dictionary_encode("encode")
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
 
@@ -121,10 +124,10 @@ def numbers_of(column: Column, name: str) -> np.ndarray:
         if any(texts):
             parsed = _from_text(pa.array(texts, pa.string()), name)
             numbers = np.where(np.isnan(parsed), numbers, parsed)
-    elif _is_text(column.type):
-        numbers = _from_text(column, name)
+    elif _is_text((array := decoded(column)).type):
+        numbers = _from_text(array, name)
     else:
-        numbers = _from_arrow(column, name)
+        numbers = _from_arrow(array, name)
     if np.isinf(numbers).any():
         row = int(np.flatnonzero(np.isinf(numbers))[0])
         raise DataError(
@@ -145,9 +148,10 @@ def times_of(column: Column, name: str) -> np.ndarray:
     try:
         return numbers_of(column, name)
     except DataError:
-        if isinstance(column, np.ndarray | list | Repeated) or not _is_text(column.type):
+        array: Any = decoded(column)
+        if not isinstance(array, pa.Array) or not _is_text(array.type):
             raise
-    texts = _trimmed(column)
+    texts = _trimmed(array)
     try:
         return _from_arrow(texts.cast(pa.timestamp("us")), name)
     except pa.ArrowInvalid as error:
@@ -232,7 +236,7 @@ def lists_of(column: Column, separator: str | None, name: str) -> tuple[Column, 
         return [item for cell in cells for item in cell], np.array(
             [len(cell) for cell in cells], np.int64
         )
-    array: Any = column
+    array: Any = decoded(column)
     if _is_text(array.type):
         if separator is None:
             raise _no_sequence(name, "text")

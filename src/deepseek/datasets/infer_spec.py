@@ -40,7 +40,7 @@ def infer_spec(dataset: torch.utils.data.Dataset) -> DataSpec:
         fields = {
             name: _field_spec(value)
             for name, value in first.items()
-            if isinstance(value, Tensor | np.ndarray | int | float)
+            if isinstance(value, Tensor | np.ndarray | np.number | np.bool_ | int | float)
         }
         target = fields.get("targets")
         if target is None or target.shape != () or "int" not in target.dtype:
@@ -85,7 +85,7 @@ def _find_targets(dataset: torch.utils.data.Dataset, num_samples: int) -> np.nda
     return np.array([int(read_sample(dataset, i)["targets"]) for i in range(num_samples)])
 
 
-def _field_spec(value: Tensor | np.ndarray | float) -> FieldSpec:
+def _field_spec(value: Tensor | np.ndarray | np.generic | float) -> FieldSpec:
     if isinstance(value, int):
         return FieldSpec((), "int64")
     if isinstance(value, float):

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepseek.datasets.batch_source import as_source, evaluated
+from deepseek.datasets.image_dataset import ImageDataset
 from deepseek.datasets.randomness import permutation
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.datasets.task_labels import (
@@ -52,8 +53,8 @@ class MultiTaskDataset(torch.utils.data.Dataset):
         seed: of which samples come when.
 
     Raises:
-        ConfigError: inputs are of different kinds, alpha is out of range, or there are fewer than
-            two tasks.
+        ConfigError: inputs are of different kinds, alpha is out of range, there are fewer than two
+            tasks, or one skips samples.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -71,6 +72,7 @@ class MultiTaskDataset(torch.utils.data.Dataset):
                 f"alpha={alpha} is not in 0..1",
                 fix="give 1 for every sample once, 0 for as many of each task",
             )
+        _check_none_is_skipped(data)
         self._data, self._alpha, self._seed = dict(data), alpha, seed
         self._sources = [as_source(each, seed) for each in data.values()]
         self._sizes = np.array([len(source) for source in self._sources], np.int64)
@@ -208,6 +210,17 @@ def share_out(sizes: np.ndarray, alpha: float) -> np.ndarray:
     rest = int(sizes.sum() - counts.sum())
     counts[np.argsort(counts - exact, kind="stable")[:rest]] += 1
     return counts
+
+
+def _check_none_is_skipped(data: Mapping[str, torch.utils.data.Dataset]) -> None:
+    """Refuse data that leave bad samples out: with one goes the whole batch of several tasks."""
+    for name, each in data.items():
+        if isinstance(each, ImageDataset) and each.on_bad_sample == "skip":
+            raise ConfigError(
+                f"task {name!r} has on_bad_sample=skip, and a batch of several tasks is whole or"
+                " not at all",
+                fix="leave on_bad_sample out, and take the bad pictures out of the data",
+            )
 
 
 def _check_alike(first: DataSpec, spec: DataSpec, name: str) -> None:

@@ -204,14 +204,25 @@ def check_output(output: Path) -> None:
 # -- samples ---------------------------------------------------------------------------------------
 
 
+def holds_loose_pictures(folder: Path) -> bool:
+    """Return whether pictures lie in a folder itself, and none in folders of classes."""
+    entries = list(folder.iterdir()) if folder.is_dir() else []
+    return any(_is_picture(entry.name) for entry in entries) and not any(
+        entry.is_dir() for entry in entries
+    )
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().rpartition(".")[2] in SUFFIXES
+
+
 def _pictures_in(folder: Path) -> Iterator[str]:
     found = False
     for root, folders, files in os.walk(folder):
         folders.sort()
-        for name in sorted(files):
-            if name.lower().rpartition(".")[2] in SUFFIXES:
-                found = True
-                yield os.path.join(root, name)
+        for name in filter(_is_picture, sorted(files)):
+            found = True
+            yield os.path.join(root, name)
     if not found:
         raise DataError(f"there is no picture in {folder}", fix="give another folder")
 

@@ -157,6 +157,29 @@ def test_a_change_of_what_the_file_does_not_say_names_the_default(write):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "seed", "num_workers"),
+    [
+        (["seed=1"], 1, 2),
+        (["trainer.seed=1"], 1, 2),
+        (["trainer.num_workers=0"], 7, 0),
+        (["data.num_workers=0", "trainer.seed=1", "seed=1"], 1, 0),
+        (["trainer={seed: 3, num_workers: auto}"], 3, "auto"),
+    ],
+)
+def test_an_override_of_a_shared_setting_goes_for_both_places(write, overrides, seed, num_workers):
+    written = dump_config(load_config(write(GOOD), ["seed=7", "trainer.num_workers=2"]))
+    assert written.count("seed: 7") == 2
+    config = load_config(write(written), overrides)
+    assert (config.seed, config.trainer.seed) == (seed, seed)
+    assert (config.data.num_workers, config.trainer.num_workers) == (num_workers, num_workers)
+
+
+def test_two_overrides_of_a_shared_setting_contradict_each_other(write):
+    error = problems(write(GOOD + "  seed: 7\n"), ["seed=1", "trainer.seed=2"])
+    assert "seed=1 and trainer.seed=2 contradict each other" in str(error)
+
+
+@pytest.mark.parametrize(
     ("override", "code", "column", "says"),
     [
         ("trainer.epcohs=5", "unknown-key", 9, "did you mean `epochs`?"),

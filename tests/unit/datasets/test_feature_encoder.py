@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from deepseek.datasets import (
@@ -347,6 +348,28 @@ def test_features_can_be_taken_out():
     assert list(spec.dense) == ["range"]
     with pytest.raises(ConfigError, match="no feature 'users'"):
         spec.without("users")
+
+
+def test_a_category_of_pandas_is_sparse(tmp_path):
+    num = 80
+    table = {
+        "kind": pa.array([f"k{n // 10}" for n in range(num)]).dictionary_encode(),
+        "postcode": pa.array([str(80_000 + n) for n in range(num)]).dictionary_encode(),
+        "raw": pa.array([b"x", b"\xff"] * (num // 2)),
+        "click": [0, 1] * (num // 2),
+    }
+    # two files: each has a dictionary of its own
+    for part in (0, 1):
+        rows = pa.table(table).slice(part * num // 2, num // 2)
+        pq.write_table(rows.unify_dictionaries(), tmp_path / f"{part}.parquet")
+    for found in (source(pa.table(table)), ColumnSource(tmp_path)):
+        spec = infer_features(found)
+        assert {*spec.sparse} == {"kind", "postcode", "raw"}
+        assert not spec.dense
+        (whole,) = ColumnSource(pa.table(table)).chunks()
+        check_skew(FeatureEncoder(fit_features(spec, found)), whole, 7)
+    chosen = {"dense": {"postcode": {"standardise": False}}, "label": {"click": {}}}
+    assert encoder(chosen, table).encode(whole).dense[:, 0].tolist() == list(range(80_000, 80_080))
 
 
 def test_numbers_with_a_few_texts_among_them_are_named():

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from deepseek.datasets import DataLoader, DataSpec, JointDataset, MultiTaskDataset, TextDataset
+from deepseek.datasets import (
+    DataLoader,
+    DataSpec,
+    ImageDataset,
+    JointDataset,
+    MultiTaskDataset,
+    TextDataset,
+)
 from deepseek.datasets.evaluation_view import evaluation_dataset
 from deepseek.datasets.multi_task_dataset import share_out
 from deepseek.errors import ConfigError, DataError
@@ -135,6 +142,14 @@ def test_inputs_of_different_kinds_are_refused(tmp_path):
         MultiTaskDataset({"a": table(4, 0)})
     with pytest.raises(ConfigError, match="'b' have no labels"):
         MultiTaskDataset({"a": table(4, 0), "b": TensorDataset(torch.zeros(3, 1))})
+
+
+def test_skip_is_refused_for_one_of_several_tasks():
+    digits = ImageDataset("digits", transform="none", channels=1)
+    skipping = ImageDataset("digits", transform="none", channels=1, on_bad_sample="skip")
+    assert len(MultiTaskDataset({"a": digits, "b": digits})) == 2 * len(digits)
+    with pytest.raises(ConfigError, match="task 'b' has on_bad_sample=skip"):
+        MultiTaskDataset({"a": digits, "b": skipping})
 
 
 def test_labels_of_further_tasks_go_with_the_samples():

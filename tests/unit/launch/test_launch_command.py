@@ -7,6 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from deepseek.cli.main import run
+from deepseek.launch.workload import workloads
 
 KUBERNETES = ("--on", "kubernetes", "--image", "x:1", "--dry-run")
 
@@ -83,6 +84,33 @@ def test_dry_run_prints_manifests_that_can_be_read_back(capsys, kind):
     assert kind in kinds
     assert "warning: " in err  # no claim: runs go with their pods
     assert "&id" not in out
+
+
+@pytest.mark.parametrize(
+    ("program", "wanted"),
+    [
+        (["train"], ["train", "/etc/deepseek/model_config.yaml"]),
+        (
+            ["train", "--run-dir", "out", "trainer.epochs=3"],
+            ["train", "/etc/deepseek/model_config.yaml", "--run-dir", "out", "trainer.epochs=3"],
+        ),
+        (["lr-range"], ["lr-range", "/etc/deepseek/model_config.yaml"]),
+        (["train", "other.yaml"], ["train", "other.yaml"]),
+        (["train", "--resume"], ["train", "--resume"]),
+        (["runs"], ["runs"]),
+        (["train.py"], ["train.py"]),
+    ],
+)
+def test_the_default_configuration_goes_along(capsys, monkeypatch, tmp_path, program, wanted):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model_config.yaml").write_text("name: mine\n")
+    assert launch(*KUBERNETES, *program) == 0
+    made = list(YAML(typ="safe").load_all(capsys.readouterr().out))
+    configs = [entry["data"] for entry in made if entry["kind"] == "ConfigMap"]
+    is_named = "/etc/deepseek/model_config.yaml" in wanted
+    assert configs == [{"model_config.yaml": "name: mine\n"}] * is_named
+    [workload] = workloads(made)
+    assert workload.container["args"][-len(wanted) :] == wanted
 
 
 def test_place_without_its_tool_is_an_error(capsys, monkeypatch, tmp_path):

@@ -276,6 +276,31 @@ def test_a_used_run_dir_is_not_overwritten(tmp_path):
         run_with(tmp_path, "r", epochs=1).fit()
 
 
+class Scalars(torch.utils.data.Dataset):
+    """Samples whose targets are numpy's scalars, as an index into an array gives them."""
+
+    def __init__(self, targets):
+        self.inputs, self.values = torch.randn(len(targets), 6), targets
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, index):
+        return self.inputs[index], self.values[index]
+
+
+def test_numpy_scalars_are_targets(tmp_path):
+    data = Scalars(np.arange(12) % 3)
+    trainer = Trainer(make_net(), data, epochs=1, run_dir=tmp_path / "r", **QUIET)
+    assert trainer.spec.class_counts == (4, 4, 4)
+    assert np.isfinite(trainer.fit()[-1]["loss"])
+    numbers = Scalars(np.linspace(0, 1, 12, dtype=np.float32))
+    net = nn.Linear(6, 1)
+    trainer = Trainer(net, numbers, task="regression", epochs=1, run_dir=tmp_path / "n", **QUIET)
+    assert trainer.spec.fields["targets"].dtype == "float32"
+    assert np.isfinite(trainer.fit()[-1]["loss"])
+
+
 def test_training_runs_without_validation_data(tmp_path):
     trainer = Trainer(make_net(), make_table(), epochs=1, run_dir=tmp_path / "r", **QUIET)
     history = trainer.fit()

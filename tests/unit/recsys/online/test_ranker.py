@@ -79,7 +79,9 @@ def test_a_missing_column_is_named(settings):
 
 
 @pytest.mark.parametrize(
-    ("price", "words"), [(10**400, "bits is too large"), (1e30, "prediction for candidate 1")]
+    ("price", "words"),
+    [(10**400, "bits is too large"), (1e30, "prediction for candidate 1")],
+    ids=["400 digits", "1e30"],
 )
 def test_a_number_too_large_is_refused(settings, price, words):
     ranker = Ranker(settings())

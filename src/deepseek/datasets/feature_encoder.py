@@ -138,7 +138,7 @@ class FeatureEncoder:
         num_rows = len(next(iter(columns.values()), []))
         return Features(
             _stacked(sparse, num_rows, np.int64),
-            _stacked(dense, num_rows, np.float32),
+            self._numbers(dense, num_rows),
             {name: self._sequence(name, columns) for name in spec.sequence},
         )
 
@@ -180,6 +180,22 @@ class FeatureEncoder:
             found.append(labels)
         num_rows = len(next(iter(columns.values()), []))
         return _stacked(found, num_rows, np.float32)
+
+    def _numbers(self, dense: Sequence[np.ndarray], num_rows: int) -> np.ndarray:
+        try:
+            with np.errstate(over="raise"):
+                return _stacked(dense, num_rows, np.float32)
+        except FloatingPointError:
+            limit = np.finfo(np.float32).max
+            name, row = next(
+                (name, int(np.abs(numbers).argmax()))
+                for name, numbers in zip(self.spec.numbers, dense, strict=True)
+                if (np.abs(numbers) > limit).any()
+            )
+            raise DataError(
+                f"{name} (row {row} of its part) is too large for a 32-bit float",
+                fix=f"mend the value, or set dense.{name}.log: true",
+            ) from None
 
     def _ids_of(self, name: str, entry: Categories, tokens: Sequence[str | None]) -> np.ndarray:
         source = self.spec.source(entry)

@@ -122,7 +122,7 @@ def numbers_of(column: Column, name: str) -> np.ndarray:
         numbers = np.array([_number(value, name) for value in column], np.float64)
         texts = [value if isinstance(value, str) else None for value in column]
         if any(texts):
-            parsed = _from_text(pa.array(texts, pa.string()), name)
+            parsed = _from_text(_as_texts(texts, name), name)
             numbers = np.where(np.isnan(parsed), numbers, parsed)
     elif _is_text((array := decoded(column)).type):
         numbers = _from_text(array, name)
@@ -168,11 +168,27 @@ def _number(value: object, name: str) -> float:
     if value is None or isinstance(value, str):  # texts are read together
         return math.nan
     if isinstance(value, int | float | np.generic):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # a whole number of Python has no limit
+            raise DataError(
+                f"{name}: a whole number of {int(value).bit_length()} bits is too large",
+                fix="mend the value, or leave the cell empty",
+            ) from None
     raise DataError(
         f"{name}={str(value)[:40]!r} is a {type(value).__name__}, not a number",
         fix="give a number, or None where there is none",
     )
+
+
+def _as_texts(texts: list[str | None], name: str) -> pa.Array:
+    try:
+        return pa.array(texts, pa.string())
+    except UnicodeEncodeError:  # JSON may hold half a surrogate pair
+        raise DataError(
+            f"{name}: a text that cannot be written as UTF-8 is not a number",
+            fix="give a number, or None where there is none",
+        ) from None
 
 
 def _is_text(kind: pa.DataType) -> bool:

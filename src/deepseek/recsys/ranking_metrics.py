@@ -100,12 +100,17 @@ def top_metrics(
         seed: of the draw.
 
     Raises:
-        DataError: a user has fewer other items than are to be drawn.
+        DataError: a user has fewer other items than are to be drawn, or a score is not a number.
     """
     scores, right = np.asarray(scores, np.float64), np.asarray(right)
     suffix = "full" if num_sampled is None else f"sampled_{num_sampled}"
     places = np.empty(len(scores))
     for user, (row, item) in enumerate(zip(scores, right, strict=True)):
+        if np.isnan(row).any():  # above and below nothing, which would be the first place
+            raise DataError(
+                f"a score of user {user} is not a number",
+                fix="look at the model: its weights or inputs are not finite",
+            )
         is_other = np.ones(len(row), bool)
         if seen is not None:
             is_other[np.asarray(seen[user], np.int64)] = False

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from deepseek.datasets.spec import DataSpec
 from deepseek.errors import ConfigError
 from deepseek.models.checks import check_choice, check_positive
 from deepseek.models.embedder import Batch, Embedder, FeatureLayout
@@ -68,6 +69,7 @@ class TwoTower(TableModel):
 
     Args:
         item: features that describe the item, the first of them its id; all others are the user's.
+            Where a number has a second one that says it is missing, the data add `NAME.missing`.
         embedding_dim: of the features.
         hidden_dims: widths of the hidden layers of a tower.
         dim: E.
@@ -105,6 +107,19 @@ class TwoTower(TableModel):
     def own_task(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Name of the task that training takes."""
         return "in_batch" if self.config["objective"] == "in_batch" else None
+
+    def bind_features(self, spec: DataSpec, known: DataSpec | None = None) -> None:
+        """Make the modules; that a number of the item is missing is the item's, too.
+
+        Raises:
+            ConfigError: see `TableModel.bind_features`.
+        """
+        if self.layout is None and spec.features is not None:
+            # named one by one: models saved with these in the user's tower are built as they were
+            item, numbers = self.config["item"], spec.features.numbers
+            marks = [f"{name}.missing" for name in item if f"{name}.missing" in numbers]
+            self._arguments["item"] = list(dict.fromkeys([*item, *marks]))
+        super().bind_features(spec, known)
 
     def build(self, layout: FeatureLayout) -> None:
         """Make vectors and towers."""

@@ -270,6 +270,8 @@ def test_a_wrong_spec_is_refused(content, words):
         ({"price": None}, "'price' is missing"),
         ({"price": "dear"}, "price='dear'.*not a number"),
         ({"price": "inf"}, "not finite"),
+        ({"price": 10**400}, "price: a whole number of 1329 bits is too large"),
+        ({"price": "\ud800"}, "cannot be written as UTF-8 is not a number"),
         ({"price": [1]}, "is a list, not a number"),
         ({"user": {"a": 1}}, "is a dict, not a category"),
         ({"items": 3}, "holds int, not sequences"),
@@ -379,3 +381,12 @@ def test_numbers_with_a_few_texts_among_them_are_named():
     table["price"][0] = "N/A"
     with pytest.warns(UserWarning, match=r"of its 80 values all are numbers but 'N/A'"):
         assert list(infer_features(source(table)).sparse) == ["price"]
+
+
+def test_a_number_beyond_32_bits_is_refused_by_name():
+    plain = {"standardise": False, "indicator": False}
+    spec = FeatureSpec.from_json({"dense": {"age": plain, "price": plain}})
+    rows = [{"age": 1, "price": 3e38}, {"age": 1, "price": -1e300}]
+    assert np.isfinite(FeatureEncoder(spec).encode_rows(rows[:1]).dense).all()
+    with pytest.raises(DataError, match=r"price \(row 1 of its part\) is too large for a 32-bit"):
+        FeatureEncoder(spec).encode_rows(rows)

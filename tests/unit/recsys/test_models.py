@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from deepseek.datasets import InteractionDataset
+from deepseek.datasets import FeatureEncoder, InteractionDataset
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.recsys.interest_network import Dice
 from deepseek.recsys.joint_models import logit_of_product
-from deepseek.recsys.two_tower import ItemFrequency
+from deepseek.recsys.two_tower import ItemFrequency, TwoTower
 from deepseek.trainer import Trainer
 
 SMALL = {
@@ -267,6 +267,33 @@ def test_two_towers(model_of):
             want = -math.inf if hidden else float(user[i] @ item[j]) / 0.1
             assert float(logits[i, j].detach()) == pytest.approx(want, abs=1e-4)
     assert count(model) == EMBEDDED + (9 + 2) * 5 + 5 + 3 * 5 + 5 + 2 * (5 * 4 + 4)
+
+
+def test_that_a_number_of_an_item_is_missing_is_the_items(data, tmp_path):
+    engine = ModelEngine("two_tower", **SMALL["two_tower"], item=["item_id", "price"])
+    engine.bind(data.spec)
+    assert engine.config["item"] == ["item_id", "price", "price.missing"]
+    encoder = FeatureEncoder(data.spec.features)
+    row = {"user_id": 1, "item_id": 2, "history": [3]}
+    batch = encoder.encode_rows([{**row, "price": None}, {**row, "price": 3.0}]).batch()
+    users, items = (
+        getattr(engine.eval().module, f"{of}_vectors")(batch) for of in ("user", "item")
+    )
+    assert torch.equal(users[0], users[1])
+    assert not torch.equal(items[0], items[1])
+    engine.save(tmp_path / "model.bin")
+    loaded = ModelEngine.load(tmp_path / "model.bin")
+    assert torch.equal(loaded.eval().module.user_vectors(batch), users)
+    # as files of older versions say it
+    config = {**engine.config, "item": ["item_id", "price"]}
+    old = TwoTower(**config)
+    assert old.users[-1] == "price.missing"
+    before = ModelEngine.wrap(old, data.spec)
+    before.save(tmp_path / "old.bin")
+    again = ModelEngine.load(tmp_path / "old.bin")
+    assert again.config == config
+    again.bind(data.spec)
+    assert torch.equal(again.eval()(batch), before.eval()(batch))
 
 
 def test_the_frequency_of_an_item_is_learnt_from_gaps():

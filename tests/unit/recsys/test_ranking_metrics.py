@@ -81,3 +81,10 @@ def test_a_stream_is_judged_in_windows_and_by_what_fades():
         Prequential(0)
     with pytest.raises(ConfigError, match="metric='x'"):
         whole.windows("x")
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    scores = np.ones((3, 4))
+    scores[1] = math.nan
+    with pytest.raises(DataError, match="a score of user 1 is not a number"):
+        top_metrics(scores, [0, 1, 2])

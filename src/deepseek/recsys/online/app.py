@@ -258,7 +258,8 @@ def _add_versions(app: FastAPI, state: State) -> None:
         if to is not None and not isinstance(to, int):
             raise Refusal(422, "to is no version", fix='send {"to": 12}, or nothing')
         try:
-            pointer = state.versions.roll_back(to)
+            # the learner may hold the lock for as long as a version takes to write
+            pointer = await asyncio.to_thread(state.versions.roll_back, to)
         except DeepSeekError as error:
             raise Refusal(409, error.message, fix=error.fix or "") from None
         except OSError as error:
@@ -270,7 +271,7 @@ def _add_versions(app: FastAPI, state: State) -> None:
     async def release() -> dict:
         """Let new versions answer again."""
         try:
-            pointer = state.versions.release()
+            pointer = await asyncio.to_thread(state.versions.release)
         except OSError as error:
             raise _unwritable(error) from error
         return {"version": pointer.version, "is_pinned": pointer.is_pinned}

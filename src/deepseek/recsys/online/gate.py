@@ -1,17 +1,17 @@
 """What a version must pass before it answers: every one is measured, none is trusted.
 
 ```
-finite      all weights are numbers
+finite      all weights are numbers, and all losses
 hold-out    log-loss against the version that answers, AUC against the best that was published
 slices      log-loss of each, against the first model
 recent      what was predicted before it was learnt, against an older version: one that had
             seen none of it, and passed; a rise of less than two standard errors is chance
 ```
-What moves slowly is held by the best version, and slices by the first model: a thousand versions,
-each a little worse, pass the comparison with the one before, and not this one.
+What moves slowly is held by the best version on this hold-out, and slices by the first model: a
+thousand versions, each a little worse, pass the comparison with the one before, and not this one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +22,7 @@ from deepseek.datasets.column_source import ColumnSource
 from deepseek.datasets.feature_values import token_of
 from deepseek.errors import ConfigError
 from deepseek.models.eval_mode import evaluating
+from deepseek.recsys.online.learner import weights_hash
 from deepseek.recsys.online.online_model import OnlineModel, Row
 from deepseek.recsys.online.recent import auc, losses
 from deepseek.recsys.online.settings import GateSettings
@@ -61,6 +62,9 @@ class Holdout:
         slices: columns by whose values rows are looked at.
         min_slice: smaller slices are left out.
 
+    Attributes:
+        mark: a hash of what is in it, by which versions say what they were measured on.
+
     Raises:
         ConfigError: it has no column of a slice, or no rows.
     """
@@ -85,6 +89,7 @@ class Holdout:
             columns |= crosses.replay(columns)
         self._batch = model.encoder.encode(columns).batch()
         self._labels = model.encoder.labels(columns)
+        self.mark = weights_hash({**self._batch, "labels": torch.from_numpy(self._labels)})
         self._slices: dict[str, np.ndarray] = {}
         for name in slices:
             if name not in columns:
@@ -95,7 +100,10 @@ class Holdout:
                     self._slices[f"{name}={value}"] = tokens == value
 
     def measure(self, model: OnlineModel) -> dict:
-        """Return AUC and log-loss of the first label, and the log-losses of slices, nats."""
+        """Return the AUC of the first label, the log-loss of all, and those of slices, nats.
+
+        `None` is what is not defined: no labels, or predictions that are no numbers.
+        """
         with evaluating(model.engine):
             probs = model.probs(self._batch)
         is_known = ~np.isnan(self._labels)
@@ -103,10 +111,9 @@ class Holdout:
         scored, labels = probs[is_known[:, 0], 0], self._labels[is_known[:, 0], 0]
         return {
             "auc": auc(scored, labels),
-            "loss": float(found[is_known].mean()),
+            "loss": _mean(found[is_known]),
             "slices": {
-                name: float(found[rows][is_known[rows]].mean())
-                for name, rows in self._slices.items()
+                name: _mean(found[rows][is_known[rows]]) for name, rows in self._slices.items()
             },
         }
 
@@ -118,11 +125,19 @@ class Gate:
         settings: limits.
         holdout: `None`: only what is recent counts.
         first: the model that the service began with.
+
+    Raises:
+        ConfigError: on the hold-out it has no loss to compare with.
     """
 
     def __init__(self, settings: GateSettings, holdout: Holdout | None, first: OnlineModel) -> None:
         self._settings, self._holdout = settings, holdout
         self._first = None if holdout is None else holdout.measure(first)
+        if self._first is not None and self._first["loss"] is None:
+            raise ConfigError(
+                f"on gate.holdout={settings.holdout} the log-loss of the model is not a number",
+                fix="give rows with labels, and with values that the model has predictions for",
+            )
         self._answers = self._first
         self._best_auc: float | None = None if self._first is None else self._first["auc"]
 
@@ -153,8 +168,10 @@ class Gate:
         settings, first, answers = self._settings, self._first, self._answers
         if first is None or answers is None:
             return []
+        if found["loss"] is None:
+            return ["hold-out log-loss is not a number"]
         reasons = []
-        rise = found["loss"] - answers["loss"]
+        rise = 0.0 if answers["loss"] is None else found["loss"] - answers["loss"]
         if rise > settings.max_loss_rise:
             reasons.append(f"hold-out log-loss is {rise:.4f} above that of the current version")
         if self._best_auc is not None and found["auc"] is not None:
@@ -162,7 +179,8 @@ class Gate:
             if drop > settings.max_auc_drop:
                 reasons.append(f"hold-out AUC is {drop:.4f} below that of the best version")
         for name, loss in found["slices"].items():
-            rise = loss - first["slices"][name]
+            # a loss of all that is a number leaves none to slices but those without labels
+            rise = 0.0 if loss is None else loss - first["slices"][name]
             if rise > settings.max_slice_rise:
                 reasons.append(f"log-loss of {name} is {rise:.4f} above that of the first model")
         return reasons
@@ -171,13 +189,35 @@ class Gate:
         """Compare with this version from now on."""
         self._answers = verdict.metrics.get("holdout", self._answers)
         if self._answers is not None:
-            self.note_best(self._answers["auc"])
+            self._best_auc = _best(self._best_auc, self._answers["auc"])
 
-    def note_best(self, auc: float | None) -> None:
-        """Take the AUC of a version that was published, on the hold-out."""
-        self._best_auc = max(
-            (each for each in (self._best_auc, auc) if each is not None), default=None
-        )
+    def compare_with(self, model: OnlineModel) -> None:
+        """Compare with this version, which answers, from now on."""
+        if self._holdout is not None:
+            self.note_published(Verdict(metrics={"holdout": self._holdout.measure(model)}))
+
+    def memory(self, verdict: Verdict) -> dict:
+        """Return what a restart has to know when a version is published, JSON-able."""
+        if self._holdout is None:
+            return {}
+        best = _best(self._best_auc, verdict.metrics["holdout"]["auc"])
+        return {"holdout": self._holdout.mark, "best_auc": best}
+
+    def recall(self, memory: Mapping) -> None:
+        """Take back what `memory` returned; on another hold-out it says nothing."""
+        if self._holdout is not None and memory.get("holdout") == self._holdout.mark:
+            self._best_auc = _best(self._best_auc, memory["best_auc"])
+
+
+def _best(*areas: float | None) -> float | None:
+    return max((each for each in areas if each is not None), default=None)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Return the mean; `None` where there are no values, or one is no number."""
+    if not len(values) or not np.isfinite(values).all():
+        return None
+    return float(values.mean())
 
 
 def _compare_recent(older: OnlineModel, recent: Sequence[Learnt]) -> dict:
@@ -185,7 +225,8 @@ def _compare_recent(older: OnlineModel, recent: Sequence[Learnt]) -> dict:
     with evaluating(older.engine):
         probs = older.probs(older.encode(rows))
     labels = np.array(values)
-    scored = probs[np.arange(len(rows)), np.array(numbers)]
+    # where the older one has no prediction, as a value is too large for it, it knows nothing
+    scored = np.nan_to_num(probs[np.arange(len(rows)), np.array(numbers)], nan=0.5)
     own, of_older = losses(np.array(before, np.float32), labels), losses(scored, labels)
     return {
         "loss": float(own.mean()),

@@ -7,6 +7,7 @@ capped       the client has its share of what was learnt already: `client_share`
 flipped      the client's labels are worse predicted than those of the others, by a margin; or they
              go against the predictions, while those of the others go with them
 outlier      the model finds the label all but impossible
+malformed    the model has no prediction for it: a value is too large
 ```
 With or against is the correlation r of labels and predictions; how surely, says Fisher's
 z = atanh(r) (n - 3)^0.5 (1921, "On the probable error of a coefficient of correlation", Metron 1).
@@ -110,6 +111,9 @@ class Guard:
             value: its label, 1 or 0.
         """
         settings = self._settings
+        if not math.isfinite(prob):  # of no client's loss or agreement can this be a part
+            self.counts[REASONS[MALFORMED]] += 1
+            return MALFORMED
         loss = -math.log(max(prob if value else 1 - prob, EPSILON))
         loss = min(loss, 2 * settings.outlier_nats)
         verdict = self._verdict(client, loss)

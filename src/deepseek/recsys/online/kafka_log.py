@@ -3,7 +3,8 @@
 Kafka numbers what it takes and knows no ids of ours: an entry that is sent twice is in the topic
 twice. The first is the one that counts, for every reader alike, so each of them reads the whole
 topic once and notes where an id came first; an entry is acknowledged when its own is read back. So
-offsets are Kafka's, with gaps where something came again.
+offsets are Kafka's, with gaps where something came again. An id that comes again when retention has
+removed its first is a new one.
 
 Departures from the other logs: ids are in memory (reckoned at 250 bytes each); what is old is
 forgotten by the topic's own `retention.ms`; times of several writers may differ by what their
@@ -17,6 +18,7 @@ import struct
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -39,6 +41,7 @@ LOG = logging.getLogger("deepseek.online")
 TIMEOUT_S = 30.0
 WAIT_S = 0.05
 AT_ONCE = 4096
+TRIM_S = 60.0
 
 
 class KafkaLog(QueuedLog):
@@ -142,27 +145,41 @@ class KafkaLog(QueuedLog):
 
     def _follow(self) -> None:
         """Read the topic to its end, and on, and note where ids came first."""
+        trimmed_at = time.monotonic()
         while not self._ends:
             try:
                 messages = self._follower.consume(AT_ONCE, timeout=WAIT_S)
+                low = self._low_for(messages)
                 with self._read_to:
                     for message in messages:
-                        self._note(message)
+                        self._note(message, low)
                     self._read_to.notify_all()
+                if time.monotonic() >= trimmed_at + TRIM_S:
+                    with suppress(CommunicationError):
+                        self.trim(0, 0.0)
+                    trimmed_at = time.monotonic()
             except Exception as error:  # whoever waits must hear of it
                 with self._read_to:
                     self._failure = error
                     self._read_to.notify_all()
                 return
 
-    def _note(self, message: Any) -> None:
+    def _low_for(self, messages: list) -> int:
+        """Return the first offset of the topic, where one of these has an id that is known."""
+        if any(each.error() is None and each.key() in self._first for each in messages):
+            with suppress(CommunicationError):
+                return self.span()[0]
+        return 0
+
+    def _note(self, message: Any, low: int) -> None:
         error = message.error()
         if error is not None:  # most say that a server is away, which librdkafka tries again
             if error.fatal() or error.code() == self._kafka.KafkaError._AUTO_OFFSET_RESET:
                 raise CommunicationError(f"Kafka: {error}", fix="look at its servers")
             return
         key, content = message.key(), message.value()
-        self._first.setdefault(key, (message.offset(), xxhash.xxh3_64_intdigest(content)))
+        if key not in self._first or self._first[key][0] < low:  # retention has removed that one
+            self._first[key] = message.offset(), xxhash.xxh3_64_intdigest(content)
         self._end = message.offset() + 1
         self._newest = max(self._newest, _fields(message)[0])
 

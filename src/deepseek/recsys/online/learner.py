@@ -9,6 +9,7 @@ A restart loads the newest checkpoint and learns the rest again, to the same bit
 they lay, whatever the clock says. What waits for its labels is in the checkpoint by its offset.
 """
 
+import json
 import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from deepseek.checkpoint import Checkpoint
 from deepseek.errors import CheckpointError, DataError
+from deepseek.models.eval_mode import evaluating
 from deepseek.recsys.online.event_log import EventLog, Record, records_from
 from deepseek.recsys.online.events import TICK, Event, read_event
 from deepseek.recsys.online.guard import (
@@ -57,6 +59,7 @@ class Learner:
     def __init__(self, model: OnlineModel, settings: OnlineSettings) -> None:
         check_labels(model, settings)
         self.model, self.settings = model, settings
+        self._began_with = _hash_of(model)
         self.crosses = make_crosses(settings)
         self.join = Join(settings.join, model.labels)
         self.guard = Guard(settings.guard)
@@ -98,20 +101,23 @@ class Learner:
         batch, examples, rows = self._encode(examples)
         if not examples:
             return
-        seed = self.settings.learner.seed * 1_000_003 + self.offset + place
-        torch.manual_seed(seed & 0x7FFF_FFFF_FFFF_FFFF)
+        with evaluating(self.model.engine):
+            found = self.model.probs(batch)
+        probs = found[np.arange(len(examples)), [each.label for each in examples]]
+        learnt = np.flatnonzero(self._judge(examples, rows, probs) == LEARNT)
+        if len(learnt):
+            seed = self.settings.learner.seed * 1_000_003 + self.offset + place
+            torch.manual_seed(seed & 0x7FFF_FFFF_FFFF_FFFF)
+            # what is set aside is in no moment of a batch, and in no gradient: 0 * inf is NaN
+            chosen = {name: each[torch.from_numpy(learnt)] for name, each in batch.items()}
+            self._learn(chosen, [examples[place] for place in learnt.tolist()])
+
+    def _learn(self, batch: dict[str, Tensor], examples: Sequence[Example]) -> None:
         self.model.engine.train()
         numbers = torch.tensor([each.label for each in examples])
         values = torch.tensor([float(each.value) for each in examples])
         logits = self.model.logits(batch)[torch.arange(len(examples)), numbers]
-        probs = logits.detach().sigmoid().numpy()
-        verdicts = self._judge(examples, rows, probs)
-        is_learnt = torch.from_numpy(verdicts == LEARNT)
-        if is_learnt.any():
-            loss = nn.functional.binary_cross_entropy_with_logits(
-                logits[is_learnt], values[is_learnt]
-            )
-            self._update(loss)
+        self._update(nn.functional.binary_cross_entropy_with_logits(logits, values))
 
     def _encode(
         self, examples: Sequence[Example]
@@ -150,7 +156,7 @@ class Learner:
                 for each, prob in zip(examples, probs.tolist(), strict=True)
             ]
         )
-        is_known = (verdicts != CAPPED) & (verdicts != FLIPPED)
+        is_known = ~np.isin(verdicts, (CAPPED, FLIPPED, MALFORMED))
         for number, recent in enumerate(self.recent):
             chosen = is_known & (numbers == number)
             recent.add(probs[chosen], values[chosen])
@@ -194,7 +200,7 @@ class Learner:
         oldest = self.offset if self.join.oldest is None else self.join.oldest
         state = {
             "counts": counts, "guard": guard_rest, "needs": min(oldest, self.offset),
-            "learns": self._learns,
+            "learns": self._learns, "began_with": self._began_with,
         }  # fmt: skip
         return Checkpoint(self.offset, tensors, state)
 
@@ -215,12 +221,19 @@ class Learner:
             log: where what waits is.
 
         Raises:
-            CheckpointError: it is of other settings, or the log has lost what it needs.
+            CheckpointError: it is of other settings, began with another model, or the log has lost
+                what it needs.
         """
         if checkpoint.state["learns"] != self._learns:
             raise CheckpointError(
                 "the checkpoint was made with other settings of join, learner, guard or crosses",
                 fix="put them back, or begin in a new folder with model: the newest version",
+            )
+        # checkpoints of older versions do not say it
+        if checkpoint.state.get("began_with", self._began_with) != self._began_with:
+            raise CheckpointError(
+                f"the checkpoint began with another model than {self.settings.model}",
+                fix="put that one back, or begin in a new folder",
             )
         arrays = {
             group: {name: tensor.numpy() for name, tensor in tensors.items()}
@@ -286,7 +299,14 @@ def weights_hash(state: dict[str, Tensor]) -> str:
     for name, tensor in sorted(state.items()):
         digest.update(name.encode())
         digest.update(struct.pack("<q", tensor.numel()))
-        digest.update(tensor.detach().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _hash_of(model: OnlineModel) -> str:
+    """Return a hash of weights, and of how rows become what they are for."""
+    digest = xxhash.xxh3_128(json.dumps(model.spec.to_json()).encode())
+    digest.update(weights_hash(model.engine.module.state_dict()).encode())
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@
 import fcntl
 import json
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -41,6 +42,7 @@ class Publisher:
     Args:
         learner: whose.
         settings: of the service.
+        log_end: where the log ended when the learner began.
 
     Attributes:
         num_refused: versions that did not pass.
@@ -48,8 +50,10 @@ class Publisher:
         last: what the gate said last.
     """
 
-    def __init__(self, learner: Learner, settings: OnlineSettings) -> None:
-        self._learner = learner
+    def __init__(
+        self, learner: Learner, settings: OnlineSettings, log_end: float = math.inf
+    ) -> None:
+        self._learner, self._log_end = learner, log_end
         self.versions = Versions(settings.path / "versions", settings.learner.keep_versions)
         first = OnlineModel.load(settings.model)
         gate, holdout = settings.gate, None
@@ -61,21 +65,30 @@ class Publisher:
         self.last = Verdict()
         self._published_at = -1
         self._anchor, self._anchored_at = first, learner.guard.counts["learnt"]
+        self._answering, self._known_to = 0, 0.0
         number = self.versions.current().version
         if number:
-            self._anchor = OnlineModel.load(self.versions.path(number) / MODEL)
-            if holdout is not None:
-                self.gate.note_published(
-                    Verdict(metrics={"holdout": holdout.measure(self._anchor)})
-                )
-                for each in self.versions.numbers():
-                    metrics = self.versions.about(each).get("metrics", {})
-                    self.gate.note_best(metrics.get("holdout", {}).get("auc"))
+            self._anchor = self._turn_to(number)
+            for each in self.versions.numbers():
+                self.gate.recall(self.versions.about(each).get("gate", {}))
+
+    def _turn_to(self, number: int) -> OnlineModel:
+        """Compare with the version that answers, and return it."""
+        model = OnlineModel.load(self.versions.path(number) / MODEL)
+        self.gate.compare_with(model)
+        # one that has learnt more than the log has is of another log
+        self._known_to = min(self.versions.about(number)["offset"], self._log_end)
+        self._answering = number
+        return model
 
     def offer(self) -> int | None:
         """Publish what was learnt since, if it passes; return the number of the version."""
         learner = self._learner
         number = self.versions.current().version
+        if number != self._answering:  # someone has rolled back
+            self._turn_to(number)
+        if learner.offset < self._known_to:  # it learns again what it had learnt before a crash
+            return None
         if number and learner.num_cuts == self._published_at:
             return None
         self._published_at = learner.num_cuts
@@ -91,9 +104,11 @@ class Publisher:
             LOG.warning("offset %d is not published: %s", learner.offset, verdict["reasons"])
             return None
         self.num_refused_since = 0
-        version = self.versions.publish(self._write, about)
+        memory = {"gate": self.gate.memory(self.last)}
+        version = self.versions.publish(self._write, about | memory)
         self.versions.note({**verdict, "version": version})
         if version is not None:
+            self._answering, self._known_to = version, learner.offset
             self.gate.note_published(self.last)
             if "recent" in self.last.metrics:
                 self._anchored_at += num_since
@@ -162,7 +177,7 @@ class _Loop:
         self, settings: OnlineSettings, learner: Learner, store: CheckpointStore, log: EventLog
     ) -> None:
         self._settings, self._learner, self._store, self._log = settings, learner, store, log
-        self._publisher = Publisher(learner, settings)
+        self._publisher = Publisher(learner, settings, log.span()[1])
         self._needs: deque[int] = deque([_needs(learner)] * 2, maxlen=2)
         self._saved = learner.offset
         self._history: deque[dict] = deque(maxlen=NUM_POINTS)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from deepseek.datasets.feature_encoder import FeatureEncoder
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
+from deepseek.models.growing_table import growing_tables
 from deepseek.models.model_file import read_model_file
 from deepseek.models.table_model import TableModel
 from deepseek.recsys.online.settings import OnlineSettings
@@ -34,7 +35,8 @@ class OnlineModel:
         labels: what it predicts, in order.
 
     Raises:
-        ConfigError: it is no model of a table, or a label of it is a number.
+        ConfigError: it is no model of a table, a label of it is a number, or it does not learn by
+            the labels of rows alone.
     """
 
     def __init__(self, engine: ModelEngine) -> None:
@@ -52,6 +54,7 @@ class OnlineModel:
                 f"the label {numbers[0]} is a number; the service learns what is yes or no",
                 fix="train a model with binary labels",
             )
+        _check_learns_rows(engine.architecture, engine.module)
         self.encoder = FeatureEncoder(self.spec)
 
     @classmethod
@@ -106,6 +109,26 @@ class OnlineModel:
     def probs(self, batch: dict[str, Tensor]) -> np.ndarray:
         """Return probabilities, float32 (N, labels); the engine is in evaluation mode."""
         return self.logits(batch).sigmoid().numpy()
+
+
+def _check_learns_rows(architecture: str, module: TableModel) -> None:
+    """Refuse what the service would teach nonsense, or nothing.
+
+    Raises:
+        ConfigError: it has a task of its own, or tables that grow.
+    """
+    if module.own_task is not None:
+        raise ConfigError(
+            f"{architecture} learns by a task of its own, {module.own_task}; the service learns"
+            " the labels of rows",
+            fix="train another model, such as deepfm, or two_tower with objective: binary",
+        )
+    if tables := growing_tables(module):
+        raise ConfigError(
+            f"{architecture} has tables that grow ({', '.join(tables)}), which the service does"
+            " not update",
+            fix="train it with tables of a fixed size: encoding hash or vocabulary",
+        )
 
 
 def make_crosses(settings: OnlineSettings) -> RealTimeCrosses | None:

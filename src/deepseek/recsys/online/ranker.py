@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepseek.datasets.feature_values import Column, Repeated
+from deepseek.errors import DataError
 from deepseek.recsys.online.events import check_columns
 from deepseek.recsys.online.online_model import (
     TIME,
@@ -105,7 +106,8 @@ class Ranker:
             top_k: how many are wanted; by default all.
 
         Raises:
-            DataError: a column is missing, or holds a value of another kind.
+            DataError: a column is missing, or holds a value of another kind, or one so large that
+                the model has no prediction.
         """
         columns = self._columns(shared, candidates)
         answers = self.answers  # a newer one may take its place meanwhile
@@ -113,6 +115,12 @@ class Ranker:
         if crosses is not None:
             columns |= crosses.read_columns({**columns, TIME: Repeated(now, len(candidates))})
         found = model.probs(model.encoder.encode(columns).batch())
+        if not np.isfinite(found).all():
+            place = int(np.flatnonzero(~np.isfinite(found).all(1))[0])
+            raise DataError(
+                f"the model has no prediction for candidate {place}: a value is too large",
+                fix="mend the value; null where there is none",
+            )
         order = np.argsort(-found[:, 0], kind="stable")[:top_k]
         probs = {name: found[order, n].tolist() for n, name in enumerate(model.labels)}
         return Ranking(order.tolist(), probs, answers.version, answers.offset)

@@ -63,20 +63,26 @@ class RedisLog(QueuedLog):
         max_waiting: entries that may wait for the server.
 
     Raises:
-        ConfigError: the server does not flush every write.
+        ConfigError: the server does not flush every write, or the url is none.
         CommunicationError: it is not there.
     """
 
     def __init__(self, url: str, stream: str, max_waiting: int = 50_000) -> None:
         super().__init__(max_waiting)
         self._redis: Any = import_extra("redis", "redis")
-        self._db = self._redis.Redis.from_url(url, health_check_interval=10)
+        try:
+            self._db = self._redis.Redis.from_url(url, health_check_interval=10)
+        except ValueError:  # it may name parts of the password
+            raise ConfigError(
+                "log.url is no address of a Redis server",
+                fix="redis://:PASSWORD@HOST:6379/0, with / in the password as %2F",
+            ) from None
         self._names = [stream, f"{stream}:keys", f"{stream}:state"]
         with self._answers():
             settings = self._db.config_get("append*")
         if settings.get("appendonly") != "yes" or settings.get("appendfsync") != "always":
             raise ConfigError(
-                f"the server at {url} does not flush every write before it answers",
+                f"the server at {_place_of(url)} does not flush every write before it answers",
                 fix="start it with --appendonly yes --appendfsync always",
             )
         self.begin()
@@ -178,3 +184,8 @@ class RedisLog(QueuedLog):
         """Write what waits, and end."""
         self.end()
         self._db.close()
+
+
+def _place_of(url: str) -> str:
+    """Return host, port and number of an address: without its password."""
+    return url.rpartition("//")[2].rpartition("@")[2].partition("?")[0]

@@ -258,6 +258,7 @@ def salvage(path: Path) -> tuple[int, int]:
 
     Raises:
         ConfigError: none was set aside, or there is a log already.
+        LogDamagedError: not one record can be read.
     """
     path = Path(path)
     folders = sorted(path.parent.glob("damaged-*"), key=lambda each: int(each.name[8:]))
@@ -267,6 +268,11 @@ def salvage(path: Path) -> tuple[int, int]:
             fix="a log is set aside when it is found to be damaged",
         )
     kept = _whole_records(folders[-1] / path.name)
+    if not kept:
+        raise LogDamagedError(
+            f"no record of {folders[-1] / path.name} can be read",
+            fix="begin in a new folder with model: the newest version",
+        )
     end = max([_read_mark(folders[-1] / path.with_suffix(".mark").name), *(o + 1 for o in kept)])
     first = min(kept, default=end)
     draft = path.with_name(".salvaged.db")
@@ -297,9 +303,9 @@ def _whole_records(path: Path) -> dict[int, tuple]:
     kept: dict[int, tuple] = {}
     db = sqlite3.connect(path)
     for direction in ("ASC", "DESC"):
-        rows = db.execute(f"SELECT {_COLUMNS} FROM events NOT INDEXED ORDER BY offset {direction}")
+        query = f"SELECT {_COLUMNS} FROM events NOT INDEXED ORDER BY offset {direction}"
         try:
-            for row in rows:
+            for row in db.execute(query):  # which reads the first one at once
                 with suppress(LogDamagedError, TypeError, struct.error):
                     kept[check(*row).offset] = row
         except sqlite3.DatabaseError:

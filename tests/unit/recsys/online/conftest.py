@@ -32,14 +32,14 @@ def columns_of(rows):
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def save_model(path, rows):
-    """Write an untrained FM of the rows' features."""
+def save_model(path, rows, model=None):
+    """Write an untrained model, by default an FM, of the rows' features."""
     torch.manual_seed(0)
     columns = columns_of(rows)
     spec = infer_features(ColumnSource(columns), labels="click")
     pair = {"user_genre": CrossFeature(of=("user_id", "genre"), buckets=256)}
     data = InteractionDataset(columns, spec.updated("cross", **pair), cache="off")
-    engine = ModelEngine.wrap(FactorizationMachine(embedding_dim=4))
+    engine = ModelEngine.wrap(model or FactorizationMachine(embedding_dim=4))
     engine.bind(data.spec)
     engine.save(path)
 

@@ -1,3 +1,4 @@
+import copy
 import json
 import random
 
@@ -31,6 +32,12 @@ def new(settings):
     return Learner(OnlineModel.load(settings.model), settings)
 
 
+def take_weights(learner, other):
+    """Let a learner have learnt what another has."""
+    learner.model.engine.module.load_state_dict(other.model.engine.module.state_dict())
+    learner.num_cuts += 1
+
+
 def flipped(rows):
     return [{**row, "click": 1 - row["click"]} for row in rows]
 
@@ -46,8 +53,7 @@ def test_what_learns_well_is_published_and_what_is_poisoned_is_not(settings, hol
     before = publisher.last.metrics["holdout"]["loss"]
     poisoned = new(made)
     learn(poisoned, flipped(make_rows(600)))
-    learner.model.engine.module.load_state_dict(poisoned.model.engine.module.state_dict())
-    learner.num_cuts += 1
+    take_weights(learner, poisoned)
     assert publisher.offer() is None
     assert publisher.num_refused == 1
     reasons = publisher.last.reasons
@@ -92,9 +98,114 @@ def test_a_restarted_service_holds_versions_to_the_best_that_was_published(setti
     first = new(made)
     learn(first, make_rows(600))
     assert Publisher(first, made).offer() == 1
-    second = Publisher(new(made), made)  # as untrained as in the beginning
+    take_weights(first, new(made))  # as untrained as in the beginning
+    second = Publisher(first, made)
     assert second.offer() is None
     assert any("below that of the best version" in reason for reason in second.last.reasons)
+
+
+def test_the_best_version_counts_after_it_was_pruned_and_the_service_restarted(settings, holdout):
+    good, fair, bad = (new(settings()) for _ in range(3))
+    learn(good, make_rows(900))
+    learn(fair, make_rows(150))
+    measuring = Holdout(holdout, bad.model, None)
+    best, middle, worst = (measuring.measure(each.model)["auc"] for each in (good, fair, bad))
+    assert best > middle > worst
+    # from the best to the fair one it is less than may be, and from the fair to the worst one
+    limits = {"max_auc_drop": best - (middle + worst) / 2, "max_loss_rise": 9.0}
+    made = settings(gate={"holdout": holdout, **limits}, learner={"keep_versions": 2})
+    publisher = Publisher(good, made)
+    assert publisher.offer() == 1
+    for version in (2, 3):
+        take_weights(good, fair)
+        assert publisher.offer() == version
+    assert publisher.versions.numbers() == [2, 3]
+    publisher = Publisher(good, made)
+    take_weights(good, bad)
+    assert publisher.offer() is None
+    assert any("below that of the best version" in reason for reason in publisher.last.reasons)
+
+
+def test_a_new_holdout_is_not_compared_with_the_auc_of_the_old_one(settings, holdout, tmp_path):
+    learner = new(settings())
+    learn(learner, make_rows(600))
+    assert Publisher(learner, settings(gate={"holdout": holdout})).offer() == 1
+    draw = random.Random(0)
+    rows = [{**row, "click": draw.randrange(2)} for row in make_rows(400, seed=6)]
+    (tmp_path / "harder.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = settings(gate={"holdout": str(tmp_path / "harder.jsonl"), "max_auc_drop": 0.1})
+    publisher = Publisher(learner, made)
+    assert publisher.offer() == 2, publisher.last.reasons
+    assert publisher.last.metrics["holdout"]["auc"] < 0.6
+
+
+def test_after_a_release_versions_are_compared_with_the_one_rolled_back_to(settings, holdout):
+    made = settings(gate={"holdout": holdout, "max_auc_drop": 1.0})
+    learner = new(made)
+    publisher = Publisher(learner, made)
+    assert publisher.offer() == 1
+    learn(learner, make_rows(600))
+    assert publisher.offer() == 2
+    take_weights(learner, new(made))  # as good as version 1, and worse than 2
+    assert publisher.offer() is None
+    publisher.versions.roll_back(to=1)
+    learner.num_cuts += 1
+    assert publisher.offer() is None  # pinned
+    assert publisher.last.passes
+    publisher.versions.release()
+    learner.num_cuts += 1
+    assert publisher.offer() == 3
+
+
+def test_a_restart_from_an_older_checkpoint_publishes_nothing_older(settings):
+    made, records = settings(), stream(make_rows(300))
+    log, learner = ListLog(records), new(settings())
+    publisher = Publisher(learner, made, len(records))
+    cuts = list(Cuts(log, 0, 32))
+    for cut in cuts[:3]:
+        learner.learn(cut)
+    checkpoint = copy.deepcopy(learner.checkpoint())
+    for cut in cuts[3:6]:
+        learner.learn(cut)
+    assert publisher.offer() == 1
+    learner = new(made)
+    learner.load(checkpoint, log)
+    publisher = Publisher(learner, made, len(records))
+    found = []
+    for cut in cuts[3:]:
+        offered = publisher.offer()
+        found.append(publisher.versions.about(publisher.versions.current().version)["offset"])
+        assert offered is None or found[-1] == learner.offset
+        learner.learn(cut)
+    assert found == sorted(found)
+    assert found[0] == cuts[5][-1].offset + 1
+    assert publisher.versions.current().version > 1
+    emptied = new(made)  # the log was begun anew: no version is of it
+    assert Publisher(emptied, made, 0).offer() is not None
+
+
+def test_a_version_whose_loss_is_no_number_is_turned_down(settings, holdout):
+    made = settings(gate={"holdout": holdout, "slices": ["genre"]})
+    learner = new(made)
+    publisher = Publisher(learner, made)
+    assert publisher.offer() == 1
+    with torch.no_grad():
+        for weight in learner.model.engine.parameters():
+            weight.fill_(1e30)  # finite, and its square is not
+    learner.num_cuts += 1
+    assert publisher.offer() is None
+    assert publisher.last.reasons == ("hold-out log-loss is not a number",)
+    json.dumps(publisher.last.metrics, allow_nan=False)
+
+
+def test_a_holdout_on_which_the_first_model_has_no_loss_is_refused(settings, tmp_path):
+    rows = make_rows(50)
+    rows[3]["price"] = 1e30
+    path = tmp_path / "large.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    made = settings(gate={"holdout": str(path)})
+    with pytest.raises(ConfigError, match=r"large\.jsonl the log-loss of the model is not a num"):
+        Publisher(new(made), made)
 
 
 def test_weights_that_are_not_finite_are_never_published(settings):
@@ -119,6 +230,8 @@ def test_what_is_recent_is_compared_with_the_version_that_answers(settings):
     assert not verdict.passes
     assert "recent log-loss is" in verdict.reasons[0]
     assert gate.judge(model, model, recent[:50]).passes  # too few to say anything
+    large = ({**rows[0], "price": 1e30}, 0, 0, 0.5)  # the older one has no prediction for it
+    assert not gate.judge(model, model, [*recent, large]).passes
 
 
 def test_a_slice_must_be_a_column(settings, holdout):

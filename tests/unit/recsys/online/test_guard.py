@@ -4,7 +4,14 @@ import numpy as np
 from tests.unit.recsys.online.conftest import make_rows, stream
 
 from deepseek.config.validation import validate_settings
-from deepseek.recsys.online.guard import CAPPED, FLIPPED, LEARNT, OUTLIER, Guard
+from deepseek.recsys.online.guard import (
+    CAPPED,
+    FLIPPED,
+    LEARNT,
+    MALFORMED,
+    OUTLIER,
+    Guard,
+)
 from deepseek.recsys.online.settings import GuardSettings
 
 
@@ -152,3 +159,11 @@ def test_counts_reach_the_learner(settings):
     for cut in Cuts(ListLog(records), 0, 32):
         learner.learn(cut)
     assert learner.guard.counts["capped"] > 50
+
+
+def test_what_the_model_has_no_prediction_for_is_malformed_and_counts_for_nobody():
+    guard = make()
+    assert guard.judge("a", math.nan, 1) == MALFORMED
+    assert guard.counts["malformed"] == 1
+    assert guard.loudest() == []
+    assert judge(guard, "a", 0.3) == LEARNT

@@ -3,12 +3,13 @@
 import ctypes
 import struct
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from deepseek.errors import ConfigError
-from deepseek.recsys.online.event_log import LogDamagedError
+from deepseek.recsys.online.event_log import LogDamagedError, id_of
 
 kafka = pytest.importorskip("confluent_kafka", reason="pip install 'deepseek-framework[kafka]'")
 
@@ -113,6 +114,40 @@ def test_one_who_comes_later_knows_what_was_there(servers):
     times = [record.time for record in log.read(0, 10)]
     assert times == sorted(times)
     log.close()
+
+
+def fill_up(log):
+    """Write more than the 5 MiB that the broker keeps."""
+    for n in range(7):
+        log.submit([(f"large {n}", bytes(900_000))]).result(60)
+    assert log.span()[0] > 0
+
+
+def test_an_id_that_retention_has_removed_is_a_new_one_for_all_readers(servers):
+    log, reader = KafkaLog(servers, TOPIC), KafkaLog(servers, TOPIC, writes=False)
+    write(log, "a")
+    fill_up(log)
+    assert log.trim(0, 0.0) > 0  # as the process that answers does every minute
+    (again,) = write(log, "a")
+    assert again.is_new
+    reader._wait_for(again.offset + 1)
+    assert contents(reader, again.offset) == ["a"]
+    assert contents(log, again.offset) == ["a"]
+    log.close()
+    reader.close()
+
+
+def test_a_reader_forgets_ids_by_itself(servers, monkeypatch):
+    monkeypatch.setattr("deepseek.recsys.online.kafka_log.TRIM_S", 0.0)
+    log, reader = KafkaLog(servers, TOPIC), KafkaLog(servers, TOPIC, writes=False)
+    write(log, "a")
+    fill_up(log)
+    deadline = time.monotonic() + 60
+    while id_of("a") in reader._first:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    log.close()
+    reader.close()
 
 
 def test_what_another_has_written_is_refused(servers):

@@ -1,13 +1,18 @@
 import numpy as np
 import pytest
 import torch
-from tests.unit.recsys.online.conftest import make_rows, stream
+from tests.unit.recsys.online.conftest import columns_of, make_rows, save_model, stream
 
 from deepseek.checkpoint import CheckpointStore
+from deepseek.datasets import ColumnSource, InteractionDataset, infer_features
 from deepseek.errors import CheckpointError, ConfigError
+from deepseek.models import Embedder, ModelEngine, TableModel
+from deepseek.models.eval_mode import evaluating
+from deepseek.recsys import DeepFM, FactorizationMachine, RealTimeCrosses
 from deepseek.recsys.online.event_log import EventLog
 from deepseek.recsys.online.learner import Cuts, Learner, weights_hash
 from deepseek.recsys.online.online_model import OnlineModel
+from deepseek.recsys.tables import AdaGrad, GrowingEmbedding
 
 CROSSES = {"keys": [["user_id"], ["user_id", "genre"]], "windows": ["1h", "all"]}
 
@@ -37,12 +42,6 @@ class ListLog(EventLog):
 @pytest.fixture
 def crossed_model(tmp_path):
     """A model of columns and of counters."""
-    from tests.unit.recsys.online.conftest import columns_of
-
-    from deepseek.datasets import ColumnSource, InteractionDataset, infer_features
-    from deepseek.models import ModelEngine
-    from deepseek.recsys import FactorizationMachine, RealTimeCrosses
-
     torch.manual_seed(0)
     rows = [{**row, "time": n} for n, row in enumerate(make_rows(300))]
     crosses = RealTimeCrosses(CROSSES["keys"], windows=CROSSES["windows"])
@@ -145,6 +144,24 @@ def test_a_checkpoint_of_other_settings_is_refused(settings):
         other.load(learner.checkpoint(), ListLog([]))
 
 
+def test_a_checkpoint_of_another_first_model_is_refused(settings, tmp_path):
+    learner, log = new(settings()), ListLog(stream(make_rows(50)))
+    learner.learn(log.records)
+    checkpoint = learner.checkpoint()
+    new(settings()).load(checkpoint, log)
+    save_model(tmp_path / "other.bin", make_rows(300, seed=1))  # of other means and vocabularies
+    other = new(settings(model=str(tmp_path / "other.bin")))
+    with pytest.raises(CheckpointError, match=r"began with another model than .*other\.bin"):
+        other.load(checkpoint, log)
+    model = OnlineModel.load(settings().model)
+    with torch.no_grad():
+        next(model.engine.parameters()).add_(1)
+    with pytest.raises(CheckpointError, match="began with another model"):
+        Learner(model, settings()).load(checkpoint, log)
+    del checkpoint.state["began_with"]  # as written before it was kept
+    new(settings()).load(checkpoint, log)
+
+
 def test_labels_must_be_those_of_the_model(settings):
     made = settings(join={"labels": {"buy": {"event": "buy"}}})
     with pytest.raises(ConfigError, match=r"join.labels has buy, the model learns click"):
@@ -160,3 +177,64 @@ def test_malformed_rows_are_counted_and_left_out(settings):
         learner.learn(cut)
     assert learner.guard.counts["malformed"] == 2
     assert learner.guard.counts["learnt"] == 58
+
+
+def test_a_number_too_large_is_malformed_and_the_others_of_its_step_are_learnt(settings):
+    rows = make_rows(60)
+    for place, price in ((7, 10**400), (9, 1e30), (11, 1e300)):  # an FM squares it
+        rows[place]["price"] = price
+    learner = new(settings())
+    for cut in Cuts(ListLog(stream(rows)), 0, 32):
+        learner.learn(cut)
+    assert learner.guard.counts["malformed"] == 3
+    assert learner.guard.counts["learnt"] == learner.recent[0].total == 57
+    assert learner.num_skipped == 0
+    assert np.isfinite(learner.recent[0].total_loss)
+
+
+def test_predictions_before_learning_are_those_the_ranker_would_make(settings, tmp_path):
+    save_model(tmp_path / "deep.bin", make_rows(300), DeepFM(embedding_dim=4, dropout=0.5))
+    made = settings(model=str(tmp_path / "deep.bin"), learner={"step_examples": 1000})
+    learner, model = new(made), OnlineModel.load(made.model)
+    learner.learn(stream(make_rows(200)))
+    rows, _, _, found = zip(*learner.window, strict=True)
+    with evaluating(model.engine):
+        wanted = model.probs(model.encode(rows))[:, 0]
+    assert len(found) == 200
+    np.testing.assert_array_equal(np.array(found, np.float32), wanted)
+    assert learner.num_updates == 1
+
+
+class Growing(TableModel):
+    """Users have rows in a table that grows."""
+
+    def __init__(self, layout=None, num_classes=None):
+        super().__init__(layout, num_classes)
+
+    def build(self, layout):
+        tables = {"user_id": GrowingEmbedding(4, AdaGrad())}
+        self.embedder = Embedder(layout, 4, tables=tables)
+        self.head = torch.nn.Linear(self.embedder.width, 1)
+
+    def forward(self, batch):
+        return self.head(self.embedder.flat(batch))[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (ModelEngine("sasrec"), "sasrec learns by a task of its own, next_item"),
+        (ModelEngine("two_tower", item=["genre"]), "two_tower learns by a task of its own, in_b"),
+        (ModelEngine.wrap(Growing()), r"has tables that grow \(embedder.tables.table_0\)"),
+    ],
+)
+def test_a_model_with_a_task_of_its_own_is_refused(model, words):
+    rows = [{**row, "history": ["a"]} for row in make_rows(50)]
+    features = {
+        "sparse": {"user_id": {}, "genre": {}},
+        "sequence": {"history": {"shares": "genre"}},
+        "label": {"click": {}},
+    }
+    model.bind(InteractionDataset(columns_of(rows), features, cache="off").spec)
+    with pytest.raises(ConfigError, match=words):
+        OnlineModel(model)

@@ -76,3 +76,15 @@ def test_a_missing_column_is_named(settings):
         ranker.rank({"user_id": "u1"}, [{"genre": "a", "price": 1}, {"genre": "b"}], 0.0)
     with pytest.raises(DataError, match="features lack user_id"):
         ranker.rank({}, [{"genre": "a", "price": 1}], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("price", "words"),
+    [(10**400, "bits is too large"), (1e30, "prediction for candidate 1")],
+    ids=["400 digits", "1e30"],
+)
+def test_a_number_too_large_is_refused(settings, price, words):
+    ranker = Ranker(settings())
+    rows = [{"genre": "a", "price": 1}, {"genre": "b", "price": price}]
+    with pytest.raises(DataError, match=words):
+        ranker.rank({"user_id": "u1"}, rows, 0.0)

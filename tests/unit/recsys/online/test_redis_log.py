@@ -9,14 +9,17 @@ from deepseek.errors import CommunicationError, ConfigError
 from deepseek.recsys.online.event_log import LogDamagedError
 
 redis = pytest.importorskip("redis", reason="pip install 'deepseek-framework[redis]'")
-if shutil.which("redis-server") is None:
-    pytest.skip("no redis-server: apt-get install redis-server", allow_module_level=True)
+needs_server = pytest.mark.skipif(
+    shutil.which("redis-server") is None, reason="no redis-server: apt-get install redis-server"
+)
 
 from deepseek.recsys.online.redis_log import RedisLog  # noqa: E402
 
 
 @pytest.fixture
 def server(tmp_path):
+    if shutil.which("redis-server") is None:
+        pytest.skip("no redis-server: apt-get install redis-server")
     made = Server(tmp_path)
     yield made
     made.kill()
@@ -87,10 +90,23 @@ def test_a_changed_record_is_refused(server):
     log.close()
 
 
+@needs_server
 def test_a_server_that_does_not_flush_is_refused(tmp_path):
     server = Server(tmp_path, fsync="everysec")
     try:
-        with pytest.raises(ConfigError, match="does not flush every write"):
-            RedisLog(server.url, "events")
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("requirepass", "secret")
+        place = f"127.0.0.1:{server.port}/0"
+        for url in (f"redis://:secret@{place}", f"redis://{place}?password=secret"):
+            with pytest.raises(ConfigError, match="does not flush every write") as caught:
+                RedisLog(url, "events")
+            assert place in str(caught.value)
+            assert "secret" not in str(caught.value)
     finally:
         server.kill()
+
+
+def test_an_address_that_is_none_is_refused_without_its_password():
+    with pytest.raises(ConfigError, match="no address of a Redis server") as caught:
+        RedisLog("redis://:sec/ret@127.0.0.1:1/0", "events")
+    assert "sec" not in caught.value.message

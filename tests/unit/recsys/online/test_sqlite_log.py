@@ -185,6 +185,35 @@ def test_a_missing_record_is_refused(path):
         SqliteLog(path)
 
 
+@pytest.mark.parametrize("event", [0, 1999], ids=["first", "last"])
+def test_noise_in_the_first_or_last_page_of_records_leaves_the_others(path, event):
+    fill(path, 2000)
+    content = bytearray(path.read_bytes())
+    page = content.index(f'"event {event}"'.encode()) // 4096 * 4096
+    content[page : page + 4096] = bytes(range(256)) * 16
+    path.write_bytes(content)
+    with pytest.raises(LogDamagedError, match="its files are in"):
+        SqliteLog(path)
+    kept, _ = salvage(path)
+    assert kept > 1900
+    log = SqliteLog(path)
+    first, end = log.span()
+    assert end == 2000
+    assert log.read(1000, 1)[0].content == b'{"n":"event 1000"}'
+    assert (first > 0) == (event == 0)  # whether there were any before is not known
+    log.close()
+
+
+def test_a_log_of_which_nothing_can_be_read_is_left_as_it_is(path):
+    fill(path)
+    path.write_bytes(bytes(range(256)) * 400)
+    with pytest.raises(LogDamagedError, match="its files are in"):
+        SqliteLog(path)
+    with pytest.raises(LogDamagedError, match=r"no record of .*damaged-1/events\.db can be read"):
+        salvage(path)
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_a_page_of_noise_is_refused_and_the_rest_salvaged(path, share):
     fill(path, 2000)

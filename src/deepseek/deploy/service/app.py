@@ -5,6 +5,7 @@ clients of KServe and Triton speak.
 """
 
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -99,7 +100,7 @@ def make_app(
     hashes: tuple[str, ...] = (),
     *,
     is_loopback: bool = True,
-    probes: tuple[str, int] | None = None,
+    probes: socket.socket | None = None,
 ) -> FastAPI:
     """Return the application.
 
@@ -109,14 +110,12 @@ def make_app(
         limits: of a request.
         hashes: of the tokens that are let in; empty: no token is asked for.
         is_loopback: whether only this machine reaches it.
-        probes: address and port that answer the probes of a cluster.
+        probes: listens for the probes of a cluster, which are answered there.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        answering = (
-            await start_probes(lambda: shelf.is_ready, *probes) if probes is not None else None
-        )
+        answering = None if probes is None else await start_probes(lambda: shelf.is_ready, probes)
         yield
         if answering is not None:
             answering.close()

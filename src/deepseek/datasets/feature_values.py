@@ -119,7 +119,7 @@ def numbers_of(column: Column, name: str) -> np.ndarray:
         numbers = np.array([_number(value, name) for value in column], np.float64)
         texts = [value if isinstance(value, str) else None for value in column]
         if any(texts):
-            parsed = _from_text(pa.array(texts, pa.string()), name)
+            parsed = _from_text(_to_arrow(texts, name), name)
             numbers = np.where(np.isnan(parsed), numbers, parsed)
     elif _is_text(column.type):
         numbers = _from_text(column, name)
@@ -143,6 +143,15 @@ def _number(value: object, name: str) -> float:
         f"{name}={str(value)[:40]!r} is a {type(value).__name__}, not a number",
         fix="give a number, or None where there is none",
     )
+
+
+def _to_arrow(texts: list[str | None], name: str) -> pa.Array:
+    try:
+        return pa.array(texts, pa.string())
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{name} holds half a surrogate pair, not a number", fix="give a number"
+        ) from error
 
 
 def _is_text(kind: pa.DataType) -> bool:

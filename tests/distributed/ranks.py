@@ -29,7 +29,7 @@ PRELOADED = (
     "torch.distributed.fsdp", "deepseek.trainer", "deepseek.parallel.apply",
     "deepseek.deploy.report",
 )  # fmt: skip
-TIMEOUT_S = 120.0
+TIMEOUT_S = 240.0
 NUM_CLASSES = 5
 VOCABULARY = 67  # not a multiple of 64: the padding is used
 

@@ -120,7 +120,7 @@ def test_a_rank_that_hangs_is_named_within_seconds(how, plan, tmp_path):
         run_ranks(
             2, misbehaviour.train_hanging, tmp_path / "run", plan, how, folder=tmp_path / "ranks"
         )
-    assert time.monotonic() - began < 90
+    assert time.monotonic() - began < 200
     said = (tmp_path / "ranks/output_0.txt").read_text()
     assert "CommunicationError: rank 0 waits for" in said
     assert "step 4" in said

@@ -53,7 +53,7 @@ def load(data, **settings):
     return [int(x) for batch in loader for x in batch["inputs"][:, 0]]
 
 
-@pytest.mark.parametrize(("trouble", "timeout_s"), [(kill, 600.0), (hang, 2.0)])
+@pytest.mark.parametrize(("trouble", "timeout_s"), [(kill, 600.0), (hang, 5.0)])
 def test_a_worker_that_is_lost_once_is_replaced_and_nothing_is_lost(tmp_path, trouble, timeout_s):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -64,13 +64,13 @@ def test_a_worker_that_is_lost_once_is_replaced_and_nothing_is_lost(tmp_path, tr
 
 @pytest.mark.parametrize(
     ("trouble", "what"),
-    [(kill, "died reading sample 13"), (hang, "hung for 2 s reading sample 13")],
+    [(kill, "died reading sample 13"), (hang, "hung for 5 s reading sample 13")],
 )
 def test_a_worker_that_is_lost_again_ends_the_run_and_the_sample_is_named(trouble, what):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(DataError, match=what):
-            load(Troubled(trouble), worker_timeout_s=2.0)
+            load(Troubled(trouble), worker_timeout_s=5.0)
 
 
 @pytest.mark.parametrize(

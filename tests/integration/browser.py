@@ -52,13 +52,22 @@ class Browser:
                           returnByValue=True)  # fmt: skip
         return found["result"].get("value")
 
-    def wait_for(self, script, timeout_s=60):
+    def wait_for(self, script, timeout_s=180):
         """Return the first value of JavaScript that is not empty."""
         deadline = time.monotonic() + timeout_s
-        while not (found := self.run(script)):
+        while not (found := self._try(script)):
             assert time.monotonic() < deadline, self.run("document.body.innerText")
             time.sleep(0.05)
         return found
+
+    def _try(self, script):
+        """Return what `run` does, or `None` where the page is just being replaced by the next."""
+        try:
+            return self.run(script)
+        except AssertionError as error:
+            if "navigated" in str(error) or "context" in str(error):
+                return None
+            raise
 
     def choose_file(self, selector, path):
         """Put a file into an input."""
@@ -92,7 +101,7 @@ class Browser:
             answer = json.loads(line)
             self._note(answer.get("method"), answer.get("params", {}))
             if answer.get("id") == self._number:
-                assert "error" not in answer, answer
+                assert "error" not in answer, str(answer)
                 return answer["result"]
 
     def _note(self, method, params):

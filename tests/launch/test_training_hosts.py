@@ -83,7 +83,7 @@ def losses_of_one_process(tmp_path_factory):
     return [record["loss"] for record in map(json.loads, lines) if record["kind"] == "train"]
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("lost", ["a", pytest.param("b", marks=pytest.mark.long)])
 def test_a_training_goes_on_with_fewer_hosts_and_the_same_batch(hosts, lost, losses_of_one_process):
     training = Training(hosts)

@@ -21,6 +21,8 @@ from deepseek.errors import DataError, DeepSeekError
 
 POLL_S = 1.0
 SETTLE_S = 0.5
+RESUME_S = 10.0
+"""How long workers may take to go on with the next epoch: they may be busy with the last one."""
 _FAILURES = ("exited unexpectedly", "killed by signal")
 _slot: Tensor | None = None  # in a worker: where the number of the sample it reads is written
 
@@ -160,9 +162,14 @@ class Workers:
         # torch's handler would raise wherever the main thread is, in the midst of an update; a dead
         # worker is noticed here, when its batch is waited for
         handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None:
+            iterator._timeout = RESUME_S
         try:
             return iter(self._loader)
         finally:
+            if iterator is not None:
+                iterator._timeout = POLL_S
             if handler is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGCHLD, handler)
 
@@ -225,7 +232,7 @@ def _end_pinning(iterator) -> None:
     # a worker that was killed may hold the lock of the queue for ever
     sent.cancel_join_thread()
     sent.put((None, None))
-    iterator._pin_memory_thread.join(timeout=SETTLE_S)
+    iterator._pin_memory_thread.join(timeout=10 * SETTLE_S)  # it ends when it has heard
 
 
 def _as_is(fetched: Fetched) -> Fetched:

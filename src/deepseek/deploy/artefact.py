@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepseek.datasets.spec import DataSpec
 from deepseek.deploy.comparison import compare_outputs
 from deepseek.deploy.machine import differences, fingerprint
 from deepseek.deploy.runtimes import RUNTIMES, Conversion, Execution, Runtime
 from deepseek.deploy.runtimes.program import open_dims
-from deepseek.deploy.samples import spec_of
+from deepseek.deploy.samples import fill_up, spec_of
 from deepseek.deploy.trust import is_trusted, remember
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import ModelEngine
@@ -99,6 +99,7 @@ def convert(
     chosen = _checked(engine, path, inputs, runtime, conversion)
     execution = execution or Execution(precision=conversion.precision)
     staging = path.with_name(f".{path.name}.{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)  # of one that was killed: in a container all are 1
     staging.mkdir()
     try:
         draft = staging / path.name
@@ -190,6 +191,8 @@ def load_engine(
     _warn_of_other_machine(path, artefact)
     module = runtime.open(path, execution)
     spec = DataSpec.from_json(artefact.spec)
+    if "length" not in artefact.open_dims:
+        module = OneLength(module, spec)
     return ModelEngine.around_program(module, artefact.architecture, artefact.num_classes, spec)
 
 
@@ -269,6 +272,27 @@ def _check_replaces_own(path: Path, files: Sequence[Path]) -> None:
                 f"{path.name} would come with {file.name}, which is a file of something else",
                 fix="give it another name, or write it to another folder",
             )
+
+
+class OneLength(nn.Module):
+    """A program of one length: rows of tokens that are shorter are filled up for it.
+
+    Args:
+        program: from inputs to outputs (B, K), or (B, T, K) for T tokens.
+        spec: of the model; that of anything but tokens changes nothing.
+    """
+
+    def __init__(self, program: nn.Module, spec: DataSpec) -> None:
+        super().__init__()
+        self.program = program
+        self._spec = spec
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the outputs of the program, of the tokens that were given."""
+        filled = fill_up(inputs, self._spec)
+        outputs = self.program(filled)
+        is_of_tokens = filled is not inputs and outputs.ndim == 3
+        return outputs[:, : inputs.shape[1]] if is_of_tokens else outputs
 
 
 def _find_runtime(name: str) -> Runtime:

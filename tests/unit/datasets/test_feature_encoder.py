@@ -194,6 +194,11 @@ def test_times_are_seconds():
     assert numbers_of(times, "time").tolist() == [0, 1.5]
 
 
+def test_half_of_a_surrogate_pair_is_no_number():
+    with pytest.raises(DataError, match="price holds half a surrogate pair"):
+        numbers_of(["1.5", "\ud800"], "price")
+
+
 def test_a_spec_goes_through_a_file(tmp_path):
     spec = encoder().spec
     write_features(spec, tmp_path / "features.yaml")

@@ -1,6 +1,7 @@
 """A converted model and its description: what is opened, what is refused and why."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -35,6 +36,15 @@ def test_a_description_says_what_the_model_takes_and_where_it_was_made(known):
     assert found.machine["torch"] == torch.__version__
     assert found.open_dims == ["batch", "length"]
     assert not [each for each in path.parent.iterdir() if each.name.startswith(".")]
+
+
+def test_what_a_killed_export_left_is_no_obstacle(known):
+    engine, path, _ = known
+    left = path.with_name(f".{path.name}.{os.getpid()}")
+    left.mkdir()
+    (left / path.name).write_bytes(b"half of it")
+    convert(engine, path, random_inputs(engine, 4), "eager")
+    assert not left.exists()
 
 
 def test_a_folder_of_optimize_stands_for_its_best(known):

@@ -5,7 +5,8 @@ import re
 from dataclasses import dataclass
 
 _SHARES = re.compile(
-    r"(?:^|_)(accuracy|acc|top\d+|f1|precision|recall|auc|auroc|dice|iou|miou|map|r2|share)(?:_|$)"
+    r"(?:^|_)(accuracy|acc|top\d+|f1|precision|recall|sensitivity|cpm|auc|auroc|dice|iou|miou|map"
+    r"|r2|share)(?:_|$)"
 )
 _WORDS = {"lr": "learning rate", "val": "validation", "grad": "gradient", "auc": "AUC", "f1": "F1",
           "iou": "IoU", "auroc": "AUROC"}  # fmt: skip

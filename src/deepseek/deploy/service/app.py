@@ -5,6 +5,7 @@ clients of KServe and Triton speak.
 """
 
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -24,6 +25,7 @@ from deepseek.deploy.service.protection import Limits, Protection
 from deepseek.deploy.service.protocol import add_protocol
 from deepseek.deploy.service.question import (
     answer,
+    in_time,
     look_at_volume,
     parse_json,
     read_samples,
@@ -99,7 +101,7 @@ def make_app(
     hashes: tuple[str, ...] = (),
     *,
     is_loopback: bool = True,
-    probes: tuple[str, int] | None = None,
+    probes: socket.socket | None = None,
 ) -> FastAPI:
     """Return the application.
 
@@ -109,14 +111,12 @@ def make_app(
         limits: of a request.
         hashes: of the tokens that are let in; empty: no token is asked for.
         is_loopback: whether only this machine reaches it.
-        probes: address and port that answer the probes of a cluster.
+        probes: listens for the probes of a cluster, which are answered there.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        answering = (
-            await start_probes(lambda: shelf.is_ready, *probes) if probes is not None else None
-        )
+        answering = None if probes is None else await start_probes(lambda: shelf.is_ready, probes)
         yield
         if answering is not None:
             answering.close()
@@ -184,12 +184,12 @@ _VERSION = {
 }  # fmt: skip
 
 
-async def _compute(request: Request, version: Version, limits: Limits) -> tuple[np.ndarray, bool]:
+async def _compute(request: Request, version: Version, limits: Limits) -> np.ndarray:
     content_type = request.headers.get("content-type", "")
     body = await request.body()
-    with version.used():
-        samples, is_single = await read_samples(body, content_type, version, limits)
-        return await version.queue.submit(samples, limits.timeout_s), is_single
+    async with in_time(limits):
+        samples, _ = await read_samples(body, content_type, version, limits)
+    return await version.queue.submit(samples, limits.timeout_s)
 
 
 async def _segment(request: Request, version: Version, limits: Limits, mask: bool) -> Response:
@@ -273,11 +273,13 @@ def _add_predictions(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
         if asked.mask:
             raise Refusal(422, f"{version.name} makes no masks", fix="leave mask out")
         pattern = find_pattern(asked.spans)
-        rows, _ = await _compute(request, version, limits)
-        if version.finds_entities or pattern is not None:
-            predictions = await _with_spans(request, version, rows, top_k, pattern)
-        else:
-            predictions = answer(rows, version, top_k)
+        with version.used():
+            rows = await _compute(request, version, limits)
+            if version.finds_entities or pattern is not None:
+                async with in_time(limits):
+                    predictions = await _with_spans(request, version, rows, top_k, pattern)
+            else:
+                predictions = answer(rows, version, top_k)
         # as a response of its own: FastAPI would look through it, which takes longer than the rest
         return JSONResponse(
             {

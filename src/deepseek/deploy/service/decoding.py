@@ -74,10 +74,11 @@ class Decoder:
         self._of_volumes = takes_volumes(spec) or finds_centers(spec)
         self._max_bytes = MAX_BYTES + self._of_volumes * VOXEL_BYTES * max_voxels
         self._pool: ProcessPoolExecutor | None = None
+        self._alone = asyncio.Lock()
 
     def start(self) -> None:
         """Start the processes, so that the first who asks does not wait for them."""
-        self._pool = self._pool or self._new_pool()
+        self._pool = self._pool or self._new_pool(self._num_processes)
         for _ in range(self._num_processes):
             self._pool.submit(_data_bytes)
 
@@ -116,7 +117,8 @@ class Decoder:
         """
         folder = ""
         if needs_folder(content):  # removed here: the process that reads it may be ended
-            folder = tempfile.mkdtemp(prefix="deepseek-scan-", dir=_memory_folder())
+            room = len(content) + 4 * self._max_voxels
+            folder = tempfile.mkdtemp(prefix="deepseek-scan-", dir=_memory_folder(room))
         fix = "send a .nii.gz or .mha file, or a zip of one DICOM series, as in training, of"
         fix += f" {self._max_voxels:,} voxels at most"
         try:
@@ -140,23 +142,35 @@ class Decoder:
         self, what: str, status: int, fix: str, act: Callable[..., T | str], *arguments: object
     ) -> T:
         """Return what `act` makes in a process of the pool; a text is a refusal."""
-        for _ in range(2):  # once more where another one has ended the process
-            pool = self._pool = self._pool or self._new_pool()
+        pool = self._pool = self._pool or self._new_pool(self._num_processes)
+        try:
+            found = await asyncio.wrap_future(pool.submit(act, *arguments))
+        except BrokenProcessPool:  # by this one, or by another beside or before it
+            if self._pool is pool:
+                self._pool = None
+                pool.shutdown(wait=False, cancel_futures=True)
+            found = await self._run_alone(what, act, *arguments)
+        if isinstance(found, str):
+            raise Refusal(status, found, fix="send less" if isinstance(found, _TooMuch) else fix)
+        return found
+
+    async def _run_alone(
+        self, what: str, act: Callable[..., T | str], *arguments: object
+    ) -> T | str:
+        """Return what `act` makes in a process that is for nothing else: no other one ends it."""
+        async with self._alone:
+            pool = self._new_pool(1)
             try:
-                found = await asyncio.wrap_future(pool.submit(act, *arguments))
-                if isinstance(found, str):
-                    raise Refusal(
-                        status, found, fix="send less" if isinstance(found, _TooMuch) else fix
-                    )
-                return found
+                return await asyncio.wrap_future(pool.submit(act, *arguments))
             except BrokenProcessPool:
-                if self._pool is pool:
-                    self._pool = None
-                    pool.shutdown(wait=False, cancel_futures=True)
-        raise Refusal(
-            422, f"{what} could not be read within {self._timeout_s:g} s, or ended its process",
-            fix="send it again when the service is less busy; if that does not help, send another",
-        )  # fmt: skip
+                raise Refusal(
+                    422,
+                    f"{what} could not be read within {self._timeout_s:g} s, or ended its process",
+                    fix="send it again when the service is less busy; if that does not help, send"
+                    " another",
+                ) from None
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
         """End the processes, once they are done."""
@@ -164,11 +178,11 @@ class Decoder:
             self._pool.shutdown(wait=False)
             self._pool = None
 
-    def _new_pool(self) -> ProcessPoolExecutor:
+    def _new_pool(self, num_processes: int) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])  # a process that was ended is back at once
         return ProcessPoolExecutor(
-            self._num_processes,
+            num_processes,
             mp_context=context,
             initializer=_begin,
             initargs=(
@@ -221,9 +235,14 @@ def _locate(texts: list[str]) -> list[np.ndarray] | str:
     return _limited(lambda spec: [locate_words(text, spec) for text in texts])
 
 
-def _memory_folder() -> str | None:
-    """Return a folder that is in memory, where the system has one: scans stay off the disk."""
-    return MEMORY_FOLDER if os.access(MEMORY_FOLDER, os.W_OK) else None
+def _memory_folder(num_bytes: int) -> str | None:
+    """Return a folder in memory, where the system has one with room: scans stay off the disk.
+
+    That of a container has 64 MiB, if nobody has asked for more.
+    """
+    if not os.access(MEMORY_FOLDER, os.W_OK):
+        return None
+    return MEMORY_FOLDER if shutil.disk_usage(MEMORY_FOLDER).free >= num_bytes else None
 
 
 def _open_scan(

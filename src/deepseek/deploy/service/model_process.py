@@ -154,12 +154,16 @@ class ModelProcess:
                 link.silent_since = None
                 if rows is not None:
                     self._on_batch(len(rows), head["seconds"])
+                lengths = head.get("lengths", [None] * len(head["ids"]))
                 for at, (number, place) in enumerate(zip(head["ids"], head["at"], strict=True)):
                     question = link.questions.get(number)
                     if question is not None and not question.answer.done():
-                        _fill(question, place, None if rows is None else rows[at], head)
+                        row = None if rows is None else rows[at][: lengths[at]]
+                        _fill(question, place, row, head)
         except (OSError, EOFError) as error:
             self._lose(link, f"it has ended ({type(error).__name__})")
+        except ValueError as error:  # nobody would listen from now on
+            self._lose(link, f"its answer cannot be read: {error}")
 
     def close(self) -> None:
         """End the process."""
@@ -187,9 +191,11 @@ class ModelProcess:
         while not self._is_closed:
             try:
                 link, _ = await asyncio.to_thread(self._start)
-            except DeepSeekError as error:
+            except (DeepSeekError, OSError) as error:  # too many files are open, say
                 pause_s = min(LONGEST_PAUSE_S, 2 * pause_s + 1)
-                LOG.error("%s; again in %g s", error.message, pause_s)
+                said = f"{self._settings.path} cannot be started: {error}"
+                said = error.message if isinstance(error, DeepSeekError) else said
+                LOG.error("%s; again in %g s", said, pause_s)
                 await asyncio.sleep(pause_s)
                 continue
             if self._is_closed:
@@ -208,6 +214,9 @@ class ModelProcess:
                 [*command, str(other.fileno()), str(os.getpid())], pass_fds=(other.fileno(),),
                 stdin=subprocess.DEVNULL, env={**os.environ, **self._environment},
             )  # fmt: skip
+        except OSError:
+            own.close()
+            raise
         finally:
             other.close()
         link = self._starting = _Link(process, own)

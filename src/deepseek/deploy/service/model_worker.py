@@ -88,15 +88,22 @@ def _read(source: BinaryIO, batcher: "Batcher") -> None:
 def _compute(
     channel: socket.socket, model: "ServedModel", batcher: "Batcher", batch: list["Waiting"]
 ) -> None:
+    """Answer a batch; where it fails, each sample alone: one may be what the others suffer from."""
     head = {"ids": [each.request for each in batch], "at": [each.row for each in batch]}
     began = time.perf_counter()
     try:
         rows = model.compute(batcher.stack(batch))
     except Exception as error:  # any model may do anything; the next batch is another
+        if len(batch) > 1:
+            for each in batch:
+                _compute(channel, model, batcher, [each])
+            return
         send(channel, {**head, "error": str(error) or type(error).__name__})
         return
     seconds = time.perf_counter() - began
     batcher.clock.note(len(batch), seconds)
+    if rows.ndim == 3 and model.pad is not None:  # outputs of tokens, and of what fills rows up
+        head["lengths"] = [len(each.sample) for each in batch]
     send(channel, {**head, "seconds": seconds}, rows)
 
 

@@ -5,6 +5,7 @@ status alone.
 """
 
 import asyncio
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -13,16 +14,12 @@ MAX_LINE = 1024
 _REASONS = {200: "OK", 404: "Not Found", 503: "Service Unavailable"}
 
 
-async def start_probes(is_ready: Callable[[], bool], host: str, port: int) -> asyncio.Server:
-    """Return the server, which listens already.
+async def start_probes(is_ready: Callable[[], bool], listener: socket.socket) -> asyncio.Server:
+    """Return the server, which answers already.
 
     Args:
         is_ready: whether every model answers.
-        host: address that is bound to.
-        port: of it.
-
-    Raises:
-        OSError: the port cannot be used.
+        listener: socket that listens; closed with the server.
     """
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -39,4 +36,4 @@ async def start_probes(is_ready: Callable[[], bool], host: str, port: int) -> as
                 await writer.drain()
         writer.close()
 
-    return await asyncio.start_server(answer, host, port, limit=MAX_LINE)
+    return await asyncio.start_server(answer, sock=listener, limit=MAX_LINE)

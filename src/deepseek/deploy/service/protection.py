@@ -8,6 +8,7 @@ any                  a body of limited size, which comes at some pace
 """
 
 import asyncio
+import ipaddress
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.tokens import is_known
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SMALL_BYTES = 256 << 10
 """Of a body that is always taken."""
 LARGE_BODIES = 16
@@ -45,6 +45,16 @@ class Limits:
     max_samples: int = 256
     max_chars: int = 100_000
     max_voxels: int = 2**27
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Protection:
@@ -111,7 +121,7 @@ class Protection:
     def _check_host(self, host: bytes) -> None:
         name = host.decode("latin-1").lower()
         name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-        if self._is_loopback and name not in LOOPBACK:
+        if self._is_loopback and not is_loopback(name):
             raise Refusal(
                 421, f"Host {name[:100]!r} is not this machine",
                 fix="ask for localhost, or start the service with --host and a token",

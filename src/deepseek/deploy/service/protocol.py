@@ -11,8 +11,11 @@ from deepseek.deploy.service.protection import Limits
 from deepseek.deploy.service.question import (
     aside,
     encode_texts,
+    has_text,
+    in_time,
     parse_json,
     parts_of,
+    reading,
     to_rows,
     to_samples,
 )
@@ -119,16 +122,11 @@ def add_protocol(app: FastAPI, shelf: Shelf, limits: Limits) -> None:
 async def _infer(request: Request, version: Version, limits: Limits) -> JSONResponse:
     body = await request.body()
     with version.used():
-        content = await aside(len(body), parse_json, body)
-        found, known = _read_tensor(content, version)
-        wanted = _read_wanted(content, version)
-        if version.packing is not None:
-            rows = [parse_json(str(each).encode()) for each in found]
-            samples = await aside(len(body), to_rows, rows, version, limits)
-        elif isinstance(found, list):
-            samples = await encode_texts(found, version, limits)
-        else:
-            samples, _ = await aside(len(body), to_samples, found, version, limits)
+        async with in_time(limits):
+            async with reading:
+                samples, known, wanted = await aside(len(body), _read, body, version, limits)
+            if version.takes_texts:
+                samples = await encode_texts(samples, version, limits)
         rows = await version.queue.submit(samples, limits.timeout_s)
     if version.takes_volumes:
         outputs = [_to_tensor(*_output_of_volumes(version), rows)]
@@ -139,6 +137,22 @@ async def _infer(request: Request, version: Version, limits: Limits) -> JSONResp
         {"model_name": version.name, "model_version": version.version, **known,
          "outputs": [each for each in outputs if each["name"] in wanted]}
     )  # fmt: skip
+
+
+def _read(body: bytes, version: Version, limits: Limits) -> tuple[list, dict, tuple[str, ...]]:
+    """Return samples or texts, the id that the answer repeats, and the outputs that it has.
+
+    Raises:
+        Refusal: 400 or 422, the body is not what the model takes.
+    """
+    content = parse_json(body)
+    found, known = _read_tensor(content, version)
+    wanted = _read_wanted(content, version)
+    if version.packing is not None:
+        found = to_rows([parse_json(str(each)) for each in found], version, limits)
+    elif not isinstance(found, list):
+        found, _ = to_samples(found, version, limits)
+    return found, known, wanted
 
 
 def _read_wanted(content: object, version: Version) -> tuple[str, ...]:
@@ -237,12 +251,15 @@ def _read_tensor(content: object, version: Version) -> tuple[np.ndarray | list, 
         (tensor,) = content["inputs"]  # pyright: ignore[reportIndexIssue, reportCallIssue, reportArgumentType]
         shape, datatype = tensor["shape"], tensor["datatype"]
         if not all(type(size) is int and size >= 0 for size in shape):
-            raise ValueError(f"shape {shape} is not a list of sizes")
+            raise ValueError(f"shape {shape!r} is not a list of sizes")
         if datatype not in _ALL_DATATYPES:
             raise ValueError(f"datatype {datatype!r} is not one of the protocol's")
         _check_input(tensor, version)
-        array = np.array(tensor["data"]).reshape(shape)
         is_text = datatype == "BYTES"
+        if not is_text and has_text(tensor["data"]):
+            raise ValueError(f"data of {datatype} hold a text")
+        # of objects: all entries of an array of texts have the width of the longest
+        array = np.array(tensor["data"], dtype=object if is_text else None).reshape(shape)
     except (TypeError, KeyError, ValueError, OverflowError, AttributeError) as error:
         raise Refusal(
             400, f"the body is no request of the protocol: {str(error)[:120]}",

@@ -14,7 +14,8 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -38,7 +39,8 @@ VOLUME_TYPES = (
     "application/gzip", "application/x-gzip", "application/octet-stream", "application/zip",
     "application/x-zip-compressed",
 )  # fmt: skip
-_reading = asyncio.Semaphore(4)  # bodies of many MiB that are objects of Python at a time
+reading = asyncio.Semaphore(4)
+"""Held while bodies of many MiB are objects of Python."""
 
 
 async def read_samples(
@@ -56,7 +58,7 @@ async def read_samples(
         raise Refusal(
             415, f"Content-Type {kind[:80]!r} is not taken", fix="send image/* or application/json"
         )
-    async with _reading:
+    async with reading:
         content = await aside(len(body), parse_json, body)
         known = content if isinstance(content, dict) else {}
         if len(known) != 1 or not known.keys() <= _KEYS:
@@ -107,7 +109,24 @@ async def look_at_volume(
     return await version.decoder.make_mask(rows[0], scan)
 
 
-def parse_json(body: bytes) -> object:
+@asynccontextmanager
+async def in_time(limits: Limits) -> AsyncIterator[None]:
+    """Give up what is read of a request when its time is over.
+
+    Raises:
+        Refusal: 504.
+    """
+    try:
+        async with asyncio.timeout(limits.timeout_s):
+            yield
+    except TimeoutError:
+        raise Refusal(
+            504, f"the request was not read within {limits.timeout_s:g} s",
+            fix="send less at a time, or smaller pictures",
+        ) from None  # fmt: skip
+
+
+def parse_json(body: bytes | str) -> object:
     """Return what a body holds.
 
     Raises:
@@ -159,14 +178,12 @@ async def _decode_all(
         async with turns:
             return await _decode(content, version)
 
+    decoding = [asyncio.create_task(decode(content)) for content in contents]
     try:
-        async with asyncio.timeout(limits.timeout_s):
-            return list(await asyncio.gather(*map(decode, contents))), False
-    except TimeoutError:
-        raise Refusal(
-            504, f"{len(contents)} pictures were not read within {limits.timeout_s:g} s",
-            fix="send fewer, or smaller ones",
-        ) from None  # fmt: skip
+        return list(await asyncio.gather(*decoding)), False
+    finally:  # one that is refused leaves the others behind
+        for each in decoding:
+            each.cancel()
 
 
 async def encode_texts(texts: object, version: Version, limits: Limits) -> list[np.ndarray]:
@@ -201,6 +218,18 @@ def _check_count(count: int, limits: Limits) -> None:
         )
 
 
+def has_text(numbers: object) -> bool:
+    """Return whether a text stands in nested lists: all entries of an array have its width."""
+    layer: list[list] = [[numbers]]
+    while layer:
+        kinds = set().union(*(map(type, part) for part in layer))
+        if str in kinds:
+            return True
+        inner = layer if list in kinds else []
+        layer = [each for part in inner for each in part if type(each) is list]
+    return False
+
+
 def to_samples(numbers: object, version: Version, limits: Limits) -> tuple[list[np.ndarray], bool]:
     """Return nested numbers as samples, and whether they are a single one.
 
@@ -208,6 +237,11 @@ def to_samples(numbers: object, version: Version, limits: Limits) -> tuple[list[
         Refusal: 400 or 422, they are not what the model takes.
     """
     shape = version.sample_shape
+    no_number = Refusal(
+        400, "inputs hold something that is not a number", fix=f"send numbers, {list(shape)}"
+    )
+    if has_text(numbers):
+        raise no_number
     try:
         array = np.array(numbers)
     except (ValueError, OverflowError) as error:
@@ -215,11 +249,15 @@ def to_samples(numbers: object, version: Version, limits: Limits) -> tuple[list[
             400, "inputs are not nested evenly", fix=f"send numbers of the shape {list(shape)}"
         ) from error
     if array.dtype.kind not in "iuf":
-        raise Refusal(
-            400, "inputs hold something that is not a number", fix=f"send numbers, {list(shape)}"
-        )
+        raise no_number
     is_single = array.ndim == len(shape)
     array = array[None] if is_single else array
+    longest = version.max_length
+    if version.takes_any_length and array.ndim == 2 and longest and array.shape[1] > longest:
+        raise Refusal(
+            422, f"rows of {array.shape[1]} tokens, {version.name} takes {longest} at most",
+            fix="send shorter ones",
+        )  # fmt: skip
     fits = array.ndim == len(shape) + 1 and (
         array.shape[1:] == shape or (version.takes_any_length and array.shape[1] > 0)
     )

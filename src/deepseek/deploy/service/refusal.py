@@ -16,8 +16,9 @@ class Refusal(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
-        self.fix = fix
+        # half of a surrogate pair, which a client may have sent, is no text that could be answered
+        self.message = message.encode("utf-8", "replace").decode()
+        self.fix = fix.encode("utf-8", "replace").decode()
         self.retry_after_s = retry_after_s
 
     def body(self) -> dict:

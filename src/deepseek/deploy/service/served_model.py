@@ -77,19 +77,21 @@ class Facts:
     Attributes:
         spec: what it takes.
         num_tokens: of its vocabulary; `None`: any number.
+        max_length: tokens of a row at most; `None`: not known.
     """
 
     spec: DataSpec
     num_tokens: int | None = None
+    max_length: int | None = None
 
     def to_json(self) -> dict:
         """Return a JSON-able dict; `from_json` reads it back."""
-        return {"spec": self.spec.to_json(), "num_tokens": self.num_tokens}
+        return {**vars(self), "spec": self.spec.to_json()}
 
     @classmethod
     def from_json(cls, content: dict) -> "Facts":
         """Build from what `to_json` returned."""
-        return cls(DataSpec.from_json(content["spec"]), content["num_tokens"])
+        return cls(**{**content, "spec": DataSpec.from_json(content["spec"])})
 
 
 def sample_field(spec: DataSpec) -> FieldSpec:
@@ -192,7 +194,8 @@ class ServedModel:
         )
         self.pad = spec.pad_token if takes_tokens else None
         """What rows of tokens are filled up with, so that they fit together."""
-        self.facts = Facts(spec, vocabulary)
+        longest = self._field.shape[0] if has_one_length else engine.config.get("context_length")
+        self.facts = Facts(spec, vocabulary, longest if takes_tokens else None)
         self._warm_up()
 
     @classmethod

@@ -2,13 +2,12 @@
 
 import asyncio
 import gc
-import ipaddress
 import logging
 import os
 import resource
 import socket
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from deepseek.deploy.service.app import make_app
 from deepseek.deploy.service.measures import Measures
 from deepseek.deploy.service.model_process import ModelProcess
-from deepseek.deploy.service.protection import LOOPBACK, Limits
+from deepseek.deploy.service.protection import Limits, is_loopback
 from deepseek.deploy.service.served_model import ModelSettings
 from deepseek.deploy.service.shelf import Pace, Shelf, Version
 from deepseek.deploy.service.threads import WAIT_POLICY, choose_threads, thread_environment
@@ -202,11 +201,12 @@ def serve(
         ConfigError: the address cannot be bound to, or would be open to everybody.
     """
     hashes = tokens_for(settings.host, settings.token_file)
-    listener = bind(settings.host, settings.port)
-    try:
+    with (
+        bind(settings.host, settings.port) as listener,
+        bind_probes(settings.host, settings.probe_port) as probes,
+    ):
         measures = Measures()
         shelf = open_shelf(settings, measures)
-        probes = None if settings.probe_port is None else (settings.host, settings.probe_port)
         app = make_app(
             shelf, measures, settings.limits, hashes, is_loopback=settings.is_loopback,
             probes=probes,
@@ -214,18 +214,6 @@ def serve(
         forget_what_stays()
         on_ready(shelf, url_of(settings.host, listener))
         answer_requests(app, listener, timeout_s=settings.limits.timeout_s)
-    finally:
-        listener.close()
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address."""
-    if host in LOOPBACK:
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def tokens_for(host: str, token_file: Path | None) -> tuple[str, ...]:
@@ -244,8 +232,22 @@ def tokens_for(host: str, token_file: Path | None) -> tuple[str, ...]:
     return hashes
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind_probes(host: str, port: int | None) -> AbstractContextManager[socket.socket | None]:
+    """Return a socket that listens for the probes of a cluster; one without a port is `None`.
+
+    Raises:
+        ConfigError: the address cannot be bound to.
+    """
+    return nullcontext() if port is None else bind(host, port, "--probe-port")
+
+
+def bind(host: str, port: int, option: str = "--port") -> socket.socket:
     """Return a socket that listens.
+
+    Args:
+        host: address that is bound to.
+        port: 0: any that is free.
+        option: that gives the port.
 
     Raises:
         ConfigError: the address cannot be bound to.
@@ -259,8 +261,9 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         raise ConfigError(
-            f"host={host} port={port} cannot be used: {error}",
-            fix="give another --port; 0 takes a free one",
+            f"host={host} {option.removeprefix('--').replace('-', '_')}={port} cannot be used:"
+            f" {error}",
+            fix=f"give another {option}",
         ) from error
     return listener
 

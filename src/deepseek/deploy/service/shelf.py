@@ -77,6 +77,8 @@ class Version:
         self.spec = models[0].facts.spec
         self.num_tokens = models[0].facts.num_tokens or 2**31
         """Of its vocabulary; without one, any number."""
+        self.max_length = models[0].facts.max_length
+        """Tokens of a row at most; `None`: not known."""
         self.sample_field = sample_field(self.spec)
         self.sample_shape = self.sample_field.shape
         """Of what the model takes, without the batch."""

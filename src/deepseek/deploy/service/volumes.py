@@ -127,7 +127,7 @@ def _read_in(folder: Path, content: bytes, max_voxels: int) -> Volume:
             _unpack(content, folder, max_voxels)
             return read_volume(folder, max_voxels=max_voxels)
         file = folder / "scan.mha"
-        file.write_bytes(content)
+        _write(file, content)
         return read_volume(file, max_voxels=max_voxels)
     except DataError as error:
         # where it was read from is no affair of a client
@@ -153,10 +153,20 @@ def _unpack(content: bytes, folder: Path, max_voxels: int) -> None:
                     part = source.read(info.file_size)
                 # what is called otherwise, such as a licence, need not be a slice
                 suffix = ".dcm" if info.filename.lower().endswith(".dcm") else ""
-                (folder / f"{number:05}{suffix}").write_bytes(part)
+                _write(folder / f"{number:05}{suffix}", part)
     except _BROKEN_ZIP as error:
         raise DataError(
             f"the zip is damaged or encrypted: {type(error).__name__}", fix="zip the series anew"
+        ) from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise DataError(
+            f"the service has no room to read it: {error.strerror}",
+            fix="send a .nii.gz file, which takes none",
         ) from error
 
 

@@ -12,6 +12,7 @@ GET  /metrics       for Prometheus
 import asyncio
 import json
 import logging
+import socket
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -154,6 +155,7 @@ def make_app(
     hashes: tuple[str, ...] = (),
     *,
     is_loopback: bool = True,
+    probes: socket.socket | None = None,
 ) -> FastAPI:
     """Return the application.
 
@@ -163,18 +165,17 @@ def make_app(
         ranker: with the version that answers.
         hashes: of the tokens that are let in; empty: no token is asked for.
         is_loopback: whether only this machine reaches it.
+        probes: listens for the probes of a cluster, which are answered there.
     """
     state = State(settings, log, ranker)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        server, probes = settings.server, None
-        if server.probe_port is not None:
-            probes = await start_probes(lambda: True, server.host, server.probe_port)
+        answering = None if probes is None else await start_probes(lambda: True, probes)
         looking = asyncio.create_task(state.look_after())
         yield
-        if probes is not None:
-            probes.close()
+        if answering is not None:
+            answering.close()
         looking.cancel()
         with suppress(asyncio.CancelledError):
             await looking

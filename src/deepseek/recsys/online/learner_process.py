@@ -3,7 +3,6 @@
 `status.json` in the folder of the service says how far it is; it is replaced, never changed.
 """
 
-import fcntl
 import json
 import logging
 import math
@@ -17,12 +16,13 @@ from pathlib import Path
 import torch
 
 from deepseek.checkpoint import CheckpointStore
-from deepseek.errors import CheckpointError, CommunicationError, ConfigError
+from deepseek.errors import CheckpointError, CommunicationError
 from deepseek.recsys.online.event_log import EventLog, open_log
 from deepseek.recsys.online.gate import Gate, Holdout, Verdict
 from deepseek.recsys.online.learner import Cuts, Learner
 from deepseek.recsys.online.online_model import OnlineModel, make_crosses
 from deepseek.recsys.online.settings import OnlineSettings, seconds
+from deepseek.recsys.online.single_writer import hold
 from deepseek.recsys.online.versions import CROSSES, MODEL, Versions
 from deepseek.whole_file import replacing
 
@@ -153,14 +153,8 @@ def run_learner(settings: OnlineSettings, stops: Callable[[], bool]) -> None:
     """
     torch.set_num_threads(1)
     settings.path.mkdir(parents=True, exist_ok=True)
-    held = os.open(settings.path / "learner.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(held)
-        raise ConfigError(
-            f"another process learns in {settings.folder}", fix="end that service first"
-        ) from error
+    said = f"another process learns in {settings.folder}"
+    held = hold(settings.path / "learner.lock", said, stops)
     log = open_log(settings, writes=False)
     try:
         learner, store = open_learner(settings, log)

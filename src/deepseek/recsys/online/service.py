@@ -17,11 +17,12 @@ from pathlib import Path
 
 import torch
 
+from deepseek.deploy.service.protection import is_loopback
 from deepseek.deploy.service.server import (
     answer_requests,
     bind,
+    bind_probes,
     forget_what_stays,
-    is_loopback,
     tokens_for,
     url_of,
 )
@@ -73,21 +74,24 @@ def serve(settings: OnlineSettings, on_ready: Callable[[str], None]) -> int:
     hashes = tokens_for(server.host, token_file)
     check_labels(OnlineModel.load(settings.model), settings)
     open_log(settings, writes=True).close()  # what is wrong with it is to be said here
-    listener = bind(server.host, server.port)
-    jobs = {"answers": lambda: _answer(settings, listener, hashes)}
-    if settings.trains:
-        jobs["learns"] = lambda: _learn(settings)
-    try:
+    with (
+        bind(server.host, server.port) as listener,
+        bind_probes(server.host, server.probe_port) as probes,
+    ):
+        jobs = {"answers": lambda: _answer(settings, listener, probes, hashes)}
+        if settings.trains:
+            jobs["learns"] = lambda: _learn(settings)
         on_ready(url_of(server.host, listener))
         return Watch(jobs).run()
-    finally:
-        listener.close()
 
 
-def _answer(settings: OnlineSettings, listener: socket.socket, hashes: tuple[str, ...]) -> None:
+def _answer(
+    settings: OnlineSettings, listener: socket.socket, probes: socket.socket | None,
+    hashes: tuple[str, ...],
+) -> None:  # fmt: skip
     log = open_log(settings, writes=True)
     is_own = is_loopback(settings.server.host)
-    app = make_app(settings, log, Ranker(settings), hashes, is_loopback=is_own)
+    app = make_app(settings, log, Ranker(settings), hashes, is_loopback=is_own, probes=probes)
     sys.setswitchinterval(SWITCH_S)
     forget_what_stays()
     answer_requests(app, listener, timeout_s=5.0)

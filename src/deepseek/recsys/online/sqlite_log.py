@@ -10,7 +10,6 @@ acknowledged to nobody, and SQLite cuts it off. What was acknowledged must be th
 how far that is. It is not flushed, so that after a power cut it may be behind, but never ahead.
 """
 
-import fcntl
 import os
 import sqlite3
 import struct
@@ -33,6 +32,7 @@ from deepseek.recsys.online.event_log import (
     id_of,
 )
 from deepseek.recsys.online.queued_log import QueuedLog
+from deepseek.recsys.online.single_writer import hold
 
 _TABLE = """CREATE TABLE IF NOT EXISTS events (
     offset INTEGER PRIMARY KEY, time REAL NOT NULL, key BLOB NOT NULL UNIQUE,
@@ -68,7 +68,8 @@ class SqliteLog(QueuedLog):
             self._reading.execute("PRAGMA query_only=1")
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._held = _hold(self.path.with_suffix(".lock"))
+        said = f"{self.path.parent} is written to by another process"
+        self._held = hold(self.path.with_suffix(".lock"), said)
         try:
             _check_not_set_aside(self.path)
         except LogDamagedError:
@@ -172,19 +173,6 @@ class SqliteLog(QueuedLog):
             os.close(self._mark)
             os.close(self._held)
         self._reading.close()
-
-
-def _hold(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise ConfigError(
-            f"{path.parent} is written to by another process",
-            fix="end that service first, or choose another folder",
-        ) from error
-    return descriptor
 
 
 def _mark_of(end: int) -> bytes:

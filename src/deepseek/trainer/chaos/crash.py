@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from deepseek.checkpoint import Checkpoint, CheckpointStore, store
+from deepseek.trainer.chaos.trial import PRELOADED
 
 CRASHED = 137
 
@@ -25,6 +26,7 @@ def save_and_crash(folder: Path, checkpoint: Checkpoint, number: int, *, half: b
         RuntimeError: the save failed in another way.
     """
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
     process = context.Process(target=_save, args=(folder, checkpoint, number, half))
     process.start()
     process.join()

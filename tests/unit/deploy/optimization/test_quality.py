@@ -6,11 +6,18 @@ import torch
 from deepseek.deploy.optimization.quality import (
     AgreementTask,
     compare,
+    is_share,
     metric_of,
     sum_by_group,
 )
 from deepseek.errors import CheckpointError, ConfigError
+from deepseek.medical.detection import DetectionTask
+from deepseek.trainer.binary import BinaryTask
+from deepseek.trainer.multi_task import MultiTask
+from deepseek.trainer.regression import RegressionTask
+from deepseek.trainer.segmentation import SegmentationTask
 from deepseek.trainer.task import ClassificationTask, LanguageModellingTask
+from deepseek.trainer.token_classification import TokenClassificationTask
 
 TARGETS = torch.arange(400) % 3
 
@@ -65,6 +72,32 @@ def test_a_loss_drops_relative_to_the_original():
     base, own = (sums(task, "loss", outputs * scale, targets) for scale in (1.0, 1.5))
     before, after = (float(each[:, 0].sum() / each[:, 1].sum()) for each in (base, own))
     assert compare(task, "loss", base, own).drop == pytest.approx((after - before) / before)
+
+
+def test_a_detector_that_finds_less_has_a_drop():
+    task = DetectionTask()
+    # hits of four crops, each at the highest score; those that are missed stand behind the bins
+    base, own = torch.zeros(2, 4, len(task.new_metrics()["cpm"].sums()), dtype=torch.float64)
+    base[:, -1] = own[:, -1] = 1
+    base[:, 0], own[:2, 0], own[2:, -2] = 1, 1, 1
+    for name in ("cpm", "sensitivity_at_1", "average_precision"):
+        found = compare(task, name, base, own)
+        assert (found.value, found.drop) == pytest.approx((0.5, 0.5)), name
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        ClassificationTask(3), LanguageModellingTask(), DetectionTask(), SegmentationTask(2),
+        BinaryTask(), RegressionTask(), TokenClassificationTask(("O", "B-A", "I-A")),
+        TokenClassificationTask(("noun", "verb")), AgreementTask(3), AgreementTask(None),
+        MultiTask({"a": DetectionTask(), "b": ClassificationTask(3)}),
+        MultiTask({"a": LanguageModellingTask(), "b": ClassificationTask(3)}),
+    ],
+    ids=lambda task: f"{type(task).__name__}-{task.monitor}",
+)  # fmt: skip
+def test_what_a_task_watches_is_better_in_the_direction_that_it_says(task):
+    assert is_share(metric_of(task, "auto")) == task.higher_is_better
 
 
 def test_without_labels_agreement_with_the_original_counts():

@@ -6,10 +6,10 @@ from deepseek.deploy.optimization.turns import MAX_OTHERS, Round, summarise, tak
 
 
 def test_turns_tell_which_is_faster():
-    rounds = take_turns(lambda: time.sleep(0.002), lambda: time.sleep(0.008), 0.5)
+    rounds = take_turns(lambda: time.sleep(0.02), lambda: time.sleep(0.08), 0.5)
     timing = summarise(rounds)
     assert timing.num_rounds >= 3
-    assert 2 < timing.ratio < 6
+    assert 1.5 < timing.ratio < 8
     assert timing.quartiles[0] <= timing.seconds <= timing.quartiles[1]
 
 

@@ -194,7 +194,7 @@ def browse(page, profile, *arguments: str) -> str:
         f"--user-data-dir={profile}",
     )
     command = [str(CHROMIUM), *flags, *arguments, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
     errors = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert not errors, errors
     return done.stdout

@@ -4,8 +4,9 @@ import pytest
 import torch
 from tests.unit.models.test_contract import make_engine, make_spec
 
+from deepseek.deploy import artefact
 from deepseek.deploy.artefact import convert, load_engine, read_description
-from deepseek.deploy.runtimes import RUNTIMES, Conversion, Execution
+from deepseek.deploy.runtimes import RUNTIMES, Conversion, Execution, program
 from deepseek.deploy.runtimes.opened import Opened, torch_threads
 from deepseek.deploy.samples import random_inputs
 from deepseek.errors import ConfigError
@@ -64,6 +65,18 @@ def test_a_program_of_one_sample_takes_batches_all_the_same(tmp_path):
     torch.testing.assert_close(load_engine(path)(images), engine(images), atol=1e-5, rtol=1e-4)
     with pytest.raises(ConfigError, match=r"samples of shape \(3, 8, 8\), the program takes \(3,"):
         load_engine(path)(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("outputs", ["sequence", "tokens"])
+def test_a_short_text_is_predicted_by_a_program_of_one_length(outputs, tmp_path, monkeypatch):
+    for module in (artefact, program):
+        monkeypatch.setattr(module, "open_dims", lambda engine: ("batch",))
+    engine = make_engine("encoder", outputs=outputs).eval()
+    engine.bind(make_spec("encoder"))
+    path, _ = write(engine, "exported", tmp_path)
+    loaded = load_engine(path)
+    short = random_inputs(engine, 3)[:, :5].clamp(min=1)
+    torch.testing.assert_close(loaded(short), engine(short), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["eager", "exported"])

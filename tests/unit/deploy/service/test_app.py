@@ -1,7 +1,11 @@
+import asyncio
 import base64
 import json
 import struct
+import threading
+import tracemalloc
 import zlib
+from dataclasses import replace
 from importlib.resources import files
 
 import numpy as np
@@ -9,7 +13,10 @@ import pytest
 import torch
 from tests.unit.deploy.service.conftest import LIMITS, make_engine, png
 
+from deepseek.deploy.service import app, protocol, question
 from deepseek.deploy.service.answers import Inference, Predictions
+from deepseek.deploy.service.decoding import Decoder
+from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.tokens import hash_token
 from deepseek.models import ModelEngine
 
@@ -192,6 +199,102 @@ def test_outputs_and_id_of_the_protocol_are_checked(ask, more, status):
         return await client.post(path, content=content)
 
     assert ask(talk).status_code == status
+
+
+def test_texts_among_numbers_are_refused_before_they_are_an_array(ask):
+    texts = ["a" * 100_000, *[""] * 500]  # an array of them would have 200 MB
+
+    async def talk(client):
+        tensor = {**TENSOR, "shape": [len(texts)], "data": texts}
+        tracemalloc.start()
+        try:
+            said = [
+                await client.post("/predict", json={"inputs": texts}),
+                await client.post("/v2/models/digits/infer", json={"inputs": [tensor]}),
+            ]
+            return said, tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    (plain, inferred), peak = ask(talk)
+    assert (plain.status_code, inferred.status_code) == (400, 400)
+    assert "something that is not a number" in plain.json()["error"]
+    assert "data of UINT8 hold a text" in inferred.json()["error"]
+    assert peak < 50 << 20
+
+
+def test_a_text_is_found_however_deep_it_stands():
+    assert question.has_text("a")
+    assert question.has_text([[1, 2], [3, [4, "5"]]])
+    assert not question.has_text([[1, 2.0], [None, [], [[3]]]])
+
+
+def test_large_tensors_of_the_protocol_are_read_aside(ask, monkeypatch):
+    monkeypatch.setattr(question, "LARGE_BYTES", 100)
+    monkeypatch.setattr(protocol, "reading", asyncio.Semaphore(2))
+    read, own = protocol._read, threading.get_ident()
+    seen, left, at_a_time, two = [], [], [], threading.Barrier(2)
+
+    def watched(*arguments):
+        seen.append(threading.get_ident())
+        at_a_time.append(len(seen) - len(left))
+        two.wait(20)
+        left.append(None)
+        return read(*arguments)
+
+    monkeypatch.setattr(protocol, "_read", watched)
+
+    async def talk(client):
+        body = {"inputs": [TENSOR]}
+        return await asyncio.gather(
+            *(client.post("/v2/models/digits/infer", json=body) for _ in range(6))
+        )
+
+    assert [each.status_code for each in ask(talk)] == [200] * 6
+    assert len(seen) == 6
+    assert own not in seen
+    assert max(at_a_time) <= 2
+
+
+def test_a_bad_picture_ends_the_reading_of_those_beside_it(ask, monkeypatch):
+    begun = []
+
+    async def decode(self, content):
+        begun.append(content)
+        await asyncio.sleep(0)
+        if content == b"bad":
+            raise Refusal(400, "the picture is none")
+        return np.zeros((1, 8, 8), np.uint8)
+
+    monkeypatch.setattr(Decoder, "decode", decode)
+
+    async def talk(client):
+        images = [base64.b64encode(each).decode() for each in (b"bad", *[b"good"] * 7)]
+        answer = await client.post("/predict", json={"images": images})
+        for _ in range(50):
+            await asyncio.sleep(0)
+        return answer
+
+    assert ask(talk).status_code == 400
+    assert len(begun) <= 4
+
+
+def test_a_picture_that_waits_too_long_is_given_up(ask, monkeypatch):
+    async def decode(self, content):
+        await asyncio.Event().wait()
+
+    def soon(limits):
+        return question.in_time(replace(limits, timeout_s=0.0))
+
+    monkeypatch.setattr(Decoder, "decode", decode)
+    monkeypatch.setattr(app, "in_time", soon)
+
+    async def talk(client):
+        return await client.post("/predict", content=b"x", headers={"content-type": "image/png"})
+
+    answer = ask(talk)
+    assert answer.status_code == 504
+    assert "was not read within 0 s" in answer.json()["error"]
 
 
 def test_a_mask_is_asked_of_models_of_volumes(ask):
@@ -413,6 +516,7 @@ def test_answers_are_of_the_types_that_the_interface_says(ask):
         ({"host": "localhost.evil.example:8000"}, 421),
         ({"host": "[::1]:8000"}, 200),
         ({"host": "127.0.0.1:8000"}, 200),
+        ({"host": "127.0.0.2:8000"}, 200),
         ({"origin": "http://evil.example"}, 403),
         ({"origin": "null"}, 403),
         ({"origin": "http://localhost:8000"}, 200),

@@ -9,6 +9,7 @@ from deepseek.datasets import InteractionDataset
 from deepseek.models import ModelEngine
 from deepseek.recsys import Scorer
 
+JSON = {"content-type": "application/json"}
 ROWS = [
     {"user": f"u{n % 5}", "item": f"i{n % 3}", "price": float(n % 7), "last": ["i1"] * (n % 4)}
     for n in range(60)
@@ -64,13 +65,21 @@ def test_rows_that_cannot_be_read_are_refused_with_the_reason(ask, files):
     async def work(client):
         bodies = (
             {"rows": [{"user": "u1"}]}, {"rows": [{**ROWS[0], "price": [1]}]}, {"rows": "x"},
-            {"rows": []}, {"inputs": [[1, 2]]},
+            {"rows": []}, {"inputs": [[1, 2]]}, {"rows": [{"\ud800": 1}]},
         )  # fmt: skip
-        return [await client.post("/predict", json=body) for body in bodies]
+        tensor = {"name": "rows", "shape": [1], "datatype": "BYTES", "data": ["\ud800"]}
+        infer = json.dumps({"inputs": [tensor]})
+        return [
+            *[await client.post("/predict", content=json.dumps(body), headers=JSON)
+              for body in bodies],
+            await client.post("/v2/models/clicks/infer", content=infer),
+        ]  # fmt: skip
 
     found = ask(work, files=files)
-    assert [each.status_code for each in found] == [422, 422, 400, 422, 400]
+    assert [each.status_code for each in found] == [422, 422, 400, 422, 400, 422, 400]
     said = [each.json()["error"] for each in found]
     assert "is missing" in said[0]
     assert "is a list" in said[1]
     assert "rows is no list" in said[2]
+    assert "there are ?" in said[5]  # half of a surrogate pair
+    assert "not JSON" in said[6]

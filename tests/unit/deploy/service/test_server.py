@@ -1,6 +1,7 @@
 """Connections that send the head of a request too slowly or without an end, or read no answer."""
 
 import asyncio
+import socket
 
 import pytest
 import uvicorn
@@ -8,6 +9,7 @@ import uvloop
 from uvicorn.server import ServerState
 
 from deepseek.deploy.service import server
+from deepseek.errors import ConfigError
 
 HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 LARGE = 32 << 20
@@ -115,3 +117,12 @@ def test_an_answer_that_is_read_slowly_is_not(connect):
         return received
 
     assert connect(talk) == LARGE
+
+
+def test_a_probe_port_in_use_is_an_error(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        settings = server.ServiceSettings(folder=tmp_path, port=0, probe_port=port)
+        with pytest.raises(ConfigError, match=f"probe_port={port} cannot be used") as error:
+            server.serve(settings)
+    assert "--probe-port" in (error.value.fix or "")

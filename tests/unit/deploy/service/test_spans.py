@@ -5,6 +5,7 @@ import torch
 from tests.unit.deploy.service.conftest import make_text_engine
 
 from deepseek.datasets import MultiTaskDataset, TextDataset
+from deepseek.deploy.service import app
 from deepseek.models import Encoder, ModelEngine, MultiHead
 from deepseek.trainer import Trainer
 
@@ -53,6 +54,22 @@ def test_entities_are_found_at_their_places_in_the_text(ask, tagger):
     assert all(text[span["start"] : span["end"]] == span["text"] for span in first["spans"])
     assert all(0 < span["prob"] <= 1 for span in first["spans"])
     assert second["spans"] == []
+
+
+def test_a_version_is_not_closed_before_its_entities_are_found(ask, tagger, monkeypatch):
+    users = []
+
+    async def find(texts, rows, version):
+        users.append(version._num_users)
+        return [[] for _ in texts]
+
+    monkeypatch.setattr(app, "entities_of", find)
+
+    async def talk(client):
+        return await client.post("/predict", json={"text": "Acme Corp"})
+
+    assert ask(talk, files={("tagger", "v1"): tagger}).status_code == 200
+    assert users == [1]
 
 
 def test_tickers_come_with_the_class_of_a_text(ask, tmp_path):

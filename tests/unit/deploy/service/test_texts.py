@@ -1,5 +1,8 @@
 """A model of texts behind HTTP: what a client sends is what the engine predicts for it."""
 
+import json
+import tracemalloc
+
 import pytest
 import torch
 from tests.unit.deploy.service.conftest import LIMITS, make_text_engine
@@ -61,12 +64,55 @@ def test_what_is_no_text_is_refused_with_the_reason(ask, files, body, status, me
     assert message in answer.text
 
 
-def test_half_of_a_surrogate_pair_is_no_text(ask, files):
+@pytest.mark.parametrize("change", [{}, {"data": ["\ud800"]}, {"shape": "\ud800"}])
+def test_half_of_a_surrogate_pair_is_no_text(ask, files, change):
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"], **change}
+
     async def talk(client):
         headers = {"content-type": "application/json"}
-        return await client.post("/predict", content=rb'{"text": "\ud800"}', headers=headers)
+        path = "/v2/models/reviews/infer" if change else "/predict"
+        body = {"inputs": [tensor]} if change else {"text": "\ud800"}
+        return await client.post(path, content=json.dumps(body), headers=headers)
 
-    assert ask(talk, files=files).status_code == 400
+    answer = ask(talk, files=files)
+    assert answer.status_code == 400
+    assert answer.json()["fix"]
+
+
+def test_outputs_with_half_of_a_surrogate_pair_are_refused(ask, files):
+    async def talk(client):
+        tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}
+        content = json.dumps({"inputs": [tensor], "outputs": "\ud800"})
+        return await client.post("/v2/models/reviews/infer", content=content)
+
+    answer = ask(talk, files=files)
+    assert (answer.status_code, "outputs=?" in answer.json()["error"]) == (400, True)
+
+
+def test_texts_of_a_tensor_are_never_an_array_as_wide_as_the_longest(ask, files):
+    texts = ["a" * 100_000, *[""] * 500]
+
+    async def talk(client):
+        tensor = {"name": "text", "shape": [len(texts)], "datatype": "BYTES", "data": texts}
+        tracemalloc.start()
+        try:
+            said = await client.post("/v2/models/reviews/infer", json={"inputs": [tensor]})
+            return said, tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    said, peak = ask(talk, files=files)
+    assert (said.status_code, "501 samples" in said.json()["error"]) == (422, True)
+    assert peak < 50 << 20
+
+
+def test_more_tokens_than_the_model_takes_are_refused(ask, files):
+    async def talk(client):
+        return [await client.post("/predict", json={"inputs": [5] * count}) for count in (16, 17)]
+
+    fits, longer = ask(talk, files=files)
+    assert (fits.status_code, longer.status_code) == (200, 422)
+    assert "rows of 17 tokens, reviews takes 16 at most" in longer.json()["error"]
 
 
 def test_a_model_of_pictures_takes_no_text(ask):

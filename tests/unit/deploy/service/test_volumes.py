@@ -1,10 +1,12 @@
 """A model of volumes behind HTTP: a scan goes in, its mask or its millilitres come out."""
 
 import asyncio
+import errno
 import gzip
 import io
 import os
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -170,11 +172,14 @@ def zipped(files):
     return out.getvalue()
 
 
-def left_behind():
-    return list(Path("/dev/shm").glob("deepseek-scan-*")) if os.path.isdir("/dev/shm") else []
+@pytest.fixture
+def memory(tmp_path, monkeypatch):
+    """The folder that stands for the one in memory, which all tests of a machine share."""
+    monkeypatch.setattr(decoding, "MEMORY_FOLDER", str(tmp_path))
+    return tmp_path
 
 
-def test_a_detector_answers_the_findings_of_a_series(ask, detector, chest):
+def test_a_detector_answers_the_findings_of_a_series(ask, detector, chest, memory):
     content, volume = chest
     engine, region = ModelEngine.load(detector["finder", "1"]), find_region("lungs")
     expected = VolumeDetector(engine, WindowOptions(overlap=0.5, flips=(2,), region=region))(volume)
@@ -203,7 +208,7 @@ def test_a_detector_answers_the_findings_of_a_series(ask, detector, chest):
     np.testing.assert_allclose(places, expected.points_mm, atol=0.01)
     assert mask.status_code == 422
     assert described.json()["outputs"][0]["shape"] == [-1, 100, 5]
-    assert not left_behind()
+    assert not list(memory.iterdir())
 
 
 def mha(volume, data="LOCAL"):
@@ -289,7 +294,7 @@ def test_bodies_cut_off_in_their_header_are_400(ask, files, name):
     ],
     ids=["broken", "empty", "bomb", "no dicom", "elsewhere", "beside"],
 )
-def test_zips_and_headers_of_strangers_are_looked_at_first(ask, files, body, said):
+def test_zips_and_headers_of_strangers_are_looked_at_first(ask, files, memory, body, said):
 
     async def talk(client):
         return await client.post("/predict", content=body, headers=ZIP)
@@ -298,7 +303,7 @@ def test_zips_and_headers_of_strangers_are_looked_at_first(ask, files, body, sai
     assert answer.status_code in (400, 413)
     assert said in answer.json()["error"]
     assert "deepseek-scan" not in answer.text
-    assert not left_behind()
+    assert not list(memory.iterdir())
 
 
 def test_what_reading_takes_is_imported_before_the_time_of_a_request_begins(monkeypatch):
@@ -336,6 +341,43 @@ print([name for name in set(sys.modules) - before if not name.startswith("encodi
 
 def take_too_long(*_):
     os.kill(os.getpid(), signal.SIGALRM)  # what the limit does
+
+
+def answer(text):
+    return np.array([len(text)])
+
+
+def test_who_waits_behind_one_that_ends_the_process_is_read():
+    spec = DataSpec("classification", {}, ("none", "a"), (1, 1))
+    decoder = decoding.Decoder(spec, num_processes=1, max_pixels=9, max_voxels=9, timeout_s=20)
+
+    async def run():
+        asked = [(take_too_long, "x"), (answer, "a"), (answer, "bb")]
+        waiting = (decoder._run("the text", 400, "send another", *each) for each in asked)
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    try:
+        bad, *good = asyncio.run(run())
+    finally:
+        decoder.close()
+    assert isinstance(bad, Refusal)
+    assert bad.status == 422
+    assert [each.tolist() for each in good] == [[1], [2]]
+
+
+def test_a_full_memory_folder_is_not_used_and_no_damage(monkeypatch, memory):
+    free = shutil.disk_usage(memory).free
+    assert decoding._memory_folder(free // 2) == str(memory)
+    assert decoding._memory_folder(2 * free) is None
+
+    def fill(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    spec = DataSpec("segmentation", {}, ("none", "a"), (1, 1))
+    for content in (zipped({"a.dcm": b"slice"}), mha(scan())):
+        with pytest.raises(DataError, match="no room to read it: No space left on device"):
+            open_scan(content, spec, 20_000, str(memory))
 
 
 def take_too_much(*_):

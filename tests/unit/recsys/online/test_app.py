@@ -29,7 +29,7 @@ def test_others_are_answered_while_the_pointer_is_held(settings, path):
     # of another descriptor, and so as good as another process
     held = os.open(versions.folder / ".lock", os.O_RDWR)
     fcntl.flock(held, fcntl.LOCK_EX)
-    at_last = threading.Timer(5, fcntl.flock, (held, fcntl.LOCK_UN))  # a test that fails ends
+    at_last = threading.Timer(60, fcntl.flock, (held, fcntl.LOCK_UN))  # a test that fails ends
     at_last.start()
 
     async def main():

@@ -195,7 +195,7 @@ def test_times_are_seconds():
 
 
 def test_half_of_a_surrogate_pair_is_no_number():
-    with pytest.raises(DataError, match="price holds half a surrogate pair"):
+    with pytest.raises(DataError, match="price: a text that cannot be written as UTF-8"):
         numbers_of(["1.5", "\ud800"], "price")
 
 

@@ -405,7 +405,9 @@ def _refuse_ignored(context: typer.Context, on: str) -> None:
     if on == "local":
         foreign |= dict.fromkeys(("gpus", "cpus"), "slurm or kubernetes")
     else:
-        foreign |= dict.fromkeys(("rdzv_endpoint",), "local")
+        foreign |= {"rdzv_endpoint": "local"}
+        if on == "slurm":  # the id of a Slurm job stays when it is queued again
+            foreign |= {"rdzv_id": "local or kubernetes"}
     for name, place in foreign.items():
         if name in _given(context):
             raise ConfigError(

@@ -70,7 +70,7 @@ def launch_args(
     args += ["--timeout-s", str(job.timeout_s), "--grace-s", str(options.grace_s - CLEAN_UP_S)]
     if job.rendezvous:
         args += ["--rdzv-conf", ",".join(f"{key}={value}" for key, value in job.rendezvous.items())]
-    return args + [mounted.get(word, word) for word in job.program]
+    return args + [mounted.get(str(Path(word)), word) for word in job.program]
 
 
 def to_yaml(documents: list[dict]) -> str:

@@ -46,13 +46,16 @@ class Outcome:
     local_rank: int | None = None
 
 
-def judge(launch_dir: Path, agent_code: int, received: signal.Signals | None) -> Outcome:
+def judge(
+    launch_dir: Path, agent_code: int, received: signal.Signals | None, nproc: int
+) -> Outcome:
     """Say what the end of the agent means.
 
     Args:
         launch_dir: folder of the generation.
         agent_code: the agent's exit code, negative for a signal.
         received: the signal that was passed on to it.
+        nproc: workers of this host.
     """
     reports = read_reports(launch_dir)
     if agent_code == 0:
@@ -60,7 +63,8 @@ def judge(launch_dir: Path, agent_code: int, received: signal.Signals | None) ->
     log = _read(launch_dir / AGENT_LOG)
     if received is not None:
         last = [report for report in reports if report.attempt == reports[-1].attempt]
-        if last and all(report.code == 0 for report in last):
+        # A worker that was killed leaves no report: the others do not speak for it.
+        if len(last) >= nproc and all(report.code == 0 for report in last):
             return Outcome(0, "done")  # the signal came as the last step had been taken
         # Cut off in the midst of saving: 143 would promise a state that is not there.
         code = 137 if FORCED.search(log) else SIGNAL_CODES[received]

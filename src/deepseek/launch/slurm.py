@@ -111,6 +111,8 @@ def _body(job: Job) -> list[str]:
     keep = "0" if elastic else "1"
     return [
         f"meeting={meeting}",
+        "# since 22.05 srun does not take this over from the job: the step would get one core",
+        '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',
         "step= early=",
         "# srun passes a signal on to the launchers; one that comes before it is kept",
         *(

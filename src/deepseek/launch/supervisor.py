@@ -125,7 +125,7 @@ class Supervisor:
                 f"workers {', '.join(map(str, left))} do not die: they hang in the kernel",
                 fix="restart this host; a driver or a network file system does not answer",
             )
-        outcome = judge(launch_dir, code, agent.received)
+        outcome = judge(launch_dir, code, agent.received, self.job.nproc)
         # Even a refused save is no reason to end: the other half has the right to write.
         if watch and watch.verdict and outcome.kind not in ("done", "stopped"):
             outcome = Outcome(outcome.code, watch.verdict)

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 from ruamel.yaml import YAML
@@ -76,6 +77,16 @@ def test_configuration_files_go_along(kind, tmp_path, monkeypatch):
     [config] = [entry for entry in loaded if entry["kind"] == "ConfigMap"]
     assert config["data"] == {"cfg.yaml": text}
     [workload] = workloads(made)
+    assert workload.container["args"][-2:] == ["train", "/etc/deepseek/cfg.yaml"]
+
+
+@pytest.mark.parametrize("word", ["./cfg.yaml", "runs/../cfg.yaml", "runs//cfg.yaml"])
+def test_a_file_is_found_in_the_pod_however_its_path_is_written(tmp_path, monkeypatch, word):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for folder in (tmp_path, tmp_path / "runs"):
+        (folder / "cfg.yaml").write_text("name: mine\n")
+    [workload] = workloads(manifests(replace(JOB, program=("train", word)), OPTIONS))
     assert workload.container["args"][-2:] == ["train", "/etc/deepseek/cfg.yaml"]
 
 

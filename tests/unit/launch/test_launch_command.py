@@ -32,6 +32,7 @@ def launch(*arguments):
         (("--gpus", "1", "train"), "--gpus means nothing with --on=local"),
         (("--on", "slurm", "--image", "x", "train"), "--image means nothing with --on=slurm"),
         (("--on", "slurm", "--rdzv-endpoint", "x", "train"), "--rdzv-endpoint means nothing"),
+        (("--on", "slurm", "--rdzv-id", "x", "train"), "--rdzv-id means nothing with --on=slurm"),
         (("--on", "kubernetes", "train"), "--on kubernetes without --image"),
         ((*KUBERNETES, "--nproc", "2", "--gpus", "3", "train"), "--nproc=2"),
         ((*KUBERNETES, "--memory", "1Gi", "train"), "/dev/shm"),

@@ -57,29 +57,33 @@ def ended(tmp_path):
 
 
 def test_success_is_success_whatever_was_tried_before(ended):
-    assert judge(ended(reports=[(0, 1, 0), (0, 0, 1)]), 0, None).code == 0
+    assert judge(ended(reports=[(0, 1, 0), (0, 0, 1)]), 0, None, 1).code == 0
 
 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 75)]
 )
 def test_signal_gives_its_code(ended, number, code):
-    outcome = judge(ended(reports=[(0, code, 0)]), 1, number)
+    outcome = judge(ended(reports=[(0, code, 0)]), 1, number, 1)
     assert (outcome.code, outcome.kind) == (code, "stopped")
 
 
 def test_signal_after_the_last_step_is_success(ended):
-    assert judge(ended(reports=[(0, 0, 0), (1, 0, 0)]), 1, signal.SIGTERM).code == 0
+    assert judge(ended(reports=[(0, 0, 0), (1, 0, 0)]), 1, signal.SIGTERM, 2).code == 0
+
+
+def test_worker_that_was_killed_is_not_done_because_the_others_are(ended):
+    assert judge(ended(reports=[(1, 0, 0)]), 1, signal.SIGTERM, 2).code == 143
 
 
 def test_worker_that_was_cut_off_has_not_saved(ended):
     log = "W1125 Unable to shutdown process 12 via 15, forcefully exiting via 9\n"
-    assert judge(ended(log), 1, signal.SIGTERM).code == 137
+    assert judge(ended(log), 1, signal.SIGTERM, 1).code == 137
 
 
 def test_lowest_rank_with_a_user_error_speaks_for_all(ended):
     folder = ended(reports=[(3, 2, 0), (1, 3, 0), (0, 143, 0)])
-    outcome = judge(folder, 1, None)
+    outcome = judge(folder, 1, None, 1)
     assert (outcome.code, outcome.kind, outcome.rank) == (3, "refused", 1)
 
 
@@ -90,23 +94,23 @@ def test_user_error_of_the_first_attempt_counts(ended):
 
 @pytest.mark.parametrize(("shown", "code"), [("-9", 137), ("-11", 139), ("1", 1), ("7", 7)])
 def test_root_cause_of_torchrun_gives_rank_and_code(ended, shown, code):
-    outcome = judge(ended(CHILD_FAILED.format(code=shown), [(8, 143, 0)]), 1, None)
+    outcome = judge(ended(CHILD_FAILED.format(code=shown), [(8, 143, 0)]), 1, None, 1)
     assert (outcome.code, outcome.kind, outcome.rank) == (code, "failed", 9)
     assert outcome.local_rank == 1
 
 
 def test_lost_rendezvous_is_told_from_a_failed_worker(ended):
-    assert judge(ended(LOST), 1, None).kind == "lost"
-    assert judge(ended(LOST + CHILD_FAILED.format(code="1")), 1, None).kind == "failed"
+    assert judge(ended(LOST), 1, None, 1).kind == "lost"
+    assert judge(ended(LOST + CHILD_FAILED.format(code="1")), 1, None, 1).kind == "failed"
 
 
 def test_closed_rendezvous_is_told_from_a_lost_one(ended):
     log = LOST.replace("RendezvousConnectionError", "RendezvousClosedError")
-    assert judge(ended(log), 1, None).kind == "closed"
+    assert judge(ended(log), 1, None, 1).kind == "closed"
 
 
 def test_killed_agent_gives_the_code_of_the_signal(ended):
-    outcome = judge(ended(), -9, None)
+    outcome = judge(ended(), -9, None, 1)
     assert (outcome.code, outcome.kind) == (137, "killed")
 
 
@@ -116,7 +120,7 @@ def test_last_lines_are_those_of_the_newest_output_of_the_rank(ended):
         path = folder / "logs" / "run_x" / f"attempt_{attempt}" / "1" / "stderr.log"
         path.parent.mkdir(parents=True)
         path.write_text(text)
-    assert last_lines(folder, judge(folder, 1, None)) == "first"
+    assert last_lines(folder, judge(folder, 1, None, 1)) == "first"
 
 
 def test_damaged_report_is_left_out(ended):

@@ -16,6 +16,7 @@ if [ "$1" = show ]; then printf '%s\\n' node7 node8 node9; else echo "$@" >> "$C
 """
 SRUN = """\
 printf '%s\\n' "$@" > "$CALLS.srun"
+printf '%s' "${SRUN_CPUS_PER_TASK-unset}" > "$CALLS.cpus"
 trap 'exit "$ON_USR1"' USR1
 trap 'exit 143' TERM
 touch "$CALLS.started"
@@ -74,6 +75,14 @@ def test_one_launcher_a_node_meets_at_the_first_host(slurm, tmp_path):
     assert words[words.index("--rdzv-id") + 1] == "slurm-42"
     assert words[words.index("--nnodes") + 1] == "3"
     assert words[-3:] == ["train", "my cfg.yaml", "a=$b"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "cpus"), [({"SLURM_CPUS_PER_TASK": "64"}, "64"), ({}, "unset")]
+)
+def test_the_step_gets_the_cores_of_the_job(slurm, tmp_path, environment, cpus):
+    assert slurm(batch_script(job(), SlurmOptions()), **environment).wait(20) == 0
+    assert (tmp_path / "calls.cpus").read_text() == cpus
 
 
 def test_elastic_job_outlives_nodes_and_names_every_host_as_a_candidate(slurm, tmp_path):

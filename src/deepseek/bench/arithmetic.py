@@ -68,5 +68,5 @@ def best_time(call: Callable[[], object], device: torch.device, seconds: float) 
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -65,7 +65,7 @@ def bench_machine(
     chosen = standard_models(where.type) if models is None else models
     for at, standard in enumerate(chosen):
         seconds = TRAINING_SHARE * bench.left_s / (len(chosen) - at)
-        bench.train(standard, seconds)
+        bench.train(standard, seconds, where)
     result.took_s = perf_counter() - began
     return result
 
@@ -116,7 +116,7 @@ class _Bench:
             return
         self.result.rates.extend(found if isinstance(found, tuple) else (found,))
 
-    def train(self, standard: StandardModel, seconds: float) -> None:
+    def train(self, standard: StandardModel, seconds: float, device: torch.device) -> None:
         """Train a standard model, where there is time to."""
         if seconds <= 0.0:
             self.leave_out(standard.name, "no time was left: give a larger --budget")
@@ -125,9 +125,10 @@ class _Bench:
         with tempfile.TemporaryDirectory(prefix="deepseek-bench-") as place:
             try:
                 rate = measure_training(
-                    standard, seconds, Path(place, "run"), self.result.matmul_tflops
-                )
-            except RuntimeError as error:  # out of memory, most likely
+                    standard, seconds, Path(place, "run"), self.result.matmul_tflops,
+                    device=str(device),
+                )  # fmt: skip
+            except (DeepSeekError, OSError, RuntimeError) as error:  # lack of memory, most likely
                 self.leave_out(standard.name, str(error).splitlines()[0])
                 return
         self.result.training.append(rate)

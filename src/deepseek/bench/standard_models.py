@@ -125,6 +125,7 @@ def measure_training(
     folder: Path,
     matmul_tflops: Callable[[str], float | None],
     batch_size: int | None = None,
+    device: str = "auto",
 ) -> TrainingRate:
     """Train a standard model for about `seconds`, every setting at its default.
 
@@ -137,6 +138,7 @@ def measure_training(
         folder: for the run.
         matmul_tflops: the rate of matrix products in a precision.
         batch_size: another than the model's.
+        device: as a trainer takes it.
     """
     size = batch_size or standard.batch_size
     window = _Window(seconds)
@@ -144,7 +146,7 @@ def measure_training(
         trainer = Trainer(
             standard.make_model(), standard.make_data(size * NUM_BATCHES), run_dir=folder,
             batch_size=size, epochs=10**6, callbacks=[window], checkpoint_every=None,
-            loggers=("jsonl",), log_every=NEVER,
+            loggers=("jsonl",), log_every=NEVER, device=device,
         )  # fmt: skip
         trainer.fit()
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

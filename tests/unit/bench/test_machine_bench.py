@@ -68,6 +68,31 @@ def test_a_bench_measures_what_it_can_and_says_what_not(tmp_path, monkeypatch):
     assert result.as_json()["rates"][0]["name"] == "matmul fp32"
 
 
+@pytest.fixture
+def only_training(monkeypatch):
+    monkeypatch.setattr("deepseek.bench.machine_bench._measure_machine", lambda *arguments: None)
+
+
+def test_a_model_for_which_there_is_no_memory_is_left_out(tmp_path, only_training):
+    def refuse():
+        raise ConfigError("the model needs 90 GiB", fix="less")
+
+    result = bench_machine(
+        10.0, folder=tmp_path, device="cpu", models=[SMALL("large", make_model=refuse)]
+    )
+    assert result.left_out == [("large", "the model needs 90 GiB")]
+
+
+def test_models_are_trained_where_the_machine_is_measured(tmp_path, monkeypatch, only_training):
+    class Refusal:
+        def __init__(self, *arguments, device, **settings):
+            raise RuntimeError(f"asked for {device}")
+
+    monkeypatch.setattr("deepseek.bench.standard_models.Trainer", Refusal)
+    result = bench_machine(10.0, folder=tmp_path, device="cpu", models=[SMALL("small")])
+    assert result.left_out == [("small", "asked for cpu")]
+
+
 @pytest.mark.parametrize(
     ("budget_s", "env", "message"),
     [

@@ -13,6 +13,14 @@ def test_the_shortest_call_counts_and_the_first_does_not():
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+def test_the_time_of_a_call_ends_when_the_device_has_computed(monkeypatch, kind):
+    waits = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waits.append)
+    best_time(lambda: None, torch.device(kind), seconds=0.0)
+    assert waits == [torch.device(kind)] * 2
+
+
 def test_the_rate_of_a_product_is_that_of_its_size():
     rate = measure_matmul("fp32", CPU, seconds=0.05)
     size = int(rate.remark.split(" x ")[0])

@@ -249,7 +249,7 @@ def _make_cluster(options: Mapping[str, Any], num_gpus: int) -> "Cluster":
     if options["bandwidth"] is not None:
         cluster = apply_measurement(cluster, options["bandwidth"])
     if options["host_memory"] is not None:
-        size = parse_size(options["host_memory"], "--host-memory") / options["gpus_per_node"]
+        size = parse_size(options["host_memory"], "--host-memory") / cluster.count_of_node
         host = replace(cluster.gpu.host, memory_bytes=size)
         cluster = replace(cluster, gpu=replace(cluster.gpu, host=host))
     return cluster

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deepseek.doctor.graphics_cards import device_files
+from deepseek.doctor.graphics_cards import count_visible
 from deepseek.doctor.machine import Machine
 from deepseek.errors import ConfigError, DeepSeekError
 
@@ -104,7 +104,7 @@ def is_inside_job(env: Mapping[str, str]) -> bool:
 
 
 def choose_nproc(machine: Machine, nproc: int | None) -> int:
-    """Return how many processes to start: one per card, two without cards.
+    """Return how many processes to start: one per card that is visible, two without cards.
 
     Raises:
         ConfigError: too few to talk to each other, or torchrun has chosen already.
@@ -126,7 +126,7 @@ def choose_nproc(machine: Machine, nproc: int | None) -> int:
         raise ConfigError(
             f"--nproc {nproc}: one process has nobody to talk to", fix="give --nproc 2 or more"
         )
-    cards = len(device_files(machine))
+    cards = count_visible(machine)
     return nproc or (cards if cards > 1 else 2)
 
 

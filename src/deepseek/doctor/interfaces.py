@@ -10,6 +10,8 @@ POD_PREFIXES = ("cali", "flannel", "cilium", "kube-", "tunl", "vxlan", "dummy", 
 NCCL_LAST = ("docker", "lo", "virbr")
 """NCCL takes these only where there is nothing else (its `ncclFindInterfaces`)."""
 IFF_UP = 0x1
+LINK_SCOPE = "20"
+"""Of an IPv6 address that every interface makes up by itself (fe80::)."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Interface:
         speed_mbits: of its link; `None` where unknown, as in virtual machines.
         is_default: a default route leads over it.
         has_address: a route or the IPv6 table mentions it.
+        has_network: a route leads over it, or its IPv6 address is of more than its link.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Interface:
     speed_mbits: int | None
     is_default: bool
     has_address: bool
+    has_network: bool
 
     @property
     def is_local(self) -> bool:
@@ -42,13 +46,20 @@ class Interface:
         """A pod network's own device: NCCL does not know that it leads nowhere."""
         return self.name.startswith(POD_PREFIXES)
 
+    @property
+    def leads_elsewhere(self) -> bool:
+        """Other machines can be reached over it."""
+        return self.is_up and self.has_network and not (self.is_local or self.is_virtual)
+
 
 def read_interfaces(machine: Machine) -> list[Interface]:
     """Return the interfaces, those of default routes first."""
     routes = _routes(machine)
-    with_ipv6 = {
-        line.split()[-1] for line in (machine.read("/proc/net/if_inet6") or "").splitlines() if line
-    }
+    ipv6 = [
+        line.split() for line in (machine.read("/proc/net/if_inet6") or "").splitlines() if line
+    ]
+    with_ipv6 = {words[-1] for words in ipv6}
+    with_network = {*routes, *(words[-1] for words in ipv6 if words[3] != LINK_SCOPE)}
     found = []
     for name in machine.entries(NET):
         text = machine.read(f"{NET}/{name}/flags")
@@ -65,6 +76,7 @@ def read_interfaces(machine: Machine) -> list[Interface]:
                 speed_mbits=speed if speed and speed > 0 else None,
                 is_default=routes.get(name, False),
                 has_address=name == "lo" or name in routes or name in with_ipv6,
+                has_network=name in with_network,
             )
         )
     return sorted(found, key=lambda entry: not entry.is_default)

@@ -54,8 +54,14 @@ def check_interface(machine: Machine) -> Findings:
 )
 def check_link(machine: Machine) -> Findings:
     """Link and speed of the interfaces with a default route."""
-    default = [entry for entry in read_interfaces(machine) if entry.is_default]
-    if not default:
+    interfaces = read_interfaces(machine)
+    default = [entry for entry in interfaces if entry.is_default]
+    inner = [entry.name for entry in interfaces if entry.leads_elsewhere]
+    if not default and inner:  # as on compute nodes that only reach the cluster
+        yield note(
+            f"no default route: this machine reaches only networks of {', '.join(inner)}", None
+        )
+    elif not default:
         found = problem if read_job(machine).num_hosts > 1 else note
         yield found("there is no default route: this machine is alone", None)
     for entry in default:

@@ -17,6 +17,8 @@ PREFIXES = ("NCCL_", *torch_variables.PREFIXES)
 OPEN_PREFIXES = ("UCX_", "FI_")
 """Libraries with hundreds of settings: one that is not in the table is not called misspelt."""
 INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
+LABELS = {"NCCL_VERSION"}
+"""Of NVIDIA's images, about themselves: nothing reads them, and nobody set them."""
 SHOWN_LENGTH = 60
 
 
@@ -25,7 +27,7 @@ def variables_set(machine: Machine) -> dict[str, str]:
     return {
         name: value
         for name, value in sorted(machine.env.items())
-        if name in VARIABLES or name.startswith(PREFIXES)
+        if name in VARIABLES or (name.startswith(PREFIXES) and name not in LABELS)
     }
 
 

@@ -16,7 +16,7 @@ def apply_measurement(cluster: Cluster, path: Path, cal: Calibration = CALIBRATI
     Predictions take the share of a link that a ring reaches; so what was reached is divided by it.
 
     Raises:
-        ConfigError: the file is not what the command prints, or has no all-reduce.
+        ConfigError: the file is not what the command prints, has no all-reduce, or is of CPUs.
     """
     peak, num_hosts = _read_peak(path)
     if num_hosts > 1:
@@ -31,11 +31,17 @@ def _read_peak(path: Path) -> tuple[float, int]:
         facts: Any = json.loads(path.read_text(encoding="utf-8"))
         rates = [row["bus_gbs"] for row in facts["rows"] if row["collective"] == "all_reduce"]
         peak, num_hosts = 1e9 * max(rates), int(facts.get("num_hosts", 1))
+        device = facts.get("device")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"--bandwidth {path}: no measurement of an all-reduce can be read from it ({error}).",
             fix="write it by: deepseek doctor --bandwidth --json > FILE",
         ) from error
+    if device == "CPU":
+        raise ConfigError(
+            f"--bandwidth {path}: device={device}: what processors exchange says nothing of GPUs.",
+            fix="measure on a node with the GPUs: deepseek doctor --bandwidth --json > FILE",
+        )
     if peak <= 0:
         raise ConfigError(
             f"--bandwidth {path}: bus_gbs={peak} must be above 0.", fix="measure anew"

@@ -9,7 +9,7 @@ import pytest
 import typer
 from ruamel.yaml import YAML
 
-from deepseek.cli.plan import plan
+from deepseek.cli.plan import _make_cluster, plan
 from deepseek.config import TrainerConfig
 from deepseek.datasets import TokenDataset
 from deepseek.errors import ConfigError
@@ -97,6 +97,15 @@ def test_the_host_is_taken_where_nothing_fits_without(capsys):
     assert "offload: parameters" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="--host-memory: 'much' is no number of bytes"):
         app(args=[*arguments, "--host-memory", "much"], standalone_mode=False)
+
+
+def test_gpus_that_do_not_fill_a_node_share_all_of_its_memory():
+    options = {
+        "gpu": "h100", "gpus_per_node": 8, "node_bandwidth": None, "price": None, "bandwidth": None,
+        "host_memory": "512GiB",
+    }  # fmt: skip
+    assert _make_cluster(options, 4).gpu.host.memory_bytes == 128 * 2**30
+    assert _make_cluster(options, 16).gpu.host.memory_bytes == 64 * 2**30
 
 
 def test_frozen_weights_fit_where_trained_ones_do_not(capsys):

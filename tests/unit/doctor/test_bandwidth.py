@@ -79,6 +79,17 @@ def test_one_process_per_card_and_two_without(describe):
 
 
 @pytest.mark.parametrize(
+    ("visible", "nproc"),
+    [("0,1", 2), ("4,5,6", 3), ("0,1,2,-1,3", 3), ("0,1,2,,3", 3), ("0,1,2,8,3", 3), ("", 2),
+     ("-1", 2), ("0,1,2,0", 2), ("GPU-a,GPU-b,GPU-c", 3)],
+)  # fmt: skip
+def test_cards_that_are_hidden_get_no_process(describe, visible, nproc):
+    files = {f"/dev/nvidia{i}": "" for i in range(8)}
+    machine = describe(files=files, env={"CUDA_VISIBLE_DEVICES": visible})
+    assert choose_nproc(machine, None) == nproc
+
+
+@pytest.mark.parametrize(
     ("env", "nproc", "words"),
     [
         ({}, 1, "nobody to talk to"),

@@ -5,6 +5,9 @@ from deepseek.doctor.interfaces import choice_of_nccl, filter_interfaces, read_i
 NET = "/sys/class/net"
 HEAD = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\n"
 DEFAULT = HEAD + "eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\n"
+SUBNET = HEAD + "ib0\t0000000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\n"
+GLOBAL_IPV6 = {"/proc/net/if_inet6": "fd00 02 40 00 80 eth0"}
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
 HOSTS = {"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}
 
 
@@ -56,6 +59,10 @@ def test_verdict_on_the_interface_that_nccl_takes(expect, links, env, verdict, w
         (net(link("eth0", speed=1000)), {}, "ok", "1 Gbit/s"),
         (net(ETH, route=HEAD), {}, "note", "no default route"),
         (net(ETH, route=HEAD), HOSTS, "problem", "no default route"),
+        (net(link("ib0"), LO, route=SUBNET), SLURM, "note", "only networks of ib0"),
+        (net(link("ib0", state="down"), route=SUBNET), SLURM, "problem", "no default route"),
+        (net(DOCKER, route=SUBNET.replace("ib0", "docker0")), SLURM, "problem", "is alone"),
+        (net(ETH, route=HEAD) | GLOBAL_IPV6, HOSTS, "note", "only networks of eth0"),
     ],
 )
 def test_verdict_on_the_link_of_the_default_route(expect, files, env, verdict, words):

@@ -73,6 +73,11 @@ def test_known_and_foreign_variables_are_not_called_misspelt(expect):
     expect("variables.unknown", {"env": variables}, None)
 
 
+def test_what_images_say_about_themselves_is_no_setting(expect):
+    expect("variables.unknown", {"env": {"NCCL_VERSION": "2.27.3-1"}}, None)
+    expect("variables.set", {"env": {"NCCL_VERSION": "2.27.3-1"}}, "ok", "no variable")
+
+
 @pytest.mark.parametrize(
     ("variables", "verdict", "words"),
     [

@@ -30,6 +30,13 @@ def test_a_ring_reaches_what_was_measured_within_a_node(tmp_path):
     assert cluster.node_bandwidth == CLUSTER.node_bandwidth
 
 
+def test_what_processors_measured_is_refused(tmp_path):
+    path = write(tmp_path, 1, 3.0)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"device": "CPU"}))
+    with pytest.raises(ConfigError, match=r"measured\.json: device=CPU"):
+        apply_measurement(CLUSTER, path)
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"rows": []}', '{"rows": [{"collective": "x"}]}'])
 def test_a_file_without_a_measurement_is_refused(tmp_path, text):
     path = tmp_path / "measured.json"

@@ -135,7 +135,8 @@ def named_file(entry: str) -> tuple[tuple[str, str], Path]:
     from deepseek.deploy.artefact import locate
     from deepseek.errors import ConfigError
 
-    name, equals, file = entry.rpartition("=")
+    is_file = "=" not in entry or Path(entry).exists()  # a folder may be called runs/lr=0.1
+    name, file = ("", entry) if is_file else entry.split("=", 1)
     path = locate(Path(file))
     if path.suffix == ".json":
         raise ConfigError(
@@ -143,10 +144,11 @@ def named_file(entry: str) -> tuple[tuple[str, str], Path]:
         )
     if not path.is_file():
         raise ConfigError(f"{file} is not a file", fix="give the model.bin of a run")
-    if not equals:
+    if is_file:
         # `runs/digits-1/model.bin` is better known by its run
         is_named_by_folder = path.stem == "model" or Path(file).is_dir()
         name = path.parent.name if is_named_by_folder and path.parent.name else path.stem
+        name = name.replace("=", "-")
     model, _, version = name.partition("/")
     return (model, version or "1"), path
 

@@ -1,6 +1,7 @@
 """Where the sizes of a model come from: a name, a file of Hugging Face or ours, or a table."""
 
 import json
+import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -64,7 +65,8 @@ def find_model(text: str, context_length: int = 0, vocab_size: int = 0) -> Model
         ConfigError: it is none of these, or lacks a size.
     """
     path = Path(text)
-    if "=" in text:
+    # a file may lie in runs/lr=0.1; unlike Path, os.path takes a table too long for a file's name
+    if "=" in text and not os.path.exists(text):
         source = ModelSource(_read_table(text, context_length, vocab_size))
     elif path.suffix in (".yaml", ".yml"):
         source = _read_own(path, context_length, vocab_size)

@@ -1,6 +1,7 @@
 """Runs the commands of a paper, and holds what they reach against what was published."""
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -42,6 +43,11 @@ class Outcome:
     unit: str
     is_reached: bool
 
+    def as_json(self) -> dict[str, Any]:
+        """Return what `result.json` holds of it; JSON has no NaN and no infinity."""
+        reached = self.reached if math.isfinite(self.reached) else None
+        return {**asdict(self), "reached": reached}
+
 
 @dataclass(frozen=True)
 class Reproduction:
@@ -69,7 +75,7 @@ class Reproduction:
         return {
             "paper": self.paper,
             "is_reached": self.is_reached,
-            "figures": [asdict(outcome) for outcome in self.outcomes],
+            "figures": [outcome.as_json() for outcome in self.outcomes],
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "took_s": round(self.took_s, 1),
             "deepseek": __version__,

@@ -37,6 +37,18 @@ def test_a_table_has_short_names_for_its_sizes():
     assert shape.kv_heads == 2
 
 
+def test_a_file_may_lie_in_a_folder_that_is_called_like_a_setting(tmp_path):
+    folder = tmp_path / "lr=0.1"
+    folder.mkdir()
+    args = {"context_length": 16, "num_layers": 2, "dim": 32, "heads": 4}
+    assert find_model(write_config(folder, "gpt", args), vocab_size=65).shape.num_layers == 2
+
+
+def test_a_table_may_be_longer_than_the_name_of_a_file():
+    table = "layers=2,dim=64,heads=4,vocab=1000,seq=128,name=" + "x" * 300
+    assert find_model(table).shape.num_layers == 2
+
+
 def test_a_folder_of_hugging_face_is_read(tmp_path):
     config = {
         "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 100,

@@ -68,6 +68,15 @@ def test_a_figure_within_its_tolerance_is_reached_and_written_down(papers, data,
     assert (tmp_path / "run" / "log.txt").read_text().splitlines() == said
 
 
+def test_a_figure_that_is_no_number_is_null_in_json(papers, data, tmp_path, capsys):
+    (data / "numbers.txt").write_text("nan")
+    found = run_testing(papers, data, tmp_path / "run")
+    assert not found.is_reached
+    assert json.dumps(found.as_json(), allow_nan=False)
+    body = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert body["figures"][0]["reached"] is None
+
+
 def test_the_command_prints_the_verdict_and_exits_by_it(papers, data, tmp_path, capsys):
     arguments = ["reproduce", "testing", "--from", str(papers), "--data", str(data), "--run-dir"]
     assert run([*arguments, str(tmp_path / "good")]) == 0

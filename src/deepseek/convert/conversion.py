@@ -1,6 +1,7 @@
 """Models of other libraries into engines of this one, and back."""
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -269,7 +270,9 @@ def _add_fresh(
     missing = [name for name in skeleton.state_dict() if name not in state]
     if not missing:
         return
-    initial = build_model(report.architecture, num_classes, args).state_dict()
+    dtypes = Counter(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+    initial = build_model(report.architecture, num_classes, args)
+    initial = initial.to(dtypes.most_common(1)[0][0]).state_dict()
     for name in missing:
         state[name] = initial[name]
         report.fates.append(Fate("added", "", name, "not in the weights: begins fresh"))

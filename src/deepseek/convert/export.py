@@ -90,7 +90,9 @@ def write_state_dict(engine: ModelEngine, path: str | Path, layout: str = "auto"
     first: dict[int, str] = {}
     for name, tensor in state.items():
         first.setdefault(tensor.data_ptr() if tensor.numel() else id(tensor), name)
-    save_file({name: state[name] for name in first.values()}, path, metadata={"format": "pt"})
+    # weights may lie channels last, which the format does not know
+    tensors = {name: state[name].contiguous() for name in first.values()}
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _model_card(engine: ModelEngine, architecture: str) -> str:

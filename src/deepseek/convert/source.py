@@ -15,11 +15,9 @@ from deepseek.models import ModelEngine
 from deepseek.models.model_file import KEY
 from deepseek.models.pretrained import find_transformers_model
 from deepseek.models.tensor_layout import read_layout
-from deepseek.models.weights import read_pickle, read_weights
+from deepseek.models.weights import WRAPPERS, read_pickle, read_weights
 from deepseek.models.zoo import is_timm
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which training scripts keep a state dict."""
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead")
 
 

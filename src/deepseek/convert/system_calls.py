@@ -2,7 +2,8 @@
 
 After `forbid_harm` a process computes and reads files, and every call that would reach another
 process, the network, or change anything on disk fails with EPERM. Files that are open already may
-be written. Threads stay possible, new processes do not.
+be written. Threads stay possible, new processes do not. Calls newer than these tables fail with
+ENOSYS, as on a kernel that has none of them.
 """
 
 import ctypes
@@ -40,6 +41,7 @@ _FORBIDDEN = {
         29,
     ),
 }  # fmt: skip
+_FIRST_UNKNOWN = 463  # setxattrat; from 424 on the numbers are the same everywhere
 # open, openat: with the place of the argument that has the flags; clone, clone3.
 _OPENS = {"x86_64": ((2, 1), (257, 2)), "aarch64": ((56, 2),)}
 _CLONE = {"x86_64": 56, "aarch64": 220}
@@ -97,6 +99,7 @@ def _encode(machine: str) -> bytes:
               (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NUMBER)]  # fmt: skip
     if machine == "x86_64":
         checks += _if(_AT_LEAST, _X32, _EPERM)
+    checks += _if(_AT_LEAST, _FIRST_UNKNOWN, _ENOSYS)
     checks += _if(_EQUAL, _CLONE3, _ENOSYS)  # C libraries then use clone, whose flags can be seen
     for number in _FORBIDDEN[machine]:
         checks += _if(_EQUAL, number, _EPERM)

@@ -51,7 +51,17 @@ class Prediction:
 def name_probs(
     probs: Float[Tensor, "B K"], class_names: tuple[str, ...], top_k: int
 ) -> list[Prediction]:
-    """Return a `Prediction` per row, with the `top_k` best classes (all, if there are fewer)."""
+    """Return a `Prediction` per row, with the `top_k` best classes (all, if there are fewer).
+
+    Raises:
+        ConfigError: there are several classes of a sample, or other classes than `class_names`.
+    """
+    if probs.ndim != 2:
+        raise ConfigError(
+            f"the model gives outputs {list(probs.shape[1:])} for a sample, not one class",
+            fix="call engine(batch) for the outputs; of scans deepseek.models.VolumeSegmenter"
+            " or VolumeDetector (engine)(read_volume(path))",
+        )
     if class_names and probs.shape[1] != len(class_names):
         raise ConfigError(
             f"the model has {probs.shape[1]} outputs, the data {len(class_names)} class_names",
@@ -139,7 +149,7 @@ def _evaluation_transform(spec: DataSpec | None) -> Transform:
     if spec.task == "detection":
         raise ConfigError(
             "the model finds centres in volumes, which is no classification",
-            fix="give its module a tensor (B, C, D, H, W), and its maps to models.peaks.find_peaks",
+            fix="deepseek.models.VolumeDetector(engine)(read_volume(path))",
         )
     if spec.transform is None:
         raise ConfigError(

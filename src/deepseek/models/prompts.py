@@ -88,15 +88,20 @@ class Vocabulary:
         return "".join(self._names[token] for token in tokens)
 
     def decode_each(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Return the text that each token adds; nothing yet where a letter is in several tokens."""
+        """Return the text that each token adds; nothing yet where a letter is in several tokens.
+
+        What never became a whole letter comes last, as `decode` spells it.
+        """
         seen: list[int] = []
-        shown = ""
+        shown = text = ""
         for token in tokens:
             seen.append(token)
             text = self.decode(seen) or ""
             if not text.endswith(INCOMPLETE):
                 yield text[len(shown) :]
                 shown = text
+        if text != shown:
+            yield text[len(shown) :]
 
 
 def is_single(prompts: Prompt | Sequence[Prompt]) -> bool:

@@ -75,14 +75,15 @@ def with_more_rows(engine: ModelEngine, num_tokens: int) -> ModelEngine:
     grown = ModelEngine(engine.architecture, num_classes=num_classes, **config)
     weight = next(engine.parameters())
     grown.to(weight.device, weight.dtype).train(engine.training)
-    own, rows = grown.module.state_dict(), set(vocabulary_rows(grown.module))
+    own, old = grown.module.state_dict(), engine.module.state_dict()
+    rows = vocabulary_rows(grown.module)
     with torch.no_grad():
-        for name, old in engine.module.state_dict().items():
-            if name in rows:
-                own[name].zero_()
-                own[name][: min(known, len(old))] = old[:known]
-            elif own[name].shape == old.shape:
-                own[name].copy_(old)
+        for name in old:
+            if name not in rows and own[name].shape == old[name].shape:
+                own[name].copy_(old[name])
+        for name in rows:  # last: a shared weight has another name among those above
+            own[name].zero_()
+            own[name][:known] = old[name][:known]
     return grown
 
 

@@ -20,6 +20,8 @@ from deepseek.models.tensor_layout import read_layout
 
 FOLDER_VARIABLE = "DEEPSEEK_WEIGHTS"
 NETWORK_TIMEOUT_S = 5.0
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+"""Keys under which training scripts keep a state dict."""
 _PICKLED = frozenset([".pt", ".pth", ".th", ".ckpt", ".pkl", ".pickle"])
 _MAX_LISTED = 8
 
@@ -164,7 +166,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             fix="save model.state_dict() with torch.save, or use safetensors; for a pickled module,"
             " see deepseek.convert",
         ) from error
-    for key in ("state_dict", "model"):  # how training scripts wrap a state dict
+    for key in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):

@@ -309,6 +309,15 @@ def test_a_backbone_is_given_other_outputs_to_be_trained(outputs, fresh, make):
     assert conversion.engine(torch.randint(1, 40, (2, 5))).shape[-1] == 7
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "keep"])
+def test_a_fresh_head_has_the_dtype_of_the_rest(dtype, make):
+    state = {name: tensor.half() for name, tensor in make("bert_pooled").state_dict().items()}
+    engine = convert(state, heads=3, outputs="tokens", num_classes=7, dtype=dtype).engine
+    wanted = torch.float16 if dtype == "keep" else getattr(torch, dtype)
+    assert {weight.dtype for weight in engine.parameters()} == {wanted}
+    assert engine(torch.randint(1, 40, (2, 5))).shape == (2, 5, 7)
+
+
 def test_old_spellings_and_wrappers_are_understood(make):
     state = make("bert_model").state_dict()
     want = convert(state, heads=3).engine.state_dict()
@@ -356,6 +365,15 @@ def test_weights_are_written_under_the_names_of_a_library(make, tmp_path):
     again = convert(tmp_path / "gpt2.safetensors", heads=3).engine
     tokens = torch.randint(0, 40, (2, 9))
     assert torch.equal(again.eval()(tokens), engine.eval()(tokens))
+
+
+def test_a_channels_last_model_is_written_as_a_state_dict(tmp_path):
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3))
+    engine = ModelEngine.wrap(module).to(memory_format=torch.channels_last)
+    assert not module[0].weight.is_contiguous()
+    write_state_dict(engine, tmp_path / "m.safetensors")
+    written = read_weights(tmp_path / "m.safetensors")
+    assert all(torch.equal(written[name], tensor) for name, tensor in module.state_dict().items())
 
 
 def test_an_engine_of_a_preset_is_written_too():

@@ -1,8 +1,10 @@
 """A pickled module is read by a process that can do nothing else."""
 
+import errno
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import types
@@ -12,7 +14,7 @@ import torch
 import torchvision
 from torch import nn
 
-from deepseek.convert import convert
+from deepseek.convert import convert, system_calls
 from deepseek.convert.system_calls import check_supported
 from deepseek.convert.unpickle import unpickle
 from deepseek.errors import CheckpointError, ConfigError
@@ -117,6 +119,40 @@ def test_code_in_a_pickle_reaches_nothing(hostile):
         name for name in before if name != "__pycache__"
     ]
     assert (hostile / "victim").read_text() == "as it was"
+
+
+def run_filter(machine, number, *arguments):
+    """Return what the filter answers to a call: the few instructions of BPF that it has."""
+    architecture = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}[machine]
+    call = struct.pack("<IIQ6Q", number, architecture, 0, *arguments, *[0] * (6 - len(arguments)))
+    tests = {
+        0x15: lambda known, value: known == value,
+        0x35: lambda known, value: known >= value,
+        0x45: lambda known, value: bool(known & value),
+    }
+    at, loaded = 0, 0
+    code = list(struct.iter_unpack("<HBBI", system_calls._encode(machine)))
+    while True:
+        kind, if_true, if_false, value = code[at]
+        at += 1
+        if kind == 0x06:
+            return value
+        if kind == 0x20:
+            loaded = struct.unpack_from("<I", call, value)[0]
+        else:
+            at += if_true if tests[kind](loaded, value) else if_false
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_calls_newer_than_the_table_do_not_exist(machine):
+    allow, no_call, no_right = 0x7FFF_0000, 0x0005_0000 | errno.ENOSYS, 0x0005_0000 | errno.EPERM
+    for newer in (463, 466, 469, 500, 0x3FFF_FFFF):  # setxattrat, removexattrat, file_setattr
+        assert run_filter(machine, newer) == no_call
+    assert run_filter(machine, 462) == allow
+    assert run_filter(machine, 452) == no_right  # fchmodat2
+    openat = {"x86_64": 257, "aarch64": 56}[machine]
+    assert run_filter(machine, openat, 0, 0, os.O_RDONLY) == allow
+    assert run_filter(machine, openat, 0, 0, os.O_WRONLY) == no_right
 
 
 def test_a_pickle_that_takes_too_long_is_given_up(hostile):

@@ -131,6 +131,26 @@ def test_what_cannot_be_predicted_is_named(engine, x, match):
         engine.predict(x)
 
 
+@pytest.mark.parametrize(
+    ("module", "sample", "shape"),
+    [
+        (nn.Conv3d(1, 2, 1), (1, 4, 8, 6), r"\[2, 4, 8, 6\]"),
+        (nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 3)), (5,), r"\[5, 3\]"),
+    ],
+)
+def test_predict_of_a_segmenter_says_what_to_use(module, sample, shape):
+    dtype = "float32" if len(sample) == 4 else "int64"
+    targets = FieldSpec(sample[-3:], "int64")
+    fields = {"inputs": FieldSpec(sample, dtype), "targets": targets}
+    engine = ModelEngine.wrap(module, DataSpec("segmentation", fields, ("a", "b"), (1, 1)))
+    x = torch.zeros(sample, dtype=getattr(torch, dtype))
+    for given in (x, x[None]):
+        with pytest.raises(ConfigError, match=rf"outputs {shape} for a sample, not one class") as e:
+            engine.predict(given)
+        for name in ("engine(batch)", "VolumeSegmenter", "VolumeDetector"):
+            assert name in e.value.fix
+
+
 def test_pictures_need_a_transform_that_a_spec_can_hold(engine, picture):
     engine.bind(make_spec(transform=None))
     with pytest.raises(ConfigError, match=r"Python function as transform(.|\n)*give the tensor"):

@@ -9,7 +9,7 @@ from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.errors import ConfigError
 from deepseek.models import GPT, Llama, ModelEngine
 from deepseek.models.generation import Sampling, generate_tokens
-from deepseek.models.prompts import Vocabulary
+from deepseek.models.prompts import INCOMPLETE, Vocabulary
 
 SIZES = {"context_length": 24, "num_layers": 2, "dim": 32, "heads": 4, "num_classes": 11}
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
@@ -233,6 +233,15 @@ def test_text_goes_through_the_tokenizer_of_the_model_and_comes_back_whole():
     vocabulary = Vocabulary((), tokenizer)
     spelled = [vocabulary.id_of(letter) for letter in "wÃ¶"]  # bytes c3 and b6, as it writes them
     assert list(vocabulary.decode_each(spelled)) == ["w", "ö"]
+
+
+def test_a_stream_that_ends_inside_a_letter_gives_what_generate_gives():
+    tokenizer = train_tokenizer(["the wölf ate the shéep"] * 20, kind="bpe", vocab_size=262)
+    vocabulary = Vocabulary((), tokenizer)
+    cut = [vocabulary.id_of(letter) for letter in "wÃ"]  # the second is half an ö
+    assert list(vocabulary.decode_each(cut)) == ["w", INCOMPLETE]
+    for tokens in ([], cut[:1], cut[1:], [*cut, *cut]):
+        assert "".join(vocabulary.decode_each(tokens)) == tokenizer.decode(tokens)
 
 
 def test_one_stop_token_needs_no_list_and_an_unknown_one_is_refused(engine):

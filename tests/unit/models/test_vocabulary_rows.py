@@ -40,6 +40,14 @@ def test_a_larger_vocabulary_changes_nothing_for_the_old_tokens(name, num_tokens
     assert engine.config == models()[name].config
 
 
+@pytest.mark.parametrize("num_tokens", [43, 100])
+def test_new_rows_of_a_tied_decoder_are_zero(num_tokens):
+    grown = with_more_rows(models()["gpt"], num_tokens).module
+    assert grown.head.weight is grown.tok_embed.weight
+    assert not grown.tok_embed.weight[40:].any()
+    assert grown.tok_embed.weight[:40].any(1).all()
+
+
 @pytest.mark.parametrize("name", models())
 def test_tied_rows_are_one_and_a_grown_model_is_saved_and_loaded(name, tmp_path):
     grown = with_more_rows(models()[name], 43).eval()

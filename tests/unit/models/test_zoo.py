@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from deepseek.convert import convert
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import ModelEngine, list_models
+from deepseek.models.weights import read_weights
 from deepseek.models.zoo import check_model_args
 
 TINY = "test_resnet"  # timm's own for tests: 0.5 M parameters
@@ -150,6 +152,19 @@ def test_pickled_weights_need_an_explicit_word(tmp_path):
         ModelEngine("resnet20", weights=tmp_path / "m.pth")
     engine = ModelEngine("resnet20", weights=tmp_path / "m.pth", allow_pickle=True)
     assert torch.equal(engine.module.conv1.weight, source.module.conv1.weight)
+
+
+def test_a_checkpoint_of_the_tutorial_is_read_from_a_file(tmp_path):
+    source = ModelEngine("resnet20", num_classes=4)
+    optimizer = torch.optim.SGD(source.parameters(), lr=0.1)
+    content = {
+        "epoch": 5, "model_state_dict": source.module.state_dict(),
+        "optimizer_state_dict": optimizer.state_dict(), "loss": 0.4,
+    }  # fmt: skip
+    torch.save(content, tmp_path / "m.pt")
+    state = read_weights(tmp_path / "m.pt", allow_pickle=True)
+    assert torch.equal(state["conv1.weight"], source.module.conv1.weight)
+    assert convert(tmp_path / "m.pt", allow_pickle=True).engine.num_classes == 4
 
 
 def test_without_network_pretrained_fails_fast_and_says_what_to_do(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deepseek.convert.family import Family
 from deepseek.convert.mapping import bring_in, bring_out, check_names, respell
-from deepseek.convert.module_comparison import compare_with_module
+from deepseek.convert.module_comparison import compare_with_module, compare_with_timm
 from deepseek.convert.pictures import picture_spec
 from deepseek.convert.recognition import FAMILIES, Recognised, family_names, find_layers, recognise
 from deepseek.convert.report import Assumption, Fate, Report
@@ -22,9 +22,11 @@ from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.assembly import build_from_file
 from deepseek.models.classifier import Classifier
+from deepseek.models.decoder import Decoder
 from deepseek.models.lora import merge_lora
 from deepseek.models.model_file import ModelFile
 from deepseek.models.pretrained import given_module
+from deepseek.models.quantized import DTYPES, schemes_of
 from deepseek.models.weights import load_weights
 from deepseek.models.zoo import build_model, check_model_args, is_timm
 
@@ -152,8 +154,10 @@ def deepseek_to_pytorch(engine: ModelEngine, layout: str = "auto") -> dict[str, 
             result; "auto" takes the first that has such a model.
 
     Raises:
-        ConfigError: no model of that library computes what this one does.
+        ConfigError: no model of that library computes what this one does, or it was cut or
+            quantised.
     """
+    _check_whole(engine)
     if not isinstance(engine.module, Classifier):
         state = given_module(engine.module).state_dict()
         return {name: tensor.detach() for name, tensor in state.items()}
@@ -166,8 +170,9 @@ def find_writer(engine: ModelEngine, layout: str = "auto") -> Family:
     """Return the family that an engine can be written in.
 
     Raises:
-        ConfigError: there is none of that layout.
+        ConfigError: there is none of that layout, or the engine was cut or quantised.
     """
+    _check_whole(engine)
     name = _base_architecture(engine)
     near = [family for family in FAMILIES if family.architecture == name]
     for family in near:
@@ -182,6 +187,19 @@ def find_writer(engine: ModelEngine, layout: str = "auto") -> Family:
         f" {name!r} does",
         fix="save it with engine.save(path)",
     )
+
+
+def _check_whole(engine: ModelEngine) -> None:
+    """Refuse a model that is not what its architecture says: no other library could load it."""
+    only_rounded = schemes_of(engine.changes) <= set(DTYPES)
+    writable = {"lora"} | ({"quantised"} if only_rounded else set())  # merged, and 16-bit floats
+    kinds = list(dict.fromkeys(change["kind"] for change in engine.changes))
+    if left := [kind for kind in kinds if kind not in writable]:
+        raise ConfigError(
+            f"the model was changed since it was built ({', '.join(left)}), and no model of another"
+            " library has such weights",
+            fix="write the model that it was made from, or export it: deepseek.deploy.export",
+        )
 
 
 def written_state(
@@ -251,6 +269,8 @@ def _convert_weights(
     names = class_names(source.config, engine.num_classes)
     engine.spec = text_spec(engine, source, names, report)
     engine.spec = engine.spec or picture_spec(engine, source, names, report)
+    if engine.spec is None and "num_classes" not in given:
+        engine._head_is_lent = isinstance(module, Decoder)  # a tokenizer may fill fewer rows
     return Conversion(engine, report, family, source, found.state)
 
 
@@ -420,6 +440,9 @@ def _keep_module(source: Source, module: nn.Module, reason: str) -> Conversion:
                 f"timm/{source.timm_name}", num_classes=classes[0] if classes else None
             )
             load_weights(built.module, source.state, source=source.name)
+            difference = compare_with_timm(built, module)
+            if not difference.is_small:
+                raise ConfigError(f"it computes something else: {difference.describe()}")
             engine = built
             report.architecture = engine.architecture
         except (CheckpointError, ConfigError) as error:

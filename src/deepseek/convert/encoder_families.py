@@ -37,6 +37,8 @@ _LEFTOVERS = (
         "a head for other outputs",
     ),
 )
+_PER_TOKEN = ("ForTokenClassification", "ForQuestionAnswering")
+"""Ends of the names of transformers' classes whose outputs are those of tokens."""
 # num_layers, dim: Devlin et al. 2018, Turc et al. 2019, Liu et al. 2019, Sanh et al. 2019.
 _HEADS = {
     (2, 128): 2, (4, 256): 4, (4, 512): 8, (8, 512): 8, (6, 768): 12, (12, 768): 12,
@@ -181,6 +183,9 @@ class EncoderFamily(Family):
             "pad_token": pad_token,
             "dropout": read_number(config, self.names.dropouts[0], 0.1),
         }
+        classes = config.get("architectures")
+        if isinstance(classes, list) and classes and str(classes[0]).endswith(_PER_TOKEN):
+            args["outputs"] = "tokens"  # its file may have a pooler all the same
         if self.name != "distilbert":
             args["norm_eps"] = read_number(config, "layer_norm_eps", 1e-12)
         args["context_length"] = read_size(

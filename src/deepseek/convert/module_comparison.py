@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from deepseek.convert.mapping import bring_out
 from deepseek.convert.recognition import Recognised
 from deepseek.convert.source import Source
-from deepseek.convert.verify import Difference, compare
+from deepseek.convert.verify import Difference, compare, compare_modules
 from deepseek.errors import ConfigError, DeepSeekError
 from deepseek.models import ModelEngine
 
@@ -45,6 +45,26 @@ def compare_with_module(
             f" {type(error).__name__}: {error}",
             fix="convert its state_dict()",
         ) from error
+
+
+def compare_with_timm(engine: ModelEngine, module: nn.Module) -> Difference:
+    """Compare a model of timm with timm's own of that name, which has its weights.
+
+    As `compare_with_module`: with the weights that they have, then with others for zeros.
+
+    Raises:
+        ConfigError: the module does not run on what timm's own takes.
+    """
+    drawn = _draw_for_zeros(engine.module)
+    try:
+        difference = compare_modules(engine.module, module, {})
+        if drawn and difference.is_small:
+            difference = compare_modules(engine.module, module, drawn)
+    except Exception as error:  # whatever the module's own code raises
+        raise ConfigError(
+            f"it does not run on what that takes: {type(error).__name__}: {error}"
+        ) from error
+    return difference
 
 
 def _draw_for_zeros(module: nn.Module) -> dict[str, Tensor]:

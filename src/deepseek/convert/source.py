@@ -14,7 +14,7 @@ from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.model_file import KEY
 from deepseek.models.pretrained import find_transformers_model
-from deepseek.models.tensor_layout import read_layout
+from deepseek.models.tensor_layout import MAX_HEADER_BYTES, read_layout
 from deepseek.models.weights import WRAPPERS, read_pickle, read_weights
 from deepseek.models.zoo import is_timm
 
@@ -94,8 +94,11 @@ def is_model_file(path: str | Path) -> bool:
 
 def _is_pickle(path: Path) -> bool:
     with open(path, "rb") as file:
-        first = file.read(4)
-    return first == b"PK\x03\x04" or first[:1] == b"\x80"
+        first = file.read(8)
+    # the length of a safetensors header may begin with the byte of a pickle, but is smaller
+    if len(first) == 8 and int.from_bytes(first, "little") <= MAX_HEADER_BYTES:
+        return False
+    return first[:4] == b"PK\x03\x04" or first[:1] == b"\x80"
 
 
 def unwrap(content: Mapping) -> Mapping:
@@ -154,8 +157,10 @@ def _read_module(module: nn.Module) -> Source:
 def _find_config(module: nn.Module) -> Mapping[str, Any]:
     """Return the configuration of transformers' model that it is, or has inside; empty if none."""
     found = find_transformers_model(module)
-    settings: Any = None if found is None else getattr(found[1], "config", None)
-    return {} if settings is None else settings.to_dict()
+    if found is None or getattr(found[1], "config", None) is None:
+        return {}
+    # "architectures" of a loaded module is that of the file, which may have been another's
+    return {**found[1].config.to_dict(), "architectures": [type(found[1]).__name__]}
 
 
 def find_facts(module: nn.Module) -> dict[str, Any]:

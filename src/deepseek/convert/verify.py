@@ -14,6 +14,7 @@ from deepseek.convert.family import Family
 from deepseek.models import ModelEngine
 from deepseek.models.classifier import Classifier
 from deepseek.models.eval_mode import evaluating
+from deepseek.models.zoo import timm_input_shape
 
 TOLERANCE = 1e-5
 """Largest difference in float32, relative to the largest output where that is above 1."""
@@ -80,6 +81,29 @@ def compare(
     if found.ndim == 3 and pad_token is not None and want.shape[:2] == inputs.shape:
         found, want = found[inputs != pad_token], want[inputs != pad_token]
     return measure(found, want)
+
+
+def compare_modules(
+    ours: nn.Module, theirs: nn.Module, instead: Mapping[str, Tensor]
+) -> Difference:
+    """Run two models of timm with the same names of weights on the same pictures, in float32.
+
+    Args:
+        ours: of timm's factory, on the CPU.
+        theirs: the other; weights of half precision are widened while it runs.
+        instead: weights that take the place of those of both for this: name -> tensor.
+    """
+    shape = [size or _ANY_SIDE for size in timm_input_shape(ours, {})]
+    pictures = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    device = next((p.device for p in theirs.parameters()), torch.device("cpu"))
+    with torch.no_grad(), evaluating(ours), evaluating(theirs):
+        found = _Call(ours, _run_plainly).widened(pictures, instead)
+        want = _Call(theirs, _run_plainly).widened(pictures.to(device), instead).cpu().float()
+    return measure(found, want)
+
+
+def _run_plainly(module: nn.Module, inputs: Tensor) -> Tensor:
+    return module(inputs)
 
 
 class _Call(nn.Module):

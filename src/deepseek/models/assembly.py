@@ -9,13 +9,19 @@ from torch import Tensor, nn
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models.changes import apply_changes
 from deepseek.models.classifier import Classifier
+from deepseek.models.decoder import Decoder
 from deepseek.models.model_file import ModelFile
 from deepseek.models.multi_head import MultiHead
 from deepseek.models.weights import find_pretrained, load_weights, read_weights
 from deepseek.models.zoo import build_model, is_own, is_timm, timm_head_names
 
 # Arguments that say how many layers there are: a file cannot declare more than it has tensors.
-_DEPTHS = ("num_layers", "depth", "depths", "layers", "num_blocks")
+_DEPTHS = (
+    "num_layers", "depth", "depths", "layers", "num_blocks", "blocks", "num_levels", "num_experts",
+    "num_own", "num_shared",
+)  # fmt: skip
+_SIZES = {"dcn_v2": ("num_experts",)}
+"""Of these architectures they are sizes of tensors, and as harmless as those."""
 _MAX_UNCHECKED_SIZE = 4096
 
 
@@ -52,7 +58,8 @@ def build_pretrained(
     state = read_weights(path, allow_pickle=allow_pickle)
     heads = head_names(module)
     if num_classes is None:
-        num_classes = _count_classes(state, heads)
+        beside = module.outputs_beside if isinstance(module, Classifier) else 0
+        num_classes = _count_classes(state, heads, beside)
         if num_classes is not None:
             build_head(module, num_classes)
     load_weights(module, state, source=path, head=heads)
@@ -60,7 +67,16 @@ def build_pretrained(
 
 
 def build_head(module: nn.Module, num_classes: int) -> None:
-    """Build a head in one of our models or timm's, in place of one that is there."""
+    """Build a head in one of our models or timm's, in place of one that is there.
+
+    The head of a decoder is its vocabulary, too: that which is there keeps its first rows.
+
+    Raises:
+        ConfigError: a decoder has fewer rows.
+    """
+    if isinstance(module, Decoder) and module.head is not None:
+        module.narrow(num_classes)
+        return
     if isinstance(module, Classifier):
         module.bind_classes(num_classes)
         return
@@ -98,9 +114,10 @@ def build_from_file(
             fix="build it and hand it over: ModelEngine.load(path, module="
             f"{name.rpartition('.')[-1]}(...))",
         )
-    _check_sizes(path, content, args)
-    if isinstance(inner := args.get("trunk_args"), Mapping):
+    inner: object = args
+    while isinstance(inner, Mapping):
         _check_sizes(path, content, inner)
+        inner = inner.get("trunk_args")
     try:
         with torch.device("meta"):
             skeleton = build_model(name, num_classes, args)
@@ -125,7 +142,8 @@ def build_from_file(
 
 
 def _check_sizes(path: str | Path, content: ModelFile, args: Mapping[str, object]) -> None:
-    for key in _DEPTHS:
+    sizes = _SIZES.get(content.architecture, ())
+    for key in (key for key in _DEPTHS if key not in sizes):
         value = args.get(key)
         counts = value if isinstance(value, list) else [value]
         if any(isinstance(count, int) and count > len(content.state) for count in counts):
@@ -177,8 +195,9 @@ def _published_as(architecture: str) -> str | None:
     return name if is_timm(name) else None
 
 
-def _count_classes(state: Mapping[str, Tensor], heads: tuple[str, ...]) -> int | None:
+def _count_classes(state: Mapping[str, Tensor], heads: tuple[str, ...], beside: int) -> int | None:
     for head in heads:
-        if (weight := state.get(f"{head}.weight")) is not None and weight.ndim >= 2:
-            return weight.shape[0]
+        weight = state.get(f"{head}.weight")
+        if weight is not None and weight.ndim >= 2 and len(weight) > beside:
+            return len(weight) - beside
     return None

@@ -107,6 +107,11 @@ class CenterDetector3D(Classifier):
         """Channels of one volume; any depth, height and width."""
         return self._config["channels"], None, None, None
 
+    @property
+    def outputs_beside(self) -> int:
+        """The scores and the diameter."""
+        return self._config["num_scores"] + 1
+
     def bind_classes(self, num_classes: int) -> None:
         """Build the head.
 
@@ -117,7 +122,7 @@ class CenterDetector3D(Classifier):
         like = next(self.parameters())
         options = {"device": like.device, "dtype": like.dtype}
         width = self._config["features"][self._config["skipped_levels"]]
-        num_outputs = num_classes + self._config["num_scores"] + 1
+        num_outputs = num_classes + self.outputs_beside
         self.head = nn.Conv3d(width, num_outputs, 1, **options)
         bias = torch.full((num_outputs,), math.log(INITIAL_SHARE / (1 - INITIAL_SHARE)))
         bias[num_classes:] = INITIAL_SCORE

@@ -35,6 +35,11 @@ class Classifier(nn.Module, ABC):
     def input_shape(self) -> tuple[int | None, ...]:
         """Channels, height and width (pixels) of one image, or tokens; `None`: any size."""
 
+    @property
+    def outputs_beside(self) -> int:
+        """Outputs of the head that are no class, such as a size."""
+        return 0
+
     @abstractmethod
     def bind_classes(self, num_classes: int) -> None:
         """Build a head for `num_classes`, in place of one that is there."""

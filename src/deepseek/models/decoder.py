@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from deepseek.errors import ConfigError
 from deepseek.models.checks import check_fits, check_positive, missing_head
 from deepseek.models.classifier import BlockModel
 from deepseek.models.kv_cache import KeyValueCache
@@ -49,6 +50,10 @@ def reset_blocks(blocks: nn.ModuleList, ends: tuple[str, ...]) -> None:
             nn.init.normal_(module.weight, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def _padded(num_classes: int) -> int:
+    return -(-num_classes // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 class Decoder(BlockModel):
@@ -109,7 +114,7 @@ class Decoder(BlockModel):
         """
         check_positive(num_classes=num_classes)
         like = self.norm.weight
-        num_rows = -(-num_classes // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        num_rows = _padded(num_classes)
         dim = self._config["dim"]
         self.tok_embed = nn.Embedding(num_rows, dim, device=like.device, dtype=like.dtype)
         nn.init.normal_(self.tok_embed.weight, std=INIT_STD)
@@ -118,6 +123,38 @@ class Decoder(BlockModel):
             self.head.weight = self.tok_embed.weight
         else:
             nn.init.normal_(self.head.weight, std=INIT_STD)
+        self.trim = TrimVocabulary(num_classes)
+        self._config["num_classes"] = num_classes
+
+    def narrow(self, num_classes: int) -> None:
+        """Keep the first rows of token embedding and head, those of a vocabulary.
+
+        Published weights have more rows than their tokenizer has tokens.
+
+        Raises:
+            ConfigError: there are fewer rows, or they are quantised or adapted.
+        """
+        check_positive(num_classes=num_classes)
+        embedding, head, known = self.tok_embed, self.head, self._config["num_classes"]
+        if known is None or num_classes > known:
+            raise ConfigError(
+                f"the model has rows for num_classes={known} tokens, the data have {num_classes}",
+                fix="take the tokenizer that the weights were trained with, or train a new model",
+            )
+        if type(embedding) is not nn.Embedding or type(head) is not nn.Linear:
+            raise ConfigError(
+                f"the model has num_classes={known}, the data {num_classes} classes, and its head"
+                f" is a {type(head).__name__}",
+                fix="bind the data before the model is quantised or given adapters",
+            )
+        num_rows = _padded(num_classes)
+        if num_rows < len(head.weight):
+            for part in (embedding, head):
+                rows = part.weight[:num_rows].detach().clone()
+                part.weight = nn.Parameter(rows, part.weight.requires_grad)
+            if self.is_tied:
+                head.weight = embedding.weight
+            embedding.num_embeddings = head.out_features = num_rows
         self.trim = TrimVocabulary(num_classes)
         self._config["num_classes"] = num_classes
 

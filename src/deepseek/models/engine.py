@@ -27,7 +27,7 @@ from deepseek.models.quantized import QuantizedLayer
 from deepseek.models.table_model import TableModel
 from deepseek.models.task_predictions import name_outputs, not_one_head, numbers_of
 from deepseek.models.text_batches import tokenizer_of
-from deepseek.models.text_binding import bind_text
+from deepseek.models.text_binding import bind_text, has_tokenizer_of
 from deepseek.models.zoo import build_model, name_of, timm_hints, timm_input_shape
 
 GRAPHS = ("dynamic", "static")
@@ -262,13 +262,16 @@ class ModelEngine(nn.Module):
             if spec.tasks:
                 self._bind_tasks(spec)
             elif num_outputs := spec.num_classes or int(spec.task == "sequence_regression"):
-                self._bind_classes(num_outputs)
+                keeps_tokens = isinstance(self.module, Decoder) and has_tokenizer_of(
+                    self.spec, spec
+                )
+                self._bind_classes(num_outputs, self._head_is_lent or keeps_tokens)
         self.spec = spec
 
-    def _bind_classes(self, num_classes: int) -> None:
+    def _bind_classes(self, num_classes: int, may_differ: bool) -> None:
         if num_classes == self.num_classes:
             return
-        if self.num_classes is not None and not self._head_is_lent:
+        if self.num_classes is not None and not may_differ:
             raise ConfigError(
                 f"the model has num_classes={self.num_classes}, the data {num_classes} classes",
                 fix="leave num_classes out, or build the model with that of the data",

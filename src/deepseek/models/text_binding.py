@@ -28,6 +28,11 @@ def bind_text(module: nn.Module, spec: DataSpec) -> None:
             module.note_trunk()
 
 
+def has_tokenizer_of(known: DataSpec | None, spec: DataSpec) -> bool:
+    """Return whether a model of `known` makes tokens from text as the data do."""
+    return known is not None and known.tokenizer is not None and known.tokenizer == spec.tokenizer
+
+
 def check_tokens(module: nn.Module, spec: DataSpec) -> None:
     """Check that a model of ours has a place for every token, and takes padding for padding.
 

@@ -73,6 +73,7 @@ def with_more_rows(engine: ModelEngine, num_tokens: int) -> ModelEngine:
     else:
         num_classes = num_tokens
     grown = ModelEngine(engine.architecture, num_classes=num_classes, **config)
+    grown._head_is_lent = isinstance(grown.module, Decoder)  # a tokenizer may fill fewer rows
     weight = next(engine.parameters())
     grown.to(weight.device, weight.dtype).train(engine.training)
     own, old = grown.module.state_dict(), engine.module.state_dict()

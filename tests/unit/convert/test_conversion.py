@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from deepseek.convert import convert, deepseek_to_pytorch, pytorch_to_deepseek, verify_conversion
@@ -147,12 +147,14 @@ def test_a_module_that_takes_something_else_is_kept(name):
     assert "does not run on what our encoder takes" in conversion.report.summary()
 
 
+SMALL_BERT = {
+    "vocab_size": 40, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3,
+    "intermediate_size": 32, "max_position_embeddings": 16,
+}  # fmt: skip
+
+
 def small_bert(**changes):
-    sizes = {
-        "vocab_size": 40, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3,
-        "intermediate_size": 32, "max_position_embeddings": 16,
-    }  # fmt: skip
-    return transformers.BertConfig(**{**sizes, **changes})
+    return transformers.BertConfig(**{**SMALL_BERT, **changes})
 
 
 class Tagger(nn.Module):
@@ -281,6 +283,46 @@ def test_a_model_that_only_timm_has_is_timms():
     assert engine.architecture == "timm/resnet26d"
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(engine.eval()(images), original(images))
+
+
+def test_a_timm_module_with_another_activation_is_kept_itself():
+    images = torch.randn(1, 3, 64, 64)
+    changed = timm.create_model("resnet10t", num_classes=3, act_layer=nn.SiLU).eval()
+    kept = convert(changed)
+    assert given_module(kept.engine.module) is changed
+    assert "not timm's resnet10t: it computes something else" in kept.report.notes[-1]
+    assert torch.equal(kept.engine.eval()(images), changed(images))
+    half = timm.create_model("resnet10t", num_classes=3).bfloat16()
+    assert convert(half).engine.architecture == "timm/resnet10t"
+
+
+@pytest.mark.parametrize("end", ["ForTokenClassification", "ForQuestionAnswering"])
+@pytest.mark.parametrize("start", ["Bert", "Roberta"])
+def test_a_token_classifier_with_a_pooler_in_its_file_stays_one(start, end, tmp_path):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{start}Config")(
+        **SMALL_BERT, type_vocab_size=1 if start == "Roberta" else 2
+    )
+    original = getattr(transformers, start + end)(config).eval()
+    original.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    for name, shape in (("weight", (24, 24)), ("bias", (24,))):
+        state[f"{start.lower()}.pooler.dense.{name}"] = torch.randn(shape)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    found = convert(tmp_path)
+    assert found.engine.config["outputs"] == "tokens"
+    assert convert(original).engine.config["outputs"] == "tokens"
+    # a loaded module is what its class says, not what the file was that it was loaded from
+    sequences = getattr(transformers, f"{start}ForSequenceClassification")(config).eval()
+    sequences.config.architectures = [start + end]
+    assert convert(sequences).engine.config["outputs"] == "sequence"
+    tokens = torch.randint(2, 40, (2, 6))
+    wanted = original(tokens)
+    if "logits" not in wanted:
+        logits = torch.stack([wanted.start_logits, wanted.end_logits], -1)
+    else:
+        logits = wanted.logits
+    torch.testing.assert_close(found.engine.eval()(tokens), logits, atol=1e-5, rtol=1e-5)
 
 
 def test_tensors_that_are_lost_are_warned_of():

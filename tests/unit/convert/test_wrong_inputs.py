@@ -1,9 +1,11 @@
 """Inputs that cannot be converted: each a clear error that says how to mend it; nothing is run."""
 
+import copy
 import json
 import os
 import pickle
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -11,9 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from deepseek.convert import convert, deepseek_to_huggingface, deepseek_to_pytorch
+from deepseek.convert.conversion import find_writer
 from deepseek.convert.export import write_state_dict
+from deepseek.convert.source import is_model_file, read_source
 from deepseek.errors import CheckpointError, ConfigError, DeepSeekError
 from deepseek.models import ModelEngine
+from deepseek.models.changes import apply_changes
 
 transformers = pytest.importorskip("transformers")
 CANARY = "somebody_elses_code_has_run"
@@ -307,6 +312,40 @@ def test_a_wrong_file_is_refused(what, suffix, tmp_path):
     make_file(tmp_path / f"model{suffix}")
     with pytest.raises(DeepSeekError, match=rf"{message}(.|\n)*"):
         convert(tmp_path / f"model{suffix}", **options)
+
+
+@pytest.mark.parametrize("num_bytes", [128, 640])
+def test_a_safetensors_file_with_a_header_of_640_bytes_is_no_pickle(num_bytes, tmp_path):
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(num_bytes)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(num_bytes.to_bytes(8, "little") + header + bytes(4))
+    assert read_source(path).state.keys() == {"a"}
+    assert not is_model_file(path)
+
+
+def test_a_quantised_pruned_or_folded_engine_is_not_written_for_another_library(tmp_path, make):
+    engine = convert(make("llama")).engine
+    kept = {name: tensor.clone() for name, tensor in deepseek_to_pytorch(engine).items()}
+    linear = "blocks.0.mlp.down"
+    for scheme, is_written in (("bf16", True), ("int8_weight_only", False)):
+        changed = copy.deepcopy(engine)
+        change = {"kind": "quantised", "layers": {linear: {"scheme": scheme}}}
+        apply_changes(changed.module, [change], "the test")
+        changed.changes = (change,)
+        if is_written:
+            assert deepseek_to_pytorch(changed).keys() == kept.keys()
+            continue
+        for write in (deepseek_to_pytorch, partial(deepseek_to_huggingface, folder=tmp_path / "x")):
+            with pytest.raises(ConfigError, match=r"\(quantised\), and no model of another"):
+                write(changed)
+    for kind in ("pruned", "folded", "quantisation-aware"):
+        engine.changes = ({"kind": kind},)
+        with pytest.raises(ConfigError, match=rf"\({kind}\)"):
+            find_writer(engine)
+    timms = ModelEngine("timm/resnet10t", num_classes=2)
+    timms.changes = ({"kind": "pruned"},)
+    with pytest.raises(ConfigError, match="pruned"):
+        write_state_dict(timms, tmp_path / "model.safetensors")
 
 
 def test_what_is_no_model_is_refused(tmp_path):

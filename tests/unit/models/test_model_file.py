@@ -253,6 +253,23 @@ def test_other_safetensors_and_later_formats_say_so(tmp_path):
     ("architecture", "config", "match"),
     [
         ("resnet", {"num_layers": 6 * 10**9 + 2}, "declares num_layers"),
+        ("unet3d", {"features": [4, 8], "blocks": [1, 10**8]}, "declares blocks"),
+        ("center_detector3d", {"features": [4, 8], "blocks": [1, 10**8]}, "declares blocks"),
+        ("mmoe", {"num_experts": 10**8}, "declares num_experts"),
+        ("ple", {"num_own": 10**8}, "declares num_own"),
+        ("ple", {"num_shared": 10**8}, "declares num_shared"),
+        ("ple", {"num_levels": 10**8}, "declares num_levels"),
+        (
+            "multi_head",
+            {
+                "trunk": "multi_head",
+                "trunk_args": {
+                    "trunk": "resnet",
+                    "trunk_args": {"num_layers": 6 * 10**9 + 2},
+                },
+            },
+            "declares num_layers",
+        ),
         ("resnet", {"num_layers": 8, "width": 2**50}, "resnet"),
         ("resnet", {"num_layers": "8"}, "cannot be built"),
         ("resnet", {"num_layers": 8, "shell": "ls"}, "unknown argument"),

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -53,6 +55,56 @@ def test_a_model_learns_from_the_data_that_documents_are_apart(tmp_path):
     assert torch.equal(loaded(inputs), engine(inputs))
     with pytest.raises(ConfigError, match="Encoder lets a token see all before it"):
         encoder(num_classes=4).bind(spec)
+
+
+def decoder(name, num_classes=None, **options):
+    sizes = {"context_length": 8, "num_layers": 1, "dim": 8, "heads": 1}
+    return ModelEngine(name, num_classes=num_classes, **sizes, **options)
+
+
+def characters(count):
+    fields = {"inputs": FieldSpec((8,), "int64"), "targets": FieldSpec((8,), "int64")}
+    return DataSpec("language_modelling", fields, tuple(map(chr, range(count))), (1,) * count)
+
+
+@pytest.mark.parametrize(("name", "options"), [("gpt", {}), ("llama", {"tied": False})])
+def test_a_decoder_from_weights_keeps_its_embedding_when_the_data_are_bound(
+    name, options, tmp_path
+):
+    torch.manual_seed(0)
+    trained = decoder(name, 200, **options).eval()
+    trained.save(tmp_path / "model.bin")
+    for count, num_rows in ((200, 256), (120, 128)):
+        engine = decoder(name, weights=tmp_path / "model.bin", **options).eval()
+        engine.bind(characters(count))
+        assert engine.num_classes == count
+        tokens = torch.arange(8)[None]
+        assert torch.equal(engine(tokens), trained(tokens)[..., :count])
+        module = engine.module
+        assert len(module.tok_embed.weight) == len(module.head.weight) == num_rows
+        assert (module.tok_embed.weight is module.head.weight) == module.is_tied
+        engine.save(tmp_path / "narrow.bin")
+        again = ModelEngine.load(tmp_path / "narrow.bin").eval()
+        assert torch.equal(again(tokens), engine(tokens))
+    engine = decoder(name, weights=tmp_path / "model.bin", **options)
+    with pytest.raises(ConfigError, match="num_classes=256 tokens, the data have 300"):
+        engine.bind(characters(300))
+
+
+def test_rows_beyond_the_tokens_of_a_model_s_own_tokenizer_are_left_out(tmp_path):
+    data = TextDataset(TEXTS, "language_modelling", tokenizer=TOKENIZER, sequence_length=8,
+                       cache="off")  # fmt: skip
+    count = TOKENIZER.vocab_size
+    published = decoder("gpt", 200)
+    published.spec = replace(data.spec, class_names=(), class_counts=())  # as a folder tells it
+    rows = published.module.tok_embed.weight[:count].clone()
+    published.bind(data.spec)
+    assert published.config["num_classes"] == count
+    assert torch.equal(published.module.tok_embed.weight[:count], rows)
+    other = decoder("gpt", 200)
+    other.bind(characters(200))
+    with pytest.raises(ConfigError, match=f"num_classes=200, the data {count} classes"):
+        other.bind(data.spec)  # whose tokens are others
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from deepseek.datasets import TextDataset, train_tokenizer
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.encoder_outputs import with_outputs
@@ -99,3 +100,16 @@ def test_an_encoder_takes_another_head_and_keeps_its_blocks():
     classifier = with_outputs(engine, "sequence", num_classes=3)
     assert classifier(TOKENS).shape == (1, 3)
     assert torch.equal(classifier.module.blocks[0].fc1.weight, engine.module.blocks[0].fc1.weight)
+
+
+def test_a_grown_decoder_takes_a_tokenizer_that_fills_fewer_of_its_rows():
+    texts = ["the cat sat", "a dog barked"] * 20
+    tokenizer = train_tokenizer(texts, "wordpiece", 40)
+    grown = with_more_rows(ModelEngine("gpt", num_classes=150, **SIZES), 150)
+    data = TextDataset(
+        texts, "language_modelling", tokenizer=tokenizer, sequence_length=16, cache="off"
+    )
+    rows = grown.module.tok_embed.weight[: tokenizer.vocab_size].clone()
+    grown.bind(data.spec)
+    assert grown.num_classes == tokenizer.vocab_size
+    assert torch.equal(grown.module.tok_embed.weight[: tokenizer.vocab_size], rows)

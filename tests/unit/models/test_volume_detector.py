@@ -43,6 +43,18 @@ def test_a_detector_reports_from_the_score_of_its_validation_on():
     assert VolumeDetector(engine, min_score=0.05).min_score == 0.05
 
 
+@pytest.mark.parametrize("num_scores", [0, 2])
+def test_a_detector_keeps_its_head_when_it_starts_from_weights(num_scores, tmp_path):
+    sizes = {"features": (2, 4, 4), "num_scores": num_scores}
+    trained = ModelEngine("center_detector3d", num_classes=1, **sizes)
+    trained.save(tmp_path / "model.bin")
+    engine = ModelEngine("center_detector3d", weights=tmp_path / "model.bin", **sizes)
+    assert engine.num_classes == 1
+    engine.bind(make_detector()._engine.spec)
+    assert torch.equal(engine.module.head.weight, trained.module.head.weight)
+    assert torch.equal(engine.module.head.bias, trained.module.head.bias)
+
+
 class Telling(nn.Module):
     """Blobs, and the mean brightness as a score."""
 

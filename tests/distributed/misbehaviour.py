@@ -188,11 +188,11 @@ def train_poisoned_on_a_slow_disk(run_dir, plan):
 
 def save_for_long(run_dir, plan):
     """Both ranks get SIGTERM, and their save takes longer than a rank waits for agreement."""
-    signals.RANK_GRACE_S, signals.GRACE_S = 5.0, 0.5
+    signals.RANK_GRACE_S, signals.GRACE_S = 20.0, 0.5
     save = Saving.save
 
     def slowly(self):
-        time.sleep(7)
+        time.sleep(22)
         return save(self)
 
     Saving.save = slowly

@@ -79,6 +79,7 @@ def test_a_signal_in_an_evaluation_saves_and_ends_all(tmp_path):
     assert (tmp_path / "run/checkpoints/step_5").is_dir()
 
 
+@pytest.mark.long
 def test_ranks_that_have_agreed_may_save_for_long(tmp_path):
     with pytest.raises(RankFailed) as failed:
         run_ranks(2, misbehaviour.save_for_long, tmp_path / "run", "dp2", folder=tmp_path / "ranks")

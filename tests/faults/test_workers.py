@@ -102,7 +102,8 @@ def test_a_worker_that_is_killed_between_epochs_is_replaced():
     loader.close()
 
 
-def test_an_epoch_is_broken_off_while_a_batch_takes_longer_than_torch_waits(tmp_path):
+def test_an_epoch_is_broken_off_while_a_batch_takes_longer_than_torch_waits(tmp_path, monkeypatch):
+    monkeypatch.setattr("deepseek.datasets.workers.RESUME_S", 1.0)
     data = Troubled(hang, tmp_path / "done")
     loader = DataLoader(data, batch_size=4, shuffle=False, num_workers=2, worker_timeout_s=5.0)
     for _ in loader:

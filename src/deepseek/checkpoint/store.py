@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from uuid import uuid4
 
@@ -27,6 +28,7 @@ from deepseek.checkpoint.manifest import read_manifest, verify, write_manifest
 from deepseek.checkpoint.stored_tensors import StoredTensors
 from deepseek.errors import CheckpointError
 from deepseek.models.tensor_layout import bytes_of, encode_header, lay_out
+from deepseek.models.tensor_part import place_of
 
 PREFIX = "step_"
 UNFINISHED = ".writing_"
@@ -60,6 +62,15 @@ class Checkpoint:
     def num_bytes(self) -> int:
         """Return the bytes of all tensors."""
         return sum(t.nbytes for group in self.tensors.values() for t in group.values())
+
+    def whole_bytes(self) -> int:
+        """Return the bytes of the whole tensors of which these are parts: what all ranks write."""
+        found = {}
+        for group, tensors in self.tensors.items():
+            for key, tensor in tensors.items():
+                place = place_of(key, tensor.shape)
+                found[group, place.name] = prod(place.shape) * tensor.element_size()
+        return sum(found.values())
 
 
 class CheckpointStore:
@@ -101,7 +112,7 @@ class CheckpointStore:
         unfinished = self.folder / f"{UNFINISHED}{checkpoint.step}{self._mark}"
         save = self.crew.begin(checkpoint.step)
         try:
-            save.lead("begin", lambda: self._begin(unfinished, checkpoint.num_bytes()))
+            save.lead("begin", lambda: self._begin(unfinished, checkpoint.whole_bytes()))
             made = save.collect("files", lambda: self._write(unfinished, checkpoint))
             save.lead(END, lambda: self._finish(checkpoint.step, unfinished, final, made))
             save.part()
@@ -124,7 +135,7 @@ class CheckpointStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_fence()
         self._recover(f"{UNFINISHED}*{self._mark}")
-        self._check_space(num_bytes)  # of this rank: copies are written once, by it
+        self._check_space(num_bytes)
         unfinished.mkdir()
 
     def _write(self, folder: Path, checkpoint: Checkpoint) -> dict:

@@ -158,10 +158,10 @@ def deepseek_to_pytorch(engine: ModelEngine, layout: str = "auto") -> dict[str, 
             quantised.
     """
     _check_whole(engine)
+    engine = merge_lora(engine)
     if not isinstance(engine.module, Classifier):
         state = given_module(engine.module).state_dict()
         return {name: tensor.detach() for name, tensor in state.items()}
-    engine = merge_lora(engine)
     family = find_writer(engine, layout)
     return written_state(engine, family, family.in_memory)
 

@@ -1,5 +1,6 @@
 """Two models on the same inputs: how far apart what they compute is."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -89,16 +90,18 @@ def compare_modules(
     """Run two models of timm with the same names of weights on the same pictures, in float32.
 
     Args:
-        ours: of timm's factory, on the CPU.
+        ours: of timm's factory.
         theirs: the other; weights of half precision are widened while it runs.
         instead: weights that take the place of those of both for this: name -> tensor.
     """
-    shape = [size or _ANY_SIDE for size in timm_input_shape(ours, {})]
-    pictures = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     device = next((p.device for p in theirs.parameters()), torch.device("cpu"))
+    # Inception needs 75 pixels
+    shape = [size or 2 * _ANY_SIDE for size in timm_input_shape(ours, {})]
+    pictures = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    ours = copy.deepcopy(ours).to(device)  # another device rounds otherwise
     with torch.no_grad(), evaluating(ours), evaluating(theirs):
-        found = _Call(ours, _run_plainly).widened(pictures, instead)
-        want = _Call(theirs, _run_plainly).widened(pictures.to(device), instead).cpu().float()
+        found = _Call(ours, _run_plainly).widened(pictures, instead).cpu().float()
+        want = _Call(theirs, _run_plainly).widened(pictures, instead).cpu().float()
     return measure(found, want)
 
 

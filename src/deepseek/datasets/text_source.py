@@ -120,6 +120,12 @@ class TextSource:
             names = text_tables.saved_class_names(place, column)
         elif self.files[0].suffix.lower() == ".parquet":
             names = text_tables.parquet_class_names(self.files[0], column)
+            for file in self.files[1:]:
+                if text_tables.parquet_class_names(file, column) not in (None, names):
+                    raise DataError(
+                        f"{file} has other class names than {self.files[0]}, or in another order",
+                        fix="write all files with one ClassLabel",
+                    )
         return None if names is None else tuple(names)
 
 

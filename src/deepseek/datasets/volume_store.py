@@ -105,8 +105,11 @@ def _prepare(
         return PreparedVolume(arrays, arrays["voxels"].shape)
     place = folder / _key(pair, transform)
     about = place / "volume.json"
-    if not os.access(about, os.R_OK):  # not there, or of another user
-        _write(_make(pair, transform, max_voxels), place)
+    if not os.access(about, os.R_OK):
+        arrays = _make(pair, transform, max_voxels)
+        if os.path.lexists(place) and not os.access(place, os.R_OK):  # of another user
+            return PreparedVolume(arrays, arrays["voxels"].shape)
+        _write(arrays, place)
     return PreparedVolume({}, tuple(json.loads(about.read_text())["shape"]), place)
 
 

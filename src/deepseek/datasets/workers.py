@@ -21,7 +21,7 @@ from deepseek.errors import DataError, DeepSeekError
 
 POLL_S = 1.0
 SETTLE_S = 0.5
-RESUME_S = 10.0
+RESUME_S = 30.0
 """How long workers may take to go on with the next epoch: they may be busy with the last one."""
 _FAILURES = ("exited unexpectedly", "killed by signal")
 _slot: Tensor | None = None  # in a worker: where the number of the sample it reads is written

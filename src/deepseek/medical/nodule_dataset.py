@@ -266,9 +266,11 @@ class NoduleDataset(torch.utils.data.Dataset):
             for row, (low, high) in zip(rows, region, strict=True)
         ))  # fmt: skip
         voxels, labels = cube[places][None], mask[places]
-        if self.targets == "centers":  # a nodule counts once, however a crop is turned
+        if self.targets == "centers":  # a nodule is there once, however a crop is turned
+            shown = labels > 0
             for axis, (row, (low, high)) in enumerate(zip(rows, region, strict=True)):
                 labels.swapaxes(0, axis)[(row < low) | (row >= high)] = 0
+            voxels[0][shown & (labels == 0)] = voxels.min()
         if self._evaluates:
             return voxels, labels.astype(np.int64)
         voxels, labels = augmented_patch(

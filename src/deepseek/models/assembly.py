@@ -1,5 +1,6 @@
 """Architecture and weights put together: published, from a local file, or from a model file."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models.changes import apply_changes
 from deepseek.models.classifier import Classifier
-from deepseek.models.decoder import Decoder
+from deepseek.models.decoder import VOCABULARY_MULTIPLE, Decoder
 from deepseek.models.model_file import ModelFile
 from deepseek.models.multi_head import MultiHead
 from deepseek.models.weights import find_pretrained, load_weights, read_weights
@@ -23,6 +24,8 @@ _DEPTHS = (
 _SIZES = {"dcn_v2": ("num_experts",)}
 """Of these architectures they are sizes of tensors, and as harmless as those."""
 _MAX_UNCHECKED_SIZE = 4096
+FEW_FILL_UP = 0.9
+"""Share of the rows of a vocabulary that its tokenizer has at least, the padding aside."""
 
 
 def head_names(module: nn.Module) -> tuple[str, ...]:
@@ -66,15 +69,23 @@ def build_pretrained(
     return module, num_classes
 
 
-def build_head(module: nn.Module, num_classes: int) -> None:
+def build_head(module: nn.Module, num_classes: int, is_lent: bool = False) -> None:
     """Build a head in one of our models or timm's, in place of one that is there.
 
-    The head of a decoder is its vocabulary, too: that which is there keeps its first rows.
+    The head of a decoder is its vocabulary, too: that which is there keeps its first rows. Where
+    nobody has said of which tokenizer they are (`is_lent`), many too many are warned of.
 
     Raises:
         ConfigError: a decoder has fewer rows.
     """
     if isinstance(module, Decoder) and module.head is not None:
+        num_rows = len(module.head.weight)
+        if is_lent and num_classes < FEW_FILL_UP * num_rows - VOCABULARY_MULTIPLE:
+            warnings.warn(
+                f"the first {num_classes} of {num_rows} rows of the vocabulary are kept: the data"
+                " must be of the tokenizer that the weights were trained with",
+                stacklevel=2,
+            )
         module.narrow(num_classes)
         return
     if isinstance(module, Classifier):

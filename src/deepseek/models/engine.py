@@ -77,7 +77,8 @@ class ModelEngine(nn.Module):
         check_choice(graph=(graph, GRAPHS))
         if num_classes is not None:
             check_positive(num_classes=num_classes)
-        # A head that came with weights nobody asked the classes of is only lent: data replaces it.
+        # A head that came with weights nobody asked the classes of is only lent: data replaces it,
+        # or keeps the first rows of a decoder.
         head_is_lent = False
         if pretrained or weights is not None:
             path = None if weights is None else Path(weights)
@@ -276,7 +277,7 @@ class ModelEngine(nn.Module):
                 f"the model has num_classes={self.num_classes}, the data {num_classes} classes",
                 fix="leave num_classes out, or build the model with that of the data",
             )
-        build_head(self.module, num_classes)
+        build_head(self.module, num_classes, is_lent=self._head_is_lent)
         self.num_classes, self._head_is_lent = num_classes, False
 
     def _bind_tasks(self, spec: DataSpec) -> None:

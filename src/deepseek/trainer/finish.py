@@ -87,7 +87,7 @@ def _write_outputs(
     folder.add_event("finish", step=trainer.step, status=summary["status"])
     if not trainer.world.is_main:
         return
-    trainer.world.end_watch()  # nobody is waited for any more
+    trainer.world.end_watch()
     written: list[Path] = [folder.model]
     for name in RUN_OUTPUTS.names():
         try:
@@ -116,6 +116,7 @@ def _evaluate_best(trainer: "Trainer", best_step: int | None, check: Callable[[]
         evaluation = trainer._evaluation(None, keeps_samples=True, check=check)
     if not trainer.world.is_main:
         return
+    trainer.world.end_watch()  # nobody is waited for any more
     data = trainer.val_loader.dataset if trainer.val_loader is not None else None
     step = trainer.step if best_step is None else best_step
     write_evaluation(trainer.folder, evaluation, step, trainer.spec.class_names, data)

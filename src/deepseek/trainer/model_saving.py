@@ -21,6 +21,7 @@ def save_model(parallel: ParallelModel, path: Path) -> None:
     if not world.is_distributed:
         engine.save(path)
         return
+    world.mark("a checkpoint")  # rank 0 may write for long
     folder = path.parent / f".{path.name}.parts"
     problems = _attempt(parallel, lambda: folder.mkdir(exist_ok=True) if world.is_main else None)
     written = {p.key: p.tensor.contiguous() for p in parallel.parts() if p.is_written}

@@ -664,12 +664,23 @@ def test_a_ranks_own_error_is_told_where_the_store_is_gone_too():
     save.part()
 
 
-def test_copies_need_the_space_of_one(tmp_path, monkeypatch):
-    part = make_part(1, 0)
-    free = part.num_bytes() + SPARE_BYTES
-    usage = shutil._ntuple_diskusage(10 * free, 9 * free, free)
-    monkeypatch.setattr("deepseek.checkpoint.store.shutil.disk_usage", lambda folder: usage)
-    crew = waiting_crew()
-    stores = [CheckpointStore(tmp_path, crew=each) for each in crew]
-    saved = save_all(stores, [make_part(1, rank) for rank in range(SIZE)])
-    assert {path.name for path in saved} == {"step_1"}
+@pytest.mark.parametrize("is_divided", [False, True])
+def test_the_disk_must_have_room_for_whole_tensors_once(is_divided, tmp_path, monkeypatch):
+    rows = SPARE_BYTES // 4
+    whole = torch.zeros(SIZE * rows, 1)
+
+    def part(rank):
+        if not is_divided:
+            return Checkpoint(1, {"model": {"w": whole} if rank == 0 else {}}, STATE)
+        own = TensorPart(Place("w", (SIZE * rows, 1), (rank * rows, 0)), whole[:rows])
+        return Checkpoint(1, {"model": {own.key: own.tensor}}, STATE)
+
+    def save_with(free):
+        usage = shutil._ntuple_diskusage(10 * free, 9 * free, free)
+        monkeypatch.setattr("deepseek.checkpoint.store.shutil.disk_usage", lambda folder: usage)
+        stores = [CheckpointStore(tmp_path, crew=each) for each in waiting_crew()]
+        return save_all(stores, [part(rank) for rank in range(SIZE)])
+
+    assert {path.name for path in save_with(whole.nbytes + SPARE_BYTES)} == {"step_1"}
+    for error in save_with(whole.nbytes + SPARE_BYTES - 1):
+        assert "the disk has" in error.message

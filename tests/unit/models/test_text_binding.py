@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -76,7 +77,9 @@ def test_a_decoder_from_weights_keeps_its_embedding_when_the_data_are_bound(
     trained.save(tmp_path / "model.bin")
     for count, num_rows in ((200, 256), (120, 128)):
         engine = decoder(name, weights=tmp_path / "model.bin", **options).eval()
-        engine.bind(characters(count))
+        few = pytest.warns(UserWarning, match="first 120 of 256 rows of the vocabulary are kept")
+        with few if count == 120 else nullcontext():
+            engine.bind(characters(count))
         assert engine.num_classes == count
         tokens = torch.arange(8)[None]
         assert torch.equal(engine(tokens), trained(tokens)[..., :count])

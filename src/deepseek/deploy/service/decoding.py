@@ -74,7 +74,7 @@ class Decoder:
         self._of_volumes = takes_volumes(spec) or finds_centers(spec)
         self._max_bytes = MAX_BYTES + self._of_volumes * VOXEL_BYTES * max_voxels
         self._pool: ProcessPoolExecutor | None = None
-        self._alone = asyncio.Lock()
+        self._alone = asyncio.Semaphore(num_processes)
 
     def start(self) -> None:
         """Start the processes, so that the first who asks does not wait for them."""

@@ -102,7 +102,8 @@ async def look_at_volume(
         )  # fmt: skip
     if not body:
         raise Refusal(400, "the body is empty", fix="send the bytes of a file")
-    scan = await version.decoder.open_scan(body)
+    async with in_time(limits):
+        scan = await version.decoder.open_scan(body)
     rows = await version.queue.submit([scan.voxels], limits.timeout_s)
     if version.finds_centers:
         return findings_in(rows[0], scan)

@@ -217,6 +217,7 @@ class KafkaLog(QueuedLog):
         with self._read_to:
             now = max(time.time(), self._newest)
             new = [n for n, key in enumerate(keys) if key not in self._first]
+            known = {key: self._first[key] for key in keys if key in self._first}
         for n in new:
             key, content = keys[n], entries[n][1]
             checksum = checksum_of(0, now, key, content)
@@ -233,7 +234,7 @@ class KafkaLog(QueuedLog):
         receipts = []
         with self._read_to:
             for n, (key, (_, content)) in enumerate(zip(keys, entries, strict=True)):
-                offset, digest = self._first[key]
+                offset, digest = self._first[key] if key in self._first else known[key]
                 is_same = digest == xxhash.xxh3_64_intdigest(content)
                 receipts.append(Receipt(offset, written.get(n) == offset, is_same))
         return receipts

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from deepseek.checkpoint import CheckpointStore
-from deepseek.errors import CheckpointError, CommunicationError
+from deepseek.errors import CheckpointError, CommunicationError, ConfigError
 from deepseek.recsys.online.event_log import EventLog, open_log
 from deepseek.recsys.online.gate import Gate, Holdout, Verdict
 from deepseek.recsys.online.learner import Cuts, Learner
@@ -154,7 +154,12 @@ def run_learner(settings: OnlineSettings, stops: Callable[[], bool]) -> None:
     torch.set_num_threads(1)
     settings.path.mkdir(parents=True, exist_ok=True)
     said = f"another process learns in {settings.folder}"
-    held = hold(settings.path / "learner.lock", said, stops)
+    try:
+        held = hold(settings.path / "learner.lock", said, stops)
+    except ConfigError:
+        if stops():
+            return
+        raise
     log = open_log(settings, writes=False)
     try:
         learner, store = open_learner(settings, log)

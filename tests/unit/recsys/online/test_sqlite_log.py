@@ -70,7 +70,8 @@ def test_many_writers_share_flushes_and_lose_nothing(path):
     log.close()
 
 
-def test_a_second_writer_is_refused(path):
+def test_a_second_writer_waits_a_while_and_is_refused(path, monkeypatch):
+    monkeypatch.setattr("deepseek.recsys.online.single_writer.LETS_GO_S", 0.1)
     log = SqliteLog(path)
     with pytest.raises(ConfigError, match="another process"):
         SqliteLog(path)

@@ -129,10 +129,12 @@ class Workers:
         """Begin an epoch, with the workers of the last one if they answer."""
         is_reused = self._loader is not None
         try:
+            if not all(worker.is_alive() for worker in self._processes()):
+                raise RuntimeError("one has exited unexpectedly")
             return self._start()
         except (RuntimeError, OSError, EOFError) as error:
-            # torch asks them to go on, and waits: one may be dead, or busy with a batch of an epoch
-            # that was broken off
+            # torch asks them to go on, and waits: one may have died, or be busy with a batch of an
+            # epoch that was broken off
             if not is_reused or not ("timed out after" in str(error) or self._has_failed(error)):
                 raise
             self.close()

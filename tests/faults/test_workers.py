@@ -94,7 +94,9 @@ def test_a_worker_that_is_killed_between_epochs_is_replaced():
     assert len(list(loader)) == 10
     lost = loader.worker_pids()[0]
     os.kill(lost, signal.SIGKILL)
-    with pytest.warns(UserWarning, match="do not go on.*restarted"):
+    while lost in loader.worker_pids():
+        time.sleep(0.01)
+    with pytest.warns(UserWarning, match="do not go on: one has exited unexpectedly.*restarted"):
         found = [int(x) for batch in loader for x in batch["inputs"][:, 0]]
     assert found == list(range(40))
     assert lost not in loader.worker_pids()

@@ -2,6 +2,7 @@
 
 import math
 import os
+from itertools import takewhile
 from pathlib import Path
 
 THREADS = "OMP_NUM_THREADS"
@@ -25,8 +26,9 @@ def count_cores(quota: Path = CPU_QUOTA) -> int:
 def count_gpus(devices: Path = Path("/dev")) -> int:
     """Return the number of NVIDIA GPUs that a process would see, without asking the driver."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([entry for entry in visible.split(",") if entry.strip()])
+    if visible is not None:  # CUDA sees none of those behind an entry that names no card
+        entries = (entry.strip() for entry in visible.split(","))
+        return len(list(takewhile(lambda entry: entry not in ("", "-1"), entries)))
     return len([path for path in devices.glob("nvidia*") if path.name[len("nvidia") :].isdecimal()])
 
 

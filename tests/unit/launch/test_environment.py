@@ -45,6 +45,14 @@ def test_gpus_are_devices_with_a_number(tmp_path, monkeypatch):
     assert count_gpus(tmp_path) == 3
 
 
+@pytest.mark.parametrize(
+    ("visible", "count"), [("", 0), ("-1", 0), ("0,1", 2), ("0, 2 ,-1,3", 2), ("GPU-a,GPU-b", 2)]
+)
+def test_gpus_are_those_that_cuda_sees(visible, count, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert count_gpus(tmp_path) == count
+
+
 def test_flight_recorder_writes_into_the_launch_folder(tmp_path):
     defaults = recorder_defaults(tmp_path)
     assert defaults["TORCH_FR_DUMP_TEMP_FILE"].startswith(str(tmp_path))

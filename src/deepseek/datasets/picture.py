@@ -95,7 +95,8 @@ class Picture:
         try:
             image = Image.open(io.BytesIO(content), formats=_FORMATS)
             # Reading EXIF costs; a PNG or WebP may carry it too, but only where `info` has it.
-            if "exif" in image.info or image.format == "TIFF":
+            # PIL turns a TIFF itself when it loads it.
+            if "exif" in image.info and image.format != "TIFF":
                 orientation = image.getexif().get(_ORIENTATION, 1)
                 self._orientation = orientation if orientation in _UPRIGHT else 1
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

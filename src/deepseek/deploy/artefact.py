@@ -120,9 +120,12 @@ def convert(
             runtime, execution, engine.architecture, engine.num_classes,
             spec_of(engine).to_json(), hashes, difference, dims,
         )  # fmt: skip
+        earlier = read_description(path).hashes if description_of(path).is_file() else {}
         for file in files:
             os.replace(file, path.parent / file.name)
         describe(path, artefact)
+        for name in {Path(each).name for each in earlier} - hashes.keys():
+            (path.parent / name).unlink(missing_ok=True)  # weights of a larger one, say
         if chosen.runs_code:
             remember(hashes.values())
     finally:

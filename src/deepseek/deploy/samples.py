@@ -124,8 +124,12 @@ class Unlabelled(Dataset):
         return len(self._items)
 
     def __getitem__(self, index: int) -> Batch:
-        batches, _ = to_batches([self._items[index]], self._spec, 1)
-        inputs = next(iter(batches))
+        item = self._items[index]
+        if isinstance(item, Tensor):
+            inputs = item[None]
+        else:
+            batches, _ = to_batches([item], self._spec, 1)
+            inputs = next(iter(batches))
         return {"inputs": (inputs if self._spec is None else fill_up(inputs, self._spec))[0]}
 
 

@@ -357,7 +357,8 @@ def _write_jsonl(path: Path, rows: Iterator[Row]) -> None:
 
 
 def _write_csv(path: Path, rows: Iterator[Row]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    # file names that are no UTF-8 hold lone surrogates
+    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         first = next(rows, {})
         writer = csv.DictWriter(file, list(first), lineterminator="\n")
         writer.writeheader()
@@ -370,7 +371,13 @@ def _write_parquet(path: Path, rows: Iterator[Row]) -> None:
     rows = chain([first], rows) if first else rows
     with pq.ParquetWriter(path, schema) as writer:
         while batch := list(islice(rows, ROWS_AT_A_TIME)):
+            batch = [{name: _writable(value) for name, value in row.items()} for row in batch]
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+
+
+def _writable(value: object) -> object:
+    is_text = isinstance(value, str)
+    return value.encode("utf-8", "backslashreplace").decode() if is_text else value
 
 
 def _type_of(column: str) -> pa.DataType:

@@ -20,6 +20,7 @@ from deepseek.parallel.apply import ParallelModel
 from deepseek.trainer.callbacks import BestModel, Callback, monitored
 from deepseek.trainer.evaluation import keep_min_score
 from deepseek.trainer.growing import lent_tables
+from deepseek.trainer.model_saving import save_model
 from deepseek.trainer.training_state import fill_model
 
 if TYPE_CHECKING:
@@ -68,11 +69,12 @@ class AverageBest(Callback):
         if trainer.world.is_main:
             average_models(paths, averaged)
         trainer.world.exchange(None)  # the file is there
-        with weights_of(trainer.trained, averaged):
-            metrics = trainer.evaluate()
+        parallel = trainer.trained  # asked again, it would take the buffers of the last step
+        with weights_of(parallel, averaged):
+            metrics = trainer._evaluation(None, keeps_samples=False, parallel=parallel).metrics
             if trainer.task.min_score_metric is not None:
-                keep_min_score(trainer.task, metrics, trainer.trained.engine)
-                trainer.save_model(averaged)
+                keep_min_score(trainer.task, metrics, parallel.engine)
+                save_model(parallel, averaged)
         value = metrics[self._best.monitor.removeprefix("val_")]
         best = self.kept[0][0]
         self.is_used = value >= best if self._best.higher_is_better else value <= best

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.table_model import inputs_of
+from deepseek.trainer.binary import BinaryTask
 from deepseek.trainer.metrics import Metric
+from deepseek.trainer.regression import RegressionTask
 from deepseek.trainer.task import IGNORE_INDEX, Batch, Task, resolve_task
 
 
@@ -63,6 +65,11 @@ class Distillation(Task):
                     fix="give task=, such as ClassificationTask(10), or bind a spec to the teacher",
                 )
             task = resolve_task("auto", engine.spec, 0.0)
+        if isinstance(task, BinaryTask | RegressionTask) or task.min_score_metric is not None:
+            raise ConfigError(
+                f"{type(task).__name__} has no probabilities of classes that a teacher could give",
+                fix="train without a teacher: leave Distillation (--distill) out",
+            )
         # a copy: what was given stays as it is, and may be trained on
         self.teacher = copy.deepcopy(engine).eval().requires_grad_(False)
         self.task = task

@@ -113,7 +113,7 @@ def _evaluate_best(trainer: "Trainer", best_step: int | None, check: Callable[[]
         is_average = any(isinstance(c, AverageBest) and c.is_used for c in trainer.callbacks)
         if is_average or best_step not in (None, trainer.step):
             stack.enter_context(weights_of(parallel, trainer.folder.model))
-        evaluation = trainer._evaluation(None, keeps_samples=True, check=check)
+        evaluation = trainer._evaluation(None, keeps_samples=True, check=check, parallel=parallel)
     if not trainer.world.is_main:
         return
     trainer.world.end_watch()  # nobody is waited for any more

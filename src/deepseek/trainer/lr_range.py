@@ -112,6 +112,8 @@ def lr_range_test(
             fix="run it without deepseek launch",
         )
     kept = copy.deepcopy((trainer.model.module.state_dict(), step.optimizer.state_dict()))
+    holders = [each for each in (step.guard, step.scaler, step.joint) if each is not None]
+    states = copy.deepcopy([each.state_dict() for each in holders])
     random, place, ema = RandomState.read(), loader.state_dict(), step.ema
     step.ema = None
     trainer.model.train()
@@ -124,6 +126,8 @@ def lr_range_test(
         trainer.model.module.load_state_dict(kept[0])
         step.optimizer.state.clear()
         step.optimizer.load_state_dict(kept[1])
+        for holder, state in zip(holders, states, strict=True):
+            holder.load_state_dict(state)
         loader.load_state_dict(place)
         random.restore()
     return _judge(lrs, losses)

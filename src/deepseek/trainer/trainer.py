@@ -128,6 +128,7 @@ class Trainer:
             self.task.higher_is_better
             if self.monitor == self.task.monitor
             else not any(word in self.monitor for word in ("loss", "perplexity"))
+            and {"mae", "mse", "rmse", "error"}.isdisjoint(self.monitor.split("_"))
         )
         self.callbacks = self._with_own_callbacks(callbacks)
         self.progress = RunProgress()
@@ -477,6 +478,7 @@ class Trainer:
         data,
         keeps_samples: bool,
         check: Callable[[], None] = lambda: None,
+        parallel: ParallelModel | None = None,
     ) -> Evaluation:
         loader = self.val_loader
         check_evaluation(self.plan)
@@ -490,11 +492,6 @@ class Trainer:
             )
         assembly = self.assembly
         return evaluate(
-            self.trained,
-            loader,
-            self.task,
-            assembly.precision,
-            assembly.channels_last,
-            keeps_samples,
-            check,
-        )
+            self.trained if parallel is None else parallel, loader, self.task, assembly.precision,
+            assembly.channels_last, keeps_samples, check,
+        )  # fmt: skip

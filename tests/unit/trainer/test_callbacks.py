@@ -1,7 +1,12 @@
 import math
 from types import SimpleNamespace
 
-from deepseek.trainer import EarlyStopping, History
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from deepseek.trainer import EarlyStopping, History, RegressionTask, Trainer
 from deepseek.trainer.callbacks import is_better
 
 
@@ -36,3 +41,17 @@ def test_a_metric_that_is_never_a_number_stops_and_says_so():
 def test_the_best_epoch_is_one_whose_metric_is_a_number(tmp_path):
     records = [{"epoch": n, "val_f1": value} for n, value in enumerate((math.nan, 0.2, 0.1))]
     assert History(records, tmp_path, "val_f1", True, "finished").best["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("monitor", "higher"),
+    [("val_mae", False), ("val_age_rmse", False), ("val_malignancy_error", False),
+     ("val_loss", False), ("val_macro_f1", True), ("val_accuracy", True)],
+)  # fmt: skip
+def test_errors_are_better_where_they_are_lower(monitor, higher, tmp_path):
+    inputs = torch.randn(8, 3)
+    data = TensorDataset(inputs, inputs.sum(1))
+    trainer = Trainer(
+        nn.Linear(3, 1), data, data, task=RegressionTask(), monitor=monitor, run_dir=tmp_path / "r"
+    )
+    assert trainer.higher_is_better == higher

@@ -50,3 +50,11 @@ def test_the_picture_is_drawn(tmp_path):
 def test_an_empty_range_is_refused(tmp_path, wrong):
     with pytest.raises(ConfigError, match="is no range test"):
         lr_range_test(make_trainer(tmp_path / "a"), **wrong)
+
+
+def test_what_judges_losses_is_as_it_was(tmp_path):
+    trainer = make_trainer(tmp_path / "run", loss_spike=3.0)
+    guard = trainer.assembly.step.guard
+    before = guard.state_dict()
+    lr_range_test(trainer, num_steps=20)
+    assert guard.state_dict() == before == {"losses": []}

@@ -336,3 +336,14 @@ def test_a_refused_resume_leaves_later_checkpoints(tmp_path):
     assert sorted(checkpoints.glob("step_*")) == saved
     begin(10, resume=checkpoints / "step_2").fit()
     assert (checkpoints / "superseded_step_4").is_dir()
+
+
+def test_the_best_of_a_moving_average_is_evaluated_with_its_own_running_statistics(tmp_path):
+    trainer = Trainer(
+        make_net(), make_table(), make_table(20), epochs=6, batch_size=10, lr=0.3, ema_decay=0.9,
+        monitor="val_loss", run_dir=tmp_path / "run", **QUIET,
+    )  # fmt: skip
+    best = trainer.fit().best
+    assert best["epoch"] < 6  # the statistics of the last step are others
+    found = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())
+    assert found["val_loss"] == pytest.approx(best["val_loss"], rel=1e-5)

@@ -308,7 +308,8 @@ def _best_file(out: Path, best: Row) -> Path:
 def _keep(search: Search, best: Row, out: Path) -> str:
     """Bring the files of the best to their place; return why that failed, or ""."""
     target = _best_file(out, best)
-    measured = {"target": search.plan.target, "best": best.to_json()}
+    of = search.what(best.candidate, "best")
+    measured = {"target": search.plan.target, "best": best.to_json(), "of": of}
     measured = json.loads(json.dumps(measured))
     if description_of(target).is_file():
         earlier = read_description(target)
@@ -316,7 +317,7 @@ def _keep(search: Search, best: Row, out: Path) -> str:
             (out / name).is_file() and sha256(out / name) == digest
             for name, digest in earlier.hashes.items()
         )
-        same = earlier.measured.get("best", {}).get("candidate") == best.candidate.to_json()
+        same = earlier.measured.get("of") == measured["of"]
         if is_whole and same and earlier.machine == fingerprint():
             describe(target, replace(earlier, measured=measured))
             return ""

@@ -161,7 +161,7 @@ class Search:
         """Try a candidate, unless this share of the budget is used up."""
         plan = self.plan
         if not reason and plan.left_s < (1 - share) * plan.budget_s:
-            done = self._journal.find(self._what(candidate, "first"))
+            done = self._journal.find(self.what(candidate, "first"))
             reason = "" if done else "the budget was used up"
         self._try(candidate, reason, self._trial_limit_s())
 
@@ -212,7 +212,7 @@ class Search:
         if reason:
             self.rows[candidate] = Row(candidate, SKIPPED, reason)
         else:
-            what = self._what(candidate, "first")
+            what = self.what(candidate, "first")
             entry = self._journal.find(what)
             if entry is not None and entry.get("timed_out") and limit_s > entry["limit_s"]:
                 entry = None  # a larger budget gives it more time
@@ -338,14 +338,15 @@ class Search:
 
     def _again(self, candidate: Candidate, stage: str, seconds: float) -> dict | None:
         """Time a candidate that is good once more; `None` where the budget or it fails."""
-        what = self._what(candidate, stage)
+        what = self.what(candidate, stage)
         entry = self._journal.find(what)
         if entry is None:
             if self.plan.left_s < 2 * seconds * (1 + len(self.plan.batch_sizes)):
                 return None
             if candidate.is_smaller or candidate.method:
                 self._restore_base()
-            if self.convert(candidate):
+            # the original is timed beside it: a search that ended has removed its file
+            if self.convert(BASE) or self.convert(candidate):
                 return None
             entry = self._run("measure", candidate, "", seconds, max(self.plan.left_s, 1.0))
             if "error" in entry:
@@ -359,7 +360,10 @@ class Search:
         plan, folder = self.plan, self._folder(candidate)
         folder.mkdir(parents=True, exist_ok=True)
         is_reference = candidate == BASE or plan.material.has_labels
-        layers = f"{candidate.source}-{candidate.method}-{candidate.sparsity}-{plan.tolerance:g}"
+        layers = (
+            f"{plan.hashes[candidate.source][:12]}-{candidate.method}-{candidate.sparsity}"
+            f"-{plan.tolerance:g}-{plan.metric}"
+        )
         task = candidate.make_task(
             plan.sources[candidate.source], self.artefact_of(BASE), self.artefact_of(candidate),
             plan.material.path, folder / "result.json", batch_sizes=plan.batch_sizes,
@@ -385,7 +389,8 @@ class Search:
 
         return tick
 
-    def _what(self, candidate: Candidate, stage: str) -> dict:
+    def what(self, candidate: Candidate, stage: str) -> dict:
+        """Return what a measurement is of, JSON-able: another file or tolerance is another."""
         source = self.plan.hashes[candidate.source]
         found = {"candidate": candidate.to_json(), "stage": stage, "source": source}
         if candidate.is_mixed:  # the tolerance says which layers are in float
@@ -400,14 +405,16 @@ class Search:
 
     def _folder(self, candidate: Candidate) -> Path:
         name = candidate.name
+        if candidate.source != ORIGINAL:
+            name += f" {self.plan.hashes[candidate.source][:12]}"
         if candidate.is_mixed:
-            name += f" {self.plan.tolerance:g}"
+            name += f" {self.plan.tolerance:g} {self.plan.metric}"
         return self.plan.work / re.sub(NO_NAME, "-", name)
 
     def _needs_base_sums(self) -> bool:
         """Return whether there is something to compare, and nothing to compare it with."""
         return not (self._folder(BASE) / SUMS).is_file() and any(
-            not reason and self._journal.find(self._what(candidate, "first")) is None
+            not reason and self._journal.find(self.what(candidate, "first")) is None
             for candidate, reason in self.plan.candidates
         )
 

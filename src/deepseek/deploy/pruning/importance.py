@@ -12,7 +12,8 @@ change of the loss is comparable as it is (taylor).
 Shapes: U units of a group.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +101,7 @@ def _taylor(engine: ModelEngine, groups: Sequence[Group], data: Data | None) -> 
         (g, c) for g, c in made if isinstance(find_tensor(engine.module, c.tensor), nn.Parameter)
     ]
     tensors = [find_tensor(engine.module, cut.tensor) for _, cut in made]
-    with evaluating(engine), torch.enable_grad():
+    with evaluating(engine), torch.enable_grad(), _with_gradients(tensors):
         for batch in samples.first(NUM_TAYLOR_BATCHES):
             moved = {name: value.to(engine.device) for name, value in batch.items()}
             loss = task.loss(engine(moved["inputs"]), moved) / max(1, task.count_items(batch))
@@ -112,6 +113,19 @@ def _taylor(engine: ModelEngine, groups: Sequence[Group], data: Data | None) -> 
             for name, each in sums.items():
                 ranked[name] += each.square()
     return ranked
+
+
+@contextmanager
+def _with_gradients(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Let frozen weights have gradients, which say what they are worth, for a while."""
+    frozen = [tensor for tensor in tensors if not tensor.requires_grad]
+    for tensor in frozen:
+        tensor.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for tensor in frozen:
+            tensor.requires_grad_(False)
 
 
 def _random(engine: ModelEngine, groups: Sequence[Group], data: Data | None) -> Importance:

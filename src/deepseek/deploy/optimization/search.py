@@ -20,7 +20,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from deepseek.deploy.artefact import description_of
-from deepseek.deploy.optimization.candidate import BASE, Candidate
+from deepseek.deploy.optimization.candidate import BASE, ORIGINAL, Candidate
 from deepseek.deploy.optimization.journal import Journal
 from deepseek.deploy.optimization.material import Material
 from deepseek.deploy.optimization.process import Limits, run_trial

@@ -1,6 +1,7 @@
 """Predictions to a file: what is in it, what a damaged picture is, and what a kill leaves."""
 
 import json
+import os
 from itertools import islice
 
 import pyarrow.parquet as pq
@@ -190,3 +191,15 @@ def test_no_more_is_read_than_two_batches_ahead(pictures):
 
     next(islice(score(make_engine(), items(), Scoring(batch_size=2)), 1))
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_file_name_that_is_no_utf8_is_written(tmp_path, suffix):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    try:
+        (folder / os.fsdecode(b"M\xfcller.png")).write_bytes(png())
+    except OSError:
+        pytest.skip("this file system has no such names")
+    assert write(folder, tmp_path / f"found{suffix}").num_rows == 1
+    assert "ller.png" in str((tmp_path / f"found{suffix}").read_bytes())

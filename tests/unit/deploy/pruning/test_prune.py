@@ -138,6 +138,16 @@ def test_taylor_knows_what_the_loss_depends_on():
     assert int((scale != 0).sum()) == 8
 
 
+def test_taylor_ranks_frozen_weights_and_leaves_them_frozen():
+    engine, inputs = build("resnet")
+    engine.module.layer1.requires_grad_(False)
+    pruned = prune(
+        engine, flops=0.9, criterion="taylor", data=make_pictures(), inputs=inputs, latency=False
+    )
+    assert pruned.after.flops < pruned.before.flops
+    assert not engine.module.layer1[0].conv1.weight.requires_grad
+
+
 @pytest.mark.parametrize(("name", "what"), [("vit", "blocks.0"), ("resnet", "layer1.1")])
 def test_the_block_that_changes_least_is_dropped(name, what, tmp_path):
     settings = {"num_layers": 14} if name == "resnet" else {}

@@ -59,10 +59,6 @@ class Checkpoint:
     state: dict = field(repr=False)
     own_state: dict = field(repr=False, default_factory=dict)
 
-    def num_bytes(self) -> int:
-        """Return the bytes of all tensors."""
-        return sum(t.nbytes for group in self.tensors.values() for t in group.values())
-
     def whole_bytes(self) -> int:
         """Return the bytes of the whole tensors of which these are parts: what all ranks write."""
         found = {}

@@ -186,15 +186,20 @@ def test_a_missing_record_is_refused(path):
         SqliteLog(path)
 
 
-@pytest.mark.parametrize("event", [0, 1999], ids=["first", "last"])
-def test_noise_in_the_first_or_last_page_of_records_leaves_the_others(path, event):
+def spoil_a_page(path, find):
+    """Fill a log, overwrite the page of the byte that `find` tells, and see it refused."""
     fill(path, 2000)
     content = bytearray(path.read_bytes())
-    page = content.index(f'"event {event}"'.encode()) // 4096 * 4096
+    page = find(content) // 4096 * 4096
     content[page : page + 4096] = bytes(range(256)) * 16
     path.write_bytes(content)
     with pytest.raises(LogDamagedError, match="its files are in"):
         SqliteLog(path)
+
+
+@pytest.mark.parametrize("event", [0, 1999], ids=["first", "last"])
+def test_noise_in_the_first_or_last_page_of_records_leaves_the_others(path, event):
+    spoil_a_page(path, lambda content: content.index(f'"event {event}"'.encode()))
     kept, _ = salvage(path)
     assert kept > 1900
     log = SqliteLog(path)
@@ -217,13 +222,7 @@ def test_a_log_of_which_nothing_can_be_read_is_left_as_it_is(path):
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_a_page_of_noise_is_refused_and_the_rest_salvaged(path, share):
-    fill(path, 2000)
-    content = bytearray(path.read_bytes())
-    page = int(len(content) * share) // 4096 * 4096
-    content[page : page + 4096] = bytes(range(256)) * 16
-    path.write_bytes(content)
-    with pytest.raises(LogDamagedError, match="its files are in"):
-        SqliteLog(path)
+    spoil_a_page(path, lambda content: int(len(content) * share))
     kept, lost = salvage(path)
     assert kept > 0
     assert kept + lost == 2000

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +49,11 @@ def fail():
 
 def run_out():
     raise MemoryError
+
+
+def tell_and_hang():
+    print(os.getpid(), flush=True)
+    hang()
 
 
 def load(data, **settings):
@@ -129,3 +137,28 @@ def test_a_lost_worker_does_not_disturb_the_main_thread(tmp_path):
         while time.monotonic() < until:
             time.sleep(0.01)  # the signal of the dead child arrives here
         assert len(list(batches)) == 9
+
+
+def test_a_worker_that_is_busy_ends_with_the_run_that_was_killed():
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("reads the state of a process from /proc")
+    begin = "from test_workers import *; load(Troubled(tell_and_hang))"
+    run = subprocess.Popen(
+        [sys.executable, "-c", begin], cwd=Path(__file__).parent, stdout=subprocess.PIPE
+    )
+    assert run.stdout is not None
+    worker = int(run.stdout.readline())
+    assert lives(worker)
+    run.kill()
+    run.wait()
+    while lives(worker):  # for ever, were it not for its watch
+        time.sleep(0.05)
+    run.stdout.close()
+
+
+def lives(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"

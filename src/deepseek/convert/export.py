@@ -87,9 +87,10 @@ def write_state_dict(engine: ModelEngine, path: str | Path, layout: str = "auto"
     if path.suffix != ".safetensors":
         torch.save(state, path)
         return
-    first: dict[int, str] = {}
+    first: dict[tuple, str] = {}
     for name, tensor in state.items():
-        first.setdefault(tensor.data_ptr() if tensor.numel() else id(tensor), name)
+        place = tensor.data_ptr() if tensor.numel() else id(tensor)
+        first.setdefault((place, tensor.shape, tensor.stride(), tensor.dtype), name)
     # weights may lie channels last, which the format does not know
     tensors = {name: state[name].contiguous() for name in first.values()}
     save_file(tensors, path, metadata={"format": "pt"})

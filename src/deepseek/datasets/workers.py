@@ -5,8 +5,10 @@ was waited for begun anew; nothing is lost, for a batch depends on its key alone
 fails a second time, the error names the sample that the worker was reading.
 """
 
+import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -212,7 +214,7 @@ class Workers:
 
 
 class _Begin:
-    """Gives a worker its place in the shared row of sample numbers."""
+    """Gives a worker its place in the shared row of sample numbers, and ends it with its run."""
 
     def __init__(self, reading: Tensor) -> None:
         self._reading = reading
@@ -220,6 +222,14 @@ class _Begin:
     def __call__(self, worker_id: int) -> None:
         global _slot
         _slot = self._reading[worker_id]
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone; torch looks while a worker is idle."""
+    while os.getppid() == parent:
+        time.sleep(POLL_S)
+    os._exit(1)
 
 
 def _end_pinning(iterator) -> None:

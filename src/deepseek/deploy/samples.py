@@ -20,6 +20,7 @@ from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.datasets.token_store import IGNORE_INDEX
 from deepseek.errors import ConfigError, DataError
 from deepseek.models import ModelEngine
+from deepseek.models.multi_head import trunk_config
 from deepseek.models.prediction import to_batches
 from deepseek.models.table_model import TableModel
 
@@ -194,7 +195,7 @@ def random_inputs(engine: ModelEngine, count: int) -> Tensor:
     if field.dtype == "uint8":
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     if field.dtype.startswith("int"):
-        num_tokens = engine.config.get("vocab_size") or engine.num_classes or 2
+        num_tokens = trunk_config(engine.config).get("vocab_size") or engine.num_classes or 2
         return torch.randint(0, num_tokens, shape, generator=generator)
     return torch.randn(shape, generator=generator)
 

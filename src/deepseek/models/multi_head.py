@@ -255,6 +255,11 @@ class MultiHead(Classifier):
         return {name: head(features) for name, head in self.heads.items()}
 
 
+def trunk_config(config: Mapping) -> Mapping:
+    """Return the arguments of what takes the inputs: of a model of several tasks, its trunk's."""
+    return config.get("trunk_args", config)
+
+
 def head_of(spec: "DataSpec") -> dict:
     """Return the head that the data of one task ask for."""
     outputs = spec.num_classes

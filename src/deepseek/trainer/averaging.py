@@ -7,7 +7,7 @@ as the best.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +44,13 @@ class AverageBest(Callback):
         self.is_used = False
         """Whether the model of the run is the average."""
 
+    def on_fit_begin(self, trainer: "Trainer") -> None:
+        """Forget the models that are gone: a finished run that gets more epochs has used them."""
+        steps = trainer.world.lead(
+            lambda: [step for _, step in self.kept if self._path(trainer, step).is_file()]
+        )
+        self.kept = [(value, step) for value, step in self.kept if step in steps]
+
     def on_eval_end(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         """Keep the model if it is among the best so far."""
         value = monitored(metrics, self._best.monitor)
@@ -56,19 +63,32 @@ class AverageBest(Callback):
                 self._path(trainer, step).unlink(missing_ok=True)
         self.kept = ranked[: self.count]
         if any(step == trainer.step for _, step in self.kept):
-            if trainer.world.is_main:
-                self._path(trainer, 0).parent.mkdir(exist_ok=True)
-            trainer.save_model(self._path(trainer, trainer.step))
+            try:
+                self._keep(trainer)
+            except OSError as error:
+                self.kept.remove((value, trainer.step))
+                trainer.warn(f"the model could not be kept for average_best: {error}")
+
+    def _keep(self, trainer: "Trainer") -> None:
+        if trainer.world.is_main:
+            self._folder(trainer).mkdir(exist_ok=True)
+        trainer.save_model(self._path(trainer, trainer.step))
 
     def on_fit_end(self, trainer: "Trainer") -> None:
         """Average, and take the average where it is at least as good as the best."""
-        paths = [self._path(trainer, step) for _, step in self.kept]
-        if len(paths) < 2 or not all(path.is_file() for path in paths):
-            return
-        averaged = self._path(trainer, 0).with_name("average.bin")
+        try:
+            if len(self.kept) > 1:
+                self._average(trainer)
+        except OSError as error:  # the best model is written
+            trainer.warn(f"the best models could not be averaged: {error}")
         if trainer.world.is_main:
-            average_models(paths, averaged)
-        trainer.world.exchange(None)  # the file is there
+            # with what a killed run has left there
+            shutil.rmtree(self._folder(trainer), ignore_errors=True)
+
+    def _average(self, trainer: "Trainer") -> None:
+        paths = [self._path(trainer, step) for _, step in self.kept]
+        averaged = self._folder(trainer) / "average.bin"
+        _on_first(trainer, lambda: average_models(paths, averaged))
         parallel = trainer.trained  # asked again, it would take the buffers of the last step
         with weights_of(parallel, averaged):
             metrics = trainer._evaluation(None, keeps_samples=False, parallel=parallel).metrics
@@ -76,20 +96,22 @@ class AverageBest(Callback):
                 keep_min_score(trainer.task, metrics, parallel.engine)
                 save_model(parallel, averaged)
         value = metrics[self._best.monitor.removeprefix("val_")]
-        best = self.kept[0][0]
-        self.is_used = value >= best if self._best.higher_is_better else value <= best
-        if trainer.world.is_main:
-            if self.is_used:
-                averaged.replace(trainer.folder.model)
-            # with what a killed run has left there
-            shutil.rmtree(averaged.parent, ignore_errors=True)
+        # of the run before, where it got more epochs
+        best = self.kept[0][0] if self._best.best is None else self._best.best
+        is_used = value >= best if self._best.higher_is_better else value <= best
+        if is_used:
+            _on_first(trainer, lambda: averaged.replace(trainer.folder.model))
+        self.is_used = is_used
         trainer.folder.add_event(
             "average", step=trainer.step, steps=[step for _, step in self.kept], best=best,
-            average=value, is_used=self.is_used,
+            average=value, is_used=is_used,
         )  # fmt: skip
 
+    def _folder(self, trainer: "Trainer") -> Path:
+        return trainer.folder.path / FOLDER
+
     def _path(self, trainer: "Trainer", step: int) -> Path:
-        return trainer.folder.path / FOLDER / f"step_{step}.bin"
+        return self._folder(trainer) / f"step_{step}.bin"
 
     def state_dict(self) -> dict:
         """Return the values and steps."""
@@ -100,8 +122,21 @@ class AverageBest(Callback):
         self.kept = [(float(value), int(step)) for value, step in state["kept"]]
 
 
+def _on_first(trainer: "Trainer", act: Callable[[], object]) -> None:
+    """Let rank 0 write; what the disk refuses, every rank raises."""
+    problem = None
+    if trainer.world.is_main:
+        try:
+            act()
+        except OSError as error:
+            problem = str(error)
+    problem = trainer.world.exchange(problem)[0]  # and the file is there
+    if problem is not None:
+        raise OSError(problem)
+
+
 def average_models(paths: list[Path], target: Path) -> None:
-    """Write the mean of the floating-point weights of model files of one architecture.
+    """Write the mean of the weights of model files of one architecture.
 
     Args:
         paths: of the files; the first gives all that is not averaged.
@@ -110,9 +145,10 @@ def average_models(paths: list[Path], target: Path) -> None:
     first, *others = (read_model_file(path) for path in paths)
     averaged: set[int] = set()
     for name, weight in first.state.items():
-        if weight.is_floating_point() and id(weight) not in averaged:  # names may share a tensor
+        is_averaged = weight.is_floating_point() or weight.is_complex()
+        if is_averaged and id(weight) not in averaged:  # names may share a tensor
             stacked = torch.stack([weight, *(other.state[name] for other in others)])
-            weight.copy_(stacked.double().mean(0))
+            weight.copy_(stacked.to(torch.promote_types(weight.dtype, torch.float64)).mean(0))
             averaged.add(id(weight))
     write_model_file(target, first)
 

@@ -19,6 +19,7 @@ from deepseek.models import ModelEngine
 from deepseek.models.table_model import inputs_of
 from deepseek.trainer.binary import BinaryTask
 from deepseek.trainer.metrics import Metric
+from deepseek.trainer.multi_task import MultiTask
 from deepseek.trainer.regression import RegressionTask
 from deepseek.trainer.task import IGNORE_INDEX, Batch, Task, resolve_task
 
@@ -65,9 +66,11 @@ class Distillation(Task):
                     fix="give task=, such as ClassificationTask(10), or bind a spec to the teacher",
                 )
             task = resolve_task("auto", engine.spec, 0.0)
-        if isinstance(task, BinaryTask | RegressionTask) or task.min_score_metric is not None:
+        without = BinaryTask | MultiTask | RegressionTask
+        if isinstance(task, without) or task.min_score_metric is not None:
             raise ConfigError(
-                f"{type(task).__name__} has no probabilities of classes that a teacher could give",
+                f"{type(task).__name__} has no one set of classes, of which a teacher could give"
+                " the probabilities",
                 fix="train without a teacher: leave Distillation (--distill) out",
             )
         # a copy: what was given stays as it is, and may be trained on

@@ -33,7 +33,8 @@ class ExponentialMovingAverage:
         pairs = [
             (mine.local.detach(), theirs.local)
             for mine, theirs in zip(average.weights.weights, source.weights.weights, strict=True)
-            if theirs.local.is_floating_point() and theirs.local.numel()
+            if theirs.local.is_floating_point() or theirs.local.is_complex()
+            if theirs.local.numel()
         ]
         self._averaged = [mine for mine, _ in pairs]
         self._weights = [theirs for _, theirs in pairs]

@@ -11,7 +11,7 @@ def total_norm(grads: list[Tensor]) -> Tensor:
     """
     if grads and grads[0].device.type == "cpu" and all(grad.is_contiguous() for grad in grads):
         flat = [grad.view(-1) for grad in grads]
-        return torch.stack([torch.dot(each, each) for each in flat]).sum().sqrt()
+        return torch.stack([torch.vdot(each, each).real for each in flat]).sum().sqrt()
     # torch.nn.utils.get_total_norm without its grouping by device, which costs as much again
     norms = torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
     return torch.linalg.vector_norm(torch.stack(norms))

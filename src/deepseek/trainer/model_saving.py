@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from deepseek.checkpoint import StoredTensors
@@ -37,7 +38,7 @@ def save_model(parallel: ParallelModel, path: Path) -> None:
                 engine.architecture, engine.config, engine.spec, state, changes=engine.changes
             )
             write_model_file(path, content)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             problems = [str(error)]
     problems = [each for each in world.exchange(problems) if each]
     if world.is_main:
@@ -51,6 +52,6 @@ def _attempt(parallel: ParallelModel, act) -> list[str]:
     problem = None
     try:
         act()
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is either
         problem = str(error)
     return [each for each in parallel.world.exchange(problem) if each]

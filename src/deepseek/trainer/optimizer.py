@@ -202,8 +202,10 @@ class Optimizer:
             names = {weight: name for name, weight in weights.items()}
             bits = 8 if self.algorithm == "adamw8bit" else 32
             return LowPrecisionAdamW(groups, names, **settings, state_bits=bits, seed=seed)
-        devices = {parameter.device.type for group in groups for parameter in group["params"]}
-        if len(devices) == 1 and devices <= entry.fused_on:
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        devices = {parameter.device.type for parameter in parameters}
+        is_complex = any(parameter.is_complex() for parameter in parameters)  # no fused kernel
+        if len(devices) == 1 and devices <= entry.fused_on and not is_complex:
             settings["fused"] = True
         if self.algorithm == "nadamw":
             settings["decoupled_weight_decay"] = True

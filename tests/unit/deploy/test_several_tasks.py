@@ -150,3 +150,16 @@ def test_a_service_answers_for_each_task(engine, data, pixels):
     assert shapes == {"kind": (12, 10), "ink": (12, 1)}
     assert version.widths == [10, 1]
     assert np.allclose(parts_of(rows, version)["kind"][0].sum(1), 1)
+
+
+def test_tasks_of_one_text_are_exported_for_any_length_up_to_the_longest(tmp_path):
+    text = {"vocab_size": 40, "context_length": 12, "num_layers": 1, "dim": 16, "heads": 2}
+    heads = {"kind": {"outputs": 3, "per": "sample"}, "size": {"outputs": 1, "per": "sample"}}
+    engine = ModelEngine.wrap(MultiHead("encoder", text, heads)).eval()
+    tokens = torch.randint(1, 40, (3, 7))
+    export(engine, tmp_path / "m.pt2", data=tokens, threads=1)
+    opened = load_engine(tmp_path / "m.pt2")
+    for length in (2, 12):
+        tokens = torch.randint(1, 40, (2, length))
+        found, expected = opened(tokens), join_outputs(engine(tokens))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

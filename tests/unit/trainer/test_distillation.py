@@ -11,6 +11,7 @@ from deepseek.trainer import (
     ClassificationTask,
     Distillation,
     LanguageModellingTask,
+    MultiTask,
     SegmentationTask,
     Trainer,
 )
@@ -169,3 +170,9 @@ def test_a_loss_in_chunks_is_refused(tmp_path):
     )  # fmt: skip
     with pytest.raises(ConfigError, match="loss_chunks=2 takes the loss of some tokens"):
         trainer.fit()
+
+
+def test_a_teacher_of_several_tasks_is_refused():
+    tasks = MultiTask({"a": ClassificationTask(3), "b": ClassificationTask(2)})
+    with pytest.raises(ConfigError, match="MultiTask has no one set of classes"):
+        Distillation(make_model(), task=tasks)

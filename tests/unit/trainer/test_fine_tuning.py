@@ -16,7 +16,7 @@ from deepseek.models import Encoder, ModelEngine, VisionTransformer
 from deepseek.models.lora import LoraLinear, add_lora, merge_lora
 from deepseek.models.model_file import read_model_file
 from deepseek.trainer import Callback, Optimizer, Trainer
-from deepseek.trainer.averaging import average_models
+from deepseek.trainer.averaging import AverageBest, average_models
 from deepseek.trainer.cross_validation import (
     CrossValidation,
     choose_folds,
@@ -247,6 +247,34 @@ def test_a_draft_left_among_the_best_does_not_end_the_run(reviews, tmp_path):
     assert json.loads((tmp_path / "r/summary.json").read_text())["status"] == "finished"
     assert "average" in (tmp_path / "r/events.jsonl").read_text()
     assert not (tmp_path / "r/best").exists()
+
+
+def test_a_finished_run_with_more_epochs_averages_what_is_new(reviews, tmp_path):
+    train, val = reviews.split(0.3)
+    settings: dict = {"lr": 3e-3, "average_best": 2, "run_dir": tmp_path / "r", **QUICK}
+    settings |= {"checkpoint_every": 1}
+    Trainer(make_encoder(), train, val, epochs=2, **settings).fit()
+    Trainer(make_encoder(), train, val, epochs=5, resume=True, **settings).fit()
+    events = [json.loads(line) for line in (tmp_path / "r/events.jsonl").read_text().splitlines()]
+    first, second = [event for event in events if event["kind"] == "average"]
+    assert min(second["steps"]) > max(first["steps"])
+    assert not (tmp_path / "r/best").exists()
+
+
+def test_a_full_disk_costs_the_average_and_not_the_run(reviews, tmp_path, monkeypatch):
+    def is_full(*_):
+        raise OSError(28, "No space left on device")
+
+    train, val = reviews.split(0.3)
+    settings: dict = {"lr": 3e-3, "average_best": 2, **QUICK}
+    monkeypatch.setattr("deepseek.trainer.averaging.average_models", is_full)
+    Trainer(make_encoder(), train, val, epochs=2, run_dir=tmp_path / "r", **settings).fit()
+    assert "could not be averaged: [Errno 28]" in (tmp_path / "r/events.jsonl").read_text()
+    assert (tmp_path / "r/model.bin").is_file()
+    monkeypatch.setattr(AverageBest, "_keep", is_full)
+    Trainer(make_encoder(), train, val, epochs=2, run_dir=tmp_path / "s", **settings).fit()
+    assert "could not be kept for average_best" in (tmp_path / "s/events.jsonl").read_text()
+    assert not (tmp_path / "s/best").exists()
 
 
 # -- folds -------------------------------------------------------------------------------------

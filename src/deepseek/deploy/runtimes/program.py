@@ -14,6 +14,7 @@ from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.classifier import Classifier
 from deepseek.models.joint_outputs import join_outputs
+from deepseek.models.multi_head import trunk_config
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -95,7 +96,8 @@ def in_brief(error: Exception) -> str:
 
 def _dim(name: str, engine: ModelEngine):
     if name == "length":
-        return torch.export.Dim(name, min=1, max=engine.config["context_length"])
+        longest = trunk_config(engine.config)["context_length"]
+        return torch.export.Dim(name, min=1, max=longest)
     return torch.export.Dim(name, min=1)
 
 

@@ -21,6 +21,7 @@ from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.device import resolve_device
 from deepseek.models.joint_outputs import rows_of
+from deepseek.models.multi_head import trunk_config
 from deepseek.models.sliding_window import DEFAULT_OVERLAP
 from deepseek.models.table_scores import table_scores
 from deepseek.models.volume_detector import VolumeDetector, finds_centers
@@ -189,12 +190,13 @@ class ServedModel:
             self.detector = VolumeDetector(engine, options)
         is_whole_row = len(self._field.shape) == 1 and self._field.dtype == "int64"
         takes_tokens = is_whole_row and self._packing is None
-        vocabulary = engine.config.get("vocab_size") or (
+        config = trunk_config(engine.config)
+        vocabulary = config.get("vocab_size") or (
             engine.num_classes if takes_tokens and not spec.class_names else None
         )
         self.pad = spec.pad_token if takes_tokens else None
         """What rows of tokens are filled up with, so that they fit together."""
-        longest = self._field.shape[0] if has_one_length else engine.config.get("context_length")
+        longest = self._field.shape[0] if has_one_length else config.get("context_length")
         self.facts = Facts(spec, vocabulary, longest if takes_tokens else None)
         self._warm_up()
 

@@ -50,6 +50,9 @@ def test_nodules_from_a_file_to_their_evaluation(cubes, capsys):
     assert run(["predict", model, "scan.npy", "--report", "page.txt"]) == 2
     assert "--report page.txt is no .html file" in capsys.readouterr().err
     assert run(["predict", model, "scan.npy", "--text", "a"]) == 2
+    capsys.readouterr()
+    assert run(["evaluate", model, "--data", "nowhere", "--samples", "s.csv"]) == 2
+    assert "the task of the model is detection" in capsys.readouterr().err
 
 
 def test_outlines_of_nodules_are_learnt_and_evaluated(cubes, capsys):
@@ -59,6 +62,8 @@ def test_outlines_of_nodules_are_learnt_and_evaluated(cubes, capsys):
     model = "runs/nodules-1/model.bin"
     assert run(["evaluate", model, "--data", "cubes.npz", "--json"]) == 0
     assert "dice" in json.loads(capsys.readouterr().out)["metrics"]
+    assert run(["evaluate", model, "--data", "nowhere", "--samples", "s.csv"]) == 2
+    assert "the task of the model is segmentation" in capsys.readouterr().err
     np.save("scan.npy", np.full((9, 18, 17), -850, np.int16))
     assert run(["predict", model, "scan.npy"]) == 0
     assert "nodule" in capsys.readouterr().out

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deepseek.cli.build_run import AnyDataset
+    from deepseek.datasets import DataSpec
     from deepseek.trainer.evaluation_part import EvaluationPart
 
 
@@ -56,6 +57,8 @@ def evaluate(
         check_output(samples)
     opened = open_model(model, device, precision, threads, trust)
     engine = opened.engine
+    if samples is not None and engine.spec is not None:
+        _check_classes(engine.spec)
     if opened.is_program:
         device, precision = "cpu", "fp32"  # it has its own
     dataset = build_evaluation_data(engine, data, settings or [])
@@ -88,6 +91,21 @@ def evaluate(
         print(f"{name:<{width}}  {value:.6g}")
 
 
+def _check_classes(spec: "DataSpec") -> None:
+    """Refuse what has no class for each sample.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    from deepseek.errors import ConfigError
+
+    if spec.task not in ("classification", "sequence_classification"):
+        raise ConfigError(
+            f"--samples writes the class of each sample, and the task of the model is {spec.task}",
+            fix="leave --samples out",
+        )
+
+
 def _find_done(
     output: Path | None, model: Path, dataset: "AnyDataset", about: dict
 ) -> "EvaluationPart | None":
@@ -112,13 +130,7 @@ def _find_done(
 
 def _write_samples(path: Path, found: "dict[str, Tensor]", class_names: tuple[str, ...]) -> None:
     from deepseek.deploy.scoring import write_table
-    from deepseek.errors import ConfigError
 
-    if not {"loss", "probs", "targets", "index"} <= found.keys():
-        raise ConfigError(
-            "samples have a row each where they have a class each: this is another task",
-            fix="leave --samples out",
-        )
     probs, predicted = found["probs"].max(1)
     columns = zip(
         found["index"].tolist(), found["targets"].tolist(), predicted.tolist(), probs.tolist(),

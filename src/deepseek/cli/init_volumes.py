@@ -4,6 +4,7 @@ Imported by the command when it runs, never at start-up: it brings torch.
 """
 
 import json
+import re
 from math import ceil
 from pathlib import Path
 
@@ -39,7 +40,5 @@ def fill_volumes(text: str, data: Path, memory: str | None) -> tuple[str, Volume
     }
     for name in ("spacing", "intensity", "patch", "augmentation", "model", "batch"):
         words[f"{name.upper()}_REASON"] = chosen.reasons[name]
-    # long names first: PATCH is the beginning of another
-    for word in sorted(words, key=len, reverse=True):
-        text = text.replace(word, words[word])
-    return text, chosen
+    # in one pass: a word may be in the name of a class, COST in COSTAL_CARTILAGE
+    return re.sub("|".join(words), lambda match: words[match[0]], text), chosen

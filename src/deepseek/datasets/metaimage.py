@@ -72,7 +72,7 @@ def _read_header(path: Path) -> tuple[dict[str, str], int]:
     at = 0
     while "ElementDataFile" not in fields:
         line, newline, _ = head[at:].partition(b"\n")
-        key, equals, value = line.decode("latin-1").partition("=")
+        key, equals, value = _text(line).partition("=")
         if not equals:
             raise DataError(
                 f"{path} is no MetaImage: its header does not lead to ElementDataFile",
@@ -81,6 +81,14 @@ def _read_header(path: Path) -> tuple[dict[str, str], int]:
         fields[key.strip()] = value.strip()
         at += len(line) + len(newline)
     return fields, at
+
+
+def _text(line: bytes) -> str:
+    """Return a line of a header: UTF-8, or else Latin-1, in which Windows may name files."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        return line.decode("latin-1")
 
 
 def _source(path: Path, name: str) -> Path:

@@ -2,6 +2,7 @@
 
 import gzip
 import zlib
+from io import BytesIO
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ _NO_STEPS = (0.0, 1.0)
 """Along a fourth axis that is not time; ITK says seconds of every file, so that the unit is none"""
 _HEADER_BYTES = 1 << 20
 """Of a header and what is appended to it."""
+_PART_BYTES = 1 << 20
+"""Unpacked at a time."""
 
 
 def read_nifti(path: Path, max_voxels: int) -> Volume:
@@ -105,18 +108,20 @@ def write_nifti(path: Path, volume: Volume) -> None:
 
 
 def _unpack(content: bytes, where: str, max_voxels: int) -> bytes:
-    unpacker = zlib.decompressobj(wbits=31)
-    limit = max_voxels * 8 + _HEADER_BYTES
+    """Return what is packed, in one member or, as bgzip does it, in many."""
+    limit, found = max_voxels * 8 + _HEADER_BYTES, BytesIO()
     try:
-        found = unpacker.decompress(content, limit)
-    except zlib.error as error:
+        with gzip.GzipFile(fileobj=BytesIO(content)) as file:
+            while found.tell() <= limit and (part := file.read(_PART_BYTES)):
+                found.write(part)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise _damaged(where, error) from error
-    if unpacker.unconsumed_tail:
+    if found.tell() > limit:
         raise DataError(
             f"{where} is more than {limit:,} bytes unpacked, those of max_voxels={max_voxels:,}",
             fix="if it is what you expect, raise max_voxels",
         )
-    return found
+    return found.getvalue()
 
 
 def _to_volume(

@@ -191,7 +191,12 @@ def _names_of(root: Path) -> tuple[str, ...] | None:
 
 
 def name_classes(
-    given: Sequence[str] | None, found: Sequence[str] | None, labels: Iterable[int], where: str
+    given: Sequence[str] | None,
+    found: Sequence[str] | None,
+    labels: Iterable[int],
+    where: str,
+    *,
+    are_all: bool = True,
 ) -> tuple[str, ...]:
     """Return the names of the classes: those given, those of the source, or numbers.
 
@@ -200,6 +205,7 @@ def name_classes(
         found: in the source.
         labels: that occur.
         where: what the source is called in messages.
+        are_all: whether no other label occurs; else numbers may have gaps.
 
     Raises:
         DataError: a label is beyond the names, there is but one class, or numbers without names
@@ -215,7 +221,8 @@ def name_classes(
             fix=f"write 1 where it is {WHITE}, such as (labels > 0).astype('uint8')",
         )
     if names is None:
-        if gaps := sorted(set(range(highest)) - there):
+        gaps = sorted(set(range(highest)) - there)
+        if gaps and are_all:
             raise DataError(
                 f"{where}: labels go up to {highest}, and {len(gaps)} below it never occur, such as"
                 f" {', '.join(map(str, gaps[:3]))}",

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepseek.datasets.resampling import resampled
-from deepseek.datasets.volume import Volume, check_orientation
+from deepseek.datasets.volume import SPACING_LIMITS_MM, Volume, check_orientation
 from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS
 from deepseek.errors import ConfigError
 from deepseek.registry import did_you_mean
@@ -42,7 +42,7 @@ _AMOUNT = rf"_{_FLOAT}(?:_{_FLOAT})?"
 # name -> (how it is written, pattern of its arguments, least and most of a number)
 _STEPS: dict[str, tuple[str, str, float, float]] = {
     "orient": ("orient_SPL", r"_([A-Z]{3})", 0, 0),
-    "spacing": ("spacing_DxHxW", f"_{_SIZES}", 0.01, 100),
+    "spacing": ("spacing_DxHxW", f"_{_SIZES}", *SPACING_LIMITS_MM),
     "window": ("window_LOW_HIGH", f"_{_SIGNED}_{_SIGNED}", -1e6, 1e6),
     "zscore": ("zscore", "", 0, 0),
     "patch": ("patch_DxHxW", r"_(\d+)x(\d+)x(\d+)", 1, 4096),

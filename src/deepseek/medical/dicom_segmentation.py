@@ -4,6 +4,7 @@ Written by highdicom (Bridge et al. 2022, doi 10.1007/s10278-022-00683-y). Stand
 A.51. A segmentation carries patient and study of its series, as it must.
 """
 
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,10 +30,10 @@ ABNORMAL = (
     "cancer",
     "carcinoma",
     "metastasis",
-    "mass",
-    "cyst",
 )
-"""Words in the name of a class by which it is no part of healthy anatomy."""
+"""Parts of the name of a class by which it is no part of healthy anatomy."""
+ABNORMAL_WORDS = ("mass", "masses", "cyst", "cysts")
+"""Whole words that say so as well: a masseter and a cystic duct are anatomy."""
 
 
 def write_dicom_segmentation(
@@ -50,7 +51,8 @@ def write_dicom_segmentation(
         series: the folder of its slices.
         class_names: of class 0, 1, ...
         abnormal: names of the classes whose category is "morphologically abnormal structure"; of
-            the others it is "anatomical structure". By default those with a word of `ABNORMAL`.
+            the others it is "anatomical structure". By default those that `ABNORMAL` or
+            `ABNORMAL_WORDS` tell.
 
     Raises:
         ConfigError: `abnormal` names no class.
@@ -136,7 +138,12 @@ def check_abnormal(abnormal: Sequence[str], class_names: Sequence[str]) -> None:
 
 
 def _find_abnormal(class_names: Sequence[str]) -> list[str]:
-    return [name for name in class_names[1:] if any(word in name.lower() for word in ABNORMAL)]
+    return [name for name in class_names[1:] if _is_abnormal(name)]
+
+
+def _is_abnormal(name: str) -> bool:
+    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
+    return not words.isdisjoint(ABNORMAL_WORDS) or any(part in name.lower() for part in ABNORMAL)
 
 
 def _make(

@@ -37,7 +37,8 @@ class Fingerprint:
         spacings_mm: of those read, along D, H, W: (N, 3).
         shapes: likewise, in voxels: (N, 3).
         channels: of each volume.
-        modality: `ct` (Hounsfield units) or `other` (numbers without a unit: MRI, PET, ...).
+        modality: `ct` (every channel in Hounsfield units) or `other` (numbers without a unit: MRI,
+            PET, ...).
         low, median, high: percentiles 0.5, 50 and 99.5 of the first channel within the classes.
         class_names: the background first.
         class_ml: mean size of each class but the background where it is there, in millilitres.
@@ -102,7 +103,9 @@ def take_fingerprint(
     looks = [_look(source.pairs[number], number, max_voxels) for number in chosen.tolist()]
     sizes = [look.class_ml for look in looks]
     labels = {label for each in sizes for label in each}
-    names = name_classes(class_names, source.class_names, labels, str(path))
+    names = name_classes(
+        class_names, source.class_names, labels, str(path), are_all=len(looks) == count
+    )
     intensities = np.concatenate([look.intensities for look in looks])
     low, median, high = np.percentile(intensities, _PERCENTILES)
     found = [[each[number] for each in sizes if number in each] for number in range(1, len(names))]
@@ -141,12 +144,11 @@ def _look(pair: VolumePair, number: int, max_voxels: int) -> _Look:
     if len(inside) > VOXELS_PER_VOLUME:
         inside = np.random.default_rng(number).choice(inside, VOXELS_PER_VOLUME, replace=False)
     ml = float(np.prod(image.spacing_mm)) / 1000
-    lowest, highest = float(voxels.min()), float(voxels.max())
     return _Look(
         image.spacing_mm,
         labels.shape,
         len(image.voxels),
-        lowest < AIR_HU and highest <= LARGEST_HU,
+        all(each.min() < AIR_HU and each.max() <= LARGEST_HU for each in image.voxels),
         np.asarray(inside, np.float32),
         {value: float(counts[value]) * ml for value in range(1, len(counts)) if counts[value]},
     )

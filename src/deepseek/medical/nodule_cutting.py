@@ -90,7 +90,11 @@ def cut_cubes(
         return read_nodule_cubes(place / FILE_NAME, max_voxels)
     if kept is None or place is None:
         return _in_memory(_cut_all(root, scans, candidates, settings, max_voxels))
-    temporary = make_beside(kept)
+    try:
+        temporary = make_beside(kept)
+    except OSError as error:
+        warnings.warn(f"cubes are kept in memory: {kept} cannot be written: {error}", stacklevel=3)
+        return _in_memory(_cut_all(root, scans, candidates, settings, max_voxels))
     with taking_place(temporary, place, FILE_NAME):
         arrays = _cut_all(root, scans, candidates, settings, max_voxels)
         np.savez(temporary / FILE_NAME, **arrays)  # type: ignore[arg-type]

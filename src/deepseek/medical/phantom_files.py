@@ -99,7 +99,7 @@ def _write_metaimage(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None
         "ElementDataFile": f"{path.stem}.raw",
     }
     voxels.astype(voxels.dtype.newbyteorder("<")).tofile(path.parent / f"{path.stem}.raw")
-    path.write_text("".join(f"{key} = {value}\n" for key, value in fields.items()), "ascii")
+    path.write_text("".join(f"{key} = {value}\n" for key, value in fields.items()), "utf-8")
 
 
 def _write_series(folder: Path, voxels: np.ndarray, phantom: Phantom) -> None:

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -118,15 +119,19 @@ class FindingsFile:
 
     def __init__(self, path: str | os.PathLike, columns: Sequence[str] = COLUMNS) -> None:
         self._path, self._columns = Path(path), tuple(columns)
-        with self._path.open("x", newline="", encoding="utf-8") as file:
+        with self._open("x") as file:
             csv.writer(file).writerow(self._columns)
 
     def add(self, scan: str, found: Iterable[Mapping]) -> None:
         """Add the findings or the parts of a scan."""
-        with self._path.open("a", newline="", encoding="utf-8") as file:
+        with self._open("a") as file:
             lines = csv.writer(file)
             for each in found:
                 lines.writerow([scan, *(_cell(name, each[name]) for name in self._columns[1:])])
+
+    def _open(self, mode: str) -> IO[str]:
+        # names of files that are no UTF-8 hold lone surrogates
+        return self._path.open(mode, newline="", encoding="utf-8", errors="backslashreplace")
 
 
 def _cell(name: str, value: float | str) -> str:

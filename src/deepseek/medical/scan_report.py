@@ -20,7 +20,7 @@ from deepseek.deploy.report.quantity import number
 from deepseek.medical.calibration import VoxelCalibration, calibration_section
 from deepseek.medical.nodule_cubes import SCORES
 from deepseek.medical.scan_findings import finding_scores
-from deepseek.medical.score_sections import mean_dice, scan_name, score_sections
+from deepseek.medical.score_sections import mean_dice, score_sections
 from deepseek.medical.slice_views import COLORS, VIEWS, Circle, Slices
 from deepseek.medical.volume_prediction import Result, mean_scores
 from deepseek.models.volume_detector import Centers
@@ -300,7 +300,7 @@ def _card(case: _Case, has_pictures: bool) -> str:
     body = f'<p class="note">{text(case.about)}</p>'
     body += case.pictures if has_pictures else '<p class="omitted">Without pictures here.</p>'
     body += _findings(row) if "findings" in row else _amounts(row) + _parts(row)
-    return f'<article class="card"><h3>{text(scan_name(row))}</h3>{body}</article>'
+    return f'<article class="card"><h3>{text(row["scan"])}</h3>{body}</article>'
 
 
 def _findings(row: dict) -> str:
@@ -365,7 +365,7 @@ def _scored(each: Mapping) -> list[str]:
 
 
 def _broken(rows: Sequence[dict]) -> Section:
-    lines = [[text(scan_name(row)), text(row["error"])] for row in rows]
+    lines = [[text(row["scan"]), text(row["error"])] for row in rows]
     body = table(("Scan", "Reason"), lines, caption="Scans that could not be read") if rows else ""
     return Section("broken", "Could not be read", body)
 

@@ -59,7 +59,7 @@ def _segmentation(rows: Sequence[dict], names: Sequence[str]) -> Section:
     listed = sorted(rows, key=mean_dice)
     cells = [
         [
-            text(scan_name(row)),
+            text(row["scan"]),
             *(_number(row["dice"][name], 3) for name in names),
             *(_number(row["hausdorff95_mm"][name], 1) for name in names),
         ]
@@ -77,11 +77,6 @@ def mean_dice(row: dict) -> float:
     """Return the mean over classes that have one; 1 where none has."""
     values = [value for value in row["dice"].values() if value is not None]
     return float(np.mean(values)) if values else 1.0
-
-
-def scan_name(row: dict) -> str:
-    """Return the last part of a scan's path."""
-    return row["file"].rstrip("/").rpartition("/")[2]
 
 
 def _detection(froc: Froc, rows: Sequence[dict]) -> Section:

@@ -67,13 +67,13 @@ def predict_scans(
 ) -> Iterator[dict]:
     """Yield what was found in each scan, JSON-able, and write it.
 
-    A row has `file` and either `error`, or what was found. Of a segmenter: `ml`, the millilitres of
-    each class but the first; where labels are known `dice` and `hausdorff95_mm` of each, `None`
-    where a class is not there or has no distance; and the files written, `mask` and, of a DICOM
-    series, `segmentation`, unless its headers lack what one needs, which is a warning; with
-    `output` or `scorer` also `parts`, as `parts_of_labels` returns them. Of a detector: what
-    `finding_rows` returns, and `litres` of the scan; findings are known from
-    `annotations.csv`, or else as the connected parts of labels.
+    A row has `file`, `scan`, its name in `findings.csv`, and either `error`, or what was found. Of
+    a segmenter: `ml`, the millilitres of each class but the first; where labels are known `dice`
+    and `hausdorff95_mm` of each, `None` where a class is not there or has no distance; and the
+    files written, `mask` and, of a DICOM series, `segmentation`, unless its headers lack what one
+    needs, which is a warning; with `output` or `scorer` also `parts`, as `parts_of_labels` returns
+    them. Of a detector: what `finding_rows` returns, and `litres` of the scan; findings are known
+    from `annotations.csv`, or else as the connected parts of labels.
 
     Args:
         predictor: finds the classes, or the centres; a scan of more than its `max_voxels` is
@@ -116,7 +116,7 @@ def predict_scans(
         except DataError as error:
             if is_strict:
                 raise
-            yield {"file": str(scan.image), "error": error.message}
+            yield {**_named(scan), "error": error.message}
             continue
         if table is not None:
             table.add(scan.name, _listed(row))
@@ -142,6 +142,10 @@ def _find(
         found = predictor(volume, where=where, on_windows=on_windows)
     row = _row(scan, volume, found, labels, predictor.spec.class_names)
     return Result(scan, volume, found, labels, row)
+
+
+def _named(scan: Scan) -> dict[str, str]:
+    return {"file": str(scan.image), "scan": scan.name}
 
 
 def _listed(row: dict) -> list[dict]:
@@ -187,12 +191,12 @@ def _finding_row(scan: Scan, found: Centers, labels: Volume | None) -> dict:
     known = scan.findings
     if known is None and labels is not None:
         known = findings_of_labels(labels)
-    return {"file": str(scan.image), **finding_rows(found, known)}
+    return {**_named(scan), **finding_rows(found, known)}
 
 
 def _mask_row(scan: Scan, found: Volume, known: Volume | None, names: tuple[str, ...]) -> dict:
     measured = measure_ml(found, len(names))
-    row: dict = {"file": str(scan.image), "ml": dict(zip(names[1:], measured[1:], strict=True))}
+    row: dict = {**_named(scan), "ml": dict(zip(names[1:], measured[1:], strict=True))}
     return row if known is None else row | _scores(found, known, names)
 
 

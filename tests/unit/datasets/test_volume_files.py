@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from deepseek.datasets import read_volume
+from deepseek.datasets.nifti import decode_nifti
 from deepseek.errors import DataError
 
 from .broken_files import DAMAGED_NIFTI, WRONG_METAIMAGE, shorten
@@ -38,6 +39,13 @@ def test_metaimage_is_read(tmp_path, packed, name):
     assert volume.to_mm(np.zeros((1, 3))).tolist() == [[-10, -20, -30]]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_metaimage_names_its_voxels_by_any_letters(tmp_path, encoding):
+    path = write_metaimage(tmp_path / "Müller.mhd", draw())
+    path.write_bytes(path.read_bytes().decode().encode(encoding))
+    np.testing.assert_array_equal(read_volume(path).voxels[0], draw())
+
+
 def test_metaimage_has_the_geometry_of_simpleitk(tmp_path):
     itk = pytest.importorskip("SimpleITK")
     image = itk.GetImageFromArray(draw())
@@ -63,6 +71,21 @@ def test_nifti_is_read_with_its_place(tmp_path, name):
     place = AFFINE_RAS @ [3, 2, 1, 1] * [-1, -1, 1, 1]
     np.testing.assert_allclose(volume.to_mm(np.array([[1, 2, 3]]))[0], place[:3], atol=1e-5)
     assert volume.orientation == "SAL"
+
+
+def test_nifti_of_several_gzip_members_is_read_whole(tmp_path):
+    pytest.importorskip("nibabel")
+    content = write_nifti(tmp_path / "a.nii", draw()).read_bytes()
+    parts = content[:400], content[400:], b""  # bgzip ends with an empty one
+    packed = b"".join(map(gzip.compress, parts))
+    (tmp_path / "a.nii.gz").write_bytes(packed)
+    for volume in (decode_nifti(packed, "a", 1000), read_volume(tmp_path / "a.nii.gz")):
+        np.testing.assert_array_equal(volume.voxels[0], draw())
+    bomb = b"".join([gzip.compress(bytes(1 << 20))] * 3)
+    with pytest.raises(DataError, match="more than 1,056,576 bytes unpacked"):
+        decode_nifti(bomb, "a", 1000)
+    with pytest.raises(DataError, match="is damaged"):
+        decode_nifti(packed[:-40], "a", 1000)
 
 
 def test_channels_and_units_of_nifti(tmp_path):

@@ -32,7 +32,7 @@ def test_a_transform_says_what_it_does_and_what_is_left_in_evaluation():
         ("zscore+zscore", "zscore is there twice"),
         ("window_400_-1000", "window has LOW >= HIGH"),
         ("orient_SSL", "orientation='SSL' does not name three axes"),
-        ("spacing_1x1x0+flap", "0 in 'spacing_1x1x0' is not in 0.01..100; unknown step 'flap'"),
+        ("spacing_1x1x0+flap", "0 in 'spacing_1x1x0' is not in 0.001..1000; unknown step 'flap'"),
     ],
 )
 def test_what_is_wrong_is_named(text, message):

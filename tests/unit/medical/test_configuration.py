@@ -3,6 +3,8 @@ import pytest
 from tests.unit.datasets.volumes import write_pairs
 
 from deepseek.datasets import VolumeDataset
+from deepseek.datasets.volume import SPACING_LIMITS_MM
+from deepseek.datasets.volume_transforms import parse_volume_transform
 from deepseek.errors import ConfigError, DataError
 from deepseek.medical import Fingerprint, Means, configure, take_fingerprint
 from deepseek.medical.topology import plan_levels
@@ -57,6 +59,37 @@ def test_numbers_far_below_zero_are_ct(tmp_path):
     found = take_fingerprint(tmp_path)
     assert (found.modality, found.low, found.high) == ("ct", 40, 40)
     assert configure(found, means=LAPTOP).steps[0] == "window_40_41"
+
+
+def test_only_where_every_channel_is_ct_the_volume_is(tmp_path):
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    labels = np.zeros((8, 9, 10), np.uint8)
+    labels[2:5, 2:5, 2:5] = 1
+    ct = 1040 * labels.astype(np.float32) - 1000
+    np.save(tmp_path / "labels" / "a.npy", labels)
+    for second, modality, step in ((5.0 * labels, "other", "zscore"), (ct, "ct", "window_40_41")):
+        np.save(tmp_path / "images" / "a.npy", np.stack([ct, second]).astype(np.float32))
+        found = take_fingerprint(tmp_path)
+        assert (found.channels, found.modality) == (2, modality)
+        assert configure(found, means=LAPTOP).steps[0] == step
+
+
+def test_a_class_that_is_in_volumes_not_read_has_its_number(tmp_path):
+    write_pairs(tmp_path, count=3, num_classes=2)
+    path = tmp_path / "labels" / "00.npz"
+    np.savez(path, voxels=3 * np.load(path)["voxels"])
+    found = take_fingerprint(tmp_path, max_volumes=1)
+    assert found.class_names == ("background", "1", "2", "3")
+    assert found.class_shares == (0.0, 0.0, 1.0)
+    with pytest.raises(DataError, match="labels go up to 3, and 1 below it never occur, such as 2"):
+        take_fingerprint(tmp_path)
+
+
+@pytest.mark.parametrize("size", SPACING_LIMITS_MM)
+def test_the_spacing_of_any_volume_is_one_of_a_transform(size):
+    chosen = configure(make([(size,) * 3], [(36, 50, 35)]), means=LAPTOP)
+    assert parse_volume_transform(chosen.transform).spacing_mm == (size,) * 3
 
 
 def test_levels_are_those_of_nnunet():

@@ -4,7 +4,11 @@ import pytest
 from deepseek.datasets import read_volume
 from deepseek.datasets.volume import Volume
 from deepseek.errors import ConfigError, DataError
-from deepseek.medical.dicom_segmentation import read_dicom_segmentation, write_dicom_segmentation
+from deepseek.medical.dicom_segmentation import (
+    _find_abnormal,
+    read_dicom_segmentation,
+    write_dicom_segmentation,
+)
 
 from .slices import SECRET, write_series
 
@@ -81,6 +85,12 @@ def test_what_is_abnormal_is_called_so(series, tmp_path, abnormal, expected):
     assert [name.lower() for name in categories] == [name.lower() for name in expected]
     with pytest.raises(ConfigError, match="abnormal='bone' is none of the classes"):
         write_dicom_segmentation(tmp_path / "b.dcm", labels, series, NAMES, ["bone"])
+
+
+def test_anatomy_is_not_abnormal_by_a_part_of_its_name():
+    abnormal = ["LungMass", "masses", "cysts", "cyst_2", "liver_tumour", "Nodules"]
+    names = ["mass", *abnormal, "masseter_left", "cystic_duct", "CysticArtery", "lung"]
+    assert _find_abnormal(names) == abnormal  # the first is the background
 
 
 def test_nothing_found_is_a_segmentation_as_well(series, tmp_path):

@@ -132,6 +132,13 @@ def test_cubes_are_cut_once_and_anew_where_a_file_changed(luna16, tmp_path, monk
     assert len(list((tmp_path / "kept/nodules").glob(f"*/{FILE_NAME}"))) == 2
 
 
+def test_a_cache_that_cannot_be_written_is_memory(luna16, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match="cubes are kept in memory: .* cannot be written"):
+        cubes = NoduleCubes.from_scans(luna16, cube_voxels=16, cache=tmp_path / "file")
+    assert len(cubes) == 6
+
+
 def test_a_finding_that_another_reaches_into_is_left_out(tmp_path, capsys):
     near = chest([(-5, 30, -80), (5, 30, -80), (10, 60, -55)], [8, 8, 8])
     write_phantom(near, tmp_path, "near", "nifti")

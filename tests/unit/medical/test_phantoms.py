@@ -66,6 +66,13 @@ def test_what_is_written_is_read_again(format, phantom, tmp_path):
     assert take_fingerprint(tmp_path).modality == "ct"
 
 
+def test_a_name_may_have_any_letters(phantom, tmp_path):
+    path = write_phantom(phantom, tmp_path, "Müller", "metaimage")
+    read = read_volume(path).reoriented("SPL")
+    assert np.array_equal(read.voxels, phantom.volume.voxels)
+    assert list(read_findings(tmp_path / "annotations.csv")) == ["Müller"]
+
+
 def test_a_phantom_names_no_patient(phantom, tmp_path):
     pydicom = import_extra("pydicom", "medical")
     path = write_phantom(phantom, tmp_path, "scan-1")

@@ -10,6 +10,7 @@ from deepseek.medical.luna16 import read_findings
 from deepseek.medical.phantom_files import write_phantom
 from deepseek.medical.phantoms import make_phantom
 from deepseek.medical.scan_findings import (
+    FindingsFile,
     finding_rows,
     finding_scores,
     findings_of_labels,
@@ -80,6 +81,12 @@ def test_findings_of_scans_are_rows_of_a_file_in_millimetres(tmp_path):
     assert float(lines[0]["diameter_mm"]) == 6
     with pytest.raises(ValueError, match=r"findings\.csv is there already"):
         list(predict_scans(detector, find_scans([folder]), tmp_path / "out"))
+
+
+def test_a_name_that_is_no_utf8_is_written_with_a_backslash(tmp_path):
+    table = FindingsFile(tmp_path / "findings.csv")
+    table.add("a\udcff", finding_rows(FOUND)["findings"][:1])
+    assert (tmp_path / "findings.csv").read_text().splitlines()[1].startswith(r"a\udcff,0.00,")
 
 
 @pytest.mark.parametrize("layout", ["dicom", "luna16"])

@@ -102,7 +102,7 @@ def write(predictor, folder, tmp_path, more=()):
 
 
 def test_findings_and_their_scores_are_a_page_of_its_own(folder, tmp_path):
-    hostile = [{"file": "/x/<script>.nii", "error": "is <no> scan"}]
+    hostile = [{"scan": "<script>.nii", "error": "is <no> scan"}]
     page = write(make_detector(min_score=0.5), folder, tmp_path, hostile)
     for address in Page(page).addresses:
         assert address.startswith(("data:image/", "#"))
@@ -130,7 +130,7 @@ def test_what_is_missed_and_what_is_false_have_views_of_their_own(folder, tmp_pa
     volume = Volume(np.zeros((1, 12, 30, 30), np.int16), make_affine((2.0, 1, 1)))
     found, known = (Volume(np.zeros((1, 12, 30, 30), np.uint8), volume.affine) for _ in "ab")
     found.voxels[0, 2:6, 2:6, 2:6] = known.voxels[0, 7:10, 20:25, 20:25] = 1
-    row = {"file": "a", "ml": {"bright": 0.1}, "dice": {"bright": 0.0}}
+    row = {"scan": "a", "ml": {"bright": 0.1}, "dice": {"bright": 0.0}}
     row["hausdorff95_mm"] = {"bright": None}
     report.add(Result(Scan(tmp_path / "a"), volume, found, known, row))
     page = report.write(tmp_path / "page.html", [row]).read_text()
@@ -145,6 +145,15 @@ def test_letters_of_a_flat_view_have_room_above_each_other():
     assert 2 * float(size) < 8
 
 
+def test_scans_are_called_as_in_the_file_of_findings(tmp_path):
+    for patient, shape in (("p1", (9, 9, 9)), ("p2", (9, 9, 9)), ("p3", (9, 9))):
+        (tmp_path / "scans" / patient).mkdir(parents=True)
+        np.save(tmp_path / "scans" / patient / "scan.npy", np.zeros(shape, np.int16))
+    page = write(make_detector(), tmp_path / "scans", tmp_path)
+    assert re.findall("<h3>(p.*?)</h3>", page) == ["p1_scan", "p2_scan"]
+    assert re.findall('<th scope="row">(p.*?)</th>', page) == ["p3_scan"]
+
+
 def test_of_scans_without_labels_the_page_has_no_scores(folder, tmp_path):
     for predictor in (make_detector(min_score=0.5), VolumeSegmenter(make_engine())):
         page = write(predictor, folder / "images", tmp_path)
@@ -157,14 +166,14 @@ def test_a_scan_with_nothing_in_it_and_no_scan_at_all_are_pages(tmp_path):
     detector = make_detector()
     assert "Nothing was found." in write(detector, tmp_path / "empty.npy", tmp_path)
     report = ScanReport(detector.spec, {})
-    rows = [{"file": "a", "error": "broken"}]
+    rows = [{"scan": "a", "error": "broken"}]
     assert "Findings of 0 scans" in report.write(tmp_path / "none.html", rows).read_text()
 
 
 def test_sizes_are_counted_at_one_false_mark_a_scan():
     known = Findings(CENTERS, [5, 9])
     found = Centers(CENTERS[:1], np.array([5.0]), np.array([0.9]))
-    (section,) = score_sections([{"file": "a", **finding_rows(found, known)}], ())
+    (section,) = score_sections([{"scan": "a", **finding_rows(found, known)}], ())
     rows = re.findall(r'<th scope="row">([^<]*mm[^<]*)</th>(.*?)</tr>', section.body)
     counts = {name: re.findall(r">([^<]+)</td>", cells)[:2] for name, cells in rows}
     assert counts["0 to 6 mm"] == ["1", "1"]

@@ -84,8 +84,9 @@ def test_what_cannot_be_read_is_a_row_or_the_end(tmp_path):
         np.save(tmp_path / f"{number}.npy", np.zeros(shape, np.float32))
     segmenter = VolumeSegmenter(make_engine())
     rows = list(predict_scans(segmenter, find_scans([tmp_path])))
-    assert rows[0] == {"file": str(tmp_path / "0.npy"), "ml": {"bright": 0.0}}
+    assert rows[0] == {"file": str(tmp_path / "0.npy"), "scan": "0", "ml": {"bright": 0.0}}
     assert "neither (D, H, W) nor" in rows[1]["error"]
+    assert rows[1]["scan"] == "1"
     with pytest.raises(DataError, match="neither"):
         list(predict_scans(segmenter, find_scans([tmp_path]), is_strict=True))
 

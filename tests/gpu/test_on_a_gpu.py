@@ -131,6 +131,18 @@ def test_pictures_are_learnt_from_pinned_batches(tmp_path):
     assert all(map(np.isfinite, losses(trainer)))
 
 
+def test_data_that_are_on_the_gpu_are_learnt_as_those_of_a_cpu(tmp_path):
+    data = make_pictures()
+    moved = TensorDataset(*(tensor.cuda() for tensor in data.tensors))
+    found = []
+    for number, given in enumerate((data, moved)):
+        torch.manual_seed(0)
+        engine = ModelEngine("resnet20", num_classes=2)
+        found.append(train(tmp_path / str(number), engine, given, precision="fp32"))
+    np.testing.assert_allclose(losses(found[0]), losses(found[1]), rtol=1e-4)
+    assert found[1].evaluate(moved) == pytest.approx(found[0].evaluate(data), rel=1e-3)
+
+
 def test_a_step_in_fp32_is_that_of_a_cpu(tmp_path):
     settings = {"precision": "fp32", "max_steps": 3}
     gpu, cpu = (

@@ -86,6 +86,7 @@ def build_multi_evaluation(
     alone = replace(
         spec, task=own.task, tasks={}, class_names=own.class_names, class_counts=own.class_counts,
         fields={"inputs": spec.fields["inputs"], "targets": own.fields["targets"]},
+        separator_token=own.separator_token,
     )  # fmt: skip
     data = build_one(alone, [setting for setting in settings if setting != f"task={name}"])
     others = {task: other for task, other in spec.tasks.items() if task != name}

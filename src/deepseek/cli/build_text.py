@@ -66,7 +66,8 @@ def build_text_evaluation(spec: DataSpec, path: str, settings: Sequence[str]) ->
         settings: `key=value` of `TextDataConfig`, which say how files are read.
 
     Raises:
-        ConfigError: a setting is unknown, or follows from the model.
+        ConfigError: a setting is unknown, or follows from the model, or the second sentences of a
+            model of pairs are not named.
     """
     given: dict[str, Any] = {}
     for setting in settings:
@@ -89,6 +90,11 @@ def build_text_evaluation(spec: DataSpec, path: str, settings: Sequence[str]) ->
             "sequence_length": spec.fields["inputs"].shape[0],
         },
     )
+    if spec.separator_token is not None and config.pair_column in (None, "auto"):
+        raise ConfigError(
+            "the model is of two sentences, and pair_column, where the second stand, is not given",
+            fix="name that column: pair_column=...",
+        )
     if spec.document_token is not None:
         config = config.model_copy(update={"attend_across_documents": False})
     tokenizer = Tokenizer(spec.tokenizer or "", "the tokenizer of the model")

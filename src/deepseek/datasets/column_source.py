@@ -17,6 +17,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import xxhash
 
+from deepseek.datasets.feature_values import token_of
 from deepseek.datasets.table_reading import TableOptions
 from deepseek.errors import ConfigError, DataError
 
@@ -96,7 +97,7 @@ class ColumnSource:
             return None
         digest = xxhash.xxh3_128()
         for file in self.files:
-            digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
+            digest.update(os.fsencode(file.name) + f":{file.stat().st_size}\n".encode())
             with open(file, "rb") as opened:
                 while chunk := opened.read(_READ_BYTES):
                     digest.update(chunk)
@@ -244,12 +245,18 @@ def _to_table(data: pa.Table | Mapping) -> pa.Table:
     lengths = {str(name): len(values) for name, values in data.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(f"columns differ in length: {lengths}", fix="give each as many values")
-    try:
-        return pa.table({str(name): values for name, values in data.items()})
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(
-            f"a column mixes kinds of values: {error}", fix="give each column one kind"
-        ) from error
+    columns = {}
+    for name, values in data.items():
+        try:
+            columns[str(name)] = pa.table({str(name): values}).column(0)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise DataError(
+                f"a column mixes kinds of values: {name!r}: {error}",
+                fix="give each column one kind",
+            ) from error
+        except UnicodeEncodeError:
+            raise _no_text("a table in memory", str(name)) from None
+    return pa.table(columns)
 
 
 def _jsonl_columns(file: Path) -> tuple[str, ...]:
@@ -270,10 +277,10 @@ def _read_jsonl(file: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
             if line.strip():
                 rows.append(_json_object(line, f"{file}, line {number}"))
             if len(rows) == ROWS_AT_ONCE:
-                yield _to_batch(rows, columns)
+                yield _to_batch(rows, columns, file)
                 rows = []
     if rows:
-        yield _to_batch(rows, columns)
+        yield _to_batch(rows, columns, file)
 
 
 def _json_object(line: bytes, place: str) -> dict:
@@ -291,16 +298,28 @@ def _json_object(line: bytes, place: str) -> dict:
     return row
 
 
-def _to_batch(rows: Sequence[dict], columns: Sequence[str]) -> pa.RecordBatch:
+def _to_batch(rows: Sequence[dict], columns: Sequence[str], file: Path) -> pa.RecordBatch:
     arrays = []
     for name in columns:
         values = [row.get(name) for row in rows]
         try:
-            arrays.append(pa.array(values))
-        except (pa.ArrowInvalid, pa.ArrowTypeError):  # numbers and texts in one column
-            arrays.append(pa.array([_as_text(value) for value in values]))
+            try:
+                arrays.append(pa.array(values))
+            except (pa.ArrowInvalid, pa.ArrowTypeError):  # numbers and texts in one column
+                arrays.append(pa.array([_as_text(value) for value in values]))
+        except UnicodeEncodeError:
+            raise _no_text(file, name) from None
     return pa.RecordBatch.from_arrays(arrays, names=list(columns))
 
 
+def _no_text(place: object, column: str) -> DataError:
+    return DataError(
+        f"{place}: the column {column!r} holds half of a surrogate pair, which UTF-8 cannot",
+        fix="mend the text where it was cut",
+    )
+
+
 def _as_text(value: object) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str):
+        return value
+    return json.dumps(value) if isinstance(value, list | dict) else token_of(value)

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +15,7 @@ from deepseek.config.features import (
     SequenceFeature,
     SparseFeature,
 )
-from deepseek.datasets.column_source import CRITEO_COLUMNS, ColumnSource
+from deepseek.datasets.column_source import CRITEO_COLUMNS, ROWS_AT_ONCE, Columns, ColumnSource
 from deepseek.datasets.feature_encoder import missing_feature_column
 from deepseek.datasets.feature_values import decoded, distinct, numbers_of, token_of
 from deepseek.errors import ConfigError, DataError
@@ -41,7 +40,8 @@ ODD = 0.1
 """Texts that are no numbers, as a share of the values of a column that seems to hold numbers."""
 LONG_TAIL = 20
 """Numbers up to so many times their mean, whatever their signs, count by their logarithm."""
-_CHUNKS = 2
+ROWS = 2 * ROWS_AT_ONCE
+"""How many rows are looked at."""
 _SECTION_OF = {SparseFeature: "sparse", DenseFeature: "dense", SequenceFeature: "sequence"}
 
 
@@ -78,7 +78,7 @@ def infer_features(
             raise missing_feature_column(name, dict.fromkeys(source.columns))
     out = {*ignore, *TIME_NAMES, *(entry.column for entry in label.values())}
     wanted = [name for name in source.columns if name not in out]
-    chunks = list(islice(source.chunks(wanted), _CHUNKS))
+    chunks = _first_rows(source, wanted)
     if not chunks:
         raise DataError(f"{source.path} has no rows", fix="give a table with rows")
     found: dict[str, dict] = {"sparse": {}, "dense": {}, "sequence": {}}
@@ -123,12 +123,31 @@ def _label_entries(source: ColumnSource, labels: Labels | None) -> dict[str, Lab
     return found
 
 
+def _first_rows(source: ColumnSource, columns: Sequence[str]) -> list[Columns]:
+    """Return chunks of so many rows as are looked at: files may have a few each."""
+    chunks, num_rows = [], 0
+    for chunk in source.chunks(columns):
+        part = {name: column[: ROWS - num_rows] for name, column in chunk.items()}
+        chunks.append(part)
+        num_rows += max(map(len, part.values()), default=ROWS)
+        if num_rows >= ROWS:
+            break
+    return chunks
+
+
 def _alike(arrays: list[pa.Array]) -> list[pa.Array]:
     """Return arrays of one type: parts of a file of JSON may differ."""
     if len({array.type for array in arrays}) == 1:
         return arrays
     rest = [array for array in arrays if not pa.types.is_null(array.type)]
-    return rest if len({array.type for array in rest}) == 1 else rest[:1]
+    if len({array.type for array in rest}) == 1:
+        return rest
+    kinds, types = [array.type for array in rest], pa.types
+    if all(types.is_integer(k) or types.is_floating(k) or types.is_decimal(k) for k in kinds):
+        return [array.cast(pa.float64(), safe=False) for array in rest]
+    if all(types.is_string(kind) or types.is_primitive(kind) for kind in kinds):
+        return [pa.array(map(token_of, array.to_pylist()), pa.string()) for array in rest]
+    return rest[:1]
 
 
 def _criteo_entry(name: str) -> SparseFeature | DenseFeature:

@@ -38,7 +38,7 @@ from deepseek.datasets.feature_values import distinct, times_of, token_of
 from deepseek.datasets.kept_folder import SlowReport, make_beside, taking_place
 from deepseek.errors import ConfigError, DataError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ What a value *is* is decided here and nowhere else, so that both ways agree to t
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 def token_of(value: object) -> str | None:
     """Return a category as text, `None` for a missing one: blanks around it do not count.
 
-    A whole number is the same category as integer, float or text.
+    A number is the same category as float or decimal, a whole one also as integer or text.
 
     Raises:
         DataError: it is neither text nor number.
@@ -56,6 +57,11 @@ def token_of(value: object) -> str | None:
         return "true" if value else "false"
     if isinstance(value, int):
         return str(value)
+    if isinstance(value, Decimal):
+        if value.is_nan():
+            return None
+        is_whole = value.is_finite() and value == value.to_integral_value()
+        return str(int(value)) if is_whole else repr(float(value))
     if isinstance(value, float):
         if math.isnan(value):
             return None
@@ -167,7 +173,7 @@ def times_of(column: Column, name: str) -> np.ndarray:
 def _number(value: object, name: str) -> float:
     if value is None or isinstance(value, str):  # texts are read together
         return math.nan
-    if isinstance(value, int | float | np.generic):
+    if isinstance(value, int | float | Decimal | np.generic):
         try:
             return float(value)
         except OverflowError:  # a whole number of Python has no limit

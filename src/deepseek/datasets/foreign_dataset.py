@@ -9,6 +9,7 @@ from torch.utils.data import TensorDataset, default_collate
 from deepseek.datasets.infer_spec import infer_spec
 from deepseek.datasets.randomness import (
     derive_key,
+    in_epoch,
     preserved_global_generators,
     seed_global_generators,
 )
@@ -21,7 +22,7 @@ class ForeignDataset:
     """Wraps a data set that yields `(x, y)` or a dict.
 
     What it draws from the global generators of torch, numpy or Python is a function of (seed,
-    epoch, index).
+    epoch, index), and so is what a data set of ours draws within it.
 
     Args:
         dataset: a map-style torch data set.
@@ -53,9 +54,9 @@ class ForeignDataset:
         if self._is_tensors:
             tensors = self._dataset.tensors  # pyright: ignore[reportAttributeAccessIssue]
             batch = name_fields(tuple(tensor[index] for tensor in tensors))
-            return {**batch, "index": index}, []
+            return self._finish(batch, index), []
         samples = []
-        with preserved_global_generators():
+        with preserved_global_generators(), in_epoch(epoch):
             for i in indices:
                 note_sample(i)
                 seed_global_generators(derive_key(self._seed, epoch, i))
@@ -68,4 +69,10 @@ class ForeignDataset:
                 f" to a batch: {error}",
                 fix="let every sample have the same fields and shapes",
             ) from error
-        return {**batch, "index": index}, []
+        return self._finish(batch, index), []
+
+    def _finish(self, batch: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+        targets, has_classes = batch.get("targets"), self.spec.task == "classification"
+        if has_classes and isinstance(targets, Tensor) and not targets.is_floating_point():
+            batch["targets"] = targets.long()  # class numbers come in any whole dtype
+        return {**batch, "index": index}

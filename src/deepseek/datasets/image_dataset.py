@@ -19,7 +19,7 @@ from deepseek.datasets.callable_transform import CallableTransform, to_tensor
 from deepseek.datasets.open_source import SourceOptions, open_source
 from deepseek.datasets.picture import DEFAULT_MAX_PIXELS, Picture
 from deepseek.datasets.pixel_cache import PixelCache
-from deepseek.datasets.randomness import Draws, permutation
+from deepseek.datasets.randomness import Draws, current_epoch, permutation
 from deepseek.datasets.source import ImageSource
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.datasets.transforms import Transform, make_normalization, parse_transform
@@ -144,7 +144,7 @@ class ImageDataset(torch.utils.data.Dataset):
     # -- samples -----------------------------------------------------------------------------
 
     def __getitem__(self, index: int) -> dict[str, Tensor] | None:
-        return self.get(index, epoch=0)
+        return self.get(index, current_epoch())
 
     def get(self, index: int, epoch: int) -> dict[str, Tensor] | None:
         """Return `inputs` (C, H, W) and `targets` (), or None for a bad picture that is skipped.

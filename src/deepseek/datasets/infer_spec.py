@@ -46,6 +46,7 @@ def infer_spec(dataset: torch.utils.data.Dataset) -> DataSpec:
         if target is None or target.shape != () or "int" not in target.dtype:
             return DataSpec(task="unknown", fields=fields)
         targets = _find_targets(dataset, num_samples)
+    fields["targets"] = FieldSpec((), "int64")
     return _classification_spec(dataset, fields, targets)
 
 
@@ -79,7 +80,7 @@ def _find_targets(dataset: torch.utils.data.Dataset, num_samples: int) -> np.nda
     second = tensors[1] if len(tensors) > 1 else None
     for found in (getattr(dataset, "targets", None), getattr(dataset, "labels", None), second):
         if isinstance(found, Tensor | np.ndarray | Sequence) and len(found) == num_samples:
-            values = np.asarray(found)
+            values = np.asarray(found.cpu() if isinstance(found, Tensor) else found)
             if values.ndim == 1 and np.issubdtype(values.dtype, np.integer):
                 return values.astype(np.int64)
     return np.array([int(read_sample(dataset, i)["targets"]) for i in range(num_samples)])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deepseek.datasets.batch_source import as_source, evaluated
+from deepseek.datasets.randomness import current_epoch
 from deepseek.datasets.sampler import Lengths
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.datasets.task_labels import (
@@ -82,7 +83,7 @@ class JointDataset(torch.utils.data.Dataset):
         return getattr(self._source, "max_bad_share", 0.0)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        batch, _ = self.get_batch([range(len(self))[index]], 0)
+        batch, _ = self.get_batch([range(len(self))[index]], current_epoch())
         return {name: value[0] for name, value in batch.items()}
 
     def get_batch(

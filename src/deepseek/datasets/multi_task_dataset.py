@@ -23,7 +23,7 @@ from torch import Tensor
 
 from deepseek.datasets.batch_source import as_source, evaluated
 from deepseek.datasets.image_dataset import ImageDataset
-from deepseek.datasets.randomness import permutation
+from deepseek.datasets.randomness import current_epoch, permutation
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.datasets.task_labels import (
     joint_spec,
@@ -157,7 +157,7 @@ class MultiTaskDataset(torch.utils.data.Dataset):
     # -- samples -----------------------------------------------------------------------------
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        batch, _ = self.get_batch([range(len(self))[index]], 0)
+        batch, _ = self.get_batch([range(len(self))[index]], current_epoch())
         return {name: value[0] for name, value in batch.items()}
 
     def get_batch(

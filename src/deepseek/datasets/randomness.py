@@ -9,12 +9,14 @@ Paper: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 import torch
 
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
+_epoch: ContextVar[int] = ContextVar("epoch", default=0)
 
 
 def mix(value: int) -> int:
@@ -99,3 +101,18 @@ def preserved_global_generators() -> Iterator[None]:
         torch.set_rng_state(states[0])
         np.random.set_state(states[1])
         random.setstate(states[2])
+
+
+def current_epoch() -> int:
+    """Return the epoch that a single sample is read for; 0 where none is going on."""
+    return _epoch.get()
+
+
+@contextmanager
+def in_epoch(epoch: int) -> Iterator[None]:
+    """Let samples that are read one by one, as by torch's `ConcatDataset`, be of this epoch."""
+    token = _epoch.set(epoch)
+    try:
+        yield
+    finally:
+        _epoch.reset(token)

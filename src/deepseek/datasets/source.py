@@ -44,9 +44,9 @@ def number_labels(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Turn labels into class numbers.
 
-    With `class_names`, a label is one of these names, or else a number that counts in them.
-    Without, the names are the labels in order: by value where all are whole numbers, by alphabet
-    otherwise.
+    With `class_names`, a label is one of these names (whole numbers by value), or else, where no
+    name is a number, a number that counts in them. Without, the names are the labels in order: by
+    value where all are whole numbers, by alphabet otherwise.
 
     Args:
         labels: one a sample, text or number.
@@ -59,7 +59,10 @@ def number_labels(
     Raises:
         DataError: if a label is empty, or fits no class.
     """
-    distinct = sorted(set(labels), key=str)
+    try:
+        distinct = sorted(set(labels), key=str)
+    except TypeError:  # lists are in no set
+        distinct = [label for label in labels if not isinstance(label, str | int)]
     for label in distinct:
         if not isinstance(label, str | int):
             raise DataError(
@@ -80,7 +83,7 @@ def number_labels(
         by_label = {label: number_of[_name_of(label)] for label in distinct}
     else:
         names = tuple(class_names)
-        by_label = {label: _find_class(label, names, path) for label in distinct}
+        by_label = _find_classes(distinct, names, path)
     numbers = np.fromiter((by_label[label] for label in labels), np.int64, len(labels))
     return numbers, names
 
@@ -123,7 +126,7 @@ def _are_renamed(own: Sequence[str], class_names: Sequence[str]) -> bool:
 
 def _as_number(label: str | int) -> int | None:
     try:
-        return int(label)
+        return None if "_" in str(label) else int(label)  # to Python 1_0 is 10
     except ValueError:
         return None
 
@@ -133,14 +136,23 @@ def _name_of(label: str | int) -> str:
     return str(label).strip() if number is None else str(number)
 
 
-def _find_class(label: str | int, names: tuple[str, ...], path: str) -> int:
-    for name in (str(label), str(label).strip()):
-        if name in names:
-            return names.index(name)
-    number = _as_number(label)
-    if number is not None and 0 <= number < len(names):
-        return number
-    raise _no_class(label, names, path)
+def _find_classes(
+    labels: Sequence[str | int], names: tuple[str, ...], path: str
+) -> dict[str | int, int]:
+    number_of = {_name_of(name): number for number, name in enumerate(names)}
+    number_of |= {name: number for number, name in enumerate(names)}
+    # a number that counted in them could be another class that is called so
+    may_count = all(_as_number(name) is None for name in names)
+    found = {}
+    for label in labels:
+        texts = (str(label), str(label).strip(), _name_of(label))
+        number = next((number_of[text] for text in texts if text in number_of), None)
+        if number is None and may_count:
+            number = _as_number(label)
+        if number is None or not 0 <= number < len(names):
+            raise _no_class(label, names, path)
+        found[label] = number
+    return found
 
 
 def _no_class(label: str | int, names: tuple[str, ...], path: str) -> DataError:

@@ -43,7 +43,7 @@ def with_labels(batch: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> di
 
 
 def spec_of_task(spec: DataSpec, name: str) -> DataSpec:
-    """Return what a data set of one task says of it, without what is said of the inputs.
+    """Return what a data set of one task says of it, and of its inputs only whether they are pairs.
 
     Raises:
         ConfigError: it has no targets, or says nothing that a task follows from.
@@ -61,7 +61,7 @@ def spec_of_task(spec: DataSpec, name: str) -> DataSpec:
         raise ConfigError(f"the task {name!r} has a dot in its name", fix="leave it out")
     return replace(
         spec, task=task, fields={"targets": target}, transform=None, normalization=None,
-        tokenizer=None, pad_token=None, document_token=None, separator_token=None,
+        tokenizer=None, pad_token=None, document_token=None,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deepseek.datasets.cache_folder import cache_folder
 from deepseek.datasets.padding import fits_closely, pad_rows
-from deepseek.datasets.randomness import permutation
+from deepseek.datasets.randomness import current_epoch, permutation
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.datasets.text_arguments import (
     PADDED_TASKS,
@@ -239,7 +239,7 @@ class TextDataset(torch.utils.data.Dataset):
     # -- samples -----------------------------------------------------------------------------
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        batch, _ = self.get_batch([self._check_index(index)], 0)
+        batch, _ = self.get_batch([self._check_index(index)], current_epoch())
         return {"inputs": batch["inputs"][0], "targets": batch["targets"][0]}
 
     def get_batch(

@@ -53,3 +53,22 @@ def read_text_file(file: Path, encoding: str) -> str:
             f"encoding={encoding!r} is unknown", fix='give one such as "utf-8" or "latin-1"'
         ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def check_pairs(text: str, whose: str) -> None:
+    """Check that a text can be written as UTF-8: JSON may hold half of a surrogate pair.
+
+    Args:
+        text: the text.
+        whose: where it stands, for messages.
+
+    Raises:
+        DataError: it cannot.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{whose} holds half of a surrogate pair, {text[error.start]!r}, which UTF-8 cannot",
+            fix="mend the text where it was cut",
+        ) from None

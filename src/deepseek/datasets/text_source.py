@@ -10,7 +10,7 @@ import xxhash
 
 from deepseek.datasets import text_tables
 from deepseek.datasets.open_source import expand_pattern, refuse_splits
-from deepseek.datasets.text_file import read_documents, read_text_file
+from deepseek.datasets.text_file import check_pairs, read_documents, read_text_file
 from deepseek.datasets.text_options import Column, DocumentPer, TextOptions
 from deepseek.errors import ConfigError, DataError
 
@@ -106,8 +106,8 @@ class TextSource:
             digest.update(f"{len(encoded)}\n".encode() + encoded)
         for number, file in enumerate(self.files):
             if self._folder_labels is not None:
-                digest.update(f"{self._folder_labels[number]}/".encode())
-            digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
+                digest.update(os.fsencode(f"{self._folder_labels[number]}/"))
+            digest.update(os.fsencode(file.name) + f":{file.stat().st_size}\n".encode())
             with open(file, "rb") as opened:
                 while chunk := opened.read(_READ_BYTES):
                     digest.update(chunk)
@@ -155,10 +155,12 @@ def _check_texts(texts: Sequence[str], options: TextOptions) -> tuple[str, ...]:
             "texts in memory have no labels, which classification needs",
             fix="write a table with a column of texts and one of labels, and give its path",
         )
-    if wrong := next((text for text in texts if not isinstance(text, str)), None):
-        raise ConfigError(
-            f"one of the texts is a {type(wrong).__name__}", fix="give a list of strings"
-        )
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ConfigError(
+                f"text {number} is a {type(text).__name__}", fix="give a list of strings"
+            )
+        check_pairs(text, f"text {number}")
     return tuple(texts)
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from deepseek.datasets.index_source import missing_column
 from deepseek.datasets.table_source import map_saved_dataset, names_of, parse_features
-from deepseek.datasets.text_file import read_text_file
+from deepseek.datasets.text_file import check_pairs, read_text_file
 from deepseek.datasets.text_options import TextOptions
 from deepseek.errors import DataError
 
@@ -39,6 +39,10 @@ def read_jsonl(file: Path, options: TextOptions) -> Iterator[Row]:
                     f"{place}: {str(row)[:40]} is a {type(row).__name__}, not an object",
                     fix='write {"text": "...", "label": "..."} on each line',
                 )
+            if b"\\u" in line:
+                for column in options.columns.values():
+                    text = json.dumps(row.get(column), ensure_ascii=False)
+                    check_pairs(text, f"{place}: the column {column!r}")
             yield _checked(row, list(row), options, place)
 
 

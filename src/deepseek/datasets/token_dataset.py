@@ -72,7 +72,7 @@ class TokenDataset(torch.utils.data.Dataset):
         return (len(self._tokens) - 1) // self.sequence_length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        batch, _ = self.get_batch([index], 0)
+        batch, _ = self.get_batch([range(len(self))[index]], 0)
         return {"inputs": batch["inputs"][0], "targets": batch["targets"][0]}
 
     def get_batch(

@@ -32,7 +32,7 @@ from deepseek.datasets.text_source import Record, TextSource
 from deepseek.datasets.tokenizer import Tokenizer
 from deepseek.errors import DataError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 TEXTS_AT_ONCE = 4096
 IGNORE_INDEX = -100
 _ARRAYS = ("tokens", "starts", "labels")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deepseek.datasets.cache_folder import cache_folder
 from deepseek.datasets.patch_sampling import cut, sample_patch
-from deepseek.datasets.randomness import Draws, permutation
+from deepseek.datasets.randomness import Draws, current_epoch, permutation
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.datasets.volume import Volume
 from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS
@@ -132,7 +132,7 @@ class VolumeDataset(torch.utils.data.Dataset):
     # -- samples -----------------------------------------------------------------------------
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        batch, _ = self.get_batch([self._check_index(index)], 0)
+        batch, _ = self.get_batch([self._check_index(index)], current_epoch())
         return {"inputs": batch["inputs"][0], "targets": batch["targets"][0]}
 
     def get_batch(

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data._utils import signal_handling
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from deepseek.datasets.host_memory import keep_freed_memory
 from deepseek.datasets.sampler import BatchKeys
@@ -36,6 +37,14 @@ class Fetched(NamedTuple):
     num_samples: int
     bad: list[tuple[int, str]]
     error: DeepSeekError | None = None
+
+    def pin_memory(self) -> "Fetched":
+        """Return it in pinned memory, but for what is on a GPU already; torch calls this."""
+        pinned = {
+            name: value if isinstance(value, Tensor) and value.is_cuda else pin_memory(value)
+            for name, value in self.batch.items()
+        }
+        return self._replace(batch=pinned)
 
 
 def note_sample(index: int) -> None:

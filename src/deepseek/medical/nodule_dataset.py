@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from deepseek.datasets.patch_sampling import augmented_patch
-from deepseek.datasets.randomness import Draws
+from deepseek.datasets.randomness import Draws, current_epoch
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS
 from deepseek.datasets.volume_transforms import VolumeTransform, parse_volume_transform
@@ -164,7 +164,7 @@ class NoduleDataset(torch.utils.data.Dataset):
     # -- samples -----------------------------------------------------------------------------
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        batch, _ = self.get_batch([self._check_index(index)], 0)
+        batch, _ = self.get_batch([self._check_index(index)], current_epoch())
         return {name: value[0] for name, value in batch.items() if name != "index"}
 
     def get_batch(

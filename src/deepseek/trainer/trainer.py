@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from deepseek.config import RunConfig, TrainerConfig, TrainerSettings
 from deepseek.datasets import DataLoader, infer_spec
-from deepseek.datasets.classes import check_same_classes
+from deepseek.datasets.classes import check_same_data
 from deepseek.datasets.host_memory import release_freed_memory
-from deepseek.datasets.loader import LabelledDataset
 from deepseek.errors import ConfigError, DivergedError
 from deepseek.models import ModelEngine
 from deepseek.models.device import resolve_device
@@ -119,8 +118,7 @@ class Trainer:
         if val_data is not None:
             check_evaluation(self.plan)
             self.val_loader = self._evaluation_loader(val_data)
-            if isinstance(val_data, LabelledDataset) and isinstance(train_data, LabelledDataset):
-                check_same_classes(train_data, val_data)
+            check_same_data(self.train_loader, self.val_loader)
         self.task = resolve_run_task(task, self.spec, self.config, self.model.module)
         self.monitor = self.config.monitor if self.config.monitor != "auto" else self.task.monitor
         # "accuracy" style names rise, losses and perplexities fall; a task knows its own
@@ -490,6 +488,8 @@ class Trainer:
             raise ConfigError(
                 "nothing to evaluate on", fix="pass val_data to Trainer, or data here"
             )
+        # the same draws in every evaluation, as in that of a run that resumes
+        loader.load_state_dict({"epoch": 0, "position": 0})
         assembly = self.assembly
         return evaluate(
             self.trained if parallel is None else parallel, loader, self.task, assembly.precision,

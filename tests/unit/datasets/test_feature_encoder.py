@@ -1,5 +1,10 @@
 """Features: what they are, and the same for whole columns and single rows."""
 
+import json
+import os
+import sys
+from decimal import Decimal
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -395,3 +400,80 @@ def test_a_number_beyond_32_bits_is_refused_by_name():
     assert np.isfinite(FeatureEncoder(spec).encode_rows(rows[:1]).dense).all()
     with pytest.raises(DataError, match=r"price \(row 1 of its part\) is too large for a 32-bit"):
         FeatureEncoder(spec).encode_rows(rows)
+
+
+def test_decimals_of_parquet_are_numbers(tmp_path):
+    prices = [Decimal(n) / 8 for n in range(80)]
+    table = {"price": prices, "size": [Decimal(n % 3) for n in range(80)], "click": [0, 1] * 40}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    (whole,) = ColumnSource(tmp_path).chunks()
+    assert pa.types.is_decimal(whole["price"].type)
+    spec = infer_features(ColumnSource(tmp_path))
+    assert (list(spec.dense), list(spec.sparse)) == (["price"], ["size"])
+    fitted = fit_features(spec, ColumnSource(tmp_path))
+    assert set(fitted.sparse["size"].vocabulary) == {"0", "1", "2"}
+    check_skew(FeatureEncoder(fitted), whole, 7)
+    assert numbers_of(prices[:3], "price").tolist() == [0, 0.125, 0.25]
+    assert token_of(Decimal("12345678901234567890.00")) == "12345678901234567890"
+    assert token_of(Decimal("1.50")) == token_of(1.5)
+    assert token_of(Decimal("NaN")) is None
+
+
+def test_small_files_are_inferred_as_one_large_one(tmp_path):
+    num = 60
+    table = pa.table({
+        "shop": [f"s{n // 10}" for n in range(num)],
+        "price": [n / 8 for n in range(num)],
+        "click": [0, 1] * (num // 2),
+    })  # fmt: skip
+    for part in range(6):  # in each of which shop is constant
+        pq.write_table(table.slice(10 * part, 10), tmp_path / f"{part}.parquet")
+    spec = infer_features(source(table))
+    assert (list(spec.sparse), list(spec.dense)) == (["shop"], ["price"])
+    assert infer_features(ColumnSource(tmp_path)) == spec
+    chunks = pa.concat_tables([table.slice(n, 1) for n in range(num)])
+    assert infer_features(source(chunks)) == spec
+
+
+def test_files_of_json_that_differ_in_a_type_are_inferred_as_one(tmp_path):
+    values = [[1, 2, 3], [1.5, 2.5, 40.25], ["x", 7.0, "y"]]
+    for number, own in enumerate(values):
+        rows = [{"kind": value, "size": n, "click": n % 2} for n, value in enumerate(own)]
+        (tmp_path / f"{number}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert "kind" in infer_features(ColumnSource(tmp_path)).sparse
+    (tmp_path / "2.jsonl").unlink()
+    assert "kind" in infer_features(ColumnSource(tmp_path)).dense
+
+
+def test_numbers_among_texts_of_json_are_the_categories_of_a_row(tmp_path):
+    values = ["x", 7.0, 7, 2.5, True, None, " y "]
+    rows = [{"kind": value, "click": n % 2} for n, value in enumerate(values)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = ColumnSource(tmp_path / "a.jsonl")
+    (whole,) = found.chunks()
+    assert whole["kind"].to_pylist() == ["x", "7", "7", "2.5", "true", None, " y "]
+    spec = FeatureSpec.from_json({"sparse": {"kind": {}}, "label": {"click": {}}})
+    made = FeatureEncoder(fit_features(spec, found))
+    assert np.array_equal(made.encode(whole).sparse, made.encode_rows(rows).sparse)
+
+
+def test_half_of_a_surrogate_pair_is_named(tmp_path):
+    rows = [{"kind": "a", "click": 0}, {"kind": "\ud83d", "click": 1}]
+    with pytest.raises(DataError, match="a table in memory: the column 'kind' holds half of a"):
+        source({name: [row[name] for row in rows] for name in rows[0]})
+    for first in ("a", 1):  # one kind, and two
+        rows[0]["kind"] = first
+        (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(DataError, match=r"a\.jsonl: the column 'kind' holds half of a"):
+            list(ColumnSource(tmp_path / "a.jsonl").chunks())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
+def test_a_table_whose_name_is_no_utf8_has_a_hash(tmp_path):
+    found = set()
+    for name in (b"\xff.csv", b"\xfe.csv"):
+        place = os.fsencode(tmp_path) + b"/" + name
+        with open(place, "w") as file:
+            file.write("kind,click\na,0\nb,1\n")
+        found.add(ColumnSource(os.fsdecode(place)).content_hash())
+    assert len(found) == 2

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Subset
 from torchvision.transforms import v2
 
-from deepseek.datasets import ImageDataset
-from deepseek.datasets.classes import check_same_classes
+from deepseek.datasets import DataLoader, ImageDataset
+from deepseek.datasets.classes import check_same_classes, check_same_data
 from deepseek.errors import ConfigError, DataError
 
 from .conftest import draw
@@ -233,6 +234,19 @@ def test_same_classes(class_folders, tmp_path):
     assert turned.describe(0).endswith("eel/nested/0.jpg")
     with pytest.raises(DataError, match="order their classes differently"):
         check_same_classes(train, turned)
+
+
+def test_pictures_of_loaders_have_the_same_classes(class_folders, tmp_path):
+    train = ImageDataset(class_folders, "resize_24")
+    for name in ("cat", "dog"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        draw(1).save(tmp_path / "val" / name / "0.png")
+    val = ImageDataset(tmp_path / "val", "resize_24")
+    check_same_data(DataLoader(train), DataLoader(train))
+    with pytest.raises(DataError, match="only in training: eel"):
+        check_same_data(DataLoader(train), DataLoader(val))
+    # a subset has no names
+    check_same_data(DataLoader(train), DataLoader(Subset(val, [0, 1])))
 
 
 def test_exif_and_reduced_decoding_together(tmp_path):

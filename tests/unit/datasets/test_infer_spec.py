@@ -3,8 +3,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from deepseek.datasets import FieldSpec, ImageDataset, infer_spec
+from deepseek.datasets import DataLoader, FieldSpec, ImageDataset, infer_spec
 from deepseek.errors import DataError
+from deepseek.trainer import Trainer
 
 
 class Listed(Dataset):
@@ -38,6 +39,22 @@ def test_tensors():
     }
     assert spec.class_counts == (1, 3, 1)
     assert spec.normalization is None
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int32"])
+def test_class_numbers_of_any_whole_dtype_train(dtype, tmp_path):
+    targets = (torch.arange(12) % 3).to(getattr(torch, dtype))
+    tensors = TensorDataset(torch.randn(12, 2), targets)
+    samples = Listed([(torch.zeros(2), y) for y in targets.numpy()])
+    for number, data in enumerate((tensors, samples)):
+        assert infer_spec(data).fields["targets"] == FieldSpec((), "int64")
+        batch = next(iter(DataLoader(data, batch_size=4, shuffle=False)))
+        assert batch["targets"].dtype == torch.int64
+        assert batch["targets"].tolist() == [0, 1, 2, 0]
+        settings = {"epochs": 1, "num_workers": 0, "loggers": (), "device": "cpu"}
+        run_dir = tmp_path / str(number)
+        history = Trainer(torch.nn.Linear(2, 3), data, data, run_dir=run_dir, **settings).fit()
+        assert 0 <= history[-1]["val_accuracy"] <= 1
 
 
 @pytest.mark.parametrize("targets", [[0, 2, 2], np.array([0, 2, 2]), torch.tensor([0, 2, 2])])

@@ -5,9 +5,9 @@ import signal
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from deepseek.datasets import DataLoader, ImageDataset, JointDataset
+from deepseek.datasets import DataLoader, ImageDataset, JointDataset, TextDataset
 from deepseek.datasets.loader import choose_num_workers
 from deepseek.errors import CheckpointError, ConfigError, DataError
 
@@ -144,6 +144,31 @@ def test_foreign_randomness_is_reproducible(num_workers):
         torch.cat([b["inputs"] for b in part]).sort(0).values for part in (first[:4], first[4:])
     ]
     assert not torch.equal(*by_epoch)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_pictures_in_a_concat_dataset_are_augmented_anew_each_epoch(num_workers):
+    digits = ImageDataset("digits", "random_crop_8_pad_4", channels=1)
+    both = ConcatDataset([Subset(digits, range(6)), Subset(digits, range(6, 12))])
+    loader = DataLoader(both, batch_size=6, shuffle=False, num_workers=num_workers)
+    epochs = [torch.cat([batch["inputs"] for batch in loader]) for _ in range(2)]
+    loader.close()
+    for epoch, pictures in enumerate(epochs):
+        assert torch.equal(pictures, digits.get_batch(range(12), epoch)[0]["inputs"])
+    assert not torch.equal(*epochs)
+    assert torch.equal(both[3]["inputs"], epochs[0][3])  # outside a loader it is the first
+
+
+def test_hidden_tokens_in_a_subset_are_others_each_epoch(tmp_path):
+    (tmp_path / "a.txt").write_text("the cat sat on the mat and saw a dog there\n" * 4)
+    texts = TextDataset(
+        tmp_path / "a.txt", "masked_language_modelling", tokenizer="wordpiece",
+        sequence_length=16, padding="sequence_length", document_per="line", cache="off",
+    )  # fmt: skip
+    loader = DataLoader(Subset(texts, range(4)), batch_size=4, shuffle=False, num_workers=0)
+    first, second = (torch.cat([batch["targets"] for batch in loader]) for _ in range(2))
+    assert not torch.equal(first, second)
+    assert torch.equal(second, texts.get_batch(range(4), 1)[0]["targets"])
 
 
 def test_foreign_data_is_not_read_more_often_than_needed():

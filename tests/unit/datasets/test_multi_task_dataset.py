@@ -15,9 +15,11 @@ from deepseek.datasets import (
     MultiTaskDataset,
     TextDataset,
 )
+from deepseek.datasets.classes import check_same_data
 from deepseek.datasets.evaluation_view import evaluation_dataset
 from deepseek.datasets.multi_task_dataset import share_out
 from deepseek.errors import ConfigError, DataError
+from deepseek.trainer import Trainer
 
 
 def table(count, offset, *, numbers=False):
@@ -150,6 +152,47 @@ def test_skip_is_refused_for_one_of_several_tasks():
     assert len(MultiTaskDataset({"a": digits, "b": digits})) == 2 * len(digits)
     with pytest.raises(ConfigError, match="task 'b' has on_bad_sample=skip"):
         MultiTaskDataset({"a": digits, "b": skipping})
+
+
+def labelled(classes):
+    """Return a data set that names its classes, with one sample of each."""
+    data = table(len(classes), 0)
+    data.classes = classes
+    return data
+
+
+def joined(classes):
+    return JointDataset(labelled(classes), {"size": [0.5] * len(classes)}, own="kind")
+
+
+def mixed(classes):
+    return MultiTaskDataset({"kind": labelled(classes), "other": table(3, 0)})
+
+
+@pytest.mark.parametrize("make", [labelled, joined, mixed])
+def test_classes_are_compared_within_loaders_and_tasks(make, tmp_path):
+    whose = "" if make is labelled else " of task 'kind'"
+    train = DataLoader(make(["a", "b", "c"]), batch_size=3)
+
+    def compare(val):
+        check_same_data(train, DataLoader(make(val), batch_size=3))
+
+    compare(["a", "b", "c"])
+    compare(["a", "b"])  # the last class has no sample
+    compare(["0", "1", "2"])  # what a data set without names has
+    with pytest.raises(DataError, match=f"data{whose} order their classes differently: a, b, c"):
+        compare(["b", "a", "c"])
+    with pytest.raises(
+        DataError, match=f"data{whose} differ in their classes: only in training: a"
+    ):
+        compare(["b", "c"])
+    if make is labelled:
+        with pytest.raises(DataError, match="only in training: b; only in validation: 7"):
+            Trainer(torch.nn.Linear(2, 3), train, make(["a", "7", "c"]), run_dir=tmp_path)
+    train = DataLoader(make([str(n) for n in range(10)]), batch_size=3)
+    compare(["0", "1"])
+    with pytest.raises(DataError, match="only in training: 1, 3, 4"):
+        compare(["0", "2"])
 
 
 def test_labels_of_further_tasks_go_with_the_samples():

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from deepseek.datasets import ImageDataset
+from deepseek.datasets.source import number_labels
 from deepseek.errors import DataError
 
 from .conftest import draw
@@ -153,6 +154,35 @@ def test_numbers_are_ordered_by_value(folder):
     rows = [(path, label) for (path, _), label in zip(paths(), [10, 2, 2, 10, 2, 10], strict=True)]
     data = ImageDataset(write_index(folder / "index.csv", rows), "resize_8")
     assert data.class_names == ("2", "10")
+
+
+def test_padded_numbers_are_found_by_name(folder):
+    places = [path for path, _ in paths()]
+    padded = write_index(folder / "train.csv", zip(places, ["01", "02", "10"] * 2, strict=True))
+    train = ImageDataset(padded, "resize_8")
+    assert train.class_names == ("1", "2", "10")
+    val = ImageDataset(padded, "resize_8", class_names=train.class_names)
+    assert val.targets.tolist() == train.targets.tolist() == [0, 1, 2, 0, 1, 2]
+    plain = write_index(folder / "val.csv", zip(places, [1, 2, 10] * 2, strict=True))
+    val = ImageDataset(plain, "resize_8", class_names=["01", "02", "10"])  # of class folders
+    assert val.targets.tolist() == [0, 1, 2, 0, 1, 2]
+    # a number that is no name is no position beside names that are numbers
+    refuse(plain, "label '10' is none of the 3 classes 1, 2, 3", class_names=["1", "2", "3"])
+    zero = write_index(folder / "zero.csv", zip(places, [0, 1] * 3, strict=True))
+    refuse(zero, "label '0' is none of the 2 classes 1, 2", class_names=["1", "2"])
+
+
+def test_labels_with_underscores_stay_apart():
+    numbers, names = number_labels(["1_12", "11_2", "1_12"], None, "here")
+    assert (numbers.tolist(), names) == ([1, 0, 1], ("11_2", "1_12"))
+    with pytest.raises(DataError, match="label '1_0' is none of the 2 classes"):
+        number_labels(["1_0"], ["a", "b"], "here")
+
+
+@pytest.mark.parametrize("class_names", [None, ["a", "b"]])
+def test_a_label_that_is_a_list_is_named(class_names):
+    with pytest.raises(DataError, match=r"the label \['a'\] is a list, neither a name"):
+        number_labels(["a", ["a"], "b"], class_names, "here")
 
 
 def test_index_paths(folder, tmp_path):

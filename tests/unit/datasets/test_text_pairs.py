@@ -1,13 +1,16 @@
 """Two sentences in a sample, and numbers as labels."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from deepseek.cli.build_multi import build_multi_evaluation
+from deepseek.cli.build_text import build_text_evaluation
 from deepseek.config import TextDataConfig, validate_settings
-from deepseek.datasets import TextDataset
+from deepseek.datasets import DataSpec, JointDataset, MultiTaskDataset, TextDataset
 from deepseek.datasets.text_samples import cut_pair
 from deepseek.errors import ConfigError, DataError
 from deepseek.models import Encoder, ModelEngine
@@ -47,6 +50,39 @@ def test_a_sample_is_both_sentences_with_a_separator_between(table):
     assert float(data[4]["targets"]) == pytest.approx(0.4)
     assert data.spec.class_names == ()
     assert {"alpha", "gamma"} <= set(data.text(4).split())
+
+
+def test_a_model_of_pairs_is_not_evaluated_on_single_texts(table):
+    spec = pairs(table).spec
+    columns = ["text_column=first", "label_column=score", "cache=off"]
+    with pytest.raises(ConfigError, match="of two sentences, and pair_column"):
+        build_text_evaluation(spec, str(table), columns)
+    both = build_text_evaluation(spec, str(table), [*columns, "pair_column=second"])
+    assert both.spec.separator_token == spec.separator_token
+    single = replace(spec, separator_token=None)
+    assert len(build_text_evaluation(single, str(table), columns)) == len(ROWS)
+
+
+def test_of_several_tasks_only_those_of_pairs_need_a_second_column(table):
+    data = pairs(table)
+    single = pairs(table, tokenizer=data.tokenizer, pair_column=None)
+    spec = MultiTaskDataset({"both": data, "one": single}).spec
+    assert DataSpec.from_json(spec.to_json()) == spec
+    columns = ["text_column=first", "label_column=score", "cache=off"]
+
+    def build(spec, *settings):
+        def build_one(alone, given):
+            return build_text_evaluation(alone, str(table), given)
+
+        return build_multi_evaluation(spec, [*columns, *settings], build_one)
+
+    assert len(build(spec, "task=one")) == len(ROWS)
+    with pytest.raises(ConfigError, match="pair_column"):
+        build(spec, "task=both")
+    assert len(build(spec, "task=both", "pair_column=second")) == len(ROWS)
+    joint = JointDataset(data, {"size": [0.5] * len(ROWS)}, own="both")
+    with pytest.raises(ConfigError, match="pair_column"):
+        build(joint.spec, "task=both")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
 import json
+import os
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -177,3 +179,31 @@ def test_the_hash_is_of_the_content(tmp_path):
     assert TextSource(tmp_path, LABELLED).content_hash() == before
     (tmp_path / "a.txt").write_text("two")
     assert TextSource(tmp_path, LABELLED).content_hash() != before
+
+
+@pytest.mark.parametrize("wrong", [None, 0, b""])
+def test_a_text_that_is_none_is_refused(wrong):
+    with pytest.raises(ConfigError, match=f"text 1 is a {type(wrong).__name__}"):
+        TextSource(["a", wrong, "b"], TextOptions())
+
+
+def test_half_of_a_surrogate_pair_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"text 1 holds half of a surrogate pair, '\\ud83d'"):
+        TextSource(["a", "b \ud83d"], TextOptions())
+    rows = [{"text": "a \U0001f600", "label": "x"}, {"text": "a \ud83d", "label": "x"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: the column 'text' holds half of a"):
+        records(tmp_path / "a.jsonl")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
+def test_files_and_folders_whose_names_are_no_utf8_have_a_hash(tmp_path):
+    found = set()
+    for name in (b"\xff", b"\xfe"):
+        folder = os.fsencode(tmp_path) + b"/in-" + name
+        for kind in (b"a", name):
+            os.makedirs(folder + b"/" + kind)
+            with open(folder + b"/" + kind + b"/" + name + b".txt", "w") as file:
+                file.write("text")
+        found.add(TextSource(os.fsdecode(folder), LABELLED).content_hash())
+    assert len(found) == 2

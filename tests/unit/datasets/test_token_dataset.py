@@ -32,3 +32,9 @@ def test_what_cannot_be_tokens_is_refused():
         TokenDataset(np.array([0, 1, 2]), 5, "abc")
     with pytest.raises(DataError, match=r"no row of whole numbers"):
         TokenDataset(np.zeros((2, 2)), 1, "abc")
+
+
+def test_iteration_over_tokens_ends():
+    data = TokenDataset(np.arange(23), 5, [str(i) for i in range(23)])
+    assert [int(sample["inputs"][0]) for sample in data] == [0, 5, 10, 15]
+    assert data[-1]["targets"].tolist() == [16, 17, 18, 19, 20]

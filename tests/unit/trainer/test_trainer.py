@@ -231,6 +231,13 @@ def test_early_stopping_ends_the_run(tmp_path):
     assert len(history) < 50 or history.status == "finished"
 
 
+def test_every_evaluation_draws_the_same(tmp_path):
+    data = ImageDataset("digits", transform="resize_8+random_crop_8_pad_3", channels=1)
+    part = torch.utils.data.Subset(data, range(40))
+    trainer = Trainer(make_vit(), part, part, run_dir=tmp_path / "r", **QUIET)
+    assert trainer.evaluate() == trainer.evaluate()
+
+
 def test_a_finished_run_can_be_extended(tmp_path):
     run_with(tmp_path, "r", epochs=1).fit()
     history = run_with(tmp_path, "r", epochs=3, resume=True).fit()

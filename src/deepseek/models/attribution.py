@@ -58,7 +58,8 @@ def attribute_tokens(
     )
     pad = torch.full_like(tokens, 0 if spec is None else spec.pad_token or 0)
     with torch.no_grad():
-        whole = table(tokens).float()
+        rows = table(tokens)
+        dtype, whole = rows.dtype, rows.float()
         baseline = torch.where(torch.isin(tokens, around)[:, None], whole, table(pad).float())
     difference = whole - baseline
     shares = (torch.arange(steps, device=tokens.device) + 0.5) / steps
@@ -66,9 +67,7 @@ def attribute_tokens(
     with evaluating(engine):
         for part in shares.split(AT_ONCE):
             points = (baseline + part[:, None, None] * difference).requires_grad_(True)
-            hook = table.register_forward_hook(
-                lambda module, inputs, output, x=points: x.to(output.dtype)
-            )
+            hook = table.register_forward_hook(lambda module, args, output, x=points: x.to(dtype))
             try:
                 logits = engine(tokens.expand(len(part), -1))
             finally:

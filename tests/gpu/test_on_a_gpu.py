@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+import torchvision
 from tests.unit.models.test_contract import SMALL, make_engine, make_inputs
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from deepseek.checkpoint import StoredTensors
+from deepseek.convert import convert
 from deepseek.datasets import DataLoader, TokenDataset
 from deepseek.errors import PreemptedError
 from deepseek.models import GPT, ModelEngine, SlidingWindow
@@ -113,6 +115,14 @@ def test_attention_is_that_of_a_cpu():
          causal_attention(q.cuda(), k[:, :2].cuda(), v[:, :2].cuda())),
     ):  # fmt: skip
         torch.testing.assert_close(found.cpu(), want, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_of_a_gpu_becomes_ours():
+    torch.manual_seed(0)
+    original = torchvision.models.resnet18(num_classes=3).cuda()  # it convolves in TF32
+    engine = convert(original).engine
+    assert engine.architecture == "imagenet_resnet"
+    assert next(original.parameters()).is_cuda
 
 
 # -- training --------------------------------------------------------------------------------

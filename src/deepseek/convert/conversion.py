@@ -142,6 +142,11 @@ def convert(
         if args or family:  # the user has said what it is
             raise
         reason = error.message
+    if dtype not in ("float32", "keep"):
+        raise ConfigError(
+            f"dtype={dtype!r} is for models of ours, and this one is kept as it is: {reason}",
+            fix="leave dtype out, and give the module in that dtype",
+        )
     return _keep_module(source, source.module, reason)
 
 

@@ -94,6 +94,7 @@ def write_state_dict(engine: ModelEngine, path: str | Path, layout: str = "auto"
     # weights may lie channels last, which the format does not know
     tensors = {name: state[name].contiguous() for name in first.values()}
     save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # save_file lets nobody else read it
 
 
 def _model_card(engine: ModelEngine, architecture: str) -> str:

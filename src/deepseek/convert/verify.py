@@ -69,6 +69,7 @@ def compare(
         theirs: the same weights for the original, under its names.
     """
     args = engine.config
+    original = _beside(engine, original)
     inputs = sample_inputs(engine, seed)
     with torch.no_grad(), evaluating(original), evaluating(engine.module):
         device = next((p.device for p in original.parameters()), torch.device("cpu"))
@@ -82,6 +83,16 @@ def compare(
     if found.ndim == 3 and pad_token is not None and want.shape[:2] == inputs.shape:
         found, want = found[inputs != pad_token], want[inputs != pad_token]
     return measure(found, want)
+
+
+def _beside(engine: ModelEngine, original: nn.Module) -> nn.Module:
+    """Return the original, or a copy of it, on the device of ours: a GPU convolves in TF32.
+
+    One that is spread over several devices stays as it is.
+    """
+    devices = {parameter.device for parameter in original.parameters()}
+    is_elsewhere = len(devices) == 1 and devices != {engine.device}
+    return copy.deepcopy(original).to(engine.device) if is_elsewhere else original
 
 
 def compare_modules(

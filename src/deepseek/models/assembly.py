@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from deepseek.datasets.spec import DataSpec
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models.changes import apply_changes
 from deepseek.models.classifier import Classifier
 from deepseek.models.decoder import VOCABULARY_MULTIPLE, Decoder
 from deepseek.models.model_file import ModelFile
 from deepseek.models.multi_head import MultiHead
+from deepseek.models.pretrained import PretrainedLogits
 from deepseek.models.weights import find_pretrained, load_weights, read_weights
 from deepseek.models.zoo import build_model, is_own, is_timm, timm_head_names
 
@@ -110,6 +112,7 @@ def build_from_file(
 
     Raises:
         CheckpointError: if the architecture needs a module or cannot be built, or does not fit.
+        ConfigError: if `module` cannot agree with the data that it was trained on.
     """
     name = content.architecture
     is_known = is_own(name) or is_timm(name)
@@ -118,13 +121,31 @@ def build_from_file(
             module.build_heads(content.config.get("heads", {}))
         apply_changes(module, content.changes, path)
         load_weights(module, content.state, source=path)
-        return module, not is_known
-    if not is_known:
-        raise CheckpointError(
-            f"{path} holds the weights of {name!r}, which is no architecture of this library",
-            fix="build it and hand it over: ModelEngine.load(path, module="
-            f"{name.rpartition('.')[-1]}(...))",
-        )
+    elif is_known:
+        module = _build_known(path, content, args, num_classes)
+    else:
+        what = f"{name!r}, which is no architecture of this library"
+        raise _needs_module(path, what, f"{name.rpartition('.')[-1]}(...)")
+    if content.spec is not None:
+        _agree(module, content.spec)
+    return module, not is_known
+
+
+def _agree(module: nn.Module, spec: DataSpec) -> None:
+    """Tell a module what it knows from the data, and not from its weights or arguments."""
+    if isinstance(module, PretrainedLogits):
+        module.bind(spec)
+    elif isinstance(module, MultiHead) and spec.tasks.keys() == module.heads.keys():
+        module.order_heads(spec.tasks)
+
+
+def _build_known(
+    path: str | Path, content: ModelFile, args: Mapping[str, object], num_classes: int | None
+) -> nn.Module:
+    name = content.architecture
+    if "trunk" in args and args["trunk"] is None:
+        what = f"a {name!r} whose trunk is no architecture of this library"
+        raise _needs_module(path, what, "MultiHead.around(MODULE, dim=...)")
     inner: object = args
     while isinstance(inner, Mapping):
         _check_sizes(path, content, inner)
@@ -149,7 +170,14 @@ def build_from_file(
             skeleton = build_model(name, num_classes, args)
             apply_changes(skeleton, content.changes, path)
     load_weights(skeleton, _as_parameters(skeleton, content.state), source=path, assign=True)
-    return skeleton, False
+    return skeleton
+
+
+def _needs_module(path: str | Path, what: str, made_by: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} holds the weights of {what}",
+        fix=f"build it and hand it over: ModelEngine.load(path, module={made_by})",
+    )
 
 
 def _check_sizes(path: str | Path, content: ModelFile, args: Mapping[str, object]) -> None:

@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from deepseek.errors import ConfigError
 from deepseek.models.engine import ModelEngine
 from deepseek.models.eval_mode import evaluating
+from deepseek.models.quantized import schemes_of
 from deepseek.models.text_batches import tokenizer_of
 
 AT_ONCE = 16
+_STEPPED = ("int8_dynamic", "int8_static")
+"""Schemes that round inputs of layers, too."""
 
 
 def attribute_tokens(
@@ -38,8 +41,15 @@ def attribute_tokens(
         steps: S; more of them leave less of an error.
 
     Raises:
-        ConfigError: the model has no table of tokens that its hints name.
+        ConfigError: the model has no table of tokens that its hints name, or rounds what it
+            computes to integers.
     """
+    if rounded := sorted(schemes_of(engine.changes) & set(_STEPPED)):
+        raise ConfigError(
+            f"a model of {', '.join(rounded)} rounds to integers, which have no slope: its"
+            " gradients explain nothing",
+            fix="explain the model that it was made from",
+        )
     table = _token_table(engine)
     spec = engine.spec
     tokens = tokens.to(engine.device)
@@ -48,22 +58,23 @@ def attribute_tokens(
     )
     pad = torch.full_like(tokens, 0 if spec is None else spec.pad_token or 0)
     with torch.no_grad():
-        whole = table(tokens)
-        baseline = torch.where(torch.isin(tokens, around)[:, None], whole, table(pad))
+        rows = table(tokens)
+        dtype, whole = rows.dtype, rows.float()
+        baseline = torch.where(torch.isin(tokens, around)[:, None], whole, table(pad).float())
     difference = whole - baseline
     shares = (torch.arange(steps, device=tokens.device) + 0.5) / steps
     total = torch.zeros_like(whole)
     with evaluating(engine):
         for part in shares.split(AT_ONCE):
             points = (baseline + part[:, None, None] * difference).requires_grad_(True)
-            hook = table.register_forward_hook(lambda module, inputs, output, x=points: x)
+            hook = table.register_forward_hook(lambda module, args, output, x=points: x.to(dtype))
             try:
                 logits = engine(tokens.expand(len(part), -1))
             finally:
                 hook.remove()
             explained = (logits.float() * direction.to(logits.device)).sum()
             total += torch.autograd.grad(explained, points)[0].sum(0)
-    return (total / steps * difference).sum(-1).float().cpu()
+    return (total / steps * difference).sum(-1).cpu()
 
 
 def _token_table(engine: ModelEngine) -> nn.Embedding:

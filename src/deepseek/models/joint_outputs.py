@@ -54,7 +54,7 @@ def rows_of(outputs: Tensor | Mapping[str, Tensor], spec: DataSpec) -> Tensor:
         spec: that it was trained on.
     """
     if isinstance(outputs, Mapping):
-        parts = {name: rows_of(each, spec.tasks[name]) for name, each in outputs.items()}
+        parts = {name: rows_of(outputs[name], own) for name, own in spec.tasks.items()}
         return join_outputs(_beside_tokens(parts))
     return outputs.float() if is_number(spec) else outputs.float().softmax(-1)
 

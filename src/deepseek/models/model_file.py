@@ -25,6 +25,7 @@ from deepseek.models.tensor_layout import (
     DTYPES,
     Layout,
     bytes_of,
+    check_header_bytes,
     damaged,
     encode_header,
     lay_out,
@@ -67,7 +68,8 @@ def write_model_file(path: str | Path, content: ModelFile) -> None:
     """Write a model file; under `path` there is the old file or the whole new one, never a part.
 
     Raises:
-        ConfigError: if a dtype cannot be stored, the config is not JSON, or the folder is missing.
+        ConfigError: if a dtype cannot be stored, the config is not JSON, what is known of the data
+            is too long for a header, or the folder is missing.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -98,12 +100,23 @@ def write_model_file(path: str | Path, content: ModelFile) -> None:
         encoded = encode_header(
             {"__metadata__": {KEY: json.dumps(info, allow_nan=False)}, **header}
         )
+    except ConfigError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"the config of {content.architecture!r} cannot be stored as JSON: {error}",
             fix="build the model with numbers, texts, lists and tables only",
         ) from error
     _replace(path, encoded, (bytes_of(unique[name]) for name in header))
+
+
+def check_spec(spec: DataSpec) -> None:
+    """Check that a model file can hold what is known of data, before anything learns from them.
+
+    Raises:
+        ConfigError: it is too long for a header.
+    """
+    check_header_bytes(len(json.dumps(json.dumps(spec.to_json()))))
 
 
 def read_model_file(path: str | Path) -> ModelFile:

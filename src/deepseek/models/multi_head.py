@@ -7,7 +7,7 @@ BERT's own does (Devlin et al. 2018, arXiv 1810.04805), and a head of tokens tak
 Shapes: B batch, T tokens, D width of the features, K outputs of a head.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -119,16 +119,26 @@ class MultiHead(Classifier):
         """Return a model around a trunk that exists, with its weights and without its own head.
 
         Args:
-            trunk: a `ModelEngine`, one of our models, or any module that returns features (B, D).
+            trunk: a `ModelEngine` as it was built, one of our models, or any module that returns
+                features (B, D).
             dim: D, of a module that is not ours.
             dropout: probability before each head's linear.
 
         Raises:
-            ConfigError: as the class; or `dim` is missing.
+            ConfigError: as the class; or `dim` is missing; or the trunk was changed since it was
+                built (pruned, adapted, quantised), which the file of the whole could not hold.
         """
         from deepseek.models.engine import ModelEngine
 
         engine = ModelEngine.wrap(trunk)
+        if engine.changes:
+            kinds = ", ".join(dict.fromkeys(change["kind"] for change in engine.changes))
+            raise ConfigError(
+                f"the trunk was changed since it was built ({kinds}), which the file of the whole"
+                " could not hold",
+                fix="give merge_lora(engine) of a model with adapters, else the model as it was"
+                " before, and change the whole once it is trained",
+            )
         if engine.is_foreign == (dim is None):
             raise ConfigError(
                 f"dim={dim} for a trunk that is"
@@ -179,7 +189,7 @@ class MultiHead(Classifier):
         raise _no_classes(num_classes)
 
     def bind_tasks(self, tasks: "Mapping[str, DataSpec]") -> None:
-        """Build the heads that data ask for; those that are there must be the same.
+        """Build the heads that data ask for; those that are there must be the same, in any order.
 
         Raises:
             ConfigError: they are others, or a task needs a vector for each token.
@@ -192,6 +202,14 @@ class MultiHead(Classifier):
                 f"the model has the heads {self._config['heads']}, the data ask for {wanted}",
                 fix="leave heads out, or give those of the data",
             )
+        else:
+            self.order_heads(tasks)
+
+    def order_heads(self, names: Iterable[str]) -> None:
+        """Put the heads in the order of names, which are theirs: outputs are joined in it."""
+        heads = self._config["heads"]
+        self._config["heads"] = {name: heads[name] for name in names}
+        self.heads = nn.ModuleDict({name: self.heads[name] for name in names})
 
     def note_trunk(self) -> None:
         """Take over into the config what has been changed of a trunk of ours."""

@@ -13,6 +13,8 @@ from deepseek.models.eval_mode import each_evaluating
 from deepseek.models.generation import generate_tokens, make_sampling
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+NUM_BEFORE = 4
+"""Tokens that others are decoded behind: some, as special ones have no text."""
 Prompt = str | Sequence[int] | Tensor
 """Text, or token ids of shape (T,)."""
 
@@ -79,15 +81,22 @@ class Vocabulary:
             )
         return self._ids[token]
 
-    def decode(self, tokens: Sequence[int]) -> str | None:
-        """Return the text of tokens, if it is known."""
+    def decode(self, tokens: Sequence[int], before: Sequence[int] = ()) -> str | None:
+        """Return the text that tokens add to those before them, if it is known.
+
+        Decoders of words leave out the blank that a text begins with, so it matters what is before.
+        """
         if self._tokenizer is not None:
-            return self._tokenizer.decode(tokens)
+            last = [*before][-NUM_BEFORE:]
+            start, text = self._tokenizer.decode(last), self._tokenizer.decode([*last, *tokens])
+            if text.startswith(start):
+                return text[len(start) :]
+            return self._tokenizer.decode(tokens)  # the first ends a letter of those before
         if not self._names:
             return None
         return "".join(self._names[token] for token in tokens)
 
-    def decode_each(self, tokens: Iterable[int]) -> Iterator[str]:
+    def decode_each(self, tokens: Iterable[int], before: Sequence[int] = ()) -> Iterator[str]:
         """Return the text that each token adds; nothing yet where a letter is in several tokens.
 
         What never became a whole letter comes last, as `decode` spells it.
@@ -96,7 +105,7 @@ class Vocabulary:
         shown = text = ""
         for token in tokens:
             seen.append(token)
-            text = self.decode(seen) or ""
+            text = self.decode(seen, before) or ""
             if not text.endswith(INCOMPLETE):
                 yield text[len(shown) :]
                 shown = text
@@ -138,7 +147,8 @@ class Writer:
         if prompts is None:
             raise ConfigError("there is no prompt", fix="give text or token ids")
         is_one = is_single(prompts)
-        rows = cast(list[Prompt], [prompts] if is_one else list(prompts))
+        given = cast(list[Prompt], [prompts] if is_one else list(prompts))
+        rows = [self._vocabulary.encode(prompt) for prompt in given]
         found: list[list[int]] = [[] for _ in rows]
         has_stopped = [False] * len(rows)
         for drawn in self._draw(rows, max_new_tokens, stop, options):
@@ -148,8 +158,8 @@ class Writer:
                 else:
                     found[row].append(token)
         made = [
-            Generation(tokens, self._vocabulary.decode(tokens), stopped)
-            for tokens, stopped in zip(found, has_stopped, strict=True)
+            Generation(tokens, self._vocabulary.decode(tokens, row), stopped)
+            for row, tokens, stopped in zip(rows, found, has_stopped, strict=True)
         ]
         return made[0] if is_one else made
 
@@ -161,11 +171,12 @@ class Writer:
         options: Mapping[str, Any],
     ) -> Iterator[str | int]:
         """Return each token as soon as it is drawn, as text where the prompt is text."""
-        drawn = self._draw([prompt], max_new_tokens, stop, options)
+        before = self._vocabulary.encode(prompt)
+        drawn = self._draw([before], max_new_tokens, stop, options)
         tokens = (row[0] for row in drawn if row[0] is not None)
         if not isinstance(prompt, str):
             return tokens
-        return self._vocabulary.decode_each(tokens)
+        return self._vocabulary.decode_each(tokens, before)
 
     def _stop_tokens(self, stop: Sequence[str | int] | str | int) -> list[int]:
         # a text alone is one token, not its characters
@@ -182,14 +193,12 @@ class Writer:
 
     def _draw(
         self,
-        prompts: Sequence[Prompt],
+        rows: Sequence[list[int]],
         max_new_tokens: int | None,
         stop: Sequence[str | int] | str | int,
         options: Mapping[str, Any],
     ) -> Iterator[list[int | None]]:
-        vocabulary = self._vocabulary
         sampling = make_sampling(options, self._stop_tokens(stop))
-        rows = [vocabulary.encode(prompt) for prompt in prompts]
         drawn = generate_tokens(
             self._model, rows, max_new_tokens=max_new_tokens, sampling=sampling,
             compiles=self._compiles,

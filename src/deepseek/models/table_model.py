@@ -18,6 +18,7 @@ from deepseek.errors import ConfigError
 from deepseek.models.classifier import Classifier
 from deepseek.models.embedder import Batch, Embedder, FeatureLayout
 from deepseek.models.hints import ParallelHints
+from deepseek.models.model_file import check_spec
 
 FIELDS = ("sparse", "dense")
 PREFIXES = ("sequence.", "length.")
@@ -76,7 +77,8 @@ class TableModel(Classifier):
             known: of the data that the model was trained on before, if any.
 
         Raises:
-            ConfigError: the data are no table, or other features than those it was built for.
+            ConfigError: the data are no table, or other features than those it was built for, or
+                their vocabularies are too long for a model file.
         """
         if spec.features is None:
             raise ConfigError(
@@ -86,6 +88,7 @@ class TableModel(Classifier):
             )
         layout = FeatureLayout.of(spec.features)
         if self.layout is None:
+            check_spec(spec)
             self._build(layout)
         elif self.layout != layout or (known is not None and known.features != spec.features):
             raise ConfigError(

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from deepseek.errors import CheckpointError
+from deepseek.errors import CheckpointError, ConfigError
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -36,8 +36,9 @@ DTYPES: dict[str, torch.dtype] = {
     "C64": torch.complex64,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-MAX_HEADER_BYTES = 64 * 1024**2
-"""Above the header of any real model: 100 bytes a tensor make 600,000 tensors."""
+MAX_HEADER_BYTES = 512 * 1024**2
+"""Above the header of any real model: 100 bytes a tensor make five million tensors, and 14 bytes a
+value the vocabularies of a table of 38 million."""
 MAX_DIMS = 64
 _OF_RUNTIMES = (".onnx", ".pt2", ".xml", ".pte")
 
@@ -147,12 +148,29 @@ def encode_header(header: Mapping[str, object]) -> bytes:
     """Return the bytes before the tensors: the length, and the header padded to 8 bytes.
 
     Raises:
+        ConfigError: it is longer than what `read_layout` takes.
         ValueError: it holds a number that JSON does not have.
         TypeError: it holds something else than JSON does.
     """
     text = json.dumps(header, allow_nan=False).encode()
     text += b" " * (-len(text) % 8)
+    check_header_bytes(len(text))
     return len(text).to_bytes(8, "little") + text
+
+
+def check_header_bytes(num_bytes: int) -> None:
+    """Check that a header could be read again.
+
+    Raises:
+        ConfigError: it is longer than what `read_layout` takes.
+    """
+    if num_bytes > MAX_HEADER_BYTES:
+        raise ConfigError(
+            f"the header of the model file would have {num_bytes} bytes, above the"
+            f" {MAX_HEADER_BYTES} that can be read",
+            fix="shorten what the model knows of its data: the vocabularies of a table by"
+            " encoding: hash, a lower max_size or a higher min_count",
+        )
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

@@ -85,6 +85,8 @@ def locate_words(text: str, spec: DataSpec) -> np.ndarray:
             words[-1][2] = end
         elif at < room:
             words.append([at + len(tokenizer.frame[0]), start, end])
+        else:
+            break
     return np.array(words, np.int64).reshape(-1, 3)
 
 

@@ -50,6 +50,6 @@ def sentence_vectors(
         for tokens in encode_texts(texts, spec, batch_size):
             is_text = (tokens != spec.pad_token)[..., None].to(engine.device)
             hidden = engine(tokens.to(engine.device)).float()
-            means = (hidden * is_text).sum(1) / is_text.sum(1)
+            means = (hidden * is_text).sum(1) / is_text.sum(1).clamp(min=1)  # an empty text: zeros
             found.append(F.normalize(means, dim=1).cpu())
     return torch.cat(found)

@@ -246,6 +246,13 @@ def test_a_module_that_nothing_is_known_of_is_kept(tmp_path):
         verify_conversion(conversion)
 
 
+def test_a_dtype_for_a_module_that_is_kept_is_refused():
+    with pytest.raises(ConfigError, match=r"dtype='bfloat16' is for models of ours, .* kept as"):
+        convert(Own(), dtype="bfloat16")
+    half = Own().bfloat16()
+    assert convert(half, dtype="keep").engine.module is half
+
+
 def test_a_name_of_timm_takes_its_published_weights(tmp_path, monkeypatch):
     original = timm.create_model("resnet18", num_classes=7).eval()
     save_file(original.state_dict(), tmp_path / "resnet18.safetensors")
@@ -407,6 +414,11 @@ def test_weights_are_written_under_the_names_of_a_library(make, tmp_path):
     again = convert(tmp_path / "gpt2.safetensors", heads=3).engine
     tokens = torch.randint(0, 40, (2, 9))
     assert torch.equal(again.eval()(tokens), engine.eval()(tokens))
+
+
+def test_a_state_dict_can_be_read_by_others(tmp_path):
+    write_state_dict(ModelEngine.wrap(Own()), tmp_path / "m.safetensors")
+    assert (tmp_path / "m.safetensors").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_channels_last_model_is_written_as_a_state_dict(tmp_path):

@@ -1,11 +1,14 @@
 """Calibrated probabilities, attributions, and the page of mistakes."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from tests.unit.deploy.service.conftest import make_text_engine
 
 from deepseek.datasets import TextDataset, Tokenizer
+from deepseek.deploy import quantize
 from deepseek.deploy.error_analysis import analyse_errors
 from deepseek.deploy.temperature import (
     calibrate_model,
@@ -94,6 +97,28 @@ def test_attributions_add_up_to_what_they_explain(films):
     assert found.sum().item() == pytest.approx((whole - baseline).item(), abs=0.02)
     assert found[0] == found[-1] == 0
     assert all(weight.grad is None for weight in engine.parameters())
+
+
+def test_a_model_of_half_precision_is_explained(films):
+    engine, _ = films
+    tokens = next(encode_texts(["a good film"], engine.spec, 1))[0]
+    direction = torch.tensor([1.0, -1.0])
+    want = attribute_tokens(engine, tokens, direction)
+    found = attribute_tokens(copy.deepcopy(engine).bfloat16(), tokens, direction)
+    assert found.dtype == torch.float32
+    assert want.abs().max() > 0.1
+    torch.testing.assert_close(found, want, atol=0.1 * float(want.abs().max()), rtol=0)
+
+
+def test_a_quantised_model_is_not_explained_by_gradients(films):
+    engine, _ = films
+    tokens = next(encode_texts(["a good film"], engine.spec, 1))[0]
+    direction = torch.tensor([1.0, -1.0])
+    rounded = quantize(engine, "int8_dynamic").model
+    with pytest.raises(ConfigError, match="a model of int8_dynamic rounds to integers"):
+        attribute_tokens(rounded, tokens, direction)
+    weights_only = quantize(engine, "int8_weight_only").model
+    assert attribute_tokens(weights_only, tokens, direction).abs().max() > 0.1
 
 
 def test_the_page_shows_mistakes_and_escapes_what_is_not_ours(films, tmp_path):

@@ -62,6 +62,26 @@ def test_an_export_answers_by_the_names_of_the_tasks(engine, pixels, tmp_path):
     assert [each["ink"] for each in own] == pytest.approx([each["ink"] for each in other], abs=1e-4)
 
 
+def test_heads_given_in_another_order_are_those_of_their_tasks_when_exported_and_served(
+    data, pixels, tmp_path
+):
+    heads = {"ink": {"outputs": 1}, "kind": {"outputs": 10}}
+    engine = ModelEngine.wrap(MultiHead("resnet", {"num_layers": 8, "channels": 1}, heads)).eval()
+    head = engine.module.heads["ink"]
+    engine.bind(data.spec)
+    assert list(engine.config["heads"]) == list(data.spec.tasks)
+    assert engine.module.heads["ink"] is head
+    ink = engine(pixels)["ink"]
+    parts = divide(join_outputs(engine(pixels)), data.spec)
+    assert torch.equal(parts["ink"], ink)
+    engine.module.order_heads(["ink", "kind"])  # as files had them
+    rows = torch.from_numpy(ServedModel(engine).compute(pixels.numpy()))
+    torch.testing.assert_close(divide(rows, data.spec)["ink"], ink)
+    engine.save(tmp_path / "m.bin")
+    loaded = ModelEngine.load(tmp_path / "m.bin").eval()
+    torch.testing.assert_close(divide(join_outputs(loaded(pixels)), data.spec)["ink"], ink)
+
+
 def test_quantised_its_heads_stay_in_float(engine, data, tmp_path):
     done = quantize(engine, "int8_static", data, metric="kind_accuracy")
     kept = {layer.name for layer in done.layers if layer.scheme is None}

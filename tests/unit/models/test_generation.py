@@ -1,10 +1,11 @@
 """Generation with a cache is generation without one, whatever else is in the batch."""
 
 import pytest
+import tokenizers
 import torch
 from torch import nn
 
-from deepseek.datasets import train_tokenizer
+from deepseek.datasets import Tokenizer, train_tokenizer
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.errors import ConfigError
 from deepseek.models import GPT, Llama, ModelEngine
@@ -242,6 +243,31 @@ def test_a_stream_that_ends_inside_a_letter_gives_what_generate_gives():
     assert list(vocabulary.decode_each(cut)) == ["w", INCOMPLETE]
     for tokens in ([], cut[:1], cut[1:], [*cut, *cut]):
         assert "".join(vocabulary.decode_each(tokens)) == tokenizer.decode(tokens)
+
+
+def test_a_blank_between_prompt_and_text_is_kept():
+    words = ["<unk>", "\u2581The", "\u2581cat", "\u2581sat", "s"]  # as SentencePiece writes blanks
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: n for n, word in enumerate(words)}, "<unk>")
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    backend.decoder = tokenizers.decoders.Metaspace()
+    backend.add_special_tokens(["<s>"])
+    tokenizer = Tokenizer(backend.to_str())
+    assert tokenizer.decode([3]) == "sat"  # a text begins with no blank
+    vocabulary = Vocabulary((), tokenizer)
+    for before in ([1, 2], [1, 2, 5]):  # <s> has no text
+        assert vocabulary.decode([3, 4, 3], before) == " sats sat"
+        assert list(vocabulary.decode_each([3, 4, 3], before)) == [" sat", "s", " sat"]
+    assert vocabulary.decode([3], [5]) == "sat"
+    torch.manual_seed(0)
+    engine = ModelEngine.wrap(GPT(**{**SIZES, "num_classes": 5}))
+    sequence = FieldSpec((24,), "int64")
+    fields = {"inputs": sequence, "targets": sequence}
+    engine.spec = DataSpec("language_modelling", fields, tokenizer=tokenizer.to_json())
+    found = engine.generate("The cat", 6, seed=0)
+    assert "The cat" + found.text == tokenizer.decode([1, 2, *found.tokens])
+    assert "".join(engine.stream("The cat", 6, seed=0)) == found.text
 
 
 def test_one_stop_token_needs_no_list_and_an_unknown_one_is_refused(engine):

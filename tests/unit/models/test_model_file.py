@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from deepseek.errors import CheckpointError, ConfigError
-from deepseek.models import ModelEngine
+from deepseek.models import ModelEngine, tensor_layout
 from deepseek.models.model_file import ModelFile, read_model_file, write_model_file
 
 
@@ -142,6 +142,16 @@ def test_huge_header_is_refused_before_it_is_read(path):
     for length in (2**63, 2**40, 100 * 2**20):
         join(path, b"{}", data, length)
         refuses(path, "its header declares")
+
+
+def test_a_header_that_could_not_be_read_is_not_written(path, monkeypatch):
+    before = path.read_bytes()
+    monkeypatch.setattr(tensor_layout, "MAX_HEADER_BYTES", 4000)
+    engine = ModelEngine("resnet", num_layers=8, width=2, num_classes=3)
+    with pytest.raises(ConfigError, match=r"\d+ bytes, above the 4000 that can be read") as caught:
+        engine.save(path)
+    assert "encoding: hash" in caught.value.fix
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from deepseek.datasets import DataSpec, FieldSpec
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.models import GPT, Encoder, ModelEngine, MultiHead, ResNet, UNet3D, VisionTransformer
 from deepseek.models.depth import distances
-from deepseek.models.lora import add_lora
+from deepseek.models.lora import add_lora, merge_lora
 
 HEADS = {"kind": {"outputs": 3}, "size": {"outputs": 1}}
 TRUNKS = {
@@ -86,8 +86,24 @@ def test_a_module_of_the_users_says_how_wide_it_is(tmp_path):
         MultiHead.around(nn.Linear(4, 8))
     with pytest.raises(ConfigError, match="dim=3 for a trunk that is ours"):
         MultiHead.around(ResNet(8), dim=3)
-    with pytest.raises(CheckpointError):
+
+
+def test_a_trunk_of_ones_own_is_asked_for_by_name(tmp_path):
+    model = MultiHead.around(nn.Linear(4, 8), dim=8)
+    model.build_heads(HEADS)
+    ModelEngine.wrap(model).save(tmp_path / "m.bin")
+    with pytest.raises(CheckpointError, match=r"whose trunk is no architecture") as caught:
         ModelEngine.load(tmp_path / "m.bin")
+    assert "module=MultiHead.around(MODULE, dim=...)" in str(caught.value)
+
+
+def test_a_trunk_that_was_cut_or_adapted_is_refused():
+    encoder = ModelEngine("encoder", **SIZES, num_classes=2)
+    add_lora(encoder, rank=2)
+    with pytest.raises(ConfigError, match=r"changed since it was built \(lora\)") as caught:
+        MultiHead.around(encoder)
+    assert "merge_lora(engine)" in str(caught.value)
+    assert MultiHead.around(merge_lora(encoder)).dim == 16
 
 
 def spec(**tasks):

@@ -99,6 +99,18 @@ def test_a_classifier_sees_no_padding(make, tmp_path):
     torch.testing.assert_close(engine(short), hf(short).logits)
 
 
+def test_a_loaded_classifier_sees_no_padding(tmp_path):
+    tokens = labelled().tensors[0][:2]
+    spec = DataSpec("sequence_classification", {}, pad_token=PAD)
+    engine = ModelEngine.wrap(bert(), spec)
+    engine.save(tmp_path / "model.bin")
+    loaded = ModelEngine.load(tmp_path / "model.bin", bert())
+    assert torch.equal(loaded.eval()(tokens), engine.eval()(tokens))
+    assert not torch.allclose(ModelEngine.wrap(bert()).eval()(tokens), engine(tokens))
+    with pytest.raises(ConfigError, match="filled up with token 0, the model has pad_token_id=5"):
+        ModelEngine.load(tmp_path / "model.bin", bert(pad_token_id=5))
+
+
 def test_padding_of_the_data_is_the_model_s():
     spec = DataSpec("sequence_classification", {}, pad_token=3)
     engine = ModelEngine.wrap(gpt2("GPT2ForSequenceClassification"), spec)

@@ -9,7 +9,7 @@ from torch import nn
 
 from deepseek.datasets import InteractionDataset
 from deepseek.errors import ConfigError, DataError
-from deepseek.models import Embedder, FeatureLayout, ModelEngine, TableModel
+from deepseek.models import Embedder, FeatureLayout, ModelEngine, TableModel, tensor_layout
 from deepseek.recsys import FactorizationMachine, Scorer
 from deepseek.trainer import Trainer
 from deepseek.trainer.evaluation import evaluate_model
@@ -179,6 +179,12 @@ def test_other_data_are_refused(data):
         Scorer(ModelEngine("resnet20", num_classes=2))
     with pytest.raises(ConfigError, match="resnet20 does not take the rows of a table"):
         ModelEngine("resnet20").bind(data.spec)
+
+
+def test_vocabularies_that_fit_no_model_file_are_refused_before_anything_learns(data, monkeypatch):
+    monkeypatch.setattr(tensor_layout, "MAX_HEADER_BYTES", 300)
+    with pytest.raises(ConfigError, match="above the 300 that can be read"):
+        bound("fm", data)
 
 
 class TwoLabels(TableModel):

@@ -1,8 +1,10 @@
 """One rank runs out of memory: all halve their micro-batches, and learn the same."""
 
+import json
+
 import pytest
 import torch
-from tests.distributed.ranks import RankFailed, run_ranks
+from tests.distributed.ranks import RankFailed, make_data, run_ranks
 from tests.distributed.shortage import train_short
 from torch.distributed.fsdp import FSDPModule
 
@@ -89,3 +91,19 @@ def test_one_sample_that_does_not_fit_ends_the_run(tmp_path):
 def test_one_sample_that_does_not_fit_ends_all_ranks(tmp_path):
     with pytest.raises(RankFailed, match="one sample alone does not fit into memory"):
         run("dp2", tmp_path, "first forward", step=4, limit=0, batch_size=17)  # 70 = 4 * 17 + 2
+
+
+def val_loss(run_dir):
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line["val_loss"] for line in lines if line["kind"] == "epoch"]
+
+
+@pytest.mark.parametrize("plan", ["dp2", pytest.param("fsdp2", marks=pytest.mark.long)])
+def test_ranks_evaluate_in_the_micro_batches_that_fit(plan, tmp_path):
+    settings = {"max_steps": 4, "batch_size": 16, "val_data": make_data("gpt", num_samples=22)}
+    found = run(plan, tmp_path / "found", "first forward", **settings)
+    run(plan, tmp_path / "expected", None, grad_accum_steps=4, **settings)
+    assert found[0][2] == [4, 2]
+    ours = val_loss(tmp_path / "found/first-forward/run")
+    assert ours == pytest.approx(val_loss(tmp_path / "expected/None/run"), rel=1e-4)
+    assert len(ours) == 1

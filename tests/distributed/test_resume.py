@@ -98,6 +98,15 @@ def test_ranks_write_their_own_part_and_all_is_in_one_manifest(tmp_path):
     assert not [p for p in folder.iterdir() if p.suffix not in (".safetensors", ".json")]
 
 
+def test_what_a_killed_save_of_more_ranks_has_left_is_not_in_the_model(tmp_path):
+    left = tmp_path / "run" / ".model.bin.parts"
+    left.mkdir(parents=True)
+    (left / "rank_5.safetensors").write_bytes(b"a part of another model")
+    run(2, "fsdp2", tmp_path, tmp_path / "run", max_steps=2, checkpoint_every=None)
+    assert len(load_file(tmp_path / "run/model.bin")) > 4
+    assert not left.exists()
+
+
 def test_a_damaged_part_of_one_rank_sends_all_to_the_checkpoint_before(tmp_path):
     run(2, "fsdp2", tmp_path, tmp_path / "run", max_steps=8, **SETTINGS)
     path = Path(tmp_path / "run/checkpoints/step_8/model.rank_1.safetensors")

@@ -107,3 +107,28 @@ def test_a_real_lack_of_memory_halves_the_micro_batch(tmp_path):
     events = [e for e in RunFolder(run).read_events() if e["kind"] == "out_of_memory"]
     assert events
     assert events[-1]["micro_batch_size"] < 65536
+
+
+class LimitedEverywhere(Limited):
+    """Runs out of memory in evaluation, too."""
+
+    def update_metrics(self, metrics, outputs, batch):
+        if len(batch["targets"]) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        super().update_metrics(metrics, outputs, batch)
+
+
+@pytest.mark.parametrize("grad_accum_steps", [1, "auto"])
+def test_an_evaluation_takes_the_micro_batches_that_training_was_halved_to(
+    tmp_path, grad_accum_steps
+):
+    val = TensorDataset(torch.randn(23, 6), torch.arange(23) % 3)
+    found = []
+    for name, task in (("a", ClassificationTask(3)), ("b", LimitedEverywhere(5))):
+        settings = {"grad_accum_steps": grad_accum_steps, "val_data": val, "epochs": 1}
+        trainer = make_trainer(tmp_path / name, task, **settings)
+        (record,) = trainer.fit()
+        found.append([record["val_loss"], trainer.predict(val)["probs"].flatten().tolist()])
+    assert trainer.assembly.step.micro_batch_size < 6
+    for ours, theirs in zip(*found, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)

@@ -5,6 +5,7 @@ Shapes: B batch, C channels, D slices, H rows, W columns.
 """
 
 import copy
+import math
 import os
 from collections.abc import Sequence
 
@@ -187,6 +188,24 @@ class VolumeDataset(torch.utils.data.Dataset):
         """
         view = copy.copy(self)
         view._is_whole = True
+        view.spec = view._make_spec()
+        return view
+
+    def patches(self) -> "VolumeDataset":
+        """Return patches without augmentation, about as many of each volume as cover one.
+
+        A set without a patch stays whole.
+        """
+        patch = self._transform.patch
+        if patch is None:
+            return self.evaluation_view()
+        view = copy.copy(self)
+        steps = [self._transform.evaluation] if self._transform.evaluation else []
+        sizes = "x".join(str(size) for size in patch)
+        view._transform = parse_volume_transform("+".join([*steps, f"patch_{sizes}"]))
+        pairs = [zip(self._volumes[row].shape[1:], patch, strict=True) for row in self._rows]
+        covers = [math.prod(-(-size // extent) for size, extent in each) for each in pairs]
+        view._is_whole, view.patches_per_volume = False, math.ceil(sum(covers) / len(covers))
         view.spec = view._make_spec()
         return view
 

@@ -120,11 +120,11 @@ def convert(
             runtime, execution, engine.architecture, engine.num_classes,
             spec_of(engine).to_json(), hashes, difference, dims,
         )  # fmt: skip
-        earlier = read_description(path).hashes if description_of(path).is_file() else {}
+        earlier = _files_of_earlier(path)
         for file in files:
             os.replace(file, path.parent / file.name)
         describe(path, artefact)
-        for name in {Path(each).name for each in earlier} - hashes.keys():
+        for name in earlier - hashes.keys():
             (path.parent / name).unlink(missing_ok=True)  # weights of a larger one, say
         if chosen.runs_code:
             remember(hashes.values())
@@ -218,6 +218,8 @@ def read_description(path: Path) -> Artefact:
                 f" {FORMAT_VERSION}",
                 fix="pip install --upgrade deepseek-framework, or export the model again",
             )
+        if not isinstance(content["hashes"], dict):
+            raise _damaged(source, "hashes is no table of files")
         return Artefact(**{**content, "execution": Execution(**content["execution"])})
     except OSError as error:
         raise CheckpointError(f"{source} cannot be read: {error}", fix="check the path") from error
@@ -268,13 +270,23 @@ def _checked(
 
 def _check_replaces_own(path: Path, files: Sequence[Path]) -> None:
     """`model.xml` comes with `model.bin`, which may be the very model that is exported."""
-    own = read_description(path).hashes if description_of(path).is_file() else {}
+    own = _files_of_earlier(path)
     for file in files[1:]:
         if file.name not in own and (path.parent / file.name).exists():
             raise ConfigError(
                 f"{path.name} would come with {file.name}, which is a file of something else",
                 fix="give it another name, or write it to another folder",
             )
+
+
+def _files_of_earlier(path: Path) -> set[str]:
+    """Return the names of the files of an earlier export, as far as they are what it wrote."""
+    try:
+        known = read_description(path).hashes
+    except CheckpointError:  # there is none, or nothing can be told from it
+        return set()
+    files = {path.with_name(Path(name).name): own for name, own in known.items()}
+    return {file.name for file, own in files.items() if file.is_file() and sha256(file) == own}
 
 
 class OneLength(nn.Module):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from deepseek.datasets import DataLoader, infer_spec
+from deepseek.datasets import DataLoader, VolumeDataset, infer_spec
 from deepseek.datasets.evaluation_view import evaluation_dataset
 from deepseek.datasets.spec import DataSpec, FieldSpec
 from deepseek.datasets.token_store import IGNORE_INDEX
@@ -66,7 +66,7 @@ class Samples:
             dataset = TensorDataset(data if isinstance(data, Tensor) else torch.cat(list(data)))
         else:
             own = data.dataset if isinstance(data, DataLoader) else data
-            dataset = own if as_learnt else evaluation_dataset(own)
+            dataset = own if as_learnt else _judged_on(own)
             self.spec = infer_spec(dataset)  # pyright: ignore[reportArgumentType]
         count = len(dataset)  # pyright: ignore[reportArgumentType]
         if num_calibration and count < LEAST_SAMPLES:
@@ -228,6 +228,13 @@ def spec_of(engine: ModelEngine) -> DataSpec:
             fix="save it after training, or bind a spec: engine.bind(data.spec)",
         )
     return engine.spec
+
+
+def _judged_on(dataset: object) -> object:
+    """Return data as a model is judged on; of volumes the patches that it takes at a time."""
+    if isinstance(dataset, VolumeDataset):
+        return dataset.patches()
+    return evaluation_dataset(dataset)
 
 
 def _are_tensors(data: Sequence) -> bool:

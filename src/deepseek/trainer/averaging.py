@@ -70,8 +70,7 @@ class AverageBest(Callback):
                 trainer.warn(f"the model could not be kept for average_best: {error}")
 
     def _keep(self, trainer: "Trainer") -> None:
-        if trainer.world.is_main:
-            self._folder(trainer).mkdir(exist_ok=True)
+        _on_first(trainer, lambda: self._folder(trainer).mkdir(exist_ok=True))
         trainer.save_model(self._path(trainer, trainer.step))
 
     def on_fit_end(self, trainer: "Trainer") -> None:

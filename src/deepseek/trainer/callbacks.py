@@ -101,6 +101,11 @@ class EarlyStopping(Callback):
         self.best: float | None = None
         self.num_worse = 0
 
+    def on_fit_begin(self, trainer: "Trainer") -> None:
+        """Stop at once where patience was at its end before the run was killed."""
+        if self._is_over:
+            trainer.wish = trainer.stop_reason = self._reason  # every rank has the same state
+
     def on_eval_end(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         """Count, and stop when patience is at its end."""
         value = monitored(metrics, self.monitor)
@@ -108,11 +113,17 @@ class EarlyStopping(Callback):
             self.best, self.num_worse = value, 0
             return
         self.num_worse += 1
-        if self.num_worse >= self.patience:
-            best = "never a number" if self.best is None else f"best {self.best:.4g}"
-            trainer.request_stop(
-                f"{self.monitor} did not improve in {self.patience} evaluations ({best})"
-            )
+        if self._is_over:
+            trainer.request_stop(self._reason)
+
+    @property
+    def _is_over(self) -> bool:
+        return self.num_worse >= self.patience
+
+    @property
+    def _reason(self) -> str:
+        best = "never a number" if self.best is None else f"best {self.best:.4g}"
+        return f"{self.monitor} did not improve in {self.patience} evaluations ({best})"
 
     def state_dict(self) -> dict:
         """Return the best value and the count."""

@@ -45,7 +45,8 @@ class Console:
         self._has_header = False
 
     def line(self, text: str) -> None:
-        """Write a permanent line."""
+        """Write a permanent line; of a file's name that is no UTF-8 the bytes are escaped."""
+        text = text.encode("utf-8", "backslashreplace").decode()
         # a full disk: the line is on the screen
         with suppress(OSError), self._log.open("a", encoding="utf-8") as file:
             file.write(text + "\n")

@@ -300,8 +300,9 @@ def fit_and_test(trainer: Trainer, test_data: Any, places: np.ndarray, place: Pa
         place: run folder of the fold.
     """
     trainer.fit()
-    with weights_of(trainer.trained, trainer.folder.model):
-        tested = trainer._evaluation(test_data, keeps_samples=True)
+    parallel = trainer.trained  # asked again, it would take the buffers of the last step
+    with weights_of(parallel, trainer.folder.model):
+        tested = trainer._evaluation(test_data, keeps_samples=True, parallel=parallel)
     found = {**tested.samples, "index": torch.from_numpy(places)[tested.samples["index"]]}
     save_file({name: value.contiguous() for name, value in found.items()}, place / SAMPLES_FILE)
     with replacing(place / METRICS_FILE) as draft:

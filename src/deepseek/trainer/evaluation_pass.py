@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from deepseek.trainer.metrics import Metric
 from deepseek.trainer.micro_batches import MicroBatches, move_batch
 from deepseek.trainer.precision import Precision
 from deepseek.trainer.task import Batch, Task
+
+if TYPE_CHECKING:
+    from deepseek.trainer.step import TrainStep
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,14 @@ def evaluate(
     keeps_samples: bool = False,
     check: Callable[[], None] = lambda: None,
     done: EvaluationPart | None = None,
+    num_parts: int = 1,
 ) -> Evaluation:
     """Run the model over `batches` in eval mode; the mode it was in is restored.
 
     On several ranks each has its part of every batch; metrics and samples are those of all.
     `check` is called before each batch; what it raises ends the evaluation. `done` has what an
     evaluation that was interrupted has found of the batches before; of one process alone.
+    `num_parts` is into how many each batch is cut, where memory is too short for the whole.
     """
     world = parallel.world
     was_training = parallel.engine.training
@@ -57,12 +63,13 @@ def evaluate(
             for batch in batches:
                 world.mark("evaluation")
                 check()
-                for outputs, part in _outputs(parallel, batch, precision, channels_last):
-                    task.update_metrics(metrics, outputs, part)
-                    if keeps_samples:
-                        rows = {**task.predictions(outputs, part), "index": part["index"]}
-                        for name, value in rows.items():
-                            kept.setdefault(name, []).append(value.cpu())
+                for piece in _cut(batch, num_parts, world.is_distributed):
+                    for outputs, part in _outputs(parallel, piece, precision, channels_last):
+                        task.update_metrics(metrics, outputs, part)
+                        if keeps_samples:
+                            rows = {**task.predictions(outputs, part), "index": part["index"]}
+                            for name, value in rows.items():
+                                kept.setdefault(name, []).append(value.cpu())
                 if done is not None:
                     done.note(metrics, kept)
     finally:
@@ -73,6 +80,33 @@ def evaluate(
         _add_up(world, metrics)
         samples = _collect(world, samples) if keeps_samples else {}
     return Evaluation({name: metric.compute() for name, metric in metrics.items()}, samples)
+
+
+def count_parts(step: "TrainStep", batch_size: int) -> int:
+    """Return into how many parts each rank cuts its share of a batch, so that they fit into memory.
+
+    Args:
+        step: whose micro-batches fit.
+        batch_size: samples of a batch, over all ranks.
+    """
+    if step.parallel.pipeline is not None:
+        return 1  # which cuts it itself
+    share = -(-batch_size // step.parallel.world.plan.num_shares)
+    return -(-share // step.micro_batch_size)
+
+
+def _cut(batch: Batch, num_parts: int, keeps_empty: bool) -> Iterator[Batch]:
+    """Yield the parts of a batch; with empty ones as many on every rank, which compute in step."""
+    if num_parts == 1:
+        yield batch
+        return
+    count = len(batch["targets"]) if batch else 0
+    size = -(-count // num_parts)
+    for start in (number * size for number in range(num_parts)):
+        if start < count:
+            yield {name: value[start : start + size] for name, value in batch.items()}
+        elif keeps_empty:
+            yield {}
 
 
 def _outputs(

@@ -1,7 +1,7 @@
 """The end of a run: evaluation of the best model, summary, and what is drawn of it."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,14 @@ def finish_run(trainer: "Trainer", signals: StopSignals) -> History:
     }
     _write_outputs(trainer, summary, best_step, signals.check)
     return history
+
+
+def note_failure(trainer: "Trainer", error: BaseException) -> None:
+    """Write into the run folder what ended the run."""
+    message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    trainer.folder.add_event("error", step=trainer.step, message=message)
+    with suppress(OSError):
+        trainer.folder.write_json("summary.json", {"status": message, "step": trainer.step})
 
 
 def _save_last_model(trainer: "Trainer") -> None:

@@ -6,6 +6,7 @@ suggestion is where the smoothed loss falls fastest per decade.
 
 import copy
 import math
+import warnings
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -115,12 +116,16 @@ def lr_range_test(
     holders = [each for each in (step.guard, step.scaler, step.joint) if each is not None]
     states = copy.deepcopy([each.state_dict() for each in holders])
     random, place, ema = RandomState.read(), loader.state_dict(), step.ema
+    notices = step.on_halved, step.graph.on_other_shape
+    step.on_halved, step.graph.on_other_shape = _warn_halved, lambda shape: None  # there is no run
     step.ema = None
     trainer.model.train()
     try:
         with cpu_threads(trainer.assembly.cpu_threads):
             lrs, losses = _climb(trainer, min_lr, max_lr, num_steps)
     finally:
+        step.boundary.close()
+        step.on_halved, step.graph.on_other_shape = notices
         step.ema = ema
         step.optimizer.zero_grad(set_to_none=True)
         trainer.model.module.load_state_dict(kept[0])
@@ -146,6 +151,7 @@ def _climb(
             batches = iter(trainer.train_loader)
             batch = next(batches)
         lr = min_lr * (max_lr / min_lr) ** (number / (num_steps - 1))
+        step.boundary.open(is_step=False)  # what a step that is begun anew goes back to
         accumulated = step.accumulate(batch, lr=lr)
         loss = float(accumulated.loss_sum) / max(1, accumulated.num_items)
         average = SMOOTHING * average + (1 - SMOOTHING) * loss
@@ -156,7 +162,14 @@ def _climb(
         lrs.append(lr)
         losses.append(loss)
         step.update(batch, step.measure(accumulated), number, lr=lr)
+        step.boundary.close()
     return lrs, losses
+
+
+def _warn_halved(micro_batch_size: int) -> None:
+    warnings.warn(
+        f"out of memory: micro-batches of {micro_batch_size} samples from now on", stacklevel=2
+    )
 
 
 def _judge(lrs: list[float], losses: list[float]) -> LRRange:

@@ -24,7 +24,7 @@ def save_model(parallel: ParallelModel, path: Path) -> None:
         return
     world.mark("a checkpoint")  # rank 0 may write for long
     folder = path.parent / f".{path.name}.parts"
-    problems = _attempt(parallel, lambda: folder.mkdir(exist_ok=True) if world.is_main else None)
+    problems = _attempt(parallel, lambda: _make_anew(folder) if world.is_main else None)
     written = {p.key: p.tensor.contiguous() for p in parallel.parts() if p.is_written}
     own = folder / f"rank_{world.rank}.safetensors"
     problems = problems or _attempt(parallel, lambda: save_file(written, own))
@@ -45,6 +45,13 @@ def save_model(parallel: ParallelModel, path: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     if problems:
         raise OSError(problems[0][0])
+
+
+def _make_anew(folder: Path) -> None:
+    """Make a folder without what a run that was killed has left there, maybe of more ranks."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
 
 
 def _attempt(parallel: ParallelModel, act) -> list[str]:

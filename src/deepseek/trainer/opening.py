@@ -26,6 +26,22 @@ _numbers = itertools.count()
 """Of the runs of this process: a script that is started again begins the same ones in turn."""
 
 
+def refuse_second(folder: RunFolder | None) -> None:
+    """Refuse to begin in the midst: a trainer is where its run has left it.
+
+    Args:
+        folder: of the run that the trainer has begun.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if folder is not None:
+        raise ConfigError(
+            f"fit() was called before on this Trainer, whose run is in {folder.path}",
+            fix=f"make another to go on: Trainer(..., resume={str(folder.path)!r})",
+        )
+
+
 def open_folder(
     trainer: "Trainer", resume: bool | str | Path | None, run_dir: Path | None, output: Path
 ) -> str:

@@ -104,14 +104,17 @@ class RunFolder:
         return cls(folder)
 
     def write_json(self, name: str, body: dict) -> None:
-        """Write `body` as the file `name`, whole or not at all."""
+        """Write `body` as the file `name`, whole or not at all.
+
+        Of a name that is no UTF-8, such as a folder's, the bytes are escaped as JSON escapes them.
+        """
         if not self.is_writer:
             return
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(body, indent=1, ensure_ascii=False) + "\n"
         with replacing(path) as draft:
-            draft.write_text(text, encoding="utf-8")
+            draft.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def add_event(self, kind: str, **details: object) -> None:
         """Append a line to `events.jsonl`; where the disk is full, with a later one."""

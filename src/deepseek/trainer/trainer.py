@@ -5,7 +5,7 @@ the loggers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -33,15 +33,15 @@ from deepseek.trainer.budget_trial import keep_to_budget
 from deepseek.trainer.callbacks import BestModel, Callback, EarlyStopping
 from deepseek.trainer.device import cpu_threads, grow_segments
 from deepseek.trainer.evaluation import evaluation_loader, keep_min_score
-from deepseek.trainer.evaluation_pass import Evaluation, evaluate
-from deepseek.trainer.finish import finish_run
+from deepseek.trainer.evaluation_pass import Evaluation, count_parts, evaluate
+from deepseek.trainer.finish import finish_run, note_failure
 from deepseek.trainer.footprint import Footprint, announce_footprint, check_footprint
 from deepseek.trainer.held_bytes import held_bytes
 from deepseek.trainer.history import History
 from deepseek.trainer.model_saving import save_model
 from deepseek.trainer.multi_task import resolve_run_task
 from deepseek.trainer.notices import note_halved, note_other_shape
-from deepseek.trainer.opening import begin_records, open_folder
+from deepseek.trainer.opening import begin_records, open_folder, refuse_second
 from deepseek.trainer.optimizer import Optimizer
 from deepseek.trainer.planning import check_evaluation, configure, plan_run
 from deepseek.trainer.probe import probe
@@ -277,7 +277,9 @@ class Trainer:
             PreemptedError: SIGTERM or SIGUSR1; the state was saved.
             KeyboardInterrupt: SIGINT; the state was saved.
             DataError: a sample cannot be read.
+            ConfigError: it was called before.
         """
+        refuse_second(self._folder)
         if self.config.deterministic:
             torch.use_deterministic_algorithms(True)
         assembly = self.assembly
@@ -312,7 +314,7 @@ class Trainer:
             explained = None
             if isinstance(error, RuntimeError):
                 explained = self.world.explain_loss(error) or explain_mixture(self.model, error)
-            self._note_failure(explained or error)
+            note_failure(self, explained or error)
             if explained is not None:
                 raise explained from error
             raise
@@ -329,12 +331,6 @@ class Trainer:
 
     def _note_hang(self, text: str) -> None:
         self.folder.add_event("hang", step=self.step, message=text)
-
-    def _note_failure(self, error: BaseException) -> None:
-        message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        self.folder.add_event("error", step=self.step, message=message)
-        with suppress(OSError):
-            self.folder.write_json("summary.json", {"status": message, "step": self.step})
 
     # -- the loop ----------------------------------------------------------------------------
 
@@ -494,4 +490,5 @@ class Trainer:
         return evaluate(
             self.trained if parallel is None else parallel, loader, self.task, assembly.precision,
             assembly.channels_last, keeps_samples, check,
+            num_parts=count_parts(assembly.step, loader.batch_size),
         )  # fmt: skip

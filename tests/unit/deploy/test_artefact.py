@@ -10,6 +10,7 @@ from torch import nn
 
 from deepseek.deploy.artefact import convert, description_of, load_engine, locate, read_description
 from deepseek.deploy.comparison import compare_outputs
+from deepseek.deploy.runtimes.in_torch import Eager
 from deepseek.deploy.samples import random_inputs
 from deepseek.errors import CheckpointError, ConfigError
 
@@ -71,6 +72,7 @@ def test_a_file_without_its_description_is_refused(known):
     [
         ({"hashes": {}}, CheckpointError, "is not what was exported: its SHA-256 is"),
         ({"format_version": 99}, CheckpointError, "has format_version=99"),
+        ({"hashes": ["m.bin"]}, CheckpointError, "hashes is no table of files"),
         ({"extra": 1}, CheckpointError, "is damaged"),
         ({"execution": 3}, CheckpointError, "is damaged"),
         ({"runtime": "exporte"}, ConfigError, "unknown runtime 'exporte'"),
@@ -147,3 +149,54 @@ def test_nan_and_another_shape_are_wrong(tmp_path):
         compare_outputs(right, lambda x: right(x) * float("nan"), inputs, "fp32", tmp_path)
     with pytest.raises(CheckpointError, match=r"a \(8,\), the model \(4, 8\)"):
         compare_outputs(right, lambda x: right(x)[0], inputs, "fp32", tmp_path)
+
+
+@pytest.fixture
+def apart(monkeypatch):
+    """The runtime `eager`, but with a second file, as OpenVINO has one."""
+
+    def write(self, engine, inputs, path, conversion):
+        eager(self, engine, inputs, path, conversion)
+        path.with_suffix(".weights").write_bytes(b"weights")
+
+    eager = Eager.convert
+    monkeypatch.setattr(Eager, "convert", write)
+    monkeypatch.setattr(Eager, "files_of", lambda self, path: (path, path.with_suffix(".weights")))
+
+
+def test_a_file_that_was_put_in_place_of_an_exported_one_is_kept(known, apart):
+    engine, path, _ = known
+    inputs, weights = random_inputs(engine, 2), path.with_suffix(".weights")
+    for _ in range(2):  # its own are replaced
+        convert(engine, path, inputs, "eager")
+    weights.write_bytes(b"a model that was trained since")
+    with pytest.raises(ConfigError, match=r"m\.weights, which is a file of something else"):
+        convert(engine, path, inputs, "eager")
+    assert weights.read_bytes() == b"a model that was trained since"
+
+
+def test_of_a_smaller_export_what_was_put_in_place_of_the_rest_is_kept(known, apart, monkeypatch):
+    engine, path, _ = known
+    inputs, weights = random_inputs(engine, 2), path.with_suffix(".weights")
+    two, one = Eager.files_of, lambda self, path: (path,)
+    for content in (None, b"a model that was trained since"):
+        monkeypatch.setattr(Eager, "files_of", two)
+        convert(engine, path, inputs, "eager")
+        if content is not None:
+            weights.write_bytes(content)
+        monkeypatch.setattr(Eager, "files_of", one)
+        convert(engine, path, inputs, "eager")
+        assert weights.exists() == (content is not None)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b'{"a": 1}', b"\xff"])
+def test_a_description_of_something_else_does_not_stop_an_export(known, apart, content):
+    engine, path, _ = known
+    inputs, weights = random_inputs(engine, 2), path.with_suffix(".weights")
+    description_of(path).write_bytes(content)
+    weights.write_bytes(b"of whom is not known")
+    with pytest.raises(ConfigError, match=r"m\.weights, which is a file of something else"):
+        convert(engine, path, inputs, "eager")
+    weights.unlink()
+    convert(engine, path, inputs, "eager")
+    assert read_description(path).runtime == "eager"

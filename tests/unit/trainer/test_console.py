@@ -1,4 +1,5 @@
 import io
+import os
 
 from deepseek.trainer.console import Console, format_count, format_seconds
 
@@ -22,6 +23,12 @@ def test_off_a_terminal_there_is_no_escape_code_and_the_table_lines_up(tmp_path)
     assert "data%" in header
     assert "0.9000*" in row
     assert (tmp_path / "log.txt").read_text() == text
+
+
+def test_a_name_that_is_no_utf_8_is_shown_escaped(tmp_path):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    Console(tmp_path / "log.txt", stream=stream).line("skipped " + os.fsdecode(b"chat\xe9.png"))
+    assert (tmp_path / "log.txt").read_text() == "skipped chat\\udce9.png\n"
 
 
 def test_off_a_terminal_progress_waits_half_a_minute(tmp_path):

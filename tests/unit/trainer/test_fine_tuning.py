@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from deepseek.models.lora import LoraLinear, add_lora, merge_lora
 from deepseek.models.model_file import read_model_file
 from deepseek.trainer import Callback, Optimizer, Trainer
 from deepseek.trainer.averaging import AverageBest, average_models
+from deepseek.trainer.callbacks import BestModel
 from deepseek.trainer.cross_validation import (
     CrossValidation,
     choose_folds,
@@ -343,3 +345,25 @@ def test_a_folder_of_another_partition_is_refused(reviews, tmp_path):
     metrics = {"accuracy": 0.5}
     found = CrossValidation({0: metrics, 1: metrics}, folds, 0.1, tmp_path).to_json()
     assert found["partition"] == folds.partition
+
+
+class OtherRank:
+    """The second of two ranks, whose first cannot write."""
+
+    is_main = False
+
+    def exchange(self, own):
+        return ["[Errno 28] No space left on device", own]
+
+
+def test_ranks_agree_that_the_folder_of_the_best_cannot_be_made(tmp_path):
+    saved, warned = [], []
+    trainer = SimpleNamespace(
+        world=OtherRank(), step=3, folder=SimpleNamespace(path=tmp_path), warn=warned.append,
+        save_model=saved.append,
+    )  # fmt: skip
+    average = AverageBest(2, BestModel("val_loss", higher_is_better=False))
+    average.on_eval_end(trainer, {"val_loss": 1.0})
+    assert not saved  # the first rank would not meet the others there
+    assert average.kept == []
+    assert "could not be kept for average_best: [Errno 28]" in warned[0]

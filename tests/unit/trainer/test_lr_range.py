@@ -4,7 +4,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from deepseek.errors import ConfigError
-from deepseek.trainer import Trainer, lr_range_test
+from deepseek.trainer import ClassificationTask, Trainer, lr_range_test
 
 QUIET = {"loggers": (), "num_workers": 0, "precision": "fp32"}
 
@@ -58,3 +58,42 @@ def test_what_judges_losses_is_as_it_was(tmp_path):
     before = guard.state_dict()
     lr_range_test(trainer, num_steps=20)
     assert guard.state_dict() == before == {"losses": []}
+
+
+class Short(ClassificationTask):
+    """Is out of memory once, at the sixth forward pass, and sees how often the norm has looked."""
+
+    def __init__(self):
+        super().__init__(3)
+        self.norm, self.seen = None, []
+
+    def loss(self, outputs, batch):
+        self.seen.append(int(self.norm.num_batches_tracked))
+        if len(self.seen) == 6:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().loss(outputs, batch)
+
+
+def test_a_lack_of_memory_is_warned_of_and_begins_one_step_anew(tmp_path):
+    task = Short()
+    trainer = make_trainer(tmp_path / "run", task=task)
+    task.norm = trainer.model.module[1]
+    notice = trainer.assembly.step.on_halved
+    with pytest.warns(UserWarning, match="out of memory: micro-batches of 8 samples"):
+        lr_range_test(trainer, num_steps=10)
+    assert task.seen == [1, 2, 3, 4, 5, 6, *range(6, 16)]
+    assert int(task.norm.num_batches_tracked) == 0
+    assert trainer.assembly.step.on_halved is notice
+    trainer.fit()
+
+
+def test_a_last_batch_that_a_graph_does_not_take_is_no_matter(tmp_path):
+    trainer = make_trainer(tmp_path / "run")
+    graph, run = trainer.assembly.step.graph, trainer.assembly.step.graph.forward
+
+    def forward(batch, micro_batch_size):
+        graph.on_other_shape((4, 8))  # as of graph=static, which takes long to compile
+        return run(batch, micro_batch_size)
+
+    graph.forward = forward
+    assert len(lr_range_test(trainer, num_steps=20).lrs) == 20

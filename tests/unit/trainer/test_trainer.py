@@ -15,6 +15,7 @@ from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.world import World
 from deepseek.trainer import Callback, ClassificationTask, Optimizer, Trainer
 from deepseek.trainer.boundary import Boundary
+from deepseek.trainer.cross_validation import fit_and_test
 from deepseek.trainer.graph import StepGraph
 from deepseek.trainer.guard import Guard
 from deepseek.trainer.precision import Precision
@@ -354,3 +355,65 @@ def test_the_best_of_a_moving_average_is_evaluated_with_its_own_running_statisti
     assert best["epoch"] < 6  # the statistics of the last step are others
     found = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())
     assert found["val_loss"] == pytest.approx(best["val_loss"], rel=1e-5)
+
+
+def test_a_fold_is_tested_with_the_running_statistics_of_its_best_model(tmp_path):
+    val = make_table(20)
+    trainer = Trainer(
+        make_net(), make_table(), val, epochs=6, batch_size=10, lr=0.3, ema_decay=0.9,
+        monitor="val_loss", run_dir=tmp_path / "run", **QUIET,
+    )  # fmt: skip
+    fit_and_test(trainer, val, np.arange(20), tmp_path / "run")
+    best = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())
+    assert best["step"] < trainer.step  # the statistics of the last step are others
+    tested = json.loads((tmp_path / "run/fold.json").read_text())
+    assert tested["loss"] == pytest.approx(best["val_loss"], rel=1e-6)
+
+
+def test_a_run_that_was_stopped_early_takes_no_step_when_it_is_resumed(tmp_path):
+    def begin(patience, **settings):
+        torch.manual_seed(0)
+        return Trainer(
+            nn.Linear(6, 3), make_table(), make_table(20), epochs=50, batch_size=10, lr=1e-12,
+            early_stopping=patience, run_dir=tmp_path / "run", **QUIET, **settings,
+        )  # fmt: skip
+
+    stopped = begin(2)
+    stopped.fit()
+    resumed = begin(2, resume=True)
+    history = resumed.fit()
+    assert resumed.step == stopped.step
+    assert history.status == "stopped: " + str(stopped.stop_reason)
+    longer = begin(3, resume=True)
+    longer.fit()
+    assert longer.step > stopped.step
+
+
+def test_a_second_fit_says_how_to_go_on(tmp_path):
+    trainer = run_with(tmp_path, "r", epochs=1)
+    trainer.fit()
+    with pytest.raises(ConfigError, match="was called before") as caught:
+        trainer.fit()
+    assert f"Trainer(..., resume='{tmp_path / 'r'}')" in str(caught.value)
+    assert run_with(tmp_path, "r", epochs=2, resume=tmp_path / "r").fit()[-1]["epoch"] == 2
+
+
+def test_names_that_are_no_utf_8_are_written_with_a_run(tmp_path, monkeypatch):
+    folder = tmp_path / "pictures"
+    picture = ImageDataset("digits", transform="none", channels=1).image(0)
+    for name in (b"dog", b"chat\xe9"):
+        place = folder / os.fsdecode(name)
+        place.mkdir(parents=True)
+        for number in range(4):
+            picture.save(place / f"{number}.png")
+    monkeypatch.setattr("sys.argv", ["train", os.fsdecode(b"chat\xe9")])
+    data = ImageDataset(folder, transform="resize_8", channels=1)
+    Trainer(make_vit(), data, data, epochs=1, run_dir=tmp_path / "r", **QUIET).fit()
+    assert json.loads((tmp_path / "r/environment.json").read_text())["argv"] == [
+        "train",
+        "chat\udce9",
+    ]
+    shown = json.loads((tmp_path / "r/evaluation/samples.json").read_text())
+    assert {sample["target"] for sample in shown["worst"]} == {"dog", "chat\udce9"}
+    events = [json.loads(line) for line in (tmp_path / "r/events.jsonl").read_text().splitlines()]
+    assert not [event for event in events if event["kind"] == "warning"]

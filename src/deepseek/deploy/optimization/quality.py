@@ -17,7 +17,9 @@ from torch import Tensor
 from deepseek.datasets import DataSpec
 from deepseek.deploy.report.quantity import is_higher_better
 from deepseek.errors import CheckpointError, ConfigError
-from deepseek.trainer.metrics import Mean, Metric, count_correct
+from deepseek.models.joint_outputs import is_number
+from deepseek.trainer.metrics import Mean, Metric
+from deepseek.trainer.regression import RegressionTask
 from deepseek.trainer.task import Batch, Task, resolve_task
 
 NUM_GROUPS = 500
@@ -42,7 +44,10 @@ class Quality:
 
 
 class AgreementTask(Task):
-    """No labels: what the original says is right. Logits (B, C) or vectors (B, D)."""
+    """No labels: what the original says is right.
+
+    Logits (B, C), of tokens (B, T, C) or of voxels (B, C, ...), or vectors (B, D).
+    """
 
     higher_is_better = True
 
@@ -54,14 +59,16 @@ class AgreementTask(Task):
         return (outputs.float() - batch["targets"]).square().sum()
 
     def new_metrics(self) -> dict[str, Metric]:
-        """Share of samples with the same class; mean cosine."""
+        """Share of samples, tokens or voxels with the same class; mean cosine."""
         return {"agreement": Mean(), "cosine": Mean()}
 
     def update_metrics(self, metrics: dict[str, Metric], outputs: Tensor, batch: Batch) -> None:
         """Add a batch."""
-        found, expected = outputs.float().flatten(1), batch["targets"].flatten(1)
-        metrics["agreement"].update(count_correct(found, expected.argmax(-1)), len(found))
-        cosine = torch.nn.functional.cosine_similarity(found, expected, dim=-1)
+        found, expected = outputs.float(), batch["targets"].float()
+        classes = 2 if found.ndim == 3 else 1
+        is_same = found.argmax(classes) == expected.argmax(classes)
+        metrics["agreement"].update(is_same.sum(), is_same.numel())
+        cosine = torch.cosine_similarity(found.flatten(1), expected.flatten(1))
         metrics["cosine"].update(cosine.sum(), len(found))
 
     def predictions(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -70,8 +77,13 @@ class AgreementTask(Task):
 
 
 def task_of(spec: DataSpec, num_classes: int | None, has_labels: bool) -> Task:
-    """Return what is measured: the task of the data, or agreement with the original."""
-    return resolve_task("auto", spec, 0.0) if has_labels else AgreementTask(num_classes)
+    """Return what is measured: the task of the data, or agreement with the original.
+
+    One output is no choice between classes: it is compared as the number that it is.
+    """
+    if has_labels:
+        return resolve_task("auto", spec, 0.0)
+    return RegressionTask() if is_number(spec) or num_classes == 1 else AgreementTask(num_classes)
 
 
 def metric_of(task: Task, metric: str) -> str:

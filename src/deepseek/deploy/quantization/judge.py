@@ -11,25 +11,30 @@ from deepseek.deploy.samples import Samples
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.eval_mode import evaluating
-from deepseek.models.joint_outputs import join_outputs
+from deepseek.models.joint_outputs import is_number, join_outputs
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.world import World
 from deepseek.trainer.evaluation_pass import evaluate
-from deepseek.trainer.metrics import Mean
+from deepseek.trainer.metrics import Mean, Metric
 from deepseek.trainer.precision import Precision
+from deepseek.trainer.regression import RegressionTask
 from deepseek.trainer.task import TASKS, Task, resolve_task
 
 COSINE = "cosine"
+EXPLAINED = "r2"
+"""Of the original's numbers: the cosine of one number to another is no more than its sign."""
 
 
 class Judge:
-    """Measures a metric of a model, higher is better: of its task, or the cosine to the original.
+    """Measures a metric of a model, higher is better: of its task, or how near the original it is.
+
+    Near is the cosine of outputs; of a model that gives numbers, R2 with the original's as targets.
 
     Args:
         engine: the original.
         samples: where they have labels, the metric is one of their task.
         held_out_only: whether samples that are for calibration are left out.
-        metric: its name; `None`: the one the task is judged by.
+        metric: its name; `None`: the one the task is judged by. `cosine`: beside the original.
 
     Raises:
         ConfigError: there is no such metric, lower is better, or the labels are of other classes.
@@ -50,6 +55,13 @@ class Judge:
                 f"metric={metric!r} cannot be measured: the data have no labels",
                 fix="give labelled data, or leave metric out",
             )
+        elif _gives_numbers(engine, samples):
+            self.metric = EXPLAINED
+
+    @property
+    def counts_samples(self) -> bool:
+        """Whether the metric is of the data's labels, so that a sample may be worth 1/N of it."""
+        return self._task is not None
 
     @property
     def num_samples(self) -> int:
@@ -61,22 +73,37 @@ class Judge:
         """Return the metric of a model."""
         batches = self._samples.batches(self._held_out_only)
         if self._task is None:
-            return self._cosine(engine, batches)
+            return self._nearness(engine, batches)
         device = engine.device
         parallel = ParallelModel(engine, World.alone(device))
         exact = Precision("fp32", device.type, "to compare")
         return evaluate(parallel, batches, self._task, exact, False).metrics[self.metric]
 
-    def _cosine(self, engine: ModelEngine, batches: Iterator[dict[str, Tensor]]) -> float:
-        mean = Mean()
+    def _nearness(self, engine: ModelEngine, batches: Iterator[dict[str, Tensor]]) -> float:
+        task = RegressionTask()
+        found: dict[str, Metric] = {COSINE: Mean(), **task.new_metrics()}
         with evaluating(engine), evaluating(self._engine), torch.no_grad():
             for batch in batches:
                 inputs = batch["inputs"].to(engine.device)
-                want, found = (
+                want, own = (
                     join_outputs(each(inputs)).float().flatten(1) for each in (self._engine, engine)
                 )
-                mean.update(torch.cosine_similarity(want, found).sum(), len(inputs))
-        return mean.compute()
+                if self.metric == EXPLAINED:
+                    task.update_metrics(found, own, {"targets": want})
+                else:
+                    found[COSINE].update(torch.cosine_similarity(want, own).sum(), len(inputs))
+        return found[self.metric].compute()
+
+
+def _gives_numbers(engine: ModelEngine, samples: Samples) -> bool:
+    """Return whether outputs are numbers, and not classes or a vector of which the angle tells."""
+    if engine.spec is not None and is_number(engine.spec):
+        return True
+    if engine.num_classes is not None:
+        return engine.num_classes == 1
+    inputs = next(samples.first(1))["inputs"].to(engine.device)
+    with evaluating(engine), torch.no_grad():
+        return join_outputs(engine(inputs)).flatten(1).shape[1] == 1
 
 
 def _choose_metric(task: Task, metric: str | None) -> str:

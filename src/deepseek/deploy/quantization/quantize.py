@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from deepseek.deploy.quantization.candidates import Candidates, find_candidates
 from deepseek.deploy.quantization.draft import Draft, find_probe, float_copy
-from deepseek.deploy.quantization.judge import COSINE, Judge
+from deepseek.deploy.quantization.judge import Judge
 from deepseek.deploy.quantization.observation import RANGES, find_codes
 from deepseek.deploy.quantization.result import HURTS, Quantization, count_bytes
 from deepseek.deploy.quantization.sensitivity import find_fewest, rank_by_harm
@@ -74,7 +74,8 @@ def quantize(
             `int8_static`: linears and convolutions in integers, inputs scaled as `calibration`
             finds; batch norms are folded first.
         data: what the model is judged on: labelled data by a metric of their task; a data set
-            without labels, or batches (B, ...) of inputs, by the cosine to the original's outputs.
+            without labels, or batches (B, ...) of inputs, by the cosine to the original's outputs,
+            or, of a model that gives numbers, by R2 with those as targets.
             `int8_static` is calibrated on some of them, half at most, and judged on the others,
             unless `calibration` has data of its own.
         tolerance: how far the metric may fall, 0.005 or "0.5%" for half a point; layers that hurt
@@ -126,7 +127,7 @@ def quantize(
 def _doubts(judge: Judge, tolerance: float | None) -> tuple[str, ...]:
     """Return what is to be said of a tolerance that so few samples cannot tell."""
     share = 1 / judge.num_samples
-    if tolerance is None or judge.metric == COSINE or share <= tolerance:
+    if tolerance is None or not judge.counts_samples or share <= tolerance:
         return ()
     return (
         f"measured on {judge.num_samples:,} samples, of which one is {100 * share:.2g} points: too"

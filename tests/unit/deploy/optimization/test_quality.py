@@ -3,12 +3,14 @@ import math
 import pytest
 import torch
 
+from deepseek.datasets import DataSpec
 from deepseek.deploy.optimization.quality import (
     AgreementTask,
     compare,
     is_share,
     metric_of,
     sum_by_group,
+    task_of,
 )
 from deepseek.errors import CheckpointError, ConfigError
 from deepseek.medical.detection import DetectionTask
@@ -108,6 +110,31 @@ def test_without_labels_agreement_with_the_original_counts():
     assert metric_of(task, "auto") == "agreement"
     assert compare(task, "agreement", base, own).drop == pytest.approx(8 / 400)
     assert metric_of(AgreementTask(None), "auto") == "cosine"
+
+
+@pytest.mark.parametrize(("kind", "width"), [("sequence_regression", 1), ("regression", 2)])
+def test_a_number_that_is_off_is_no_agreement(kind, width):
+    outputs = torch.randn(400, width, generator=torch.Generator().manual_seed(0)) + 5
+    task = task_of(DataSpec(kind, {}), width, has_labels=False)
+    metric = metric_of(task, "auto")
+    base, own = (sums(task, metric, each, outputs) for each in (outputs, outputs + 0.5))
+    found = compare(task, metric, base, own)
+    assert compare(task, metric, base, base).drop == 0
+    # the share of the variance of the numbers that is lost
+    assert found.drop == pytest.approx(0.25 / float(outputs.var(correction=0)), rel=1e-3)
+    assert found.interval[0] > 0.1
+
+
+@pytest.mark.parametrize(("shape", "classes"), [((50, 8, 3), 2), ((50, 3, 2, 2, 2), 1)])
+def test_the_class_of_each_token_and_voxel_counts(shape, classes):
+    outputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    other = outputs.movedim(classes, -1).flatten(1, -2).clone()
+    other[:, 0] = other[:, 0].roll(1, -1)  # another class at one of eight places
+    other = other.reshape(outputs.movedim(classes, -1).shape).movedim(-1, classes)
+    task = task_of(DataSpec("unknown", {}), 3, has_labels=False)
+    base, own = (sums(task, "agreement", each, outputs) for each in (outputs, other))
+    found = compare(task, "agreement", base, own)
+    assert (found.value, found.drop) == pytest.approx((7 / 8, 1 / 8))
 
 
 def test_outputs_that_are_not_finite_are_refused():

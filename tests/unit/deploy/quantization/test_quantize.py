@@ -104,6 +104,21 @@ def test_linears_alone_are_quantised_as_they_go():
     assert whole.bytes_after < done.bytes_after
 
 
+def test_a_number_is_judged_by_how_far_it_is_off_and_not_by_its_sign():
+    model = Outlier()
+    with torch.no_grad():
+        model.d = nn.Linear(8, 1)
+        model.d.bias.fill_(50.0)  # all numbers are positive
+    inputs, _ = outlier_data(model).tensors
+    done = quantize(model, "int8_dynamic", inputs)
+    with torch.no_grad():
+        want, found = model(inputs), done.model(inputs)
+    lost = (found - want).square().mean() / want.var(correction=0)
+    assert (done.metric, done.before) == ("r2", 1.0)
+    assert done.after == pytest.approx(1 - float(lost), abs=1e-3)
+    assert done.after < 0.99
+
+
 @pytest.mark.parametrize("ranges", ["minmax", "percentile", "mse"])
 @pytest.mark.parametrize("activations", ["affine", "symmetric"])
 def test_every_calibration_finds_ranges(engine, pictures, ranges, activations):

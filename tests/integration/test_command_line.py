@@ -1,4 +1,6 @@
+import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -9,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from deepseek.cli.installation import require_own_package
-from deepseek.cli.main import run
+from deepseek.cli.main import main, run
+from deepseek.cli.train import split_arguments
 from deepseek.errors import ConfigError
 
 
@@ -205,3 +208,47 @@ def test_check_finds_what_is_wrong_with_the_model_too(capsys):
     assert run(["config", "check", "model.architecture=vitt", "trainer.lr=0", "--json"]) == 2
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert [(p["code"], p["column"]) for p in problems] == [("value", 12), ("argument", 7)]
+
+
+def test_a_long_override_is_no_file_name():
+    words = ["my.yaml", "model.args=" + "x" * 300]
+    assert split_arguments(words) == ("my.yaml", words[1:])
+
+
+def test_names_that_are_no_utf8_are_printed(monkeypatch):
+    make_run("b\udce9-1")
+    make_run("z-1")
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", out)
+    with pytest.raises(SystemExit) as caught:
+        main(["runs"])
+    assert caught.value.code == 0
+    out.flush()
+    assert [line.split()[0] for line in out.buffer.getvalue().splitlines()[1:]] == [
+        rb"b\udce9-1", b"z-1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "no.bin", "--data", "no", "--output"],
+        ["lr-range", "no.yaml", "--plot"],
+        ["features", "no.csv", "--output"],
+    ],
+)
+def test_a_missing_folder_is_said_before_the_work(words, capsys):
+    assert run([*words, "missing/x.json"]) == 2
+    assert "missing is not a folder\n  Fix: mkdir -p missing" in capsys.readouterr().err
+    assert run([*words, "."]) == 2
+    assert ". is a folder" in capsys.readouterr().err
+
+
+def test_a_metric_that_is_no_number_is_null(capsys):
+    folder = make_run("a-1")
+    line = {"kind": "epoch", "epoch": 1, "loss": math.nan, "val_accuracy": 0.5}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert run(["runs", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert "NaN" not in out
+    assert json.loads(out)[0]["metrics"] == {"loss": None, "val_accuracy": 0.5}

@@ -12,6 +12,7 @@ import torch
 from deepseek.cli.main import run
 from deepseek.datasets import ImageDataset
 from deepseek.models import ModelEngine
+from deepseek.trainer.evaluation_part import digest_of_files
 
 KILLED = """
 import os, signal, sys
@@ -84,3 +85,22 @@ def test_of_other_data_or_options_it_is_not_gone_on_with(command, capsys):
     assert run([*command, "--output", "report.json"]) == 0
     assert not part.exists()
     assert "accuracy" in json.loads(Path("report.json").read_text())["metrics"]
+
+
+def test_a_metric_that_is_no_number_is_null(command, capsys):
+    engine = ModelEngine.load("digits.bin")
+    with torch.no_grad():
+        next(engine.module.parameters()).fill_(float("nan"))
+    engine.save("digits.bin")
+    assert run([*command, "--output", "found.json", "--json"]) == 0
+    printed, written = capsys.readouterr().out, Path("found.json").read_text()
+    assert "NaN" not in printed + written
+    assert json.loads(written)["metrics"]["loss"] is None
+
+
+def test_files_whose_names_are_no_utf8_are_counted(tmp_path):
+    found = [digest_of_files(tmp_path, tmp_path / "part")]
+    for name in ("b\udce9.png", "b\udcea.png"):
+        (tmp_path / name).touch()
+        found.append(digest_of_files(tmp_path, tmp_path / "part"))
+    assert len(set(found)) == 3

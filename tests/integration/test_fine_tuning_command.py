@@ -71,3 +71,33 @@ def test_from_folds_to_calibrated_probabilities(news, capsys):
 def test_what_cannot_be_is_refused(news, capsys, arguments, message):
     assert run(["train", "news.yaml", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_fold_0_of_the_user_is_left_alone(news, capsys):
+    Path("fold_0").mkdir()
+    Path("fold_0/picture.png").write_bytes(b"mine")
+    assert run(["train", "news.yaml", "--folds", "2", "--run-dir", "."]) == 2
+    assert "fold_0 holds something that is no run" in capsys.readouterr().err
+    assert [path.name for path in Path("fold_0").iterdir()] == ["picture.png"]
+    assert not Path("folds.json").exists()
+
+
+def test_folds_of_other_settings_are_refused(news, capsys):
+    place = Path("cv/fold_0")
+    place.mkdir(parents=True)
+    for name in ("config.yaml", "environment.json", "metrics.jsonl"):
+        (place / name).write_text("{}\n")  # of a run that ended before it had saved anything
+    words = ["train", "news.yaml", "--folds", "2", "--fold", "0", "--run-dir", "cv"]
+    assert run([*words, "trainer.lr=1e-3"]) == 0
+    assert "{}\n" not in (place / "metrics.jsonl").read_text()
+    capsys.readouterr()
+    assert run([*words, "trainer.lr=1e-4"]) == 2
+    assert "was trained with trainer.lr=0.001, not 0.0001" in capsys.readouterr().err
+    assert run([*words, "trainer.lr=1e-3", "trainer.num_workers=0"]) == 0
+
+
+def test_folds_on_several_ranks_need_a_run_dir(news, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(["train", "news.yaml", "--folds", "2"]) == 2
+    assert "add --run-dir" in capsys.readouterr().err
+    assert not Path("runs").exists()

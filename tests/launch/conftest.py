@@ -92,8 +92,8 @@ def launch(tmp_path):
     """Return a function that starts `deepseek launch ARGUMENTS` on this host."""
     started = []
 
-    def start(*arguments, environment=()):
-        started.append(Launcher(tmp_path / "host", arguments, environment=environment))
+    def start(*arguments, environment=(), prefix=()):
+        started.append(Launcher(tmp_path / "host", arguments, prefix, environment))
         return started[-1]
 
     yield start

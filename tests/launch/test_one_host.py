@@ -128,6 +128,22 @@ def test_signal_reaches_the_workers_and_their_code_comes_back(launch, script, wa
     assert not any(map(alive, workers))
 
 
+def test_sighup_saves(launch, script, wait):
+    launcher = launch(script(WAITING))
+    wait(lambda: "ready" in launcher.out)
+    launcher.process.send_signal(signal.SIGHUP)
+    assert launcher.wait() == 129
+    assert "stopped; saved step 7" in launcher.err
+
+
+def test_nohup_is_left_alone(launch, script, wait):
+    launcher = launch(script("print('ready', flush=True); time.sleep(100)"), prefix=["nohup"])
+    wait(lambda: "ready" in launcher.out)
+    with open(f"/proc/{launcher.process.pid}/status") as file:
+        [ignored] = [line.split()[1] for line in file if line.startswith("SigIgn")]
+    assert int(ignored, 16) & 1 << signal.SIGHUP - 1
+
+
 def test_worker_that_does_not_end_in_time_is_killed_and_the_code_says_so(launch, script, wait):
     body = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready'); time.sleep(100)"
     launcher = launch("--grace-s", 1, script(body))

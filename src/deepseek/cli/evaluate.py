@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deepseek.cli.json_figures import json_figures
 from deepseek.cli.model_options import AnyModel, AsJson, Device, Precision, Settings, Threads, Trust
 from deepseek.cli.progress import progress
 from deepseek.whole_file import replacing
@@ -49,10 +50,13 @@ def evaluate(
 ) -> None:
     """Measure a model on labelled data."""
     from deepseek.cli.build_run import build_evaluation_data
+    from deepseek.cli.model_output import check_output_file
     from deepseek.cli.opened_model import open_model
     from deepseek.deploy.scoring import check_output
     from deepseek.trainer.evaluation import count_batches, evaluate_samples
 
+    if output is not None:
+        check_output_file(output)
     if samples is not None:
         check_output(samples)
     opened = open_model(model, device, precision, threads, trust)
@@ -75,7 +79,7 @@ def evaluate(
     # of several tasks the data have labels of one, and scores beside what is found of none
     may_lack = engine.spec is not None and (engine.spec.tasks or engine.spec.task == "detection")
     measured = {n: v for n, v in found.metrics.items() if not may_lack or v == v}
-    report = {"model": str(model), "data": data, "metrics": measured}
+    report = {"model": str(model), "data": data, "metrics": json_figures(measured)}
     if output is not None:
         with replacing(output) as draft:
             draft.write_text(json.dumps(report, indent=1) + "\n")

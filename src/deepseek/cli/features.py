@@ -24,10 +24,13 @@ def features(
     output: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
 ) -> None:
     """Say what the columns of a table are taken for."""
+    from deepseek.cli.model_output import check_output_file
     from deepseek.config.feature_file import dump_features
     from deepseek.datasets import ColumnSource, fit_features, infer_features
     from deepseek.datasets.table_reading import TableOptions
 
+    if output is not None:
+        check_output_file(output)
     source = ColumnSource(table, TableOptions().changed(settings or []))
     crosses = [pair.split("*") for pair in cross or []]
     spec = infer_features(source, label or None, crosses=crosses, ignore=ignore or [])

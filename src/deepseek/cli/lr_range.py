@@ -30,9 +30,11 @@ def lr_range(
     path, overrides = split_arguments(arguments or [])
     from deepseek.cli.build_run import build_trainer
     from deepseek.cli.model_args import check_args
+    from deepseek.cli.model_output import check_output_file
     from deepseek.config import read_config
     from deepseek.trainer import lr_range_test
 
+    check_output_file(plot)
     config = read_config(path, overrides, check_args=check_args).config
     trainer = build_trainer(config, run_dir=Path("unused"), resume=None)
     found = lr_range_test(trainer, min_lr, max_lr, steps)

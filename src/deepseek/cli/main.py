@@ -5,6 +5,7 @@ imports neither torch nor pydantic. Exit codes are those of `deepseek.errors`, 1
 143 after SIGTERM.
 """
 
+import io
 import os
 import signal
 import sys
@@ -113,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     if os.environ.get("DEEPSEEK_DEBUG") != "1":
         _show_own_warnings_as_lines()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from deepseek.cli.json_figures import json_figures
 from deepseek.errors import ConfigError, DataError
 from deepseek.registry import nearest
 
@@ -42,14 +43,15 @@ class RunRecord:
 
     def as_json(self) -> dict[str, Any]:
         """Return the record as JSON-able data."""
+        metrics = json_figures(self.metrics)
         return {
             "run": self.path.name,
             "path": str(self.path),
             "status": self.status,
             "epochs": self.epochs,
             "monitor": self.monitor,
-            "best": self.best,
-            "metrics": self.metrics,
+            "best": metrics.get(self.monitor) if self.monitor else None,
+            "metrics": metrics,
             "duration_s": self.duration_s,
             "started": self.started.isoformat(),
         }
@@ -146,6 +148,17 @@ def _read_json(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{file} is not JSON", fix="remove the file, or restore it") from error
+
+
+def flat_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return settings by their whole names: `trainer.lr`."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flat_settings(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def _is_metric(key: str, value: Any) -> bool:

@@ -7,7 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from deepseek.cli.model_options import AsJson
-from deepseek.cli.run_folders import CONFIG, RUNS, RunRecord, find_run, find_runs, read_record
+from deepseek.cli.run_folders import (
+    CONFIG,
+    RUNS,
+    RunRecord,
+    find_run,
+    find_runs,
+    flat_settings,
+    read_record,
+)
 
 app = typer.Typer(invoke_without_command=True, help="List runs; compare two of them.")
 Root = Annotated[Path, typer.Option(help="Folder of the runs.")]
@@ -42,7 +50,7 @@ def compare(
     folders = [
         find_run(word, context.obj or RUNS, name) for word, name in ((first, "A"), (second, "B"))
     ]
-    settings = [_flat(_read_config(run)) for run in folders]
+    settings = [flat_settings(_read_config(run)) for run in folders]
     changed = {
         key: [side.get(key) for side in settings]
         for key in sorted({*settings[0], *settings[1]})
@@ -90,16 +98,6 @@ def _read_config(run: Path) -> dict[str, Any]:
     if document.faults:
         raise ConfigFileError([locate_fault(fault) for fault in document.faults])
     return document.values or {}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _shown(value: Any) -> str:

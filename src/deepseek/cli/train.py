@@ -146,7 +146,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """
     from deepseek.errors import ConfigError
 
-    files = [entry for entry in arguments if "=" not in entry or Path(entry).is_file()]
+    # `Path.is_file` raises where an override is longer than a file name may be
+    files = [entry for entry in arguments if "=" not in entry or os.path.isfile(entry)]
     overrides = [entry for entry in arguments if entry not in files]
     if len(files) > 1:
         raise ConfigError(

@@ -1,6 +1,5 @@
 """`deepseek train --folds`: a configuration -> a run for each fold, and their mean."""
 
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -8,21 +7,28 @@ from typing import Any
 
 from deepseek.cli.build_run import build_data, trainer_of
 from deepseek.cli.build_text import AUTO_VAL_SHARE
+from deepseek.cli.run_folders import CONFIG, flat_settings
 from deepseek.config import (
     DataConfig,
     NoduleDataConfig,
     RunConfig,
     TextDataConfig,
     VolumeDataConfig,
+    load_config,
+    resolve,
 )
 from deepseek.datasets import TextDataset
 from deepseek.errors import ConfigError
+from deepseek.parallel.world import processes
 from deepseek.trainer.cross_validation import (
+    METRICS_FILE,
     Foldable,
     choose_folds,
     cross_validate,
     describe_folds,
+    place_of,
 )
+from deepseek.trainer.opening import LAUNCHED
 from deepseek.trainer.patient_folds import (
     PatientData,
     cross_validate_patients,
@@ -30,6 +36,16 @@ from deepseek.trainer.patient_folds import (
 )
 from deepseek.trainer.run_folder import RunFolder
 from deepseek.trainer.trainer import Trainer
+
+FREE = (
+    "output", "name", "data.num_workers", "trainer.num_workers", "trainer.worker_timeout_s",
+    "trainer.device", "trainer.parallel", "trainer.loggers", "trainer.wandb_mode",
+)  # fmt: skip
+"""Settings that figures do not depend on: where a run is, and on what it runs."""
+LENGTH = ("trainer.epochs", "trainer.max_steps", "trainer.time_budget")
+"""Settings that a fold may be given more of, as any run that is resumed, until it is finished."""
+BEGUN = {CONFIG, LAUNCHED}
+"""What a run writes before anything tells its folder from others."""
 
 
 def train_folds(
@@ -44,8 +60,16 @@ def train_folds(
 
     Raises:
         ConfigError: the data are of another kind than texts or pictures with a class each, or
-            scans, or have validation data of their own.
+            scans, or have validation data of their own; the folder holds folds of other settings,
+            or something else; several processes have no folder in common.
     """
+    if run_dir is not None:
+        _check_places(config, num_folds, run_dir)
+    elif (size := processes()[1]) > 1:
+        raise ConfigError(
+            f"--folds={num_folds} on {size} processes, each of which would make up its own folder",
+            fix="add --run-dir=DIR",
+        )
     if isinstance(config.data, NoduleDataConfig | VolumeDataConfig):
         _train_patients(config, config.data, num_folds, only, run_dir, together=together)
         return
@@ -99,10 +123,44 @@ def _train_patients(
 
 def _trainer_of_fold(config: RunConfig, train: Any, held_back: Any, place: Path) -> Trainer:
     """Return the trainer of a fold, which goes on where an interrupted one has saved."""
-    has_saved = any((place / "checkpoints").glob("step_*"))
+    has_saved = _has_saved(place)
     if not has_saved:
-        shutil.rmtree(place, ignore_errors=True)  # it ended before it had anything to go on with
+        RunFolder(place).begin_anew()
     return trainer_of(config, train, held_back, place, place if has_saved else None)
+
+
+def _has_saved(place: Path) -> bool:
+    return any((place / "checkpoints").glob("step_*"))
+
+
+def _check_places(config: RunConfig, num_folds: int, folder: Path) -> None:
+    """Refuse a folder in which folds would be mixed with something else.
+
+    Raises:
+        ConfigError: a fold is there that was trained with other settings, or something of the name
+            of a fold that is no run.
+    """
+    now = flat_settings(resolve(config).model_dump(mode="json"))
+    for place in (place_of(folder, fold) for fold in range(num_folds)):
+        names = {each.name for each in place.iterdir()} if place.is_dir() else set()
+        if names - BEGUN and names.isdisjoint({"environment.json", METRICS_FILE}):
+            raise ConfigError(
+                f"{place} holds something that is no run", fix="choose another --run-dir"
+            )
+        if CONFIG in names and METRICS_FILE in names:
+            _refuse_other_settings(now, place, FREE)
+        elif CONFIG in names and _has_saved(place):
+            _refuse_other_settings(now, place, FREE + LENGTH)
+
+
+def _refuse_other_settings(now: dict[str, Any], place: Path, free: tuple[str, ...]) -> None:
+    was = flat_settings(resolve(load_config(place / CONFIG)).model_dump(mode="json"))
+    for name in sorted(was.keys() | now.keys()):
+        if not name.startswith(free) and was.get(name) != now.get(name):
+            raise ConfigError(
+                f"{place} was trained with {name}={was.get(name)}, not {now.get(name)}",
+                fix="choose another --run-dir, or the settings of before",
+            )
 
 
 def _held_back(val: float | str | None, num_folds: int) -> float:

@@ -165,6 +165,8 @@ class _Walk:
         if kind == "null":
             return None
         if kind == "bool":
+            if text.lower() not in ("true", "false"):  # `!!bool yes`, or yes after %YAML 1.1
+                raise _Unreadable(self.at(node, f"{text} is YAML 1.1; write true or false"))
             return text.lower() == "true"
         if kind == "int":
             return _integer(text)

@@ -169,6 +169,8 @@ class Agent:
 
     def stop(self, number: int) -> None:
         """Pass a signal on; after the time to save the agent is killed, and with it its workers."""
+        if number == signal.SIGHUP:  # workers would die of it, unsaved
+            number = signal.SIGTERM
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
         self._deadline = self._deadline or time.monotonic() + self._grace_s + KILL_AFTER_S

@@ -1,6 +1,7 @@
 """Addresses at which hosts meet: whose they are, and whether somebody listens."""
 
 import contextlib
+import ipaddress
 import socket
 from dataclasses import dataclass
 
@@ -45,7 +46,9 @@ class Endpoint:
     def own_address(self) -> str | None:
         """Return the address of this host towards the endpoint, or `None` without a route.
 
-        No packet is sent: connecting a datagram socket only asks the routing table.
+        No packet is sent: connecting a datagram socket only asks the routing table. Debian resolves
+        a host's own name to 127.0.1.1, where the other hosts would meet themselves: a loopback
+        address counts where the endpoint names one.
         """
         for family, address in self._addresses():
             with (
@@ -53,7 +56,9 @@ class Endpoint:
                 socket.socket(family, socket.SOCK_DGRAM) as client,
             ):
                 client.connect(address)
-                return client.getsockname()[0]
+                own = client.getsockname()[0]
+                if not _is_loopback(own) or self.host == "localhost" or _is_loopback(self.host):
+                    return own
         return None
 
     def _local(self) -> list[tuple[int, tuple]]:
@@ -69,6 +74,12 @@ class Endpoint:
         except OSError:  # a name that is not known yet: the pod of the first host is still pending
             return []
         return [(entry[0], entry[4]) for entry in found]
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):  # a name
+        return ipaddress.ip_address(host).is_loopback
+    return False
 
 
 def _can_bind(family: int, address: str, port: int) -> bool:

@@ -26,6 +26,8 @@ from deepseek.launch.pod import (
 
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 """RFC 1035, and short enough for the names that controllers make of it."""
+KEY = re.compile(r"[-._A-Za-z0-9]{1,253}")
+"""Of a config map."""
 QUANTITY = re.compile(r"[1-9]\d*(Mi|Gi|Ti)")
 MAX_FILE_BYTES = 512 * 1024
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
@@ -277,6 +279,12 @@ def _config_files(program: tuple[str, ...]) -> dict[str, Path]:
     for word in program:
         path = Path(word)
         if word.endswith(CONFIG_SUFFIXES) and path.is_file():
+            if not KEY.fullmatch(path.name):
+                raise ConfigError(
+                    f"{word!r} is no key of a config map, which has letters, digits, '.', '_' and"
+                    " '-'",
+                    fix="rename the file, such as model_config.yaml",
+                )
             if path.stat().st_size > MAX_FILE_BYTES or path.name in files:
                 raise ConfigError(
                     f"{word} does not fit into the config map: files have names of their own and"

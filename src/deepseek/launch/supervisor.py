@@ -94,7 +94,9 @@ class Supervisor:
     @contextmanager
     def signals(self) -> Iterator[None]:
         """Context in which signals go to the agent, or end the search for a meeting point."""
-        previous = {number: signal.signal(number, self._receive) for number in FORWARDED}
+        is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heard = [each for each in FORWARDED if each != signal.SIGHUP or not is_nohup]
+        previous = {number: signal.signal(number, self._receive) for number in heard}
         try:
             yield
         finally:

@@ -105,7 +105,8 @@ def digest_of_files(path: Path, without: Path) -> str:
     for each in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if each.is_file() and each.resolve() != without:
             known = each.stat()
-            found.update(f"{each.relative_to(path)} {known.st_size} {known.st_mtime_ns}\n".encode())
+            line = f"{each.relative_to(path)} {known.st_size} {known.st_mtime_ns}\n"
+            found.update(os.fsencode(line))  # a name need not be UTF-8
     return found.hexdigest()
 
 

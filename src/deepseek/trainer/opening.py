@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from deepseek.trainer.trainer import Trainer
 
 LAUNCHED = ".launched"
+"""Folder of marks: files that lead the processes of a restart to the runs of those before."""
 _numbers = itertools.count()
-"""Of the runs of this process: a script that is started again begins the same ones in turn."""
+"""Of the runs of this process that have no folder of their own: a script that is started again
+begins the same ones in turn."""
+_begun: set[Path] = set()
+"""Marks that this process has used: a second run in a folder is not the first one restarted."""
 
 
 def refuse_second(folder: RunFolder | None) -> None:
@@ -77,39 +81,57 @@ def _choose(
     trainer: "Trainer", resume: bool | str | Path | None, run_dir: Path | None, output: Path
 ) -> tuple[str, bool | str | None]:
     """Return the run folder, and what of it to resume."""
-    name, mark = trainer.name, _launch_mark(output, next(_numbers))
-    if not resume and (launched := _find_launched(mark)) is not None:
-        return str(launched), True
+    number = next(_numbers) if run_dir is None else None
     if resume:
-        folder = RunFolder.find(name, run_dir, resume, output).path
+        folder = RunFolder.find(trainer.name, run_dir, resume, output).path
+        asked = _checkpoint_of(resume)
+        if asked is not None and _was_here(_launch_mark(folder, asked)):
+            return str(folder), True
         return str(folder), resume if isinstance(resume, bool) else str(resume)
-    folder = RunFolder.create(name, run_dir, output).path
-    if mark is not None:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text(str(folder.resolve()), encoding="utf-8")
+    mark = _launch_mark(output, str(number)) if run_dir is None else _launch_mark(run_dir, "begun")
+    if mark is not None and _was_here(mark):
+        folder = run_dir or Path(mark.read_text(encoding="utf-8"))
+        if any((folder / "checkpoints").glob("step_*")):
+            return str(folder), True
+        if run_dir is not None:
+            RunFolder(run_dir).begin_anew()
+    folder = RunFolder.create(trainer.name, run_dir, output).path
+    _leave(mark, folder)
     return str(folder), None
 
 
-def _launch_mark(output: Path, number: int) -> Path | None:
-    """Return the file that leads the processes of a restart to the run of those before.
+def _checkpoint_of(resume: bool | str | Path) -> str | None:
+    """Return the name of the checkpoint that is to be resumed; `None` where a run is."""
+    name = "" if isinstance(resume, bool) else Path(resume).name
+    return name if name.startswith("step_") else None
+
+
+def _launch_mark(place: Path, key: str) -> Path | None:
+    """Return the mark of a run of this launch; `None` where nothing starts it again.
 
     Args:
-        output: folder of runs.
-        number: of the run, among those of this process.
+        place: the folder of runs, or that of the run where it is known before it begins.
+        key: what tells the run from others there.
     """
     launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     if launch == "none" or "TORCHELASTIC_RESTART_COUNT" not in os.environ:
         return None
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in launch)
-    return output / LAUNCHED / (f"{name}-{number}" if number else name)
+    return place.resolve() / LAUNCHED / f"{name}-{key}"
 
 
-def _find_launched(mark: Path | None) -> Path | None:
-    """Return the run that this launch began before it was restarted, if it has saved anything."""
-    if mark is None or not mark.exists():
-        return None
-    folder = Path(mark.read_text(encoding="utf-8"))
-    return folder if any((folder / "checkpoints").glob("step_*")) else None
+def _was_here(mark: Path | None) -> bool:
+    """Return whether this launch has left the mark before it was restarted."""
+    if mark is None or mark in _begun:
+        return False
+    _begun.add(mark)
+    return mark.exists()
+
+
+def _leave(mark: Path | None, folder: Path) -> None:
+    if mark is not None:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(str(folder.resolve()), encoding="utf-8")
 
 
 def _go_on(trainer: "Trainer", resume: bool | str) -> str:
@@ -118,9 +140,8 @@ def _go_on(trainer: "Trainer", resume: bool | str) -> str:
         trainer.world.lead(store.take_over)
     checkpoint = find_checkpoint(store, resume, trainer.world)
     restore(trainer, checkpoint)
-    if not isinstance(resume, bool) and Path(resume).name.startswith("step_"):
-        # those after it belong to a course that the run leaves
-        trainer.world.lead(lambda: len(store.set_aside_after(checkpoint.step)))
+    if _checkpoint_of(resume) is not None:
+        trainer.world.lead(lambda: _change_course(trainer, checkpoint.step))
     trainer.bad_steps.read_journal(trainer.folder, trainer.step)
     trainer.folder.rewind_metrics(trainer.step)
     _write_config(trainer)  # a resumed run may have been given more epochs
@@ -129,6 +150,17 @@ def _go_on(trainer: "Trainer", resume: bool | str) -> str:
     trainer.folder.add_event("resume", step=trainer.step, parallel=now)
     moved = "" if was == now else f", saved as {was}"
     return f"resumed at step {trainer.step} (verified{moved})"
+
+
+def _change_course(trainer: "Trainer", step: int) -> int:
+    """Put aside the checkpoints after a step that the run goes back to; return how many.
+
+    A restart of this launch goes on from what is saved from now on.
+    """
+    later = trainer.saving.store.set_aside_after(step)
+    folder = trainer.folder.path
+    _leave(_launch_mark(folder, f"step_{step}"), folder)
+    return len(later)
 
 
 def _write_config(trainer: "Trainer") -> None:

@@ -103,6 +103,10 @@ class RunFolder:
             )
         return cls(folder)
 
+    def begin_anew(self) -> None:
+        """Let a run that ended before it had saved anything begin again; log and events stay."""
+        self.metrics.unlink(missing_ok=True)
+
     def write_json(self, name: str, body: dict) -> None:
         """Write `body` as the file `name`, whole or not at all.
 

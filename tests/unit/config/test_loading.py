@@ -228,3 +228,10 @@ def test_what_is_dumped_loads_as_the_same(write):
 def test_the_error_survives_a_process_boundary(write):
     error = problems(write("lr: 3"))
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+@pytest.mark.parametrize(("head", "value"), [("%YAML 1.1\n---\n", "yes"), ("", "!!bool yes")])
+def test_a_truth_of_yaml_1_1_is_no_false(write, head, value):
+    text = GOOD.replace("on: yes, ", "")
+    error = problems(write(f"{head}{text}  deterministic: {value}\n"))
+    assert "yes is YAML 1.1; write true or false" in str(error)

@@ -63,3 +63,17 @@ def test_unknown_name_is_no_error_but_not_there_yet():
 
 def test_own_address_is_the_one_towards_the_endpoint(server):
     assert server.own_address() == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "own"),
+    [
+        ("node1", "127.0.1.1", None),  # as Debian has it in /etc/hosts
+        ("localhost", "127.0.0.1", "127.0.0.1"),
+        ("127.0.0.1", "127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_own_address_is_no_loopback_of_a_name(host, address, own, monkeypatch):
+    entry = (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 29500))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [entry])
+    assert Endpoint(host).own_address() == own

@@ -307,3 +307,11 @@ def test_seeded_defect_is_caught(kind, seed):
     assert find_problems(made.all) == []
     seed(made)
     assert find_problems(made.all) != []
+
+
+def test_a_file_name_that_is_no_key_is_refused(tmp_path):
+    config = tmp_path / "my config.yaml"
+    config.write_text("name: x\n")
+    with pytest.raises(ConfigError, match="no key of a config map") as caught:
+        manifests(replace(JOB, program=("train", str(config))), OPTIONS)
+    assert "rename the file" in str(caught.value)

@@ -92,8 +92,7 @@ class RunFolder:
         elif path is not None:
             folder = Path(path)
         else:
-            found = [run for run in output.glob(f"{name}-*") if run.name[len(name) + 1 :].isdigit()]
-            folder = max(found, key=lambda run: int(run.name[len(name) + 1 :]), default=output)
+            folder = cls.newest(name, output) or output
         if folder.name.startswith("step_"):
             folder = folder.parent.parent
         if not (folder / "checkpoints").is_dir():
@@ -102,6 +101,12 @@ class RunFolder:
                 fix="give the run folder: resume='runs/NAME-N'",
             )
         return cls(folder)
+
+    @staticmethod
+    def newest(name: str, output: Path = RUNS) -> Path | None:
+        """Return the `OUTPUT/NAME-N` of the largest N, `None` where there is none."""
+        found = [run for run in output.glob(f"{name}-*") if run.name[len(name) + 1 :].isdigit()]
+        return max(found, key=lambda run: int(run.name[len(name) + 1 :]), default=None)
 
     def write_json(self, name: str, body: dict) -> None:
         """Write `body` as the file `name`, whole or not at all."""

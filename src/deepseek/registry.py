@@ -22,6 +22,7 @@ from deepseek.errors import ConfigError, MissingExtraError
 T = TypeVar("T")
 PLUGIN_GROUP = "deepseek.plugins"
 _plugins_loaded = False
+_broken_plugin = ""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
@@ -138,10 +139,25 @@ class Registry(Generic[T]):
 
 
 def load_plugins() -> None:
-    """Run every entry point of `deepseek.plugins`, once per process."""
-    global _plugins_loaded
+    """Run every entry point of `deepseek.plugins`, once per process.
+
+    Raises:
+        ConfigError: one of them fails, or did before: what it and those behind it bring is missing.
+    """
+    global _plugins_loaded, _broken_plugin
+    if _broken_plugin:
+        raise _broken(_broken_plugin)
     if _plugins_loaded:
         return
     _plugins_loaded = True  # before the loop: a plug-in's own look-ups must not start over
     for entry_point in entry_points(group=PLUGIN_GROUP):
-        entry_point.load()()
+        try:
+            entry_point.load()()
+        except Exception as error:
+            name = f"{entry_point.name!r} ({entry_point.value})"
+            _broken_plugin = f"the plug-in {name} fails: {type(error).__name__}: {error}"
+            raise _broken(_broken_plugin) from error
+
+
+def _broken(what: str) -> ConfigError:
+    return ConfigError(what, fix="mend the package that brings it, or uninstall it")

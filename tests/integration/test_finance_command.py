@@ -43,7 +43,7 @@ def test_a_vocabulary_grows_and_the_model_learns_the_domain(capsys):
     out, told = capsys.readouterr()
     for what in ("before, domain", "before, general", "after, domain", "after, general"):
         assert f"measuring perplexity ({what}): 2 samples" in told
-    found = json.loads(out[out.index("{\n") :])
+    found = json.loads(out)  # and nothing beside it
     assert found["perplexity"]["after"]["domain"] < found["perplexity"]["before"]["domain"]
     assert found["num_general"] > 0
     assert ModelEngine.load("adapted/task.bin").config["outputs"] == "sequence"
@@ -56,3 +56,23 @@ def test_mistakes_are_said_without_a_traceback(capsys):
     assert "nowhere.txt does not exist" in capsys.readouterr().err
     assert run([*wrong, "news.txt", "--init", "auxiliary"]) == 2
     assert "init='auxiliary' with vectors=None" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("model")
+def test_a_time_that_cannot_be_read_is_said_before_anything_is_trained(capsys):
+    command = ["finance", "adapt", "model.bin", "adapted", "--corpus", "news.txt"]
+    command += ["--sequence-length", "32", "--head-steps", "2"]
+    assert run([*command, "--time-budget", "20min"]) == 2
+    assert 'time_budget="20min": expected a time above 0' in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.usefixtures("model")
+def test_a_run_of_another_corpus_is_not_resumed(capsys):
+    command = ["finance", "adapt", "model.bin", "adapted", "--max-steps", "1"]
+    command += ["--sequence-length", "32", "--corpus"]
+    assert run([*command, "news.txt"]) == 0
+    Path("other.txt").write_text("\n".join(NEWS).replace("rose", "fell"))
+    assert run([*command, "other.txt", "--resume"]) == 2
+    assert "which are not these 38" in capsys.readouterr().err
+    assert run([*command, "news.txt", "--resume"]) == 0

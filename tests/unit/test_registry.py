@@ -1,11 +1,13 @@
 import logging
 import pickle
 import sys
+from importlib.metadata import EntryPoint
 
 import pytest
 
+from deepseek import registry
 from deepseek.errors import ConfigError, DataError, MissingExtraError
-from deepseek.registry import Registry, did_you_mean, import_extra
+from deepseek.registry import PLUGIN_GROUP, Registry, did_you_mean, import_extra
 
 
 def test_builtin_entry_is_imported_on_first_use():
@@ -60,3 +62,24 @@ def test_a_package_that_is_kept_from_being_imported_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "kept_away", None)
     with pytest.raises(MissingExtraError, match="kept_away is not installed"):
         import_extra("kept_away", "deploy")
+
+
+def test_a_plug_in_that_fails_is_named_each_time(monkeypatch):
+    ran = []
+    points = [
+        EntryPoint("good", "builtins:list", PLUGIN_GROUP),
+        EntryPoint("bad", "no_such_module_here:register", PLUGIN_GROUP),
+    ]
+
+    def entry_points(group):
+        ran.append(group)
+        return points
+
+    monkeypatch.setattr(registry, "entry_points", entry_points)
+    monkeypatch.setattr(registry, "_plugins_loaded", False)
+    monkeypatch.setattr(registry, "_broken_plugin", "")
+    known = Registry("thing", {"path": "pathlib:Path"})
+    for look_up in (known.names, lambda: known.get("path"), lambda: "path" in known):
+        with pytest.raises(ConfigError, match=r"'bad' \(no_such_module_here:register\) fails: Mod"):
+            look_up()
+    assert ran == [PLUGIN_GROUP]

@@ -59,7 +59,7 @@ def bench_machine(
     _check(budget_s, machine)
     began = perf_counter()
     where = resolve_device(device)
-    result = BenchResult(fingerprint(), budget_s, warnings=_slowed_by(machine))
+    result = BenchResult(_describe(where), budget_s, warnings=_slowed_by(machine))
     bench = _Bench(result, began + budget_s, on_begin or (lambda name: None))
     _measure_machine(bench, machine, where)
     chosen = standard_models(where.type) if models is None else models
@@ -68,6 +68,12 @@ def bench_machine(
         bench.train(standard, seconds, where)
     result.took_s = perf_counter() - began
     return result
+
+
+def _describe(device: torch.device) -> dict[str, str]:
+    """Return the fingerprint of the machine, without a graphics card that nothing runs on."""
+    found = fingerprint()
+    return found if device.type == "cuda" else {k: v for k, v in found.items() if k != "gpu"}
 
 
 def _check(budget_s: float, machine: Machine) -> None:

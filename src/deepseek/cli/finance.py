@@ -1,6 +1,8 @@
 """`deepseek finance`: a vocabulary that grows, and models that learn the language of a domain."""
 
 import json
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,7 +91,7 @@ def adapt(
     head_steps: Annotated[int, typer.Option(min=0, help="Steps of a new head alone.")] = 0,
     held_out: Annotated[float, typer.Option(help="Share of the texts to measure with.")] = 0.05,
     seed: Annotated[int, typer.Option(min=0, help="Of masks, order and what is held out.")] = 0,
-    time_budget: Annotated[str | None, typer.Option(help="Time at most, as 20min.")] = None,
+    time_budget: Annotated[str | None, typer.Option(help="Time at most: 90s, 20m, 1h30m.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run.")] = False,
     text_column: Column = "text",
     encoding: Encoding = "utf-8",
@@ -102,7 +104,9 @@ def adapt(
     from deepseek.models import ModelEngine
 
     given: dict[str, Any] = {"masking": masking}
-    with measurements("perplexity") as on_measured:
+    # what training says would stand before the JSON
+    quiet = redirect_stdout(sys.stderr) if as_json else nullcontext()
+    with quiet, measurements("perplexity") as on_measured:
         done = adapt_model(
             ModelEngine.load(model), corpus, general=general, replay=replay, epochs=epochs,
             max_steps=max_steps, lr=lr, batch_size=batch_size, sequence_length=sequence_length,

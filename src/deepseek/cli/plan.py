@@ -249,9 +249,8 @@ def _make_cluster(options: Mapping[str, Any], num_gpus: int) -> "Cluster":
     if options["bandwidth"] is not None:
         cluster = apply_measurement(cluster, options["bandwidth"])
     if options["host_memory"] is not None:
-        size = parse_size(options["host_memory"], "--host-memory") / cluster.count_of_node
-        host = replace(cluster.gpu.host, memory_bytes=size)
-        cluster = replace(cluster, gpu=replace(cluster.gpu, host=host))
+        size = parse_size(options["host_memory"], "--host-memory")
+        cluster = replace(cluster, host_bytes=size)
     return cluster
 
 

@@ -202,8 +202,9 @@ def _follow(
 
 
 def _environment(env: Mapping[str, str]) -> dict[str, str]:
-    # torchrun warns where it has to choose by itself.
-    return {"OMP_NUM_THREADS": "1", **env}
+    # torchrun warns where it has to choose threads by itself. A `torch.py` or `statistics.py` in
+    # the working folder is not what `python -m` is to import, in torchrun or in its workers.
+    return {"OMP_NUM_THREADS": "1", **env, "PYTHONSAFEPATH": "1"}
 
 
 def _poll(child: subprocess.Popen[bytes]) -> int | None:

@@ -2,7 +2,7 @@
 
 from deepseek.doctor.control_group import cpu_limit, memory_limit_bytes
 from deepseek.doctor.finding import Findings, check, note, ok, warning
-from deepseek.doctor.graphics_cards import count_cards
+from deepseek.doctor.graphics_cards import count_cards, count_present, given_by_slurm
 from deepseek.doctor.job import number, read_job
 from deepseek.doctor.machine import Machine
 from deepseek.doctor.memory import gib
@@ -97,11 +97,12 @@ def check_slurm_tasks(machine: Machine) -> Findings:
     if "SLURM_JOB_ID" not in env:
         return
     tasks = number((env.get("SLURM_NTASKS_PER_NODE") or "").partition("(")[0])
-    cards = number(env.get("SLURM_GPUS_ON_NODE")) or count_cards(machine)
+    given = given_by_slurm(machine)
+    cards = count_cards(machine) if given is None else given
     value = {"tasks_per_node": tasks, "cards": cards}
     if tasks and tasks > 1 and cards and tasks != cards:
         yield warning(f"{tasks} tasks per machine, {cards} card(s)", value)
-    elif cards == 0 and env.get("SLURM_JOB_GPUS") is None and count_cards(machine):
+    elif given == 0 and count_present(machine):
         yield warning("the job asked for no card", value, mend="#SBATCH --gpus-per-node=CARDS")
     else:
         yield ok(f"{tasks or 1} task(s) per machine, {cards} card(s)", value)

@@ -3,7 +3,14 @@
 import re
 
 from deepseek.doctor.finding import Findings, check, note, ok, problem, warning
-from deepseek.doctor.graphics_cards import count_cards, device_files, pci_cards
+from deepseek.doctor.graphics_cards import (
+    count_cards,
+    count_present,
+    count_visible,
+    device_files,
+    given_by_slurm,
+    pci_cards,
+)
 from deepseek.doctor.machine import Machine
 from deepseek.doctor.nvidia_smi import ask_nvidia_smi, query_cards
 from deepseek.doctor.torch_install import version_pair
@@ -84,9 +91,13 @@ def check_devices(machine: Machine) -> Findings:
         yield ok("no NVIDIA card here: training runs on the CPU", 0)
         return
     value = {"bus": len(cards), "dev": len(files), "nvidia_smi": None if smi is None else len(smi)}
-    if smi is not None and len(smi) < len(files):
+    given = given_by_slurm(machine)
+    wanted = len(files)
+    if given is not None:  # cards of other jobs, or of another task of this one, need not answer
+        wanted = min(wanted, given, count_visible(machine))
+    if smi is not None and len(smi) < wanted:
         mend = "look for Xid errors with dmesg, then restart the machine"
-        yield problem(f"{len(smi)} of {len(files)} cards answer", value, mend=mend)
+        yield problem(f"{len(smi)} of {wanted} cards answer", value, mend=mend)
     elif machine.inside() is None and len(files) < len(cards):
         yield problem(f"{len(cards)} card(s) on the bus, {len(files)} in /dev", value)
     elif files:
@@ -122,19 +133,19 @@ def check_container(machine: Machine) -> Findings:
 def check_visible_devices(machine: Machine) -> Findings:
     """Oddities of CUDA_VISIBLE_DEVICES: a wrong entry hides all that come after it."""
     given = machine.env.get("CUDA_VISIBLE_DEVICES")
-    cards = count_cards(machine)
+    present = count_present(machine)
     if given is None:
         return
     words = [word.strip() for word in given.split(",")]
     numbers = [int(word) for word in words if word.isdigit()]
     if given.strip() in ("", "-1"):
-        verdict = problem if cards else note
+        verdict = problem if count_cards(machine) else note
         yield verdict(f"CUDA_VISIBLE_DEVICES={given!r} hides every card", given)
     elif len(words) != len(set(words)):
         yield problem(f"CUDA_VISIBLE_DEVICES={given!r} names a card twice: none is seen", given)
-    elif any(number >= cards for number in numbers) and cards:
-        wrong = next(number for number in numbers if number >= cards)
-        what = f"CUDA_VISIBLE_DEVICES={given!r}: there is no card {wrong} among {cards}"
+    elif any(number >= present for number in numbers) and present:
+        wrong = next(number for number in numbers if number >= present)
+        what = f"CUDA_VISIBLE_DEVICES={given!r}: there is no card {wrong} among {present}"
         yield problem(f"{what}, and those behind it are not seen", given)
     elif "" in words or given != given.strip():
         yield warning(f"CUDA_VISIBLE_DEVICES={given!r} has an empty entry: the rest is cut", given)

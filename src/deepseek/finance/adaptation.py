@@ -21,20 +21,23 @@ from torch import nn
 from deepseek.datasets import TextDataset, Tokenizer, train_tokenizer
 from deepseek.errors import ConfigError
 from deepseek.finance.corpus import Corpus, hold_out, read_corpus, take_share
+from deepseek.finance.new_head import HeadRun
+from deepseek.finance.same_texts import SameTexts
 from deepseek.finance.vocabulary import own_tokenizer
 from deepseek.models import ModelEngine
 from deepseek.models.decoder import Decoder
+from deepseek.models.device import resolve_device
 from deepseek.models.encoder import Encoder
 from deepseek.models.encoder_outputs import with_outputs
 from deepseek.models.eval_mode import evaluating
 from deepseek.models.lora import merge_lora
 from deepseek.trainer import Callback, Trainer
 from deepseek.trainer.evaluation import evaluate_samples
+from deepseek.trainer.run_folder import RUNS
 from deepseek.trainer.task import IGNORE_INDEX
 
 Objective = Literal["masked", "causal"]
 MEASURED_AT_ONCE = 16
-_NOT_OF_THE_HEAD = ("epochs", "max_steps", "time_budget", "lora")
 MAX_MEASURED_LETTERS = 400_000
 Watch = Callable[[str, int, int], None]
 """Is told what is measured, how many samples are done, and of how many; at first 0."""
@@ -168,7 +171,7 @@ def adapt(
         held_out: share of the texts of either to measure with, in (0, 1); of many, some.
         head_steps: optimizer steps of a new head alone before all weights learn: otherwise the
             gradients of a head that knows nothing would damage the model. `before` is measured
-            after them.
+            after them. The head has a run, and a warm-up, of its own.
         vocab_size: tokens of a tokenizer that is trained.
         text_column: of tables.
         document_per: what a text is in a `.txt` file.
@@ -177,7 +180,8 @@ def adapt(
         on_measured: told how far measuring the perplexities is: what ("before, domain", ...), the
             samples done, and of how many; at first 0.
         run_dir: as for `Trainer`.
-        resume: as for `Trainer`; `before` is then of the model as it is given.
+        resume: as for `Trainer`; `before` is then of the model as it is given. `True` where the
+            newest run is that of the head alone: it goes on, and all weights learn after it.
         name: as for `Trainer`.
         **trainer: settings of `Trainer`, such as `epochs`, `lr`, `batch_size`.
 
@@ -211,19 +215,23 @@ def adapt(
         found: dict[str, float | None] = {"general": None}
         for name, chosen in (("domain", texts.domain), ("general", texts.general)):
             if chosen is not None:
-                watch = partial(on_measured, f"{when}, {name}")
-                found[name] = measure_perplexity(engine, data(chosen, tokens), watch)
+                watch, device = partial(on_measured, f"{when}, {name}"), str(run.device)
+                found[name] = measure_perplexity(engine, data(chosen, tokens), watch, device)
         return Perplexity(found["domain"] or 0.0, found["general"])
 
     train_data = data(texts.train, used, fills=packed)
     engine.bind(train_data.spec)
-    if head_steps and not resume:
-        _train_head(engine, train_data, head_steps, trainer, run_dir, name)
-    before = measure("before", used)
-    run = Trainer(
-        engine, train_data, callbacks=callbacks, run_dir=run_dir, resume=resume, name=name,
-        **trainer,
+    place = None if run_dir is None else Path(run_dir)
+    head = HeadRun(name, place, Path(trainer.get("output", RUNS)))
+    begins = bool(head_steps) and (not resume or (resume is True and head.was_last()))
+    same_texts = SameTexts(texts.train)
+    run = Trainer(  # before the head learns: a setting that is wrong is said at once
+        engine, train_data, callbacks=[same_texts, *callbacks], run_dir=run_dir,
+        resume=None if begins else resume, name=name, **trainer,
     )  # fmt: skip
+    if begins:
+        head.train(engine, train_data, same_texts, head_steps, trainer, goes_on=bool(resume))
+    before = measure("before", used)
     run.fit()
     engine = merge_lora(ModelEngine.load(run.folder.model))
     grown = own_tokenizer(engine)
@@ -237,11 +245,13 @@ def measure_perplexity(
     engine: ModelEngine,
     data: TextDataset,
     on_measured: Callable[[int, int], None] = lambda done, total: None,
+    device: str = "auto",
 ) -> float:
     """Return exp of the mean loss over the targets of a language model's data.
 
     Of an encoder the logits of masked tokens alone are computed: over all tokens they would be
-    most of the work. `on_measured` is told the samples done, and of how many.
+    most of the work. `on_measured` is told the samples done, and of how many. The model stays on
+    the device.
     """
     view, total, count = data.evaluation_view(), 0.0, 0
     on_measured(0, len(view))
@@ -251,8 +261,9 @@ def measure_perplexity(
 
     if not isinstance(engine.module, Encoder):
         return evaluate_samples(
-            engine, data, MEASURED_AT_ONCE, keeps_samples=False, on_batch=note
+            engine, data, MEASURED_AT_ONCE, device=device, keeps_samples=False, on_batch=note
         ).metrics["perplexity"]
+    engine.place(resolve_device(device))
     order = range(len(view))
     if view.lengths is not None:
         order = np.argsort(view.lengths, kind="stable").tolist()
@@ -338,31 +349,3 @@ def _objective(engine: ModelEngine, objective: str) -> Objective:
             fix=f"leave it out; encoders and decoders learn by one of: {known}",
         )
     return fitting
-
-
-def _train_head(
-    engine: ModelEngine,
-    data: TextDataset,
-    steps: int,
-    settings: Mapping[str, Any],
-    run_dir: str | Path | None,
-    name: str,
-) -> None:
-    """Let what is behind the blocks learn alone; a weight that the embedding shares stays."""
-    if not isinstance(engine.module, Encoder):
-        raise ConfigError(
-            f"head_steps={steps}: the head of a {engine.architecture!r} is not new",
-            fix="leave head_steps out",
-        )
-    was_trained = {n: weight.requires_grad for n, weight in engine.module.named_parameters()}
-    for n, weight in engine.module.named_parameters():
-        weight.requires_grad_(n.startswith("transform.") or n == "head.bias")
-    own = {key: value for key, value in settings.items() if key not in _NOT_OF_THE_HEAD}
-    folder = None if run_dir is None else Path(run_dir).with_name(f"{Path(run_dir).name}_head")
-    try:
-        Trainer(
-            engine, data, None, run_dir=folder, name=f"{name}-head", max_steps=steps, **own
-        ).fit()
-    finally:
-        for n, weight in engine.module.named_parameters():
-            weight.requires_grad_(was_trained[n])

@@ -1,6 +1,6 @@
 """The machines of a plan: GPUs, how many, and the links between them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deepseek.errors import ConfigError
 
@@ -70,6 +70,7 @@ class Cluster:
         gpu_hour_usd: price of one GPU for an hour; 0 where unknown.
         cards_per_ring: network cards of a node that one ring through several GPUs of it can use;
             0 for all. Software of 2021 sent what a ring carries from node to node through one.
+        host_bytes: memory of a node's host; 0 for what is usual with this GPU.
     """
 
     gpu: Gpu
@@ -78,6 +79,7 @@ class Cluster:
     node_bandwidth: float = 0.0
     gpu_hour_usd: float = 0.0
     cards_per_ring: int = 0
+    host_bytes: float = 0.0
 
     def __post_init__(self) -> None:
         if self.num_gpus < 1 or self.gpus_per_node < 1:
@@ -99,3 +101,10 @@ class Cluster:
     def count_of_node(self) -> int:
         """GPUs of a node that are there."""
         return min(self.num_gpus, self.gpus_per_node)
+
+    @property
+    def host(self) -> Host:
+        """The share of a GPU in the host of its node."""
+        if not self.host_bytes:
+            return self.gpu.host
+        return replace(self.gpu.host, memory_bytes=self.host_bytes / self.count_of_node)

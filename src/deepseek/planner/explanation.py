@@ -114,7 +114,7 @@ def _list_changes(
 def _judge(
     name: str, candidate: Candidate, best: Candidate, cluster: Cluster, space: SearchSpace
 ) -> Loss:
-    if space.lack_bytes(cluster.gpu, candidate.prediction) > 0:
+    if space.lack_bytes(cluster, candidate.prediction) > 0:
         return Loss(name, candidate, say_overflow(candidate, cluster, space), fits=False)
     why = say_slowness(candidate.prediction, best.prediction)
     if candidate.num_axes > best.num_axes and candidate.prediction.step_s < best.prediction.step_s:
@@ -137,7 +137,7 @@ def say_overflow(candidate: Candidate, cluster: Cluster, space: SearchSpace) -> 
     """Return by how much a plan does not fit, and of what there is most."""
     over_bytes = candidate.prediction.peak_bytes - space.limit_bytes(cluster.gpu)
     if over_bytes <= 0:
-        has = count_usable_host_bytes(cluster.gpu.host)
+        has = count_usable_host_bytes(cluster.host)
         return (
             f"does not fit: {candidate.prediction.host_bytes / GIB:,.1f} GiB of the host's memory"
             f" for each GPU, and there are {has / GIB:,.1f}"

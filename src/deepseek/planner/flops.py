@@ -41,7 +41,8 @@ def count_weights(shape: TransformerShape) -> Weights:
     active = shape.active_experts * expert + router
     norm = dim * (1 + bias)
     layer = attention + feedforward + 2 * norm
-    rows = shape.vocab_size + (shape.context_length if shape.has_positions else 0)
+    positions = shape.num_positions or shape.context_length
+    rows = shape.vocab_size + (positions if shape.has_positions else 0)
     head = norm + (0 if shape.is_tied else shape.vocab_size * dim)
     embedding = rows * dim
     total = shape.num_layers * layer + embedding + head

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from deepseek.config import read_config
+from deepseek.config import TextDataConfig, read_config
 from deepseek.errors import ConfigError
 from deepseek.planner.adapters import with_adapters
 from deepseek.planner.huggingface import (
@@ -141,21 +141,30 @@ def _read_huggingface(path: Path, context_length: int) -> ModelSource:
 
 def _read_own(path: Path, context_length: int, vocab_size: int) -> ModelSource:
     config = read_config(path).config
-    args, told = dict(config.model.args), ""
+    args, told, data = dict(config.model.args), "", config.data
     if context_length:
         args["context_length"] = context_length
     needed = "vocab_size" if config.model.architecture == "encoder" else "num_classes"
     if not (vocab_size or args.get(needed)):
-        vocab_size, told = find_vocabulary(config.data)
+        vocab_size, told = find_vocabulary(data)
     try:
         source = shape_of_own(config.model.architecture, args, vocab_size)
     except ConfigError as error:
         raise ConfigError(f"MODEL {path}: {error.message}", fix=error.fix) from error
     shape = replace(source.shape, name=path.stem)
+    if isinstance(data, TextDataConfig) and not context_length:
+        shape = with_rows(shape, data.sequence_length)
     if config.trainer.lora is not None:
         shape = with_adapters(shape, config.model.architecture, config.trainer.lora)
     notes = "; ".join(filter(None, (source.note, told)))
     return replace(source, shape=shape, note=notes, batch_size=config.trainer.batch_size)
+
+
+def with_rows(shape: TransformerShape, num_tokens: int) -> TransformerShape:
+    """Return `shape` as it is trained on rows of at most so many tokens; its weights stay."""
+    positions = shape.num_positions or shape.context_length
+    length = min(shape.context_length, num_tokens)
+    return replace(shape, context_length=length, num_positions=positions)
 
 
 def shape_of_own(architecture: str, args: Mapping[str, Any], vocab_size: int = 0) -> ModelSource:

@@ -122,7 +122,7 @@ class PlanReport:
 
     def describe_host(self) -> str:
         """Return what waits on the host, and how it comes and goes; empty where nothing does."""
-        chosen, host = self.found.best or self.found.least, self.cluster.gpu.host
+        chosen, host = self.found.best or self.found.least, self.cluster.host
         if chosen is None or chosen.plan.offload == "none":
             return ""
         num_gpus = self.cluster.count_of_node
@@ -175,7 +175,8 @@ class PlanReport:
             words = [f"nothing fits; nearest: {say_plan(least.plan)}: "]
             words[0] += say_overflow(least, self.cluster, self.space)
         lack = partial(self.space.lack_bytes, prediction=least.prediction)
-        enough = [gpu.name for gpu in GPUS.values() if lack(gpu) == 0]
+        others = {name: replace(self.cluster, gpu=gpu) for name, gpu in GPUS.items()}
+        enough = [name for name, cluster in others.items() if lack(cluster) == 0]
         if enough:
             words.append(f"it would fit on {', '.join(enough)}")
         more = self._find_enough_gpus()
@@ -213,6 +214,10 @@ class PlanReport:
         ]
         if self.space.software != "deepseek":
             head.append(f"# predicted for {self.space.software}, not for this framework")
+        if self.shape.trained_share < 1:
+            head.append(
+                "# predicted with frozen weights, and these settings freeze none: trainer.lora does"
+            )
         return "\n".join(head) + "\n" + to_yaml(as_settings(best.plan))
 
     def as_json(self, top: int, explains: bool) -> dict[str, Any]:
@@ -230,7 +235,7 @@ class PlanReport:
                 "num_gpus": self.cluster.num_gpus,
                 "gpus_per_node": self.cluster.gpus_per_node,
                 "node_bandwidth_bytes_per_s": self.cluster.node_bandwidth,
-                "host_of_each_gpu": asdict(self.cluster.gpu.host),
+                "host_of_each_gpu": asdict(self.cluster.host),
             },
             "batch_size": self.batch_size,
             "memory_limit_bytes": self.limit_bytes,

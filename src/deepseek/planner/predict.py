@@ -89,7 +89,7 @@ def predict(
     share = bubble_share(plan.schedule, plan.virtual_stages, puts_off=plan.puts_off_weights)
     bubble_s = share * (once.all_ranks_s - once.total_s)
     dp_s = _data_parallel_s(model, cluster, plan, once, max(local), HostTime(), calibration)
-    host = time_host(cluster.gpu.host, plan, trained, max(local), calibration)
+    host = time_host(cluster.host, plan, trained, max(local), calibration)
     host_s = host.alone_s
     if plan.offload == "parameters":
         both_s = _data_parallel_s(model, cluster, plan, once, max(local), host, calibration)
@@ -260,16 +260,16 @@ def _optimizer_s(
     """Seconds of moving gradients and states through memory, once a step and once a micro-batch.
 
     A step reads gradients for the norm, scales them, reads and writes master weights and state,
-    writes compute weights and clears gradients; a micro-batch adds its gradients to the sum, unless
-    the products do. With `offload="parameters"` the host does all this, but for the sums of a
-    pipeline's stage.
+    writes compute weights (reads them, too, where there are no masters) and clears gradients; a
+    micro-batch adds its gradients to the sum, unless the products do. With `offload="parameters"`
+    the host does all this, but for the sums of a pipeline's stage.
     """
     shards = count_shards(plan)
     grads, copies = plan.gradient_bytes, 1
     if shards == 1 and plan.shards_optimizer:
         copies = plan.dp_replicate * plan.cp
     update = (4 * grads + 2 * plan.master_bytes + 2 * plan.state_bytes) / copies
-    update += plan.weight_bytes + grads
+    update += plan.weight_bytes * (1 if plan.master_bytes else 2) + grads
     accumulate = 0.0
     if shards > 1 or not plan.adds_in_product:
         accumulate = plan.num_micro_batches * (2 * grads + plan.weight_bytes)
@@ -308,7 +308,7 @@ def _make_prediction(
         hfu=tokens_per_s * (flops + again) / peak_flops,
         memory=memory,
         peak_bytes=peak_bytes,
-        fits=fits_device(cluster.gpu, peak_bytes) and fits_host(cluster.gpu.host, host_bytes),
+        fits=fits_device(cluster.gpu, peak_bytes) and fits_host(cluster.host, host_bytes),
         model_flops_per_s=tokens_per_s * flops,
         host_bytes=host_bytes,
     )

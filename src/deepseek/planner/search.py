@@ -25,6 +25,7 @@ from deepseek.planner.search_space import (
     list_forms,
     list_layouts,
     list_micro_batches,
+    may_hold_shards,
 )
 from deepseek.planner.shape import TransformerShape
 
@@ -124,6 +125,8 @@ def search(
     layouts = list_layouts(shape, cluster, batch_size, space)
     if not layouts:
         _raise_undivided(shape, cluster, batch_size, space)
+    if space.offload == "parameters" and not any(map(may_hold_shards, layouts)):
+        _raise_unsharded(cluster, space)
     found = Candidates(num_layouts=len(layouts))
     refused: ConfigError | None = None
     for offloads in space.offloads():
@@ -187,7 +190,7 @@ def _fit(
 ) -> Candidate | None:
     """`plan` with the fastest policy that fits; else the least it needs goes to `found.nearest`."""
     least: Candidate | None = None
-    policies, gpu = space.policies, cluster.gpu
+    policies = space.policies
     # What does not fit with the least kept is not costed with more.
     for policy in (policies[-1], *policies[:-1]):
         plan = replace(plan, recompute=policy)
@@ -195,14 +198,14 @@ def _fit(
         found.num_costed += 1
         if policy == policies[-1]:
             least = candidate
-            if space.lack_bytes(gpu, candidate.prediction) > 0:
+            if space.lack_bytes(cluster, candidate.prediction) > 0:
                 break
-        elif space.lack_bytes(gpu, candidate.prediction) == 0:
+        elif space.lack_bytes(cluster, candidate.prediction) == 0:
             return candidate
-    if least is None or (lack := space.lack_bytes(gpu, least.prediction)) == 0:
+    if least is None or (lack := space.lack_bytes(cluster, least.prediction)) == 0:
         return least
     known = found.nearest.get(least.family)
-    if known is None or lack < space.lack_bytes(gpu, known.prediction):
+    if known is None or lack < space.lack_bytes(cluster, known.prediction):
         found.nearest[least.family] = least
     return None
 
@@ -210,7 +213,7 @@ def _fit(
 def _raise_undivided(
     shape: TransformerShape, cluster: Cluster, batch_size: int, space: SearchSpace
 ) -> None:
-    asked = ", ".join(f"{axis}={degree}" for axis, degree in space.axes.items() if degree > 1)
+    asked = _say_axes(space)
     raise ConfigError(
         f"num_gpus={cluster.num_gpus} cannot be divided for batch_size={batch_size},"
         f" num_layers={shape.num_layers}, heads={shape.heads}, kv_heads={shape.kv_heads}"
@@ -218,6 +221,21 @@ def _raise_undivided(
         + ": the ranks that share a batch must divide it, tp heads and kv_heads, pp at most"
         " num_layers.",
         fix=f"use a multiple of {cluster.num_gpus} sequences as batch, or another number of GPUs",
+    )
+
+
+def _say_axes(space: SearchSpace) -> str:
+    return ", ".join(f"{axis}={degree}" for axis, degree in space.axes.items() if degree > 1)
+
+
+def _raise_unsharded(cluster: Cluster, space: SearchSpace) -> None:
+    asked = _say_axes(space)
+    raise ConfigError(
+        f"offload=parameters on num_gpus={cluster.num_gpus}"
+        + (f" with {asked}" if asked else "")
+        + ": parts of weights wait on the"
+        " host under dp_shard alone, and no layout has dp_shard above 1 and tp=1.",
+        fix="use more GPUs, dp_shard above 1 and tp=1, or offload=optimizer",
     )
 
 

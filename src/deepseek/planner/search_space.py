@@ -91,10 +91,10 @@ class SearchSpace:
         """Return the bytes of `gpu` that a plan may take."""
         return min(count_usable_bytes(gpu), self.memory_share * gpu.memory_bytes)
 
-    def lack_bytes(self, gpu: Gpu, prediction: Prediction) -> float:
+    def lack_bytes(self, cluster: Cluster, prediction: Prediction) -> float:
         """Return the bytes that a plan has too many on a device, or on its share of the host."""
-        device = prediction.peak_bytes - self.limit_bytes(gpu)
-        return max(0.0, device, prediction.host_bytes - count_usable_host_bytes(gpu.host))
+        device = prediction.peak_bytes - self.limit_bytes(cluster.gpu)
+        return max(0.0, device, prediction.host_bytes - count_usable_host_bytes(cluster.host))
 
 
 @lru_cache(maxsize=1024)
@@ -151,6 +151,7 @@ def list_forms(
     shape: TransformerShape, layout: Layout, space: SearchSpace, offloads: Sequence[Offload]
 ) -> Iterator[ParallelPlan]:
     """Yield plans of a layout: each schedule, tokens divided by `tp` or not, each of `offloads`."""
+    is_single = space.precision == "fp32"  # whose products take the weights as they are
     tokens = shape.context_length // layout.cp
     divides = (True, False) if layout.tp > 1 and tokens % layout.tp == 0 else (False,)
     for schedule, stages in _list_pipelines(shape, layout.pp, space):
@@ -161,10 +162,17 @@ def list_forms(
                 schedule=schedule,
                 virtual_stages=stages,
                 precision=space.precision,
+                weight_bytes=4.0 if is_single else 2.0,
+                master_bytes=0.0 if is_single else 4.0,
             )
             for offload in offloads:
-                if offload != "parameters" or (layout.dp_shard > 1 and layout.tp == 1):
+                if offload != "parameters" or may_hold_shards(layout):
                     yield replace(adapt_plan(plan, space), offload=offload)
+
+
+def may_hold_shards(layout: Layout) -> bool:
+    """Return whether the host may hold the parameters: parts of them, under `dp_shard` alone."""
+    return layout.dp_shard > 1 and layout.tp == 1
 
 
 def _list_pipelines(

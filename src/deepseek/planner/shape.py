@@ -25,7 +25,7 @@ class TransformerShape:
         is_gated: a gate beside the first projection (SwiGLU): three matrices, not two.
         is_tied: embedding and head are one matrix.
         has_biases: linears add one.
-        has_positions: a learned embedding of `context_length` rows.
+        has_positions: a learned embedding of positions.
         is_causal: tokens attend to those before them only.
         dropout: whether branches and attention drop out.
         head_dim: width of a head; `dim / heads` where 0.
@@ -33,6 +33,7 @@ class TransformerShape:
         active_experts: of them a token goes through.
         trained_share: of the weights, above 0 and up to 1; the others are frozen, and have neither
             gradient nor optimizer state. Every matrix is taken to have this share.
+        num_positions: rows of the embedding of positions; `context_length` where 0.
     """
 
     name: str
@@ -53,6 +54,7 @@ class TransformerShape:
     num_experts: int = 1
     active_experts: int = 1
     trained_share: float = 1.0
+    num_positions: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "dim", "heads", "vocab_size", "context_length", "num_experts"):

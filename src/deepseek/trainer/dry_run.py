@@ -157,7 +157,7 @@ class Walk:
         _simplify(trainer, notes)
         with torch.device(trainer.model.device):  # a head that is built now
             trainer.model.bind(trainer.spec)
-        self._source = find_source(trainer.model, notes)
+        self._source = find_source(trainer.model, trainer.spec, notes)
         trainer.model = mirror(trainer.model, "cpu", self.fake)
         micro_batch = self._batch(trainer.plan.micro_batch_size)["inputs"]
         outputs = self._look_at_blocks(micro_batch)

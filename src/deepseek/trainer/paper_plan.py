@@ -1,8 +1,9 @@
 """What the analytic planner says of a run that is walked on paper."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from deepseek.datasets import DataSpec
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.attention import MAX_EXPLICIT_SCORES
@@ -10,7 +11,7 @@ from deepseek.models.classifier import Classifier
 from deepseek.models.zoo import name_of
 from deepseek.parallel.plan import Plan
 from deepseek.planner import Cluster, ParallelPlan, find_gpu, predict
-from deepseek.planner.model_source import ModelSource, shape_of_own
+from deepseek.planner.model_source import ModelSource, shape_of_own, with_rows
 from deepseek.planner.parallel_plan import EagerBytes, Recompute
 from deepseek.planner.predict import train_some
 from deepseek.planner.run_settings import MEMORY
@@ -40,20 +41,25 @@ class Forecast:
     note: str
 
 
-def find_source(engine: ModelEngine, notes: list[str]) -> ModelSource | None:
+def find_source(engine: ModelEngine, spec: DataSpec, notes: list[str]) -> ModelSource | None:
     """Return the sizes of a model as the planner takes them; `None` for one that it does not know.
 
     Args:
         engine: whole, and with its head.
+        spec: what the data hold; rows of tokens are as long as they make them.
         notes: told why there are none.
     """
     module = engine.module
     name = name_of(module) if isinstance(module, Classifier) else None
     try:
-        return shape_of_own(name or engine.architecture, engine.config)
+        source = shape_of_own(name or engine.architecture, engine.config)
     except ConfigError as error:
         notes.append(f"no figures of the planner: {error.message}")
         return None
+    inputs = spec.fields.get("inputs")
+    if inputs is None or len(inputs.shape) != 1:  # pictures are no rows
+        return source
+    return replace(source, shape=with_rows(source.shape, inputs.shape[0]))
 
 
 def forecast(trainer: "Trainer", source: ModelSource | None, notes: list[str]) -> Forecast | None:

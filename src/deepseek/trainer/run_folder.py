@@ -92,8 +92,7 @@ class RunFolder:
         elif path is not None:
             folder = Path(path)
         else:
-            found = [run for run in output.glob(f"{name}-*") if run.name[len(name) + 1 :].isdigit()]
-            folder = max(found, key=lambda run: int(run.name[len(name) + 1 :]), default=output)
+            folder = cls.newest(name, output) or output
         if folder.name.startswith("step_"):
             folder = folder.parent.parent
         if not (folder / "checkpoints").is_dir():
@@ -106,6 +105,12 @@ class RunFolder:
     def begin_anew(self) -> None:
         """Let a run that ended before it had saved anything begin again; log and events stay."""
         self.metrics.unlink(missing_ok=True)
+
+    @staticmethod
+    def newest(name: str, output: Path = RUNS) -> Path | None:
+        """Return the `OUTPUT/NAME-N` of the largest N, `None` where there is none."""
+        found = [run for run in output.glob(f"{name}-*") if run.name[len(name) + 1 :].isdigit()]
+        return max(found, key=lambda run: int(run.name[len(name) + 1 :]), default=None)
 
     def write_json(self, name: str, body: dict) -> None:
         """Write `body` as the file `name`, whole or not at all.

@@ -73,6 +73,15 @@ def only_training(monkeypatch):
     monkeypatch.setattr("deepseek.bench.machine_bench._measure_machine", lambda *arguments: None)
 
 
+def test_what_is_measured_on_the_processor_is_not_headed_by_a_graphics_card(
+    tmp_path, monkeypatch, only_training
+):
+    found = {"processor": "a chip", "gpu": "a card"}
+    monkeypatch.setattr("deepseek.bench.machine_bench.fingerprint", lambda: dict(found))
+    result = bench_machine(10.0, folder=tmp_path, device="cpu", models=[])
+    assert result.machine == {"processor": "a chip"}
+
+
 def test_a_model_for_which_there_is_no_memory_is_left_out(tmp_path, only_training):
     def refuse():
         raise ConfigError("the model needs 90 GiB", fix="less")

@@ -104,8 +104,8 @@ def test_gpus_that_do_not_fill_a_node_share_all_of_its_memory():
         "gpu": "h100", "gpus_per_node": 8, "node_bandwidth": None, "price": None, "bandwidth": None,
         "host_memory": "512GiB",
     }  # fmt: skip
-    assert _make_cluster(options, 4).gpu.host.memory_bytes == 128 * 2**30
-    assert _make_cluster(options, 16).gpu.host.memory_bytes == 64 * 2**30
+    assert _make_cluster(options, 4).host.memory_bytes == 128 * 2**30
+    assert _make_cluster(options, 16).host.memory_bytes == 64 * 2**30
 
 
 def test_frozen_weights_fit_where_trained_ones_do_not(capsys):
@@ -115,6 +115,8 @@ def test_frozen_weights_fit_where_trained_ones_do_not(capsys):
     text = capsys.readouterr().out
     assert "8.03B parameters (20M of them trained)" in text
     assert "4 where it is frozen" in text
+    assert run(*arguments, "--trainable", "20M", "--yaml") == 0
+    assert "# predicted with frozen weights, and these settings" in capsys.readouterr().out
 
 
 def test_explain_says_why_families_and_changes_lost(capsys):

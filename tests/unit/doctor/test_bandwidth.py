@@ -1,10 +1,14 @@
 import json
+import os
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 
 import pytest
 
 from deepseek.doctor.bandwidth import (
     Bandwidth,
+    _environment,
     bus_factor,
     choose_nproc,
     make_row,
@@ -114,6 +118,22 @@ def test_two_processes_measure_all_collectives_rightly():
     assert all(row.num_wrong == 0 and row.time_us > 0 for row in rows)
     # 4098 bytes are no whole number of float32 per rank
     assert [row.size_bytes for row in rows[:2]] == [1024, 4096]
+
+
+@pytest.mark.parametrize("module", ["torch", "statistics"])
+def test_a_file_of_the_folder_is_not_taken_for_a_library(module, tmp_path):
+    (tmp_path / f"{module}.py").write_text("raise SystemExit(f'{__file__} was imported')")
+    code = f"import importlib.util as u; print(u.find_spec({module!r}).origin)"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(
+        words,
+        env=_environment(os.environ),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(tmp_path) not in done.stdout
 
 
 def test_processes_that_fail_are_told_with_their_last_words(tmp_path, monkeypatch):

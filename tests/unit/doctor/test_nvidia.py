@@ -162,3 +162,38 @@ def test_topology_is_read_from_the_matrix():
 )
 def test_verdict_on_the_topology(expect, name, text, verdict, words):
     expect(name, {"commands": {"nvidia-smi topo -m": text}}, verdict, words)
+
+
+EIGHT = {f"/dev/nvidia{n}": "" for n in range(8)}
+JOB = {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "1", "CUDA_VISIBLE_DEVICES": "0"}
+
+
+@pytest.mark.parametrize(
+    ("name", "env", "verdict", "words"),
+    [
+        ("nvidia.devices", JOB, "ok", "8 card(s) in /dev"),
+        ("nvidia.devices", JOB | {"SLURM_GPUS_ON_NODE": "8"}, "ok", "8 card(s) in /dev"),
+        (
+            "nvidia.devices",
+            {**JOB, "SLURM_GPUS_ON_NODE": "2", "CUDA_VISIBLE_DEVICES": "0,1"},
+            "problem",
+            "1 of 2 cards answer",
+        ),
+        ("nvidia.devices", {}, "problem", "1 of 8 cards answer"),
+        # without ConstrainDevices the number is the machine's
+        ("nvidia.visible_devices", JOB | {"CUDA_VISIBLE_DEVICES": "5"}, "ok", "=5"),
+        ("slurm.tasks", JOB, "ok", "1 card(s)"),
+        ("torch.cuda", JOB, "ok", "torch sees 1 of 1 card(s)"),
+    ],
+)
+def test_cards_of_other_jobs_are_no_problem(expect, name, env, verdict, words):
+    seen = {"device_count": 1, "devices": ["H100"]}
+    expect(name, {"files": EIGHT, "env": env, "commands": smi(), "torch": seen}, verdict, words)
+
+
+def test_a_job_that_asked_for_no_card_is_told(expect):
+    nothing = {"nvidia-smi": Output(6, "No devices were found")}
+    facts = {"files": EIGHT, "env": {"SLURM_JOB_ID": "7"}, "commands": nothing}
+    expect("slurm.tasks", facts, "warning", "the job asked for no card")
+    expect("nvidia.devices", facts, "ok", "8 card(s) in /dev")
+    expect("torch.cuda", facts, None)

@@ -1,13 +1,17 @@
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from deepseek.datasets import TextDataset, train_tokenizer
 from deepseek.errors import ConfigError
 from deepseek.finance import GrowingVocabulary, adapt
 from deepseek.finance.adaptation import measure_perplexity
-from deepseek.models import ModelEngine
+from deepseek.models import Encoder, ModelEngine
 from deepseek.trainer import Callback, Trainer
-from deepseek.trainer.evaluation import evaluate_model
+from deepseek.trainer.evaluation import evaluate_model, evaluate_samples
 
 DOMAIN = [f"the bank raised its rate by {n} points in the quarter" for n in range(80)]
 GENERAL = [f"a cat number {n} sat on the mat and slept" for n in range(80)]
@@ -115,6 +119,101 @@ def test_a_new_head_learns_alone_first_and_the_vocabulary_grows(tmp_path):
     assert done.tokenizer.vocab_size == grown.tokenizer.vocab_size
     assert done.tokenizer.to_json() != grown.tokenizer.to_json()
     assert (tmp_path / "a_head" / "model.bin").is_file()
+
+
+def make_encoder():
+    tokenizer = train_tokenizer(DOMAIN, "wordpiece", 200)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = ModelEngine(
+            "encoder", vocab_size=tokenizer.vocab_size, context_length=32, outputs="hidden",
+            **SIZES,
+        )  # fmt: skip
+    return encoder, tokenizer
+
+
+def adapt_with_head(run_dir, **settings):
+    encoder, tokenizer = make_encoder()
+    chosen = {"head_steps": 6, "checkpoint_every": 2, "max_steps": 4, **SETTINGS, **settings}
+    return adapt(encoder, DOMAIN, tokenizer=tokenizer, run_dir=run_dir, **chosen)
+
+
+def stop_after(num_passes):
+    """Interrupt the training of a head in the forward pass after so many."""
+    passes = []
+
+    def stop(module, inputs):
+        passes.extend([module] if isinstance(module, Encoder) else [])
+        if len(passes) > num_passes:
+            raise KeyboardInterrupt
+
+    return register_module_forward_pre_hook(stop)
+
+
+@pytest.mark.parametrize(("num_passes", "has_saved"), [(5, True), (1, False)])
+def test_a_head_that_was_stopped_goes_on_with_what_it_saved(num_passes, has_saved, tmp_path):
+    whole = adapt_with_head(tmp_path / "whole")
+    hook = stop_after(num_passes)
+    with pytest.raises(KeyboardInterrupt):
+        adapt_with_head(tmp_path / "cut")
+    hook.remove()
+    resumed = adapt_with_head(tmp_path / "cut", resume=True)
+    assert (resumed.before, resumed.after) == (whole.before, whole.after)
+    events = (tmp_path / "cut_head" / "events.jsonl").read_text()
+    assert ('"kind": "resume"' in events) == has_saved
+
+
+def test_a_run_that_was_stopped_between_head_and_body_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # numbered runs
+
+    def stop(what, done, total):
+        raise KeyboardInterrupt
+
+    whole = adapt_with_head(None)
+    with pytest.raises(KeyboardInterrupt):
+        adapt_with_head(None, on_measured=stop)
+    began = Path("runs/adapt-head-2/environment.json")  # a run has its beginning to the second
+    content = json.loads(began.read_text())
+    began.write_text(json.dumps({**content, "started": f"9{content['started'][1:]}"}))
+    resumed = adapt_with_head(None, resume=True)
+    assert (resumed.before, resumed.after) == (whole.before, whole.after)
+    assert resumed.folder.name == "adapt-2"
+
+
+def test_a_head_has_a_warm_up_of_its_own(tmp_path):
+    adapt_with_head(tmp_path / "a", warmup=7, max_steps=8)
+    lines = (tmp_path / "a_head" / "config.yaml").read_text()
+    assert json.loads(lines)["trainer"]["warmup"] == "auto"
+
+
+def test_a_run_of_other_texts_is_not_gone_on_with(tmp_path):
+    encoder, tokenizer = make_encoder()
+    settings = {"tokenizer": tokenizer, "run_dir": tmp_path / "a", "max_steps": 2, **SETTINGS}
+    adapt(encoder, DOMAIN, **settings)
+    with pytest.raises(ConfigError, match="learns from 76 texts, which are not these 76"):
+        adapt(encoder, [text.replace("bank", "cat") for text in DOMAIN], resume=True, **settings)
+    assert adapt(encoder, DOMAIN, resume=True, **settings).num_steps == 2
+
+
+@pytest.mark.parametrize("kind", ["gpt", "encoder"])
+def test_perplexities_are_measured_where_the_run_computes(kind, tmp_path, monkeypatch):
+    encoder, tokenizer = make_encoder()
+    places = []
+
+    def evaluate(engine, data, *arguments, device, **options):
+        places.append(device)
+        return evaluate_samples(engine, data, *arguments, device=device, **options)
+
+    def resolve(name):
+        places.append(name)
+        return torch.device(name)
+
+    monkeypatch.setattr("deepseek.finance.adaptation.evaluate_samples", evaluate)
+    monkeypatch.setattr("deepseek.finance.adaptation.resolve_device", resolve)
+    if kind == "gpt":
+        encoder = ModelEngine("gpt", num_classes=tokenizer.vocab_size, context_length=32, **SIZES)
+    adapt(encoder, DOMAIN, tokenizer=tokenizer, run_dir=tmp_path / "a", max_steps=1, **SETTINGS)
+    assert places == ["cpu", "cpu"]
 
 
 def test_an_encoder_adapts_by_adapters_after_its_head_and_is_saved(tmp_path):

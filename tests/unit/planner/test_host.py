@@ -19,6 +19,7 @@ from deepseek.planner.explanation import explain_changes
 from deepseek.planner.flops import count_parameters
 from deepseek.planner.hardware import GPUS
 from deepseek.planner.run_settings import as_settings
+from deepseek.planner.scaling import plan_sizes
 from deepseek.planner.search_space import OFFLOADS
 
 LLAMA, H100 = find_shape("llama3-8b"), find_gpu("h100")
@@ -115,6 +116,16 @@ def test_the_memory_of_the_host_is_not_without_end():
     found = search(find_shape("llama3-70b"), Cluster(small, 8), 64)
     assert found.best is None
     assert found.least.prediction.peak_bytes > 0
+
+
+def test_more_gpus_of_a_node_share_its_memory():
+    shape, cluster = find_shape("llama3-70b"), Cluster(H100, 4, host_bytes=1.2 * 2**40)
+    assert cluster.host.memory_bytes == 0.3 * 2**40
+    assert replace(cluster, num_gpus=16).host.memory_bytes == 0.15 * 2**40
+    space = SearchSpace()
+    points = {point.num_gpus: point.best for point in plan_sizes(shape, cluster, 64, space)}
+    shared = search(shape, Cluster(H100, 8, host_bytes=1.2 * 2**40), 64, space)
+    assert points[8] == shared.best
 
 
 @pytest.mark.parametrize("space", [SearchSpace(software="megatron"), SearchSpace(precision="fp16")])

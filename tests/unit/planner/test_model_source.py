@@ -153,3 +153,21 @@ def test_a_configuration_of_another_model_or_without_a_size_is_refused(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(ConfigError, match="holds a list"):
         find_model(str(tmp_path))
+
+
+def test_rows_are_as_long_as_the_data_make_them(tmp_path):
+    path = tmp_path / "model_config.yaml"
+    args = "{context_length: 1024, num_layers: 2, dim: 32, heads: 4, num_classes: 65}"
+
+    def shape(length, **given):
+        path.write_text(
+            "data: {format: text, train: corpus.txt, tokenizer: characters,"
+            f" sequence_length: {length}}}\nmodel: {{architecture: gpt, args: {args}}}\n"
+        )
+        return find_model(str(path), **given).shape
+
+    short = shape(256)
+    assert short.context_length == 256
+    assert shape(4096).context_length == 1024  # training says that it is too long
+    assert shape(256, context_length=512).context_length == 512
+    assert count_parameters(short) == count_parameters(shape(1024))  # positions stay

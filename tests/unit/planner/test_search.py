@@ -6,6 +6,7 @@ import pytest
 from deepseek.errors import ConfigError
 from deepseek.planner import Cluster, find_gpu, find_shape, predict
 from deepseek.planner.feasibility import check_plan
+from deepseek.planner.flops import count_parameters
 from deepseek.planner.search import TIE_SHARE, search
 from deepseek.planner.search_space import ALL_SCHEDULES, POLICIES, SearchSpace, list_layouts
 
@@ -136,6 +137,23 @@ def test_every_schedule_can_be_asked_for():
         assert {c.plan.schedule for c in (*alone.ranked, *alone.nearest.values())} == {schedule}
 
 
+def test_fp32_has_no_copy_beside_its_weights():
+    shape, cluster = find_shape("gpt2-124m"), Cluster(H100, 8)
+    copies = SearchSpace(axes={"dp_replicate": 8, "dp_shard": 1})
+    half, single = (
+        search(shape, cluster, 64, replace(copies, precision=name)).best
+        for name in ("bf16", "fp32")
+    )
+    assert (half.plan.weight_bytes, half.plan.master_bytes) == (2, 4)
+    assert (single.plan.weight_bytes, single.plan.master_bytes) == (4, 0)
+    count = count_parameters(shape)
+    memory = single.prediction.memory[0]
+    assert (memory["weights"], memory["optimizer"]) == (4 * count, 8 * count)
+    # an update moves 10 bytes of weights and masters, or 8 of weights; a sum reads 2 or 4 of them
+    times = single.prediction.time_s["optimizer"], half.prediction.time_s["optimizer"]
+    assert times[0] == pytest.approx(times[1])
+
+
 def test_progress_is_told_layout_by_layout():
     seen = []
     search(find_shape("gpt2-124m"), Cluster(H100, 8), 64, on_progress=lambda *at: seen.append(at))
@@ -148,9 +166,18 @@ def test_progress_is_told_layout_by_layout():
         (37, 64, SearchSpace(), "num_gpus=37 cannot be divided for batch_size=64"),
         (8, 64, SearchSpace(axes={"tp": 16}), "tp=16"),
         (8, 64, SearchSpace(micro_batch_size=48), "cannot be cut into micro-batches of 48"),
+        (1, 64, SearchSpace(offload="parameters"), "num_gpus=1: parts of weights wait"),
         (8, 64, SearchSpace(precision="fp8"), "precision=fp8 is not among those of a100-80"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(num_gpus, batch, space, words):
     with pytest.raises(ConfigError, match=words):
         search(find_shape("llama2-7b"), Cluster(A100, num_gpus), batch, space)
+
+
+def test_parameters_on_the_host_want_shards():
+    space = SearchSpace(offload="parameters", axes={"tp": 8})
+    with pytest.raises(ConfigError, match=r"num_gpus=8 with tp=8: .* dp_shard above 1 and tp=1"):
+        search(find_shape("llama3-8b"), Cluster(H100, 8), 64, space)
+    found = search(find_shape("llama3-8b"), Cluster(H100, 8), 64, replace(space, axes={}))
+    assert {c.plan.offload for c in found.ranked} == {"parameters"}

@@ -369,3 +369,17 @@ def test_what_is_walked_otherwise_is_said():
         assert f"{name}={settings[name]}" in notes
     run = walk("gpt", "none", 1, optimizer_in_backward=True, clip_grad_norm=None)
     assert any("optimizer_in_backward" in note for note in run.notes)
+
+
+def test_rows_are_as_long_as_the_data_make_them():
+    def build():
+        with torch.device("meta"):
+            model = GPT(64, **SIZES, num_classes=67)
+        return Trainer(
+            model, make_data("gpt"), batch_size=64, max_steps=1, precision="fp32", device="cpu"
+        )
+
+    run = dry_run(build)
+    assert run.forecast is not None
+    assert run.forecast.memory["weights"] == pytest.approx(run.peak["weights"], rel=0.05)
+    assert sum(run.forecast.memory.values()) == pytest.approx(run.peak_bytes, rel=0.1)

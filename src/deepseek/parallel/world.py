@@ -141,6 +141,11 @@ class World:
         if self._watch is not None:
             self._watch.mark(phase, step)
 
+    def note_progress(self) -> None:
+        """Say that this rank has come further with what it is at: a micro-batch, a window."""
+        if self._watch is not None:
+            self._watch.note_progress()
+
     def end_watch(self) -> None:
         """Stop looking after the others."""
         if self._watch is not None:

@@ -13,6 +13,7 @@ from deepseek.errors import CommunicationError
 from deepseek.parallel.plan import BatchFacts, ModelFacts, resolve_plan
 from deepseek.parallel.world import World
 from deepseek.trainer import Callback, Trainer, signals
+from deepseek.trainer import trainer as trainer_module
 from deepseek.trainer.chaos.poison import Poison
 from deepseek.trainer.saving import Saving
 
@@ -111,6 +112,29 @@ def train_hanging(run_dir, plan, how):
         act = On(1, 3, lambda trainer: os.kill(os.getpid(), signal.SIGSTOP))
     settings = {"timeout_s": 8.0, "start_timeout_s": 60.0, **plan}
     return train("gpt", run_dir, parallel=settings, callbacks=[act], max_steps=50)
+
+
+def count_passes(run_dir, plan, num_micro_batches):
+    """Return how often this rank says that it has come further, in each of two steps."""
+    counts = []
+
+    class Counting(World):
+        def note_progress(self):
+            counts[-1] += 1
+            super().note_progress()
+
+    class EachStep(Callback):
+        def on_fit_begin(self, trainer):
+            counts.append(0)
+
+        def on_step_end(self, trainer, result):
+            counts.append(0)
+
+    trainer_module.World = Counting
+    settings = {**plan, "micro_batches": num_micro_batches}
+    train("gpt", run_dir, parallel=settings, callbacks=[EachStep()], max_steps=2,
+          grad_accum_steps=1)  # fmt: skip
+    return counts[:2]
 
 
 def train_with_frozen_rank_0(run_dir):

@@ -137,6 +137,14 @@ def test_a_rank_that_hangs_is_named_within_seconds(how, plan, tmp_path):
 
 
 @pytest.mark.long
+def test_a_pipeline_says_with_each_pass_of_a_micro_batch_that_it_goes_on(tmp_path):
+    plan = {"pp": 2, "schedule": "gpipe"}
+    counts = run_ranks(
+        2, misbehaviour.count_passes, tmp_path / "run", plan, 8, folder=tmp_path / "ranks"
+    )
+    assert counts == [[16, 16], [16, 16]]  # forward and backward
+
+
 def test_a_frozen_rank_0_ends_the_others(tmp_path):
     with pytest.raises(RankFailed):
         run_ranks(

@@ -6,6 +6,7 @@ A step waits for a copy of the state in memory, not for the disk: snapshot, then
 
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -45,7 +46,12 @@ class BackgroundSaver:
         try:
             self.wait()
         finally:
-            copy = replace(checkpoint, tensors=self._copy(checkpoint))
+            copy = replace(
+                checkpoint,
+                tensors=self._copy(checkpoint),
+                state=deepcopy(checkpoint.state),
+                own_state=deepcopy(checkpoint.own_state),
+            )
             self._in_flight = self._thread.submit(self._write, copy, frozenset(keep_too))
 
     def _write(self, checkpoint: Checkpoint, keep_too: Collection[int]) -> Path:

@@ -128,6 +128,8 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
         keys = sorted(key for key in state if key != "step")
         is_packed = "exp_avg_codes" in state
         shape = (state["exp_avg_scale"].numel(), -1) if is_packed else (-1,)
+        for key in keys:  # what was put back may lie as a weight in channels-last does
+            state[key] = state[key].contiguous()
         values += [state[key].view(shape) for key in keys]
         values[:2] = [value.view(shape) for value in values[:2]]
         compute = _compiled(is_packed, weight.device)

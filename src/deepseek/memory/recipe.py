@@ -264,7 +264,8 @@ class Cookbook:
         make_right = (lambda: node._saved_other) if is_right_saved else self._input(node, 1)
         if make_left is None or make_right is None:
             return None
-        return Kind.POINTWISE, lambda: act(make_left(), make_right())
+        dtype = node._input_metadata[0].dtype  # a product in place has that of its left side
+        return Kind.POINTWISE, lambda: act(make_left(), make_right()).to(dtype)
 
     def _viewed(
         self, node: Node, view: Callable[[Tensor], Tensor]

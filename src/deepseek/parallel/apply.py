@@ -138,6 +138,7 @@ class ParallelModel:
             run = Pipeline if is_own else TokenPipeline
             self.pipeline = run(stages, numbers, plan, world.device, group)
             self.pipeline.on_batch = self._note_tokens
+            self.pipeline.on_pass = world.note_progress
         first_names = {name for name, _ in ties}
         aliases = {other: name for name, other in ties} if _holds_last_only(stages) else {}
         twice = {**dict.fromkeys(first_names, True), **dict.fromkeys(aliases, False)}

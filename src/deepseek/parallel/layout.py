@@ -259,7 +259,11 @@ def _locate(
         copies //= shards
     else:
         is_written = is_written and shard == 0
-    boxes = list(_boxes(name, shape, rows))
+    if 0 in shape:  # no number that a rank could have: the first one speaks of it
+        is_written = is_written and shard == 0 and world.coordinate("tp") == 0
+        boxes = [(Place(name, shape, (0,) * len(shape)), (slice(None),) * len(shape))]
+    else:
+        boxes = list(_boxes(name, shape, rows))
     return LocalWeight(name, parameter, local, shape, boxes, copies, is_written)
 
 

@@ -65,6 +65,7 @@ class Pipeline:
         self.is_first = any(stage.is_first for stage in stages)
         self.is_last = any(stage.is_last for stage in stages)
         self.on_batch: Callable[[Tensor], None] = lambda inputs: None
+        self.on_pass: Callable[[], None] = lambda: None
         self._loss: MicroLoss = _no_loss
         self.numbers = list(numbers)
         takes, gives = zip(*examples, strict=True) if examples else ([None] * len(stages),) * 2
@@ -110,6 +111,8 @@ class Pipeline:
 
     def _go(self, step: Callable, inputs: Tensor, loss: MicroLoss, **options: bool) -> None:
         self._loss = loss
+        for stage in self._torchs:
+            stage.on_pass = self.on_pass
         self.on_batch(inputs)
         model = self.stages[0].model
         beside = model.beside(inputs) if isinstance(model, BlockModel) else {}
@@ -135,9 +138,16 @@ class _TorchStage(PipelineStage):
     Attributes:
         goes_back_whole: gradients of weights are not put off. Where blocks are recomputed each
             weight's would recompute its block again: eight times in all for a GPT.
+        on_pass: called before a micro-batch goes forward or backward.
     """
 
     goes_back_whole = False
+    on_pass: Callable[[], None] = staticmethod(lambda: None)
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *arguments: Any, **options: Any) -> Any:
+        """Go forward."""
+        self.on_pass()
+        return super().forward_one_chunk(fwd_chunk_id, *arguments, **options)
 
     def backward_one_chunk(
         self,
@@ -147,6 +157,7 @@ class _TorchStage(PipelineStage):
         last_backward: bool = False,
     ) -> None:
         """Go backward, to the inputs alone unless it is `full_backward`."""
+        self.on_pass()
         whole = full_backward or self.goes_back_whole
         super().backward_one_chunk(bwd_chunk_id, loss, whole, last_backward)
 
@@ -168,6 +179,7 @@ class _TorchStage(PipelineStage):
         """
         if self.goes_back_whole:
             return
+        self.on_pass()
         groups = self.backward_state[bwd_chunk_id][1] or []
         groups.sort(key=_last_operation, reverse=True)
         super().backward_weight_one_chunk(bwd_chunk_id, last_backward=last_backward)

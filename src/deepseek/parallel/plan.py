@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from deepseek.config.parallel import AXES, ParallelConfig
+from deepseek.datasets.padding import MULTIPLE
 from deepseek.errors import ConfigError
 from deepseek.models import ParallelHints
 from deepseek.models.classifier import BlockModel
 from deepseek.models.table_model import TableModel
 from deepseek.parallel.huggingface import pretrained_facts
+from deepseek.parallel.tensor import drops
 
 MULTI_STAGE = frozenset(
     {"interleaved_1f1b", "looped_bfs", "interleaved_zero_bubble", "zbv_zero_bubble"}
@@ -47,6 +49,7 @@ class ModelFacts:
         key_value_heads: of a block, where they are fewer than heads; 0 where not known.
         no_tp: why tensor parallelism cannot divide it, in words, where that is known.
         no_pp: why a pipeline cannot cut it.
+        drops: whether it has dropout, or the like.
         is_pretrained: whether it is a Hugging Face model, divided by its own plans.
         has_row_tables: whether it is a model of tables, whose embeddings are divided by rows.
     """
@@ -63,6 +66,7 @@ class ModelFacts:
     key_value_heads: int = 0
     no_tp: str = ""
     no_pp: str = ""
+    drops: bool = False
     is_pretrained: bool = False
     has_row_tables: bool = False
 
@@ -78,6 +82,7 @@ class BatchFacts:
     graph: str = "dynamic"
     keep_graph: bool = False
     ramps_sequence: bool = False
+    varies_in_length: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,7 @@ def facts_of(
         return ModelFacts(
             name, hints.heads, len(module.blocks), widths, has_context=True,
             sequence_length=sequence_length, counts_batches=counts, scalar=scalar,
-            key_value_heads=hints.kv_heads,
+            key_value_heads=hints.kv_heads, drops=drops(module),
         )  # fmt: skip
     if (foreign := pretrained_facts(module)) is not None:
         return ModelFacts(
@@ -253,6 +258,8 @@ def _tokens_fit(plan: Plan, model: ModelFacts, batch: BatchFacts) -> bool:
     """Return whether `tp` divides the tokens that a rank of `cp` has, in every step."""
     if model.sequence_length is None or batch.ramps_sequence:
         return False
+    if batch.varies_in_length and MULTIPLE % (plan.cp * plan.tp):
+        return False
     return -(-model.sequence_length // plan.cp) % plan.tp == 0
 
 
@@ -330,11 +337,17 @@ def _tensor_problems(plan: Plan, model: ModelFacts, batch: BatchFacts) -> Iterat
             f"sequence_parallel=true: tp={plan.tp} must divide the tokens of a rank in every step,"
             f" and sequences of {model.sequence_length} tokens"
             + (" that grow by sequence_length_ramp" if batch.ramps_sequence else "")
+            + (" at most" if batch.varies_in_length else "")
             + (f" on cp={plan.cp}" if plan.cp > 1 else "")
             + " do not let it"
         )
     if model.heads % plan.tp:
         yield f"tp={plan.tp} does not divide heads={model.heads}"
+    if model.drops and batch.graph == "static":  # torch 2.14: it cannot trace a stream of its own
+        yield (
+            f"tp={plan.tp} with graph=static and dropout, for which each rank draws numbers of its"
+            " own within a block (set graph=dynamic, or dropout to 0)"
+        )
     if model.key_value_heads % plan.tp:
         yield f"tp={plan.tp} does not divide key_value_heads={model.key_value_heads}"
     for name, width in model.widths:
@@ -362,6 +375,11 @@ def _pipeline_problems(plan: Plan, model: ModelFacts, batch: BatchFacts) -> Iter
         yield (
             f"{plan.num_stages} stages ({plan.pp} ranks x {plan.stages_per_rank}) for"
             f" {model.num_blocks} blocks"
+        )
+    if batch.varies_in_length:
+        yield (
+            f"pp={plan.pp}: stages send activations of one shape, and batches differ in length"
+            " (give the data padding=sequence_length)"
         )
     if plan.num_micro_batches < plan.num_stages:
         yield (

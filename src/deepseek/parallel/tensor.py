@@ -88,7 +88,7 @@ def divide_tables(model: nn.Module, hints: ParallelHints, mesh: DeviceMesh) -> d
     A rank looks up the ids whose rows it has; the vectors are the sum over ranks.
 
     Raises:
-        ConfigError: a model of tables has none, or fewer rows than there are ranks.
+        ConfigError: a model of tables has none, or one with too few rows for some rank to have any.
     """
     if isinstance(model, TableModel) and not hints.row_tables:
         raise ConfigError(
@@ -98,9 +98,12 @@ def divide_tables(model: nn.Module, hints: ParallelHints, mesh: DeviceMesh) -> d
     for name in hints.row_tables:
         table = model.get_submodule(name)
         num_rows = len(table.weight)  # pyright: ignore[reportArgumentType]
-        if num_rows < mesh.size():
+        per_rank = -(-num_rows // mesh.size())
+        if num_rows <= (mesh.size() - 1) * per_rank:
             raise ConfigError(
-                f"tp={mesh.size()} ranks for the {num_rows} rows of {name}", fix="set tp=1"
+                f"tp={mesh.size()} ranks for the {num_rows} rows of {name}: with {per_rank} each"
+                " the last rank has none",
+                fix="set tp=1, or a tp that leaves rows for every rank",
             )
         _divide_rows(table, mesh)
     return {f"{name}.weight": Division(0) for name in hints.row_tables}
@@ -243,7 +246,7 @@ def divide_randomness(
     module that ends in a row linear (and in all of a block whose tokens are divided) a rank draws
     from a stream of its own.
     """
-    if not _drops(model):
+    if not drops(model):
         return
     for block in model.blocks:
         if isinstance(block, nn.Identity):
@@ -254,7 +257,8 @@ def divide_randomness(
             region.forward = _OwnStream(region.forward, rank)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _drops(model: nn.Module) -> bool:
+def drops(model: nn.Module) -> bool:
+    """Return whether a model has dropout, or the like, that is not switched off."""
     return any(
         float(getattr(module, name, 0.0)) > 0
         for module in model.modules()

@@ -2,9 +2,9 @@
 
 A thread of each rank leaves a beat in the store that ranks met by, once a second: the step, what
 the main thread is at and since when, and which collectives it has entered (torch's flight
-recorder). Where a rank has been at one thing for longer than the limit, it reads the beats of all,
-and ends with the names of those that have not come: seconds after the limit, instead of torch's
-half an hour and a trace to be read by experts.
+recorder). Where a rank has been at one thing for longer than the limit (a micro-batch, a window of
+an evaluation), it reads the beats of all, and ends with the names of those that have not come:
+seconds after the limit, instead of torch's half an hour and a trace to be read by experts.
 
 The limit is `start_timeout_s` until the first step of this process is done, for then models are
 compiled and data sets opened, and where something is written; `timeout_s` elsewhere.
@@ -91,6 +91,10 @@ class Watch:
         if step is not None:
             self._first_step = step if self._first_step is None else self._first_step
             self._has_stepped = self._has_stepped or step > self._first_step
+
+    def note_progress(self) -> None:
+        """Say that the main thread has come further with what it is at: its time begins anew."""
+        self._place = self._place._replace(since=time.monotonic())
 
     def close(self) -> None:
         """End the thread: nobody is waited for any more."""

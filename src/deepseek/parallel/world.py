@@ -141,6 +141,11 @@ class World:
         if self._watch is not None:
             self._watch.mark(phase, step)
 
+    def note_progress(self) -> None:
+        """Say that this rank has come further with what it is at: a micro-batch, a window."""
+        if self._watch is not None:
+            self._watch.note_progress()
+
     def end_watch(self) -> None:
         """Stop looking after the others."""
         if self._watch is not None:
@@ -355,6 +360,7 @@ class ItemCount:
 def _start(plan: Plan, device: torch.device) -> None:
     """Meet the other processes, unless the script has done so."""
     if dist.is_initialized():
+        _check_host_backend()
         return
     if plan.settings.algorithm != "auto" and device.type == "cuda":
         os.environ.setdefault("NCCL_ALGO", plan.settings.algorithm.capitalize())
@@ -373,6 +379,22 @@ def _start(plan: Plan, device: torch.device) -> None:
             see="docs/errors.md#communication",
         ) from error
     atexit.register(_leave)
+
+
+def _check_host_backend() -> None:
+    """Refuse processes that have met for what is on a device alone.
+
+    Raises:
+        ConfigError: nothing sends what is on the host, which ranks agree by.
+    """
+    backends = dist.get_backend_config()
+    if not any(each.startswith("cpu:") for each in backends.split(",")):
+        raise ConfigError(
+            f"the script has called init_process_group for {backends}, and ranks agree by what is"
+            " on the host",
+            fix='init_process_group("cpu:gloo,cuda:nccl"), or leave it out: the run begins it',
+            see="docs/errors.md#communication",
+        )
 
 
 def _leave() -> None:

@@ -38,7 +38,12 @@ STATE_SHARE = 0.5
 
 
 def choose_parallel(
-    config: TrainerConfig, engine: ModelEngine, spec: DataSpec, device: torch.device
+    config: TrainerConfig,
+    engine: ModelEngine,
+    spec: DataSpec,
+    device: torch.device,
+    *,
+    varies_in_length: bool = False,
 ) -> tuple[TrainerConfig, str]:
     """Return settings in which a plan that was left to us is chosen, and why it was, in words.
 
@@ -47,6 +52,7 @@ def choose_parallel(
         engine: the model, on any device.
         spec: what the data hold.
         device: of this process.
+        varies_in_length: whether a batch is only as long as the longest of its samples.
     """
     _, num_processes = processes()
     if not config.parallel.planned or num_processes == 1:
@@ -59,7 +65,7 @@ def choose_parallel(
         if gpu is not None and shape is not None:
             cluster = Cluster(gpu, num_processes, per_host)
             chosen = ask_planner(config, shape, cluster)
-            if chosen is not None and _works(chosen, engine, spec):
+            if chosen is not None and _works(chosen, engine, spec, varies_in_length):
                 return chosen, f"chosen by the planner for {cluster.num_gpus} x {gpu.name}"
     else:
         memory_bytes //= per_host
@@ -132,10 +138,12 @@ def _offload(config: TrainerConfig) -> Literal["auto"] | Offload:
     return "auto" if config.offload == "none" else config.offload
 
 
-def _works(config: TrainerConfig, engine: ModelEngine, spec: DataSpec) -> bool:
+def _works(
+    config: TrainerConfig, engine: ModelEngine, spec: DataSpec, varies_in_length: bool
+) -> bool:
     """Return whether a run would take a plan: it knows more of the model than its sizes."""
     try:
-        plan_run(config, engine, spec)
+        plan_run(config, engine, spec, varies_in_length=varies_in_length)
     except ConfigError:
         return False
     return True

@@ -155,6 +155,7 @@ def _window_by_window(
     world, shape = parallel.world, spec.fields["inputs"].shape
 
     def forward(windows: Tensor) -> Tensor:
+        world.note_progress()
         with precision.autocast():
             outputs = parallel.engine(windows)
         return parallel.whole_outputs(outputs, windows) if world.is_distributed else outputs

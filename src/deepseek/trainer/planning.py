@@ -3,7 +3,7 @@
 import torch
 
 from deepseek.config import TrainerConfig, TrainerSettings, validate_settings
-from deepseek.datasets import DataSpec
+from deepseek.datasets import DataLoader, DataSpec
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.classifier import BlockModel
@@ -15,8 +15,16 @@ from deepseek.trainer.assembly import choose_batch_size
 from deepseek.trainer.optimizer import Optimizer
 
 
-def plan_run(config: TrainerConfig, engine: ModelEngine, spec: DataSpec) -> Plan:
+def plan_run(
+    config: TrainerConfig, engine: ModelEngine, spec: DataSpec, *, varies_in_length: bool = False
+) -> Plan:
     """Return which rank does what; before any of them meets another.
+
+    Args:
+        config: settings of the run.
+        engine: the model.
+        spec: what the data hold.
+        varies_in_length: whether a batch is only as long as the longest of its samples.
 
     Raises:
         ConfigError: the plan cannot work.
@@ -34,6 +42,7 @@ def plan_run(config: TrainerConfig, engine: ModelEngine, spec: DataSpec) -> Plan
         config.graph,
         config.keep_graph,
         config.sequence_length_ramp is not None,
+        varies_in_length,
     )
     _, size = processes()
     plan = resolve_plan(config.parallel, size, facts, batch)
@@ -75,15 +84,25 @@ def configure(settings: TrainerSettings, optimizer: str | Optimizer, train_data)
     return validate_settings(TrainerConfig, given)
 
 
-def check_evaluation(plan: Plan) -> None:
+def check_evaluation(plan: Plan, loader: DataLoader) -> None:
     """Refuse a plan under which a model cannot be evaluated.
 
+    Args:
+        plan: of the run.
+        loader: of the data that it would be evaluated on.
+
     Raises:
-        ConfigError: the pipeline is a V.
+        ConfigError: the pipeline is a V, or takes batches of one length.
     """
     if plan.is_v_shaped:
         raise ConfigError(
             f"schedule={plan.settings.schedule} and an evaluation: torch's V has no forward pass"
             " alone",
             fix="use schedule=interleaved_zero_bubble, or leave the validation data out",
+        )
+    if plan.pp > 1 and loader.varies_in_length:
+        raise ConfigError(
+            f"pp={plan.pp}: stages send activations of one shape, and batches of the validation"
+            " data differ in length",
+            fix="give the validation data padding=sequence_length",
         )

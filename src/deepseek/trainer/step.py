@@ -212,6 +212,7 @@ class TrainStep:
         parts = self._micro_batches.split(batch, self.micro_batch_size, num_samples)
         for number, micro_batch in enumerate(parts, 1):
             check()
+            self._world.note_progress()
             micro_loss = self._try(micro_batch, number == len(parts), num_items)
             if micro_loss is None:
                 continue

@@ -111,12 +111,13 @@ class Trainer:
         self.spec = infer_spec(self.train_loader.dataset)
         grow_segments(self.config.expandable_segments)
         self.device = resolve_device(self.config.device, processes()[1] > 1)
-        chosen = choose_parallel(self.config, self.model, self.spec, self.device)
-        self.config, self.plan_reason = chosen
-        self.plan = plan_run(self.config, self.model, self.spec)
+        varies = self.train_loader.varies_in_length
+        self.config, self.plan_reason = choose_parallel(
+            self.config, self.model, self.spec, self.device, varies_in_length=varies
+        )
+        self.plan = plan_run(self.config, self.model, self.spec, varies_in_length=varies)
         self.val_loader = None
         if val_data is not None:
-            check_evaluation(self.plan)
             self.val_loader = self._evaluation_loader(val_data)
             check_same_data(self.train_loader, self.val_loader)
         self.task = resolve_run_task(task, self.spec, self.config, self.model.module)
@@ -151,7 +152,9 @@ class Trainer:
         plan = self.plan
         per_rank = plan.micro_batch_size * (plan.num_micro_batches if plan.pp > 1 else 1)
         count = per_rank * plan.num_shares
-        return evaluation_loader(data, count, self.config.num_workers, plan.num_shares)
+        loader = evaluation_loader(data, count, self.config.num_workers, plan.num_shares)
+        check_evaluation(plan, loader)
+        return loader
 
     def _train_loader(self, data) -> DataLoader:
         if isinstance(data, DataLoader):
@@ -475,7 +478,6 @@ class Trainer:
         parallel: ParallelModel | None = None,
     ) -> Evaluation:
         loader = self.val_loader
-        check_evaluation(self.plan)
         if data is not None:
             loader = self._evaluation_loader(data)
             if self.world.is_distributed:

@@ -17,7 +17,9 @@ from deepseek.checkpoint import (
     verify_checkpoint,
 )
 from deepseek.errors import CheckpointError, ConfigError, DeepSeekError
+from deepseek.models.growing_table import growing_tables
 from deepseek.models.tensor_part import TensorPart
+from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.world import World
 from deepseek.trainer.growing import load_tables, table_tensors
 
@@ -141,6 +143,7 @@ def restore_weights(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     """
     step = trainer.assembly.step
     weights = step.parallel.weights
+    _refuse_left_over(step.parallel, checkpoint.tensors["model"])
     fill_model(step.parallel.parts(), checkpoint.tensors["model"])
     load_tables(step.engine.module, checkpoint.tensors["model"])
     rests = [own["optimizer"] for own in checkpoint.own_state.values()]
@@ -157,6 +160,24 @@ def restore_weights(trainer: "Trainer", checkpoint: Checkpoint) -> None:
         averaged = step.ema.average.weights.weights
         parts = [part for w in averaged for part in w.parts(w.local.detach())]
         fill_model(parts, checkpoint.tensors["ema"])
+
+
+def _refuse_left_over(parallel: ParallelModel, stored: Mapping[str, Tensor]) -> None:
+    """Refuse stored weights that no rank has a place for.
+
+    Raises:
+        ConfigError: there are some: those of more blocks, for one.
+    """
+    known = {*parallel.whole_names, *parallel.whole_names.values()}
+    known |= {part.place.name for part in parallel.parts()}
+    growing = tuple(f"{name}." for name in growing_tables(parallel.engine.module))
+    left = [name for name in stored if name not in known and not name.startswith(growing)]
+    if left:
+        raise ConfigError(
+            f"the checkpoint holds another model: {len(left)} of its weights are not in this one"
+            f" ({', '.join(left[:3])}{', ...' if len(left) > 3 else ''})",
+            fix="resume with the model that the run was started with",
+        )
 
 
 def fill_model(parts: Iterable[TensorPart], tensors: Mapping[str, Tensor]) -> None:

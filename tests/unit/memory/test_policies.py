@@ -302,6 +302,25 @@ def test_sparse_and_complex_tensors_are_kept():
     assert torch.isfinite(weight.grad).all()
 
 
+class ScaledInPlace(nn.Module):
+    """Multiplies what autocast has made bfloat16 by float32 numbers, in place."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.first, self.second, self.act = nn.Linear(48, 64), nn.Linear(64, 48), act
+        self.scale = nn.Parameter(torch.linspace(0.5, 2, 64))
+
+    def forward(self, x):
+        hidden = self.first(x.flatten(0, 1))  # no view of what a product has made
+        return self.second(self.act(hidden, self.scale))
+
+
+@pytest.mark.parametrize("act", [torch.Tensor.mul_, torch.Tensor.div_])
+def test_a_product_in_place_is_made_again_in_its_own_dtype(act):
+    make, x = partial(ScaledInPlace, act), MODELS["swiglu"][1]
+    assert_same(run("", "pointwise", True, make, x)[0], run("", "off", True, make, x)[0])
+
+
 @pytest.mark.parametrize(
     ("name", "num", "kind"),
     [("gpt", 2, "GPTBlock"), ("resnet", 8, "BasicBlock"), ("llama", 2, "LlamaDecoderLayer"),

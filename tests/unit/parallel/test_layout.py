@@ -7,15 +7,17 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import placement_types
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from deepseek.config.parallel import ParallelConfig
-from deepseek.models import GPT, Encoder, Llama, ModelEngine, VisionTransformer
+from deepseek.errors import ConfigError
+from deepseek.models import GPT, Encoder, Llama, ModelEngine, ParallelHints, VisionTransformer
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.layout import LocalWeights
-from deepseek.parallel.plan import BatchFacts, facts_of, resolve_plan
-from deepseek.parallel.tensor import rank_rows
+from deepseek.parallel.plan import BatchFacts, ModelFacts, facts_of, resolve_plan
+from deepseek.parallel.tensor import divide_tables, rank_rows
 from deepseek.parallel.world import World
 
 SIZES = {"num_layers": 4, "dim": 32, "heads": 4}
@@ -37,6 +39,18 @@ class Shift(nn.Module):
         return x + self.shift
 
 
+class Hollow(nn.Module):
+    """A layer with weights of no numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.none, self.rows = nn.Parameter(torch.empty(0)), nn.Parameter(torch.empty(3, 0))
+
+    def forward(self, x):
+        return self.linear(x)
+
+
 def make_model(kind):
     torch.manual_seed(0)
     if kind == "gpt":
@@ -47,6 +61,8 @@ def make_model(kind):
         model = Encoder(vocab_size=20, context_length=8, num_classes=5, **SIZES)
     elif kind == "vit":
         model = VisionTransformer(image_size=8, patch_size=4, channels=1, num_classes=5, **SIZES)
+    elif kind == "hollow":
+        model = nn.Sequential(*(Hollow() for _ in range(2)))
     else:
         second = Shift if kind == "row" else partial(nn.BatchNorm1d, 6)
         layers = [nn.Sequential(nn.Linear(6, 6), second(), nn.ReLU()) for _ in range(4)]
@@ -144,6 +160,40 @@ def test_the_parts_of_all_ranks_are_the_model_and_each_number_is_written_once(
 )
 def test_a_row_of_modules_and_its_buffers_are_written_once(kind, plan, size, spread):
     assert_whole(spread(kind, plan, size), kind)
+
+
+@pytest.mark.parametrize(("plan", "size"), [("dp2", 2), ("fsdp2", 2), ("pp2", 2), ("dp2-pp2", 4)])
+def test_a_weight_without_numbers_is_saved_by_ranks(plan, size, spread):
+    ranks = spread("hollow", plan, size)
+    assert_whole(ranks, "hollow")
+    written = [part for _, parts in ranks for part in parts if part.is_written]
+    for name, tensor in make_model("hollow").state_dict().items():
+        found = [part for part in written if part.place.name == name]
+        assert found, name
+        assert tensor.numel() or len(found) == 1, name
+
+
+@pytest.mark.parametrize(("num_rows", "degree"), [(9, 4), (3, 4), (5, 4)])
+def test_a_table_that_leaves_a_rank_without_rows_is_refused(num_rows, degree):
+    model = nn.ModuleDict({"table": nn.Embedding(num_rows, 2)})
+    with simulated_rank(degree - 1, degree):
+        mesh = init_device_mesh("cpu", (degree,))
+        message = f"tp={degree} ranks for the {num_rows} rows of table"
+        with pytest.raises(ConfigError, match=message):
+            divide_tables(model, ParallelHints(row_tables=("table",)), mesh)
+
+
+def test_processes_that_have_met_for_devices_alone_are_refused():
+    plan = resolve_plan(
+        ParallelConfig(dp_replicate=2), 2, ModelFacts("Net"), BatchFacts(batch_size=4)
+    )
+    dist.init_process_group("cuda:fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        with pytest.raises(ConfigError, match="init_process_group for cuda:fake") as caught:
+            World(plan, torch.device("cpu"))
+    finally:
+        dist.destroy_process_group()
+    assert "cpu:gloo,cuda:nccl" in caught.value.fix
 
 
 @pytest.mark.parametrize(

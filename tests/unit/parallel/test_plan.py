@@ -226,6 +226,9 @@ PROBLEMS = [
      " spectral norm)"),
     ("pp2", 2, {"model": replace(GPT_FACTS, counts_batches=True)}, "pp=2: a pipeline's trial pass"
      " would spoil the running statistics of GPT (batch, instance or spectral norm)"),
+    ("tp2", 2, {"model": replace(GPT_FACTS, drops=True), "graph": "static"}, "tp=2 with"
+     " graph=static and dropout, for which each rank draws numbers of its own within a block (set"
+     " graph=dynamic, or dropout to 0)"),
     ("cp2", 2, {"model": FOREIGN}, "cp=2: the attention of Net cannot be divided by tokens (only"
      " that of this library's transformers can)"),
     ("cp16", 16, {}, "cp=16 ranks for sequences of 8 tokens"),
@@ -260,6 +263,36 @@ def test_all_problems_are_told_at_once():
         "optimizer=lamb needs whole weights, and dp_shard or tp divide them (one of adagrad, adam,"
         " adamw, adamw8bit, adan, lion, nadamw, rmsprop, sgd does not)",
     ]
+
+
+def test_batches_of_any_length_are_refused_by_pp_and_not_divided_by_tp():
+    model = replace(GPT_FACTS, heads=24, widths=(("fc1", 48),), sequence_length=24)
+    error = refused("pp2", 2, model, varies_in_length=True)
+    assert error.message == (
+        "pp=2: stages send activations of one shape, and batches differ in length (give the data"
+        " padding=sequence_length)"
+    )
+    # batches are filled up to a multiple of 8
+    for plan, size, divides in [("tp2", 2, True), ("cp2-tp4", 8, True), ("tp3", 3, False)]:
+        assert resolve(plan, size, model).divides_tokens
+        assert resolve(plan, size, model, varies_in_length=True).divides_tokens == divides
+    wanted = {"tp": 3, "sequence_parallel": True}
+    assert resolve(wanted, 3, model).divides_tokens
+    assert "sequences of 24 tokens at most do not let it" in (
+        refused(wanted, 3, model, varies_in_length=True).message
+    )
+
+
+def test_dropout_is_no_matter_where_blocks_are_not_compiled_or_not_divided():
+    model = replace(GPT_FACTS, drops=True)
+    assert resolve("tp2", 2, model).tp == 2
+    assert resolve("dp2", 2, model, graph="static").dp_replicate == 2
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_model_says_whether_it_has_dropout(dropout):
+    model = GPT(context_length=8, num_layers=1, dim=24, heads=4, dropout=dropout)
+    assert facts_of(model, model.hints, 8).drops == (dropout > 0)
 
 
 @pytest.mark.parametrize("facts", [{"keep_graph": True}, {"precision": "fp8"}])

@@ -134,6 +134,28 @@ def test_images_and_batch_norms_learn_with_both(tmp_path):
         assert losses(trainer)[-1] < losses(trainer)[0]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"optimizer": "adamw8bit"}, {"param_dtype": "bf16", "precision": "bf16"}],
+    ids=str,
+)
+def test_channels_last_weights_resume_with_8_bits_and_in_bf16(settings, tmp_path):
+    inputs = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(inputs, (torch.arange(48) < 24).long())
+
+    def run(**more):
+        model = nn.Sequential(
+            nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(), nn.Linear(8, 2),
+        )  # fmt: skip
+        return train(tmp_path / "run", model=model, data=data, **settings, **more)
+
+    whole = run()
+    assert whole.assembly.channels_last
+    resumed = run(resume=tmp_path / "run/checkpoints/step_3")
+    assert torch.equal(weights(resumed), weights(whole))
+
+
 def test_a_run_with_adamw_goes_on_with_8_bits_and_not_the_other_way_round(tmp_path):
     whole = train(tmp_path / "run")
     resume = tmp_path / "run/checkpoints/step_3"

@@ -346,6 +346,32 @@ def test_a_refused_resume_leaves_later_checkpoints(tmp_path):
     assert (checkpoints / "superseded_step_4").is_dir()
 
 
+class Row(nn.Module):
+    def __init__(self, num_blocks):
+        super().__init__()
+        self.blocks = nn.Sequential(*(nn.Linear(6, 6) for _ in range(num_blocks)))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, inputs):
+        return self.head(self.blocks(inputs))
+
+
+@pytest.mark.parametrize("settings", [{}, {"ema_decay": 0.9}], ids=str)
+def test_a_model_with_fewer_blocks_is_no_resume(settings, tmp_path):
+    def fit(num_blocks, **more):
+        run_dir = tmp_path / "run"
+        Trainer(Row(num_blocks), make_table(), run_dir=run_dir, **QUIET, **settings, **more).fit()
+
+    fit(4, max_steps=1)
+    with pytest.raises(ConfigError) as caught:
+        fit(2, max_steps=2, resume=True)
+    assert caught.value.message == (
+        "the checkpoint holds another model: 4 of its weights are not in this one"
+        " (blocks.2.bias, blocks.2.weight, blocks.3.bias, ...)"
+    )
+    fit(4, max_steps=2, resume=True)
+
+
 def test_the_best_of_a_moving_average_is_evaluated_with_its_own_running_statistics(tmp_path):
     trainer = Trainer(
         make_net(), make_table(), make_table(20), epochs=6, batch_size=10, lr=0.3, ema_decay=0.9,

@@ -53,9 +53,11 @@ class Popularity:
         self._counts: dict[Hashable, tuple[float, float, float]] = {}
 
     def update(self, item: Hashable, clicked: float, time: float = 0.0) -> None:
-        """Take an event: the item was shown, and clicked or not."""
-        shown, clicks = self._at(item, time)
-        self._counts[item] = (time, shown + 1, clicks + float(clicked))
+        """Take an event: the item was shown, and clicked or not; in any order of time."""
+        now = max(time, self._counts.get(item, (time,))[0])
+        shown, clicks = self._at(item, now)
+        left = self._left(now - time)
+        self._counts[item] = (now, shown + left, clicks + left * float(clicked))
 
     def scores(self, items: Iterable[Hashable], time: float = 0.0) -> np.ndarray:
         """Return the score of each item at a time, by what was before."""
@@ -66,10 +68,12 @@ class Popularity:
 
     def _at(self, item: Hashable, time: float) -> tuple[float, float]:
         last, shown, clicks = self._counts.get(item, (time, 0.0, 0.0))
-        if self.half_life_s is None:
-            return shown, clicks
-        left = 2.0 ** (-max(time - last, 0.0) / self.half_life_s)
+        left = self._left(max(time - last, 0.0))
         return shown * left, clicks * left
+
+    def _left(self, age_s: float) -> float:
+        """Return what is left of an event of that age."""
+        return 1.0 if self.half_life_s is None else 2.0 ** (-age_s / self.half_life_s)
 
 
 class EASE:

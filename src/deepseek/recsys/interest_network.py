@@ -2,7 +2,7 @@
 
 Paper: Zhou et al. 2018, "Deep interest network" (arXiv 1706.06978), eq. 3 to 5. Departures: the
 attention unit sees the difference and the product of the elements in place of the outer product;
-means and variances of Dice are taken over filled places alone.
+means and variances of Dice are taken over filled places alone, where there are two or more.
 
 Shapes: B batch, L history, E numbers of a vector, N rows, C channels.
 """
@@ -29,7 +29,8 @@ class Dice(nn.Module):
     """An activation that bends where the values of a channel lie.
 
     `y = p x + (1 - p) slope x`, `p = sigmoid((x - mean) / sqrt(variance))`; training takes those of
-    the batch, evaluation running ones.
+    the batch, evaluation running ones. One row has no variance: it is trained with running ones,
+    which it does not change.
 
     Args:
         channels: C.
@@ -50,19 +51,25 @@ class Dice(nn.Module):
         """Return the values; `counts` says which rows are there."""
         mean, variance = self.mean, self.variance
         if self.training:
-            mean, variance = _moments(x, counts)
+            own_mean, own_variance, count = _moments(x, counts)
+            has_moments = count > 1  # a tensor: to ask for it would be a sync
+            mean = torch.where(has_moments, own_mean, mean.to(own_mean.dtype))
+            variance = torch.where(has_moments, own_variance, variance.to(own_variance.dtype))
             with torch.no_grad():
-                self.mean.lerp_(mean.detach().to(self.mean.dtype), MOMENTUM)
-                self.variance.lerp_(variance.detach().to(self.variance.dtype), MOMENTUM)
+                rate = MOMENTUM * has_moments.to(self.mean.dtype)
+                self.mean.lerp_(own_mean.detach().to(self.mean.dtype), rate)
+                self.variance.lerp_(own_variance.detach().to(self.variance.dtype), rate)
         share = ((x - mean) * (variance + EPSILON).rsqrt()).sigmoid()
         return share * x + (1 - share) * self.slope * x
 
 
-def _moments(x: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor]:
+def _moments(x: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean, variance, and of how many rows."""
     weights = x.new_ones(len(x), 1) if counts is None else counts[:, None].to(x.dtype)
-    total = weights.sum().clamp(min=1)
+    count = weights.sum()
+    total = count.clamp(min=1)
     mean = (x * weights).sum(0) / total
-    return mean, ((x - mean).square() * weights).sum(0) / total
+    return mean, ((x - mean).square() * weights).sum(0) / total, count
 
 
 class DiceLayers(nn.Module):

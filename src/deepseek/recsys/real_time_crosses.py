@@ -320,15 +320,17 @@ class RealTimeCrosses:
         *,
         keeps: bool,
     ) -> np.ndarray:
-        """Return features of the events that read; take them all if `keeps`. `times` ascend."""
-        if len(times) and times[0] < self.clock:
-            if self.late == "error":
-                raise DataError(
-                    f"{self.time}={times[0]:.15g} is before {self.clock:.15g}, the time of an event"
-                    " already taken",
-                    fix='give events in the order of time, or set late="now"',
-                )
-            times = np.maximum(times, self.clock)
+        """Return features of the events that read; take them all if `keeps`."""
+        newest = np.maximum(np.maximum.accumulate(times), self.clock)
+        is_late = times < newest
+        if is_late.any() and self.late == "error":
+            place = int(is_late.argmax())
+            raise DataError(
+                f"{self.time}={times[place]:.15g} is before {newest[place]:.15g}, the time of an"
+                " event already taken",
+                fix='give events in the order of time, or set late="now"',
+            )
+        times = newest
         found = [np.zeros((0, len(self.feature_names)), np.float32)]
         for start, end in self._spans(len(times)) if keeps else [(0, len(times))]:
             part = slice(start, end)

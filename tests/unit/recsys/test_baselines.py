@@ -40,3 +40,14 @@ def test_ease_is_ridge_regression_of_each_item_on_the_others():
         model.scores([0], [6])
     with pytest.raises(ConfigError, match="strength=0"):
         EASE(0)
+
+
+def test_an_event_that_comes_late_does_not_age_what_is_newer():
+    events = [(1, 0.0), (0, 10.0), (1, 15.0), (1, 40.0)]
+    found = []
+    for order in ([0, 1, 2, 3], [3, 1, 2, 0], [2, 3, 0, 1]):
+        fading = Popularity(half_life_s=10)
+        for clicked, time in (events[each] for each in order):
+            fading.update("a", clicked, time)
+        found.append(fading.scores(["a"], time=50)[0])
+    assert found == pytest.approx([found[0]] * 3)

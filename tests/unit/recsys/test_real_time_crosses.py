@@ -244,6 +244,23 @@ def test_late_events_may_count_from_now_on():
     assert crosses.read({"time": 101, "item": "a"})["item.all.shown"] == 2
 
 
+def test_follow_keeps_the_order_of_time():
+    events = [{"time": time, "item": "a"} for time in (100, 300, 200, 150, 400)]
+    shown, clicked = [1] * 5, [0, 1, 0, 0, 1]
+    crosses = RealTimeCrosses(["item"], windows=["1h"])
+    with pytest.raises(DataError, match="time=200 is before 300"):
+        crosses.follow(events, shown, clicked)
+    assert same_state(crosses, RealTimeCrosses(["item"], windows=["1h"]))
+    whole, one_by_one = (RealTimeCrosses(["item"], windows=["1h"], late="now") for _ in range(2))
+    found = whole.follow(events, shown, clicked)
+    parts = [
+        one_by_one.follow([e], [s], [c]) for e, s, c in zip(events, shown, clicked, strict=True)
+    ]
+    assert np.array_equal(found, np.concatenate(parts))
+    assert found[:, 0].tolist() == [0, 1, 1, 1, 4]
+    assert same_state(whole, one_by_one)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -71,7 +71,7 @@ class State:
         """Return what is known of learner and versions."""
         status = read_status(self.settings.path)
         pointer = self.versions.current()
-        known = [self.versions.about(each) for each in self.versions.numbers()[-10:]]
+        known = self.versions.known(self.versions.numbers()[-10:])
         return {
             **status, "version": pointer.version, "is_pinned": pointer.is_pinned,
             "ranks_with": self.ranker.answers.version, "versions": known, "end": self.end,
@@ -84,8 +84,7 @@ class State:
         while True:
             await asyncio.sleep(REFRESH_S)
             try:
-                if await asyncio.to_thread(self.ranker.refresh):
-                    self.measures.version.set(self.ranker.answers.version)
+                await asyncio.to_thread(self.ranker.refresh)
                 if time.monotonic() >= self._ticked_at + tick_s:
                     await self._tick()
                 if time.monotonic() >= self._trimmed_at + TRIM_S:

@@ -19,6 +19,7 @@ from deepseek.recsys.online.event_log import Entry, Record
 
 IMPRESSION, TICK = "impression", "tick"
 OWN_KINDS = (TICK, "lost")
+_OWN_IDS = tuple(f"{kind}:" for kind in OWN_KINDS)
 MAX_TEXT = 512
 _PLAIN = str | int | float | bool | None
 
@@ -86,15 +87,20 @@ class EventReader:
                 f"{str(content)[:40]!r} is no event", fix='send {"kind": ..., "request_id": ...}'
             )
         kind = content.get("kind")
-        if kind != IMPRESSION and kind not in self._kinds:
+        if not isinstance(kind, str) or (kind != IMPRESSION and kind not in self._kinds):
             known = ", ".join([IMPRESSION, *sorted(self._kinds)])
             raise DataError(f"kind={str(kind)[:40]!r} is unknown", fix=f"one of {known}")
         key = "\x1f".join(self._text(content, name) for name in self._key)
         said = self._text(content, "client") if "client" in content else ""
-        kept = {"kind": kind, "key": key, "client": client or said}
+        kept: dict[str, object] = {"kind": kind, "key": key, "client": client or said}
         if kind == IMPRESSION:
             kept["features"] = self._features(content.get("features"))
         id_ = self._text(content, "id") if "id" in content else f"{kind}:{key}"
+        if id_.startswith(_OWN_IDS):
+            raise DataError(
+                f"id={id_[:40]!r}: such ids are the log's own",
+                fix=f"let ids begin with something else than {' or '.join(_OWN_IDS)}",
+            )
         text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return id_, text.encode("utf-8", "surrogatepass")
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 
 from deepseek.datasets.column_source import ColumnSource
-from deepseek.datasets.feature_values import token_of
+from deepseek.datasets.feature_values import Column, token_of
 from deepseek.errors import ConfigError
 from deepseek.models.eval_mode import evaluating
 from deepseek.recsys.online.learner import weights_hash
@@ -78,12 +78,10 @@ class Holdout:
         min_slice: int = 50,
     ) -> None:
         source = ColumnSource(path, model.reading)
-        parts = list(source.chunks())
+        parts = list(source.chunks(source.columns))
         if not parts:
             raise ConfigError(f"gate.holdout={path} has no rows", fix="give one with rows")
-        columns: dict = {
-            name: pa.concat_arrays([part[name] for part in parts]) for name in parts[0]
-        }
+        columns: dict = {name: _joined([part[name] for part in parts]) for name in parts[0]}
         if crosses is not None and not set(crosses.feature_names) <= columns.keys():
             crosses.label = model.spec.label[model.labels[0]].column or model.labels[0]
             columns |= crosses.replay(columns)
@@ -94,7 +92,9 @@ class Holdout:
         for name in slices:
             if name not in columns:
                 raise ConfigError(f"gate.slices: {name} is no column of {path}", fix="take it out")
-            tokens = np.array([token_of(each) or "" for each in columns[name].to_pylist()])
+            column = columns[name]
+            cells = column.to_pylist() if isinstance(column, pa.Array) else column
+            tokens = np.array([token_of(each) or "" for each in cells])
             for value in np.unique(tokens):
                 if (tokens == value).sum() >= min_slice:
                     self._slices[f"{name}={value}"] = tokens == value
@@ -116,6 +116,13 @@ class Holdout:
                 name: _mean(found[rows][is_known[rows]]) for name, rows in self._slices.items()
             },
         }
+
+
+def _joined(parts: list[pa.Array]) -> Column:
+    """Return a column out of its parts, whose types differ where each was told from its rows."""
+    if len({part.type for part in parts}) == 1:
+        return pa.concat_arrays(parts)
+    return [cell for part in parts for cell in part.to_pylist()]
 
 
 class Gate:

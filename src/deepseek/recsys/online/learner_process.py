@@ -1,6 +1,7 @@
 """The process that learns: log -> updates -> gate -> versions, and checkpoints to restart from.
 
 `status.json` in the folder of the service says how far it is; it is replaced, never changed.
+That it is young says that the learner lives: one that waits for its log touches it.
 """
 
 import json
@@ -69,8 +70,8 @@ class Publisher:
         number = self.versions.current().version
         if number:
             self._anchor = self._turn_to(number)
-            for each in self.versions.numbers():
-                self.gate.recall(self.versions.about(each).get("gate", {}))
+            for about in self.versions.known(self.versions.numbers()):
+                self.gate.recall(about.get("gate", {}))
 
     def _turn_to(self, number: int) -> OnlineModel:
         """Compare with the version that answers, and return it."""
@@ -208,6 +209,8 @@ class _Loop:
                 if not is_away:
                     LOG.warning("the learner waits: %s", error.message)
                 is_away, cut = True, None
+                with suppress(FileNotFoundError):
+                    os.utime(self._settings.path / STATUS)
                 time.sleep(AWAY_S)
             else:
                 is_away = False

@@ -36,7 +36,7 @@ class OnlineMeasures:
             "deepseek_online_events", "Events, by what became of them.", ("result",),
             registry=registry,
         )  # fmt: skip
-        self.version = Gauge(
+        self._version = Gauge(
             "deepseek_online_version", "The version that answers.", registry=registry
         )
         self._numbers = {
@@ -59,7 +59,8 @@ class OnlineMeasures:
         self.events.labels("repeated").inc(len(receipts) - num_new)
 
     def take(self, status: dict) -> None:
-        """Take what the learner said."""
+        """Take what the learner said, and which version ranks."""
+        self._version.set(status.get("ranks_with", 0))
         for name, gauge in self._numbers.items():
             gauge.set(status.get(name, 0))
         for label, metrics in status.get("labels", {}).items():

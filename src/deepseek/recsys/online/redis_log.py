@@ -29,6 +29,8 @@ from deepseek.recsys.online.queued_log import QueuedLog
 from deepseek.registry import import_extra
 
 MAX_GROUP = 1024
+ANSWERS_S = 10.0
+"""A server that is silent for longer does not answer; the address may say otherwise."""
 # keys and contents come in pairs; the checksum needs the offset, so the client writes it: it says
 # what offsets it reckons with, and begins again if another was faster
 _ADD = """
@@ -71,7 +73,10 @@ class RedisLog(QueuedLog):
         super().__init__(max_waiting)
         self._redis: Any = import_extra("redis", "redis")
         try:
-            self._db = self._redis.Redis.from_url(url, health_check_interval=10)
+            self._db = self._redis.Redis.from_url(
+                url, health_check_interval=10, socket_timeout=ANSWERS_S,
+                socket_connect_timeout=ANSWERS_S,
+            )  # fmt: skip
         except ValueError:  # it may name parts of the password
             raise ConfigError(
                 "log.url is no address of a Redis server",
@@ -161,24 +166,25 @@ class RedisLog(QueuedLog):
 
     def _trim(self, before: int, older_than: float) -> int:
         first, end = self.span()
-        cut = first
-        keys = []
-        while cut < min(before, end - 1):
-            found = self._db.xrange(self._names[0], min=f"{cut + 1}-0", count=1024)
+        cut, stop = first, min(before, end - 1)
+        while cut < stop:
+            found = self._db.xrange(self._names[0], min=f"{cut + 1}-0", count=MAX_GROUP)
             old = [
-                (int(name.partition(b"-")[0]) - 1, fields[b"k"])
+                fields[b"k"]
                 for name, fields in found
                 if struct.unpack("<d", fields[b"t"])[0] < older_than
+                and int(name.partition(b"-")[0]) - 1 < stop
             ]
-            old = [(offset, key) for offset, key in old if offset < min(before, end - 1)]
-            keys += [key for _, key in old]
-            cut += len(old)
-            if len(old) < len(found) or not found:
+            if not old:
                 break
-        if keys:
-            self._db.xtrim(self._names[0], minid=f"{cut + 1}-0", approximate=False)
-            self._db.hdel(self._names[1], *keys)
-        return len(keys)
+            cut += len(old)
+            with self._db.pipeline() as both:  # in one step, or an id would stay for ever
+                both.hdel(self._names[1], *old)
+                both.xtrim(self._names[0], minid=f"{cut + 1}-0", approximate=False)
+                both.execute()
+            if len(old) < len(found):
+                break
+        return cut - first
 
     def close(self) -> None:
         """Write what waits, and end."""

@@ -1,12 +1,13 @@
 """The whole log again, from the first model: what the service must have come to."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from deepseek.checkpoint import CheckpointStore
-from deepseek.errors import ConfigError
+from deepseek.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
+from deepseek.errors import CheckpointError, ConfigError
 from deepseek.recsys.online.event_log import open_log
 from deepseek.recsys.online.learner import Cuts, Learner, weights_hash
 from deepseek.recsys.online.online_model import OnlineModel
@@ -41,6 +42,7 @@ def replay(settings: OnlineSettings, output: Path | None = None) -> Replay:
 
     Raises:
         ConfigError: the beginning of the log was forgotten.
+        CheckpointError: there are checkpoints, and none is whole.
     """
     torch.set_num_threads(1)
     log = open_log(settings, writes=False)
@@ -51,8 +53,7 @@ def replay(settings: OnlineSettings, output: Path | None = None) -> Replay:
                 fix="raise log.retention",
             )
         learner = Learner(OnlineModel.load(settings.model), settings)
-        store = CheckpointStore(settings.path / "checkpoints")
-        checkpoint = store.load_latest() if store.steps() else None
+        checkpoint = _newest_checkpoint(settings.path / "checkpoints")
         is_equal = None
         for cut in Cuts(log, 0, settings.learner.cut_events):
             learner.learn(cut)
@@ -71,3 +72,16 @@ def replay(settings: OnlineSettings, output: Path | None = None) -> Replay:
     weights = weights_hash(learner.model.engine.module.state_dict())
     at = None if checkpoint is None else checkpoint.step
     return Replay(learner.offset, learner.num_updates, weights, at, is_equal)
+
+
+def _newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the newest whole checkpoint; nothing is tidied up, for a learner may be saving one."""
+    steps = CheckpointStore(folder).steps()
+    for path in steps:
+        with suppress(CheckpointError, FileNotFoundError):  # it may be deleted meanwhile
+            return load_checkpoint(path)
+    if steps:
+        raise CheckpointError(
+            f"{folder} holds no whole checkpoint", fix="end the service, and replay again"
+        )
+    return None

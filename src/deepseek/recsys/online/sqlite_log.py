@@ -17,6 +17,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import xxhash
 
@@ -38,9 +39,15 @@ _TABLE = """CREATE TABLE IF NOT EXISTS events (
     offset INTEGER PRIMARY KEY, time REAL NOT NULL, key BLOB NOT NULL UNIQUE,
     content BLOB NOT NULL, checksum INTEGER NOT NULL)"""
 _COLUMNS = "offset, time, key, content, checksum"
+BUSY_MS = 10_000
 TRIM_AT_ONCE = 4096
 """Records forgotten in one transaction: entries wait for it."""
 LOST = b'{"kind":"lost"}'
+_OUTSIDE = tuple(
+    f"SQLITE_{name}"
+    for name in ("BUSY", "LOCKED", "FULL", "CANTOPEN", "PERM", "READONLY", "PROTOCOL", "IOERR")
+)
+_OF_READING = tuple(f"SQLITE_IOERR_{name}" for name in ("READ", "SHORT_READ", "DATA", "CORRUPTFS"))
 
 
 class SqliteLog(QueuedLog):
@@ -64,7 +71,7 @@ class SqliteLog(QueuedLog):
         self.path = Path(path)
         self._lock = threading.Lock()
         if not writes:
-            self._reading = self._open(f"file:{self.path}?mode=rw")
+            self._reading = self._open("?mode=rw")
             self._reading.execute("PRAGMA query_only=1")
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,38 +79,46 @@ class SqliteLog(QueuedLog):
         self._held = hold(self.path.with_suffix(".lock"), said)
         try:
             _check_not_set_aside(self.path)
-        except LogDamagedError:
+            self._db, self._end, self._time = self._verified(page_bytes)
+        except Exception:
             os.close(self._held)
             raise
-        try:
-            self._db = self._open(f"file:{self.path}", page_bytes)
-            _, self._end, self._time = _verify(self._db, _read_mark(self._mark_path))
-        except (sqlite3.DatabaseError, LogDamagedError) as error:
-            with suppress(AttributeError):
-                self._db.close()
-            os.close(self._held)
-            raise set_aside(self.path, error) from error
         self._mark = os.open(self._mark_path, os.O_WRONLY | os.O_CREAT, 0o600)
         flush_folder(self.path.parent)
-        self._reading = self._open(f"file:{self.path}")
+        self._reading = self._open()
         self.begin()
+
+    def _verified(self, page_bytes: int) -> tuple[sqlite3.Connection, int, float]:
+        """Return the file, whole, its next offset and newest time; set a damaged one aside."""
+        db = self._open()
+        try:
+            _prepare(db, page_bytes)
+            _, end, newest = _verify(db, _read_mark(self._mark_path))
+        except (sqlite3.DatabaseError, LogDamagedError) as error:
+            db.close()
+            if _is_of_outside(error):
+                raise self._unopened(error) from error
+            raise set_aside(self.path, error) from error
+        return db, end, newest
 
     @property
     def _mark_path(self) -> Path:
         return self.path.with_suffix(".mark")
 
-    def _open(self, url: str, page_bytes: int | None = None) -> sqlite3.Connection:
+    def _open(self, query: str = "") -> sqlite3.Connection:
+        url = f"file:{quote(os.fsencode(self.path))}{query}"
         try:
             db = sqlite3.connect(url, uri=True, isolation_level=None, check_same_thread=False)
         except sqlite3.OperationalError as error:
-            raise ConfigError(f"{self.path} cannot be opened: {error}", fix="check it") from error
-        db.execute("PRAGMA busy_timeout=10000")
-        if page_bytes is not None:
-            db.execute(f"PRAGMA page_size={page_bytes}")
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=FULL")
-            db.execute(_TABLE)
+            raise self._unopened(error) from error
+        db.execute(f"PRAGMA busy_timeout={BUSY_MS}")
         return db
+
+    def _unopened(self, error: Exception) -> ConfigError:
+        return ConfigError(
+            f"{self.path} cannot be opened: {error}",
+            fix="look at its disk, and at who has it open; it was left as it is",
+        )
 
     # -- writing -----------------------------------------------------------------------------
 
@@ -173,6 +188,19 @@ class SqliteLog(QueuedLog):
             os.close(self._mark)
             os.close(self._held)
         self._reading.close()
+
+
+def _prepare(db: sqlite3.Connection, page_bytes: int) -> None:
+    db.execute(f"PRAGMA page_size={page_bytes}")
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=FULL")
+    db.execute(_TABLE)
+
+
+def _is_of_outside(error: Exception) -> bool:
+    """Return whether a full disk, a lock or the like is what is wrong, and not the file."""
+    name = getattr(error, "sqlite_errorname", "")
+    return name.startswith(_OUTSIDE) and not name.startswith(_OF_READING)
 
 
 def _mark_of(end: int) -> bytes:

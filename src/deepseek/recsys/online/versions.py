@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from deepseek.whole_file import replacing
 CURRENT, ABOUT, GATE, MODEL, CROSSES = (
     "current", "about.json", "gate.jsonl", "model.bin", "crosses.state",
 )  # fmt: skip
+GONE = ".gone_"
 MAX_GATE_BYTES = 8 << 20
 
 
@@ -82,6 +83,14 @@ class Versions:
     def about(self, version: int) -> dict:
         """Return what is known of a version."""
         return json.loads((self.path(version) / ABOUT).read_bytes())
+
+    def known(self, numbers: Iterable[int]) -> list[dict]:
+        """Return what is known of versions, but of those that are deleted meanwhile."""
+        found = []
+        for number in numbers:
+            with suppress(FileNotFoundError):
+                found.append(self.about(number))
+        return found
 
     def publish(self, write: Callable[[Path], None], about: dict) -> int | None:
         """Write a version and let it answer.
@@ -158,7 +167,10 @@ class Versions:
     def _prune(self, version: int) -> None:
         for number in self.numbers()[: -self._keep]:
             if number != version:
-                shutil.rmtree(self.path(number), ignore_errors=True)
+                with suppress(OSError):  # in one step: a half of it must not count as a version
+                    self.path(number).rename(self.folder / f"{GONE}{number}")
+        for gone in self.folder.glob(f"{GONE}*"):
+            shutil.rmtree(gone, ignore_errors=True)
 
     @contextmanager
     def _held(self) -> Iterator[None]:

@@ -2,17 +2,19 @@ import copy
 import json
 import random
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tests.unit.recsys.online.conftest import make_rows, stream
 from tests.unit.recsys.online.test_learner import ListLog
 
-from deepseek.errors import ConfigError
+from deepseek.errors import ConfigError, DataError
 from deepseek.recsys.online.gate import Gate, Holdout
 from deepseek.recsys.online.learner import Cuts, Learner
 from deepseek.recsys.online.learner_process import Publisher
 from deepseek.recsys.online.measures import OnlineMeasures
-from deepseek.recsys.online.online_model import OnlineModel
+from deepseek.recsys.online.online_model import TIME, OnlineModel, make_crosses
 from deepseek.recsys.online.recent import auc, drift, histogram, losses
 
 
@@ -124,6 +126,21 @@ def test_the_best_version_counts_after_it_was_pruned_and_the_service_restarted(s
     take_weights(good, bad)
     assert publisher.offer() is None
     assert any("below that of the best version" in reason for reason in publisher.last.reasons)
+
+
+def test_a_version_that_is_half_deleted_ends_no_learner(settings, holdout):
+    made = settings(gate={"holdout": holdout})
+    learner = new(made)
+    learn(learner, make_rows(600))
+    publisher = Publisher(learner, made)
+    assert publisher.offer() == 1
+    (
+        publisher.versions.path(0)
+    ).mkdir()  # as one that was deleted by an older release, until a kill
+    take_weights(learner, new(made))
+    again = Publisher(learner, made)
+    assert again.offer() is None
+    assert any("below that of the best version" in reason for reason in again.last.reasons)
 
 
 def test_a_new_holdout_is_not_compared_with_the_auc_of_the_old_one(settings, holdout, tmp_path):
@@ -238,6 +255,42 @@ def test_a_slice_must_be_a_column(settings, holdout):
     model = OnlineModel.load(settings().model)
     with pytest.raises(ConfigError, match=r"gate.slices: colour is no column"):
         Holdout(holdout, model, None, ["colour"])
+
+
+def test_a_holdout_of_parts_with_other_types_is_read(settings, tmp_path):
+    model = OnlineModel.load(settings().model)
+    rows = make_rows(300)
+    for place, row in enumerate(rows):
+        row["price"] = [place % 7, place % 7 + 0.5, None][place // 100]
+        row["genre"] = place % 7 if place < 100 else row["genre"]
+    (tmp_path / "parts").mkdir()
+    for number in range(3):
+        part = rows[number * 100 : number * 100 + 100]
+        text = "\n".join(map(json.dumps, part))
+        (tmp_path / "parts" / f"{number}.jsonl").write_text(text)
+    (tmp_path / "whole.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    parts = Holdout(str(tmp_path / "parts"), model, None, ["genre", "price"], 20)
+    whole = Holdout(str(tmp_path / "whole.jsonl"), model, None, ["genre", "price"], 20)
+    assert parts.measure(model) == whole.measure(model)
+    assert {"genre=a", "price="} < parts.measure(model)["slices"].keys()
+
+
+def test_a_holdout_whose_parts_have_other_columns_is_refused(settings, tmp_path):
+    for name, dropped in (("a", "none"), ("b", "genre")):
+        rows = [{k: v for k, v in row.items() if k != dropped} for row in make_rows(50)]
+        table = pa.Table.from_pylist(rows)
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet has no column 'genre'"):
+        Holdout(str(tmp_path / "*.parquet"), OnlineModel.load(settings().model), None)
+
+
+def test_a_slice_may_be_a_counter(settings, tmp_path):
+    made = settings(crosses={"keys": [["user_id"]], "windows": ["all"]})
+    rows = [{**row, TIME: n} for n, row in enumerate(make_rows(200))]
+    (tmp_path / "timed.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    model, slices = OnlineModel.load(made.model), ["user_id.all.shown"]
+    holdout = Holdout(str(tmp_path / "timed.jsonl"), model, make_crosses(made), slices, 15)
+    assert {f"{slices[0]}={n}" for n in range(5)} <= holdout.measure(model)["slices"].keys()
 
 
 def test_metrics_agree_with_their_definitions():

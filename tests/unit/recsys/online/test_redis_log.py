@@ -1,4 +1,5 @@
 import shutil
+import signal
 import threading
 import time
 
@@ -13,7 +14,7 @@ needs_server = pytest.mark.skipif(
     shutil.which("redis-server") is None, reason="no redis-server: apt-get install redis-server"
 )
 
-from deepseek.recsys.online.redis_log import RedisLog  # noqa: E402
+from deepseek.recsys.online.redis_log import ANSWERS_S, RedisLog  # noqa: E402
 
 
 @pytest.fixture
@@ -88,6 +89,52 @@ def test_a_changed_record_is_refused(server):
     with pytest.raises(LogDamagedError, match="offset 1 does not match"):
         log.read(0, 10)
     log.close()
+
+
+class Killed(BaseException):
+    """As a signal that ends the process."""
+
+
+@pytest.mark.parametrize("num_sent", range(9))
+def test_a_trim_that_is_cut_off_leaves_no_ids(server, monkeypatch, num_sent):
+    monkeypatch.setattr("deepseek.recsys.online.redis_log.MAX_GROUP", 2)
+    log = RedisLog(server.url, "events")
+    write(log, "abcdefgh")
+    sent, send = [], redis.connection.Connection.send_packed_command
+
+    def cut_off(connection, command, check_health=True):
+        if len(sent) == num_sent:
+            raise Killed
+        sent.append(command)
+        send(connection, command, check_health)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(redis.connection.Connection, "send_packed_command", cut_off)
+        with pytest.raises(Killed):
+            log.trim(7, older_than=2e12)
+    with redis.Redis.from_url(server.url) as client:
+        assert client.hlen("events:keys") == client.xlen("events") == 8 - log.span()[0]
+        log.trim(7, older_than=2e12)
+        assert client.hvals("events:keys") == [b"7"]
+    log.close()
+
+
+def test_a_server_that_is_frozen_does_not_answer(server):
+    log = RedisLog(server.url, "events")
+    pool = log._db.connection_pool
+    assert pool.connection_kwargs["socket_timeout"] == ANSWERS_S
+    pool.connection_kwargs["socket_timeout"] = 0.05
+    pool.disconnect()
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(CommunicationError, match="the Redis server of the log"):
+            log.read(0, 10)
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    log.close()
+    patient = RedisLog(f"{server.url}?socket_timeout=77", "events")
+    assert patient._db.connection_pool.connection_kwargs["socket_timeout"] == 77
+    patient.close()
 
 
 @needs_server

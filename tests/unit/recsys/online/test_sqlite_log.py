@@ -1,3 +1,4 @@
+import resource
 import shutil
 import sqlite3
 import threading
@@ -229,3 +230,48 @@ def test_a_page_of_noise_is_refused_and_the_rest_salvaged(path, share):
     log = SqliteLog(path)
     assert log.span() == (0, 2000)
     log.close()
+
+
+def test_a_full_disk_sets_no_log_aside(path):
+    fill(path)
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(ConfigError, match=r"events\.db cannot be opened: "):
+            SqliteLog(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob("damaged-*"))
+    log = SqliteLog(path)
+    assert log.span() == (0, 400)
+    log.close()
+
+
+def test_a_log_that_another_program_locks_is_not_set_aside(path, monkeypatch):
+    monkeypatch.setattr("deepseek.recsys.online.sqlite_log.BUSY_MS", 1)
+    fill(path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("PRAGMA locking_mode=EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(ConfigError, match="cannot be opened: database is locked"):
+        SqliteLog(path)
+    other.close()
+    log = SqliteLog(path)
+    assert log.span() == (0, 400)
+    log.close()
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b", "a%20b", "ä b"])
+def test_a_log_is_in_its_folder_whatever_that_is_called(tmp_path, name):
+    path = tmp_path / name / "events.db"
+    log = SqliteLog(path)
+    write(log, "a")
+    reader = SqliteLog(path, writes=False)
+    assert contents(reader) == [b'{"n":"a"}']
+    reader.close()
+    log.close()
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+    assert {each.name for each in path.parent.iterdir()} == {
+        "events.db", "events.lock", "events.mark",
+    }  # fmt: skip

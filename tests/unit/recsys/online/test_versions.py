@@ -1,5 +1,7 @@
+import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +53,22 @@ def test_old_versions_go(tmp_path):
     for number in range(6):
         publish(versions, str(number))
     assert versions.numbers() == [4, 5, 6]
+
+
+def test_a_deletion_that_is_cut_off_leaves_no_half_of_a_version(tmp_path, monkeypatch):
+    versions = Versions(tmp_path / "versions", keep=2)
+    for text in "ab":
+        publish(versions, text)
+    remove, rmtree = "deepseek.recsys.online.versions.shutil.rmtree", shutil.rmtree
+    monkeypatch.setattr(remove, lambda path, **how: (Path(path) / "about.json").unlink(True))
+    publish(versions, "c")
+    monkeypatch.setattr(remove, rmtree)
+    assert versions.numbers() == [2, 3]
+    with pytest.raises(ConfigError, match="no version 1"):
+        versions.roll_back(to=1)
+    publish(versions, "d")
+    assert not list(versions.folder.glob(".gone_*"))
+    assert [about["n"] for about in versions.known(range(9))] == ["c", "d"]
 
 
 def test_a_reader_always_finds_a_whole_version(tmp_path):

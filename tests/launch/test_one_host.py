@@ -129,7 +129,11 @@ def test_signal_reaches_the_workers_and_their_code_comes_back(launch, script, wa
 
 
 def test_sighup_saves(launch, script, wait):
-    launcher = launch(script(WAITING))
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may be under nohup
+    try:
+        launcher = launch(script(WAITING))
+    finally:
+        signal.signal(signal.SIGHUP, before)
     wait(lambda: "ready" in launcher.out)
     launcher.process.send_signal(signal.SIGHUP)
     assert launcher.wait() == 129

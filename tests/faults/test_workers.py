@@ -151,8 +151,10 @@ def test_a_worker_that_is_busy_ends_with_the_run_that_was_killed():
     assert lives(worker)
     run.kill()
     run.wait()
-    while lives(worker):  # for ever, were it not for its watch
+    until = time.monotonic() + 120
+    while lives(worker) and time.monotonic() < until:  # for ever, were it not for its watch
         time.sleep(0.05)
+    assert not lives(worker)
     run.stdout.close()
 
 

@@ -40,6 +40,8 @@ from deepseek.trainer.trainer import Trainer
 FREE = (
     "output", "name", "data.num_workers", "trainer.num_workers", "trainer.worker_timeout_s",
     "trainer.device", "trainer.parallel", "trainer.loggers", "trainer.wandb_mode",
+    "trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.keep_every",
+    "trainer.log_every", "trainer.profile",
 )  # fmt: skip
 """Settings that figures do not depend on: where a run is, and on what it runs."""
 LENGTH = ("trainer.epochs", "trainer.max_steps", "trainer.time_budget")

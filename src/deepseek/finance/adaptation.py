@@ -225,8 +225,10 @@ def adapt(
     head = HeadRun(name, place, Path(trainer.get("output", RUNS)))
     begins = bool(head_steps) and (not resume or (resume is True and head.was_last()))
     same_texts = SameTexts(texts.train)
-    run = Trainer(  # before the head learns: a setting that is wrong is said at once
-        engine, train_data, callbacks=[same_texts, *callbacks], run_dir=run_dir,
+    # before the head learns: a setting that is wrong is said at once; the mark of the texts is the
+    # last callback, for a checkpoint has them in order, and earlier ones lack it
+    run = Trainer(
+        engine, train_data, callbacks=[*callbacks, same_texts], run_dir=run_dir,
         resume=None if begins else resume, name=name, **trainer,
     )  # fmt: skip
     if begins:

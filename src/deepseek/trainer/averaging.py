@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from deepseek.checkpoint import StoredTensors
+from deepseek.errors import CheckpointError
 from deepseek.models.model_file import read_model_file, write_model_file
 from deepseek.parallel.apply import ParallelModel
 from deepseek.trainer.callbacks import BestModel, Callback, monitored
@@ -78,7 +79,7 @@ class AverageBest(Callback):
         try:
             if len(self.kept) > 1:
                 self._average(trainer)
-        except OSError as error:  # the best model is written
+        except (OSError, CheckpointError) as error:  # the best model is written
             trainer.warn(f"the best models could not be averaged: {error}")
         if trainer.world.is_main:
             # with what a killed run has left there
@@ -122,12 +123,12 @@ class AverageBest(Callback):
 
 
 def _on_first(trainer: "Trainer", act: Callable[[], object]) -> None:
-    """Let rank 0 write; what the disk refuses, every rank raises."""
+    """Let rank 0 act; what the disk refuses, every rank raises as an OSError."""
     problem = None
     if trainer.world.is_main:
         try:
             act()
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
             problem = str(error)
     problem = trainer.world.exchange(problem)[0]  # and the file is there
     if problem is not None:

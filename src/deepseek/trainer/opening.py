@@ -93,11 +93,16 @@ def _choose(
         folder = run_dir or Path(mark.read_text(encoding="utf-8"))
         if any((folder / "checkpoints").glob("step_*")):
             return str(folder), True
-        if run_dir is not None:
+        if run_dir is not None and not _is_finished(RunFolder(run_dir)):
             RunFolder(run_dir).begin_anew()
     folder = RunFolder.create(trainer.name, run_dir, output).path
     _leave(mark, folder)
     return str(folder), None
+
+
+def _is_finished(run: RunFolder) -> bool:
+    """Return whether a run came to its end, which one without checkpoints can, too."""
+    return any(event.get("kind") == "finish" for event in run.read_events())
 
 
 def _checkpoint_of(resume: bool | str | Path) -> str | None:

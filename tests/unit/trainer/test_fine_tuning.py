@@ -273,6 +273,17 @@ def test_a_full_disk_costs_the_average_and_not_the_run(reviews, tmp_path, monkey
     Trainer(make_encoder(), train, val, epochs=2, run_dir=tmp_path / "r", **settings).fit()
     assert "could not be averaged: [Errno 28]" in (tmp_path / "r/events.jsonl").read_text()
     assert (tmp_path / "r/model.bin").is_file()
+    monkeypatch.undo()
+
+    class Damages(Callback):
+        def on_eval_end(self, trainer, metrics):
+            for path in (tmp_path / "d/best").glob("step_*.bin"):
+                path.write_bytes(b"a bad sector")
+
+    settings["callbacks"] = [Damages()]
+    Trainer(make_encoder(), train, val, epochs=2, run_dir=tmp_path / "d", **settings).fit()
+    assert "could not be averaged" in (tmp_path / "d/events.jsonl").read_text()
+    settings.pop("callbacks")
     monkeypatch.setattr(AverageBest, "_keep", is_full)
     Trainer(make_encoder(), train, val, epochs=2, run_dir=tmp_path / "s", **settings).fit()
     assert "could not be kept for average_best" in (tmp_path / "s/events.jsonl").read_text()

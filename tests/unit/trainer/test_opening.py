@@ -86,6 +86,14 @@ def test_runs_without_a_folder_of_their_own_are_found_by_their_turn(start):
     assert other.folder.path.name == "run-3"
 
 
+def test_a_restart_does_not_begin_a_finished_run_without_checkpoints_anew(start):
+    make_run(run_dir="x", checkpoint_every=None).fit()
+    start()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        make_run(run_dir="x", checkpoint_every=None).fit()
+    assert '"train"' in Path("x/metrics.jsonl").read_text()
+
+
 def test_a_second_run_in_a_run_dir_is_refused_in_a_launch_too(start):
     make_run(run_dir="x").fit()
     with pytest.raises(ConfigError, match="holds a run already"):

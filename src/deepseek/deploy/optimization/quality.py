@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deepseek.datasets import DataSpec
 from deepseek.deploy.report.quantity import is_higher_better
-from deepseek.errors import CheckpointError, ConfigError
+from deepseek.errors import CheckpointError, ConfigError, DataError
 from deepseek.models.joint_outputs import is_number
 from deepseek.trainer.metrics import Mean, Metric
 from deepseek.trainer.regression import RegressionTask
@@ -162,7 +162,13 @@ def compare(task: Task, name: str, base: Tensor, own: Tensor) -> Quality:
         [_drop(task, name, one, other) for one, other in zip(*rows[0], strict=True)],
         dtype=torch.float64,
     )
-    low, high = torch.quantile(drops[drops.isfinite()], torch.tensor(_INTERVAL).double()).tolist()
+    finite = drops[drops.isfinite()]
+    if not len(finite):
+        raise DataError(
+            f"{name} is no number: the outputs to be reached are alike in all samples",
+            fix="give more samples, or labelled ones",
+        )
+    low, high = torch.quantile(finite, torch.tensor(_INTERVAL).double()).tolist()
     total, own_total = base.sum(0), own.sum(0)
     return Quality(
         _compute(task, name, own_total), _drop(task, name, total, own_total), (low, high)

@@ -55,7 +55,7 @@ class Judge:
                 f"metric={metric!r} cannot be measured: the data have no labels",
                 fix="give labelled data, or leave metric out",
             )
-        elif _gives_numbers(engine, samples):
+        elif metric is None and _gives_numbers(engine, samples):
             self.metric = EXPLAINED
 
     @property

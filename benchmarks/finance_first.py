@@ -6,16 +6,13 @@ Sentences that are nearly one of the benchmark's are left out.
 import argparse
 
 import numpy as np
-import torch
 
-from deepseek.datasets import MultiTaskDataset
 from deepseek.datasets.near_duplicates import find_near_duplicates
 from deepseek.finance.datasets import Sentences, read_fiqa, read_twitter_news
-from deepseek.models import ModelEngine, MultiHead
+from deepseek.models import ModelEngine
 from deepseek.models.encoder_outputs import with_outputs
-from deepseek.trainer import Trainer
-from finance_models import RECIPE, as_data
-from finance_multitask import part_of
+from finance_models import as_data
+from finance_multitask import part_of, train_heads
 
 
 def learn_first(
@@ -33,15 +30,9 @@ def learn_first(
         name: as_data(args, without_known(own, texts), tokenizer, f"first_{name}")
         for name, own in read_first(args).items()
     }
-    torch.manual_seed(args.seed)
-    model = MultiHead.around(with_outputs(engine, "hidden"))
-    recipe = {name: value for name, value in RECIPE.items() if name != "label_smoothing"}
-    trainer = Trainer(
-        model, MultiTaskDataset(data, seed=args.seed), seed=args.seed, device=args.device,
-        loggers=(), run_dir=args.output / "first", **{**recipe, "epochs": args.first_epochs},
-    )  # fmt: skip
-    trainer.fit()
-    return ModelEngine.wrap(model.trunk)
+    encoder = with_outputs(engine, "hidden")
+    train_heads(args, encoder, data, args.seed, "first", epochs=args.first_epochs)
+    return encoder
 
 
 def read_first(args: argparse.Namespace) -> dict[str, Sentences]:

@@ -20,7 +20,7 @@ from deepseek.finance.datasets import (
     read_phrasebank,
     read_twitter_news,
 )
-from deepseek.models import MultiHead
+from deepseek.models import ModelEngine, MultiHead
 from deepseek.trainer import Trainer
 from deepseek.trainer.cross_validation import choose_folds
 from deepseek.trainer.evaluation import evaluate_model
@@ -103,17 +103,40 @@ def learn_together(
     test: dict[str, TextDataset],
 ) -> dict[str, float]:
     """Return the scores of one encoder of all tasks."""
+    model = train_heads(
+        args, minilm(outputs="hidden"), train, seed, f"multi_{label(weighting)}_{seed}",
+        weighting=weighting, **args.recipe,
+    )  # fmt: skip
+    found = evaluate_model(model, MultiTaskDataset(test), device=args.device)
+    return {name: found[f"{name}_{metric}"] for name, metric in SCORES.items()}
+
+
+def train_heads(
+    args: argparse.Namespace,
+    encoder: ModelEngine,
+    data: dict[str, TextDataset],
+    seed: int,
+    name: str,
+    **settings: object,
+) -> ModelEngine:
+    """Train an encoder with a head for each task by the recipe, but for what is of classes alone.
+
+    Args:
+        args: of the benchmark.
+        encoder: gives a vector for each token.
+        data: of each task.
+        seed: of heads and order.
+        name: of the run.
+        **settings: of the Trainer; they go before the recipe's.
+    """
     torch.manual_seed(seed)
-    model = MultiHead.around(minilm(outputs="hidden"))
-    recipe = {name: value for name, value in RECIPE.items() if name != "label_smoothing"}
+    recipe = {key: value for key, value in RECIPE.items() if key != "label_smoothing"}
     trainer = Trainer(
-        model, MultiTaskDataset(train, seed=seed), seed=seed, device=args.device,
-        loggers=(), run_dir=args.output / f"multi_{label(weighting)}_{seed}", weighting=weighting,
-        **{**recipe, **args.recipe},
+        MultiHead.around(encoder), MultiTaskDataset(data, seed=seed), seed=seed,
+        device=args.device, loggers=(), run_dir=args.output / name, **{**recipe, **settings},
     )  # fmt: skip
     trainer.fit()
-    found = evaluate_model(trainer.model, MultiTaskDataset(test), device=args.device)
-    return {name: found[f"{name}_{metric}"] for name, metric in SCORES.items()}
+    return trainer.model
 
 
 def label(weighting: str | dict) -> str:

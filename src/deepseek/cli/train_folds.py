@@ -125,14 +125,10 @@ def _train_patients(
 
 def _trainer_of_fold(config: RunConfig, train: Any, held_back: Any, place: Path) -> Trainer:
     """Return the trainer of a fold, which goes on where an interrupted one has saved."""
-    has_saved = _has_saved(place)
-    if not has_saved:
-        RunFolder(place).begin_anew()
-    return trainer_of(config, train, held_back, place, place if has_saved else None)
-
-
-def _has_saved(place: Path) -> bool:
-    return any((place / "checkpoints").glob("step_*"))
+    run = RunFolder(place)
+    if not run.has_saved:
+        run.begin_anew()
+    return trainer_of(config, train, held_back, place, place if run.has_saved else None)
 
 
 def _check_places(config: RunConfig, num_folds: int, folder: Path) -> None:
@@ -151,7 +147,7 @@ def _check_places(config: RunConfig, num_folds: int, folder: Path) -> None:
             )
         if CONFIG in names and METRICS_FILE in names:
             _refuse_other_settings(now, place, FREE)
-        elif CONFIG in names and _has_saved(place):
+        elif CONFIG in names and RunFolder(place).has_saved:
             _refuse_other_settings(now, place, FREE + LENGTH)
 
 

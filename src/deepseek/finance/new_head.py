@@ -88,10 +88,10 @@ class HeadRun:
     def _find_saved(self) -> Path | None:
         """Return the run of the head if it has saved anything; else let its folder be free."""
         head = self._find()
-        if head is None or any((head / "checkpoints").glob("step_*")):
+        if head is None or RunFolder(head).has_saved:
             return head
         if head == self.folder:
-            (head / "metrics.jsonl").unlink(missing_ok=True)  # back to step 0
+            RunFolder(head).begin_anew()
         return None
 
 

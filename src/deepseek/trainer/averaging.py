@@ -21,7 +21,7 @@ from deepseek.parallel.apply import ParallelModel
 from deepseek.trainer.callbacks import BestModel, Callback, monitored
 from deepseek.trainer.evaluation import keep_min_score
 from deepseek.trainer.growing import lent_tables
-from deepseek.trainer.model_saving import save_model
+from deepseek.trainer.model_saving import attempt, save_model
 from deepseek.trainer.training_state import fill_model
 
 if TYPE_CHECKING:
@@ -124,15 +124,8 @@ class AverageBest(Callback):
 
 def _on_first(trainer: "Trainer", act: Callable[[], object]) -> None:
     """Let rank 0 act; what the disk refuses, every rank raises as an OSError."""
-    problem = None
-    if trainer.world.is_main:
-        try:
-            act()
-        except (OSError, CheckpointError) as error:
-            problem = str(error)
-    problem = trainer.world.exchange(problem)[0]  # and the file is there
-    if problem is not None:
-        raise OSError(problem)
+    if problems := attempt(trainer.world, act, is_led=True):
+        raise OSError(problems[0])
 
 
 def average_models(paths: list[Path], target: Path) -> None:

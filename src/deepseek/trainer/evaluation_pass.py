@@ -15,7 +15,7 @@ from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.world import World
 from deepseek.trainer.evaluation_part import EvaluationPart
 from deepseek.trainer.metrics import Metric
-from deepseek.trainer.micro_batches import MicroBatches, move_batch
+from deepseek.trainer.micro_batches import MicroBatches, move_batch, split_batch
 from deepseek.trainer.precision import Precision
 from deepseek.trainer.task import Batch, Task
 
@@ -101,12 +101,10 @@ def _cut(batch: Batch, num_parts: int, keeps_empty: bool) -> Iterator[Batch]:
         yield batch
         return
     count = len(batch["targets"]) if batch else 0
-    size = -(-count // num_parts)
-    for start in (number * size for number in range(num_parts)):
-        if start < count:
-            yield {name: value[start : start + size] for name, value in batch.items()}
-        elif keeps_empty:
-            yield {}
+    parts = list(split_batch(batch, -(-count // num_parts))) if count else []
+    yield from parts
+    if keeps_empty:
+        yield from ({} for _ in range(num_parts - len(parts)))
 
 
 def _outputs(

@@ -1,14 +1,17 @@
 """The model of a run as one file, also where ranks hold parts of it."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from deepseek.checkpoint import StoredTensors
+from deepseek.errors import CheckpointError
 from deepseek.models.model_file import ModelFile, write_model_file
 from deepseek.parallel.apply import ParallelModel
+from deepseek.parallel.world import World
 from deepseek.trainer.growing import table_tensors
 
 
@@ -24,10 +27,10 @@ def save_model(parallel: ParallelModel, path: Path) -> None:
         return
     world.mark("a checkpoint")  # rank 0 may write for long
     folder = path.parent / f".{path.name}.parts"
-    problems = _attempt(parallel, lambda: _make_anew(folder) if world.is_main else None)
+    problems = attempt(world, lambda: _make_anew(folder), is_led=True)
     written = {p.key: p.tensor.contiguous() for p in parallel.parts() if p.is_written}
     own = folder / f"rank_{world.rank}.safetensors"
-    problems = problems or _attempt(parallel, lambda: save_file(written, own))
+    problems = problems or attempt(world, lambda: save_file(written, own))
     if world.is_main and not problems:
         try:
             stored = StoredTensors(sorted(folder.glob("rank_*.safetensors")))
@@ -54,11 +57,18 @@ def _make_anew(folder: Path) -> None:
     folder.mkdir()
 
 
-def _attempt(parallel: ParallelModel, act) -> list[str]:
-    """Act on every rank; return what went wrong anywhere."""
+def attempt(world: World, act: Callable[[], object], *, is_led: bool = False) -> list[str]:
+    """Read or write files on every rank; return on each what went wrong anywhere.
+
+    Args:
+        world: the ranks.
+        act: reads or writes.
+        is_led: whether rank 0 alone acts.
+    """
     problem = None
     try:
-        act()
-    except (OSError, SafetensorError) as error:  # a full disk is either
+        if world.is_main or not is_led:
+            act()
+    except (OSError, SafetensorError, CheckpointError) as error:  # a full disk is any of them
         problem = str(error)
-    return [each for each in parallel.world.exchange(problem) if each]
+    return [each for each in world.exchange(problem) if each]

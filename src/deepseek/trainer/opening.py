@@ -91,7 +91,7 @@ def _choose(
     mark = _launch_mark(output, str(number)) if run_dir is None else _launch_mark(run_dir, "begun")
     if mark is not None and _was_here(mark):
         folder = run_dir or Path(mark.read_text(encoding="utf-8"))
-        if any((folder / "checkpoints").glob("step_*")):
+        if RunFolder(folder).has_saved:
             return str(folder), True
         if run_dir is not None and not _is_finished(RunFolder(run_dir)):
             RunFolder(run_dir).begin_anew()

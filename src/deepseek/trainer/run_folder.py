@@ -102,6 +102,11 @@ class RunFolder:
             )
         return cls(folder)
 
+    @property
+    def has_saved(self) -> bool:
+        """Whether there is something to resume from."""
+        return any(self.checkpoints.glob("step_*"))
+
     def begin_anew(self) -> None:
         """Let a run that ended before it had saved anything begin again; log and events stay."""
         self.metrics.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from random import Random
 import torch
 
 from deepseek.errors import DeepSeekError
+from deepseek.trainer.run_folder import RunFolder
 from deepseek.trainer.trainer import Trainer
 
 # (run folder, resume) -> trainer; picklable: a function of a module, or a partial of one
@@ -107,7 +108,7 @@ def run_with_kills(
         The number of kills that hit a living run.
     """
     for number in range(num_kills):
-        process = start(factory, run, resume=has_checkpoint(run))
+        process = start(factory, run, resume=RunFolder(run).has_saved)
         _wait_for_begin(process, run)
         process.join(draws.uniform(0, whole_s / num_kills))
         if process.exitcode == 0:
@@ -116,15 +117,10 @@ def run_with_kills(
             raise RuntimeError(f"the run ended with exit code {process.exitcode}")
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join()
-        if run.exists() and not has_checkpoint(run):
+        if run.exists() and not RunFolder(run).has_saved:
             run.rename(run.with_name(f"{run.name}_killed_early_{number}"))
-    run_to_end(factory, run, resume=has_checkpoint(run))
+    run_to_end(factory, run, resume=RunFolder(run).has_saved)
     return num_kills
-
-
-def has_checkpoint(run: Path) -> bool:
-    """Return whether there is something to resume from."""
-    return any((run / "checkpoints").glob("step_*"))
 
 
 def _wait_for_begin(process: BaseProcess, run: Path) -> None:

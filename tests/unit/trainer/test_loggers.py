@@ -93,6 +93,9 @@ def test_tensorboard_steps_never_go_backwards_after_a_resume(tmp_path):
 
     run = tmp_path / "r"
     fit(run, loggers=("tensorboard",), keep_checkpoints=9)
+    second = int(time.time())
+    while int(time.time()) == second:  # files are read in the order of the second in their names
+        time.sleep(0.01)
     fit(run, loggers=("tensorboard",), resume=run / "checkpoints" / "step_8")
     events = EventAccumulator(str(run / "tensorboard"), purge_orphaned_data=True)
     events.Reload()

@@ -57,6 +57,9 @@ def main() -> None:
     parser.add_argument("--num-folds", type=int, default=5)
     parser.add_argument("--folds", type=int, nargs="+", help="those to run; all by default")
     parser.add_argument("--budget-min", type=float, default=15, help="of a pretraining, minutes")
+    parser.add_argument(
+        "--pretrain", type=json.loads, default={}, help="settings of a pretraining as JSON"
+    )
     parser.add_argument("--first-epochs", type=int, default=0, help="of near tasks; 0: none")
     parser.add_argument("--head-steps", type=int, default=200, help="of a new head, alone")
     parser.add_argument("--replay", type=float, default=0.1, help="share of general text")

@@ -23,8 +23,9 @@ def run(args: argparse.Namespace) -> list[dict]:
     done = adapt(
         minilm(outputs="hidden"), corpus, general=general_texts(args), replay=args.replay,
         epochs=None, time_budget=f"{60 * args.budget_min:.0f}s", head_steps=args.head_steps,
-        batch_size=32, lr=2e-4, loggers=(), seed=args.seed, device=args.device,
+        loggers=(), seed=args.seed, device=args.device,
         run_dir=args.output / "adaptation", checkpoint_every=None,
+        **{"batch_size": 32, "lr": 2e-4, **args.pretrain},
     )  # fmt: skip
     minutes = (monotonic() - began) / 60
     note = f"{done.num_steps} steps, {minutes:.0f} min"
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> list[dict]:
             read_fomc(args.data / f"fomc/{folder}_data/lab-manual-combine-{part}-{split}.xlsx")
             for part, folder in (("train", "training"), ("test", "test"))
         )
-        for name, model in (("before", minilm(outputs="hidden")), ("after", done.engine)):
+        for name, model in (("before", minilm(outputs="hidden")), ("after", done.engine.to("cpu"))):
             found = fine_tune(args, model, train, test, f"{name}_{split}")
             scores[name].append(f1(*found, "weighted"))
     rows.append({

@@ -40,17 +40,17 @@ def run(args: argparse.Namespace) -> list[dict]:
     ]  # fmt: skip
     began = monotonic()
     done = adapt(
-        SIZES, corpus, tokenizer="wordpiece", vocab_size=8192, masking="words", batch_size=32,
-        lr=7e-4, weight_decay=0.01, epochs=None, time_budget=f"{60 * args.budget_min:.0f}s",
+        SIZES, corpus, tokenizer="wordpiece", vocab_size=8192, masking="words",
+        weight_decay=0.01, epochs=None, time_budget=f"{60 * args.budget_min:.0f}s",
         loggers=(), seed=args.seed, device=args.device, run_dir=args.output / "scratch_pretrained",
-        checkpoint_every=None,
+        checkpoint_every=None, **{"batch_size": 32, "lr": 7e-4, **args.pretrain},
     )  # fmt: skip
     minutes = (monotonic() - began) / 60
     data = as_data(args, sentences, done.tokenizer, "scratch")
     torch.manual_seed(args.seed)
     config = {**done.engine.config, "outputs": "hidden", "num_classes": None}
     nothing = ModelEngine("encoder", **config)
-    starts = {"random": nothing, "pretrained": done.engine}
+    starts = {"random": nothing, "pretrained": done.engine.to("cpu")}
     if args.first_epochs:
         known = list(sentences.texts)
         starts["and near tasks"] = learn_first(args, done.engine, done.tokenizer, known)

@@ -37,13 +37,16 @@ from deepseek.medical.nodule_scores import (
 )
 from deepseek.medical.threshold_segmentation import largest_bright_part
 from deepseek.models import ModelEngine
+from deepseek.models.sliding_window import mirrored
 from deepseek.models.unet3d import UNet3D
 from deepseek.trainer import Trainer
 from measure import markdown_table, report
 
 KINDS = ("segmentation", "detection", "malignancy")
 RATES = (1.0, 1 / 8)
+FLIPS = (0, 1, 2)
 PATCH = (40, 40, 40)
+RECIPE = {"batch_size": 4, "lr": 2e-3, "weight_decay": 0.01}
 
 
 def train(kind: str, fold: int, cubes: NoduleCubes, args: argparse.Namespace) -> tuple:
@@ -63,13 +66,14 @@ def train(kind: str, fold: int, cubes: NoduleCubes, args: argparse.Namespace) ->
         return model.to(args.device), val_data, json.loads(finished.read_text())
     torch.manual_seed(args.seed)
     model = ModelEngine(
-        "unet3d" if is_masks else "center_detector3d", features=args.features, blocks=args.blocks
-    )
+        "unet3d" if is_masks else "center_detector3d", features=args.features, blocks=args.blocks,
+        **({"deep_supervision": args.deep_supervision} if is_masks else {}),
+    )  # fmt: skip
     length = {"epochs": args.epochs} if args.epochs else {"time_budget": f"{args.minutes:g}m"}
     began = time.perf_counter()
     trainer = Trainer(
-        model, train_data, batch_size=4, lr=2e-3, weight_decay=0.01, seed=args.seed,
-        device=args.device, graph=args.graph, run_dir=folder, **length,
+        model, train_data, seed=args.seed, device=args.device, graph=args.graph, run_dir=folder,
+        **{**RECIPE, **length, **args.recipe},
     )  # fmt: skip
     trainer.fit()
     minutes = (time.perf_counter() - began) / 60
@@ -78,11 +82,12 @@ def train(kind: str, fold: int, cubes: NoduleCubes, args: argparse.Namespace) ->
 
 
 @torch.inference_mode()
-def outputs_of(model: ModelEngine, data: NoduleDataset, device: str):
-    """Yield the outputs of each batch on the CPU, and the batch."""
+def outputs_of(model: ModelEngine, data: NoduleDataset, device: str, flips: tuple[int, ...] = ()):
+    """Yield the outputs of each batch on the CPU, and the batch; means over mirrored inputs."""
     model.eval()
+    compute = mirrored(model, flips, torch.float32)
     for batch in DataLoader(batch_size=8, shuffle=False, num_workers=0).bind(data):
-        yield model(batch["inputs"].to(device)).float().cpu(), batch
+        yield compute(batch["inputs"].to(device)).float().cpu(), batch
 
 
 def measure_segmentation(cubes: NoduleCubes, args: argparse.Namespace) -> dict:
@@ -91,7 +96,7 @@ def measure_segmentation(cubes: NoduleCubes, args: argparse.Namespace) -> dict:
     for fold in args.folds:
         model, data, took = train("segmentation", fold, cubes, args)
         minutes += took
-        for outputs, batch in outputs_of(model, data, args.device):
+        for outputs, batch in outputs_of(model, data, args.device, FLIPS if args.flips else ()):
             for labels, known, voxels in zip(
                 outputs.argmax(1), batch["targets"], batch["inputs"], strict=True
             ):
@@ -232,6 +237,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--features", type=int, nargs="+", default=[16, 32, 64, 96])
     parser.add_argument("--blocks", type=int, default=1)
+    parser.add_argument("--deep-supervision", action="store_true", help="of outlines")
+    parser.add_argument("--flips", action="store_true", help="outlines: mean of mirrored crops")
+    parser.add_argument("--recipe", type=json.loads, default={}, help="settings as JSON")
     parser.add_argument("--graph", choices=["dynamic", "static"], default="dynamic")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)

@@ -2,17 +2,19 @@
 
 The baseline is plain PyTorch with fused attention and no recomputation. `activations` is what is
 allocated after the forward pass and was not before (weights' copies for autocast in it); `peak` the
-most that is allocated within a step beyond weights, gradients and optimizer state. On a CPU both
-are counted from the allocator's events by torch's profiler, on a GPU by the allocator. Steps are
-taken in rotation; ratios are medians of those of a round.
+most that is allocated within a step beyond weights, gradients and optimizer state; `in all` is with
+them (16 bytes a weight, of AdamW in fp32). On a CPU they are counted from the allocator's events by
+torch's profiler, on a GPU by the allocator. Steps are taken in rotation; ratios are medians of
+those of a round.
 
     python benchmarks/memory.py                          on the CPU, one thread
     python benchmarks/memory.py --device cuda            GPT-2 medium and the like
-    python benchmarks/memory.py --device cuda --compile
+    python benchmarks/memory.py --device cuda --compile  baseline and policies as compiled graphs
 """
 
 import argparse
 import contextlib
+import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -31,12 +33,15 @@ from torch.utils.checkpoint import (
 )
 
 from deepseek.memory.blocks import find_blocks
+from deepseek.memory.chunked_loss import chunked_loss
+from deepseek.memory.head import find_head
 from deepseek.memory.policy import MemoryPolicy
 from deepseek.models import GPT, Encoder, VisionTransformer
 from measure import markdown_table, report, spread
 
 POLICIES = ("pointwise", "selective", "full")
-VOCABULARY = 8192
+CHUNKS = 8
+BYTES_A_WEIGHT = 16
 
 
 @dataclass
@@ -49,29 +54,42 @@ class Subject:
 
     def loss(self) -> Tensor:
         """Return the mean cross-entropy."""
+        return self.loss_of(self.hidden())
+
+    def hidden(self) -> Tensor:
+        """Return what the model makes of the batch: logits, or what a head left out takes."""
         out = self.model(self.inputs)
-        logits = out if isinstance(out, Tensor) else out.logits
+        return out if isinstance(out, Tensor) else out.logits
+
+    def loss_of(self, logits: Tensor) -> Tensor:
+        """Return the mean cross-entropy of logits."""
         return F.cross_entropy(logits.float().flatten(0, -2), self.targets.flatten())
+
+    @property
+    def num_weights(self) -> int:
+        """Of the model."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
 
 def make(name: str, device: str, is_large: bool) -> Subject:
     """Return a model of a kind: sizes of GPT-2 medium, or of a CPU."""
     layers, dim, heads = (24, 1024, 16) if is_large else (6, 512, 8)
-    batch, length = (8, 1024) if is_large else (2, 1024)
-    tokens = torch.randint(0, VOCABULARY, (batch, length), device=device)
+    batch, length = (16, 1024) if is_large else (2, 1024)
+    vocabulary = 50304 if is_large else 8192
+    tokens = torch.randint(0, vocabulary, (batch, length), device=device)
     with torch.device(device):
         if name == "GPT (GELU)":
             model = GPT(
                 context_length=length, num_layers=layers, dim=dim, heads=heads,
-                num_classes=VOCABULARY,
+                num_classes=vocabulary,
             )  # fmt: skip
             return Subject(model, tokens, tokens)
         if name == "Llama (SwiGLU)":
-            return Subject(_llama(layers, dim, heads), tokens, tokens)
+            return Subject(_llama(layers, dim, heads, vocabulary), tokens, tokens)
         if name == "BERT":
             model = Encoder(
                 context_length=length, num_layers=layers, dim=dim, heads=heads,
-                vocab_size=VOCABULARY, num_classes=8, dropout=0.0,
+                vocab_size=vocabulary, num_classes=8, dropout=0.0, pad_token=None,
             )  # fmt: skip
             return Subject(model, tokens, torch.arange(batch, device=device) % 8)
         size, patch, images = (224, 14, 64) if is_large else (224, 14, 4)
@@ -83,12 +101,12 @@ def make(name: str, device: str, is_large: bool) -> Subject:
         return Subject(model, pictures, torch.arange(images) % 1000)
 
 
-def _llama(layers: int, dim: int, heads: int) -> nn.Module:
+def _llama(layers: int, dim: int, heads: int, vocabulary: int) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         hidden_size=dim, intermediate_size=-(-8 * dim // 3 // 64) * 64, num_hidden_layers=layers,
-        num_attention_heads=heads, vocab_size=VOCABULARY, use_cache=False,
+        num_attention_heads=heads, vocab_size=vocabulary, use_cache=False,
         attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]: of its base class
     )  # fmt: skip
     return LlamaForCausalLM(config)
@@ -126,18 +144,87 @@ def checkpointed(blocks: list[nn.Module], **options):
             del block.forward
 
 
-def contestants(subject: Subject) -> dict[str, Callable[[], AbstractContextManager]]:
-    """Return a context for each way to keep less."""
+@dataclass(frozen=True)
+class Way:
+    """How a loss is computed: in which context, and by what."""
+
+    context: Callable[[], AbstractContextManager]
+    loss: Callable[[], Tensor]
+
+
+def contestants(subject: Subject, compiles: bool) -> dict[str, Way]:
+    """Return all ways, by name."""
     blocks = find_blocks(subject.model)
-    policies = {name: MemoryPolicy(name, [subject.model], blocks) for name in POLICIES}
-    return {
-        "plain torch": nullcontext,
-        **{f"memory={name}": policy.saving for name, policy in policies.items()},
-        "torch checkpoint, all but products": partial(
-            checkpointed, blocks, context_fn=keep_products
-        ),
-        "torch checkpoint": partial(checkpointed, blocks),
+
+    def way(context: Callable[[], AbstractContextManager], in_parts: bool = False) -> Way:
+        if in_parts:
+            return Way(context, loss_in_parts(subject, compiles))
+        return Way(context, captured(subject.loss) if compiles else subject.loss)
+
+    policies = {
+        name: MemoryPolicy(name, [subject.model], blocks, compiles=compiles).saving
+        for name in POLICIES
     }
+    ways = {
+        "plain torch": way(nullcontext),
+        **{f"memory={name}": way(context) for name, context in policies.items()},
+        "torch checkpoint, all but products": way(
+            partial(checkpointed, blocks, context_fn=keep_products)
+        ),
+        "torch checkpoint": way(partial(checkpointed, blocks)),
+    }
+    if subject.inputs.shape == subject.targets.shape:  # a loss for each token
+        ways[f"loss_chunks={CHUNKS}"] = way(nullcontext, in_parts=True)
+        for name in ("pointwise", "selective"):
+            ways[f"memory={name}, loss_chunks={CHUNKS}"] = way(policies[name], in_parts=True)
+    if compiles:  # the compiler remakes what is pointwise by itself
+        ways = {name: own for name, own in ways.items() if "pointwise" not in name}
+        ways["plain torch, not compiled"] = Way(nullcontext, subject.loss)
+    elif torch.cuda.is_available() and f"loss_chunks={CHUNKS}" in ways:
+        part = loss_in_parts(subject, compiles=False, compiles_loss=True)
+        name = f"loss_chunks={CHUNKS}, its loss compiled"
+        ways |= {name: Way(nullcontext, part)}
+        ways |= {f"memory=pointwise, {name}": Way(policies["pointwise"], part)}
+    return ways
+
+
+def loss_in_parts(
+    subject: Subject, compiles: bool, compiles_loss: bool = False
+) -> Callable[[], Tensor]:
+    """Return what gives the loss with logits of some tokens at a time."""
+    model = subject.model
+    head = find_head(model, model.hints.head if isinstance(model, GPT) else ())
+    if head is None:
+        raise TypeError(f"{type(model).__name__} has no head for each token")
+    hidden_of = captured(subject.hidden) if compiles else subject.hidden
+
+    def loss_of(hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = head(hidden).float()
+        return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum")
+
+    compute = captured(loss_of) if compiles or compiles_loss else loss_of
+
+    def loss() -> Tensor:
+        with head.left_out():
+            hidden = hidden_of()
+        return chunked_loss(
+            hidden, head.parameters(),
+            lambda part, tokens: compute(part, subject.targets[:, tokens]), CHUNKS,
+        ) / subject.targets.numel()  # fmt: skip
+
+    return loss
+
+
+def captured(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compile a function or method by itself: torch keeps graphs by code, whatever the context."""
+    of = getattr(compute, "__self__", None)
+    function = getattr(compute, "__func__", compute)
+    alone = types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__,
+        function.__defaults__, function.__closure__,
+    )  # fmt: skip
+    compiled = torch.compile(alone, dynamic=False)
+    return compiled if of is None else partial(compiled, of)
 
 
 # -- measuring -------------------------------------------------------------------------------
@@ -176,34 +263,34 @@ def allocated(compute: Callable[[], object], device: str) -> tuple[int, int]:
 
 def measure(subject: Subject, args: argparse.Namespace) -> dict[str, Result]:
     """Take steps of all contestants in rotation."""
-    ways = contestants(subject)
+    ways = contestants(subject, args.compile)
+    if args.ways:
+        ways = {name: own for name, own in ways.items() if name in ("plain torch", *args.ways)}
     results = {name: Result() for name in ways}
     parameters = list(subject.model.parameters())
-    compute = torch.compile(subject.loss) if args.compile else subject.loss
     cast = partial(torch.autocast, args.device, torch.bfloat16)
 
-    def forward(context: Callable[[], AbstractContextManager]) -> Tensor:
-        with cast(), context():
-            return compute()
+    def forward(way: Way) -> Tensor:
+        with cast(), way.context():
+            return way.loss()
 
-    def step(context: Callable[[], AbstractContextManager]) -> None:
-        forward(context).backward()
+    def step(way: Way) -> None:
+        forward(way).backward()
         for parameter in parameters:
             parameter.grad = None
 
-    for name, context in ways.items():
-        step(context)
-        results[name].activation_bytes = allocated(partial(forward, context), args.device)[0]
+    for name, way in ways.items():
+        step(way)
+        results[name].activation_bytes = allocated(partial(forward, way), args.device)[0]
         # gradients are there before, as from the second micro-batch on
-        forward(context).backward()
-        results[name].peak_bytes = allocated(lambda c=context: forward(c).backward(), args.device)[
-            1
-        ]
+        forward(way).backward()
+        peak = allocated(lambda way=way: forward(way).backward(), args.device)[1]
+        results[name].peak_bytes = peak
         for parameter in parameters:
             parameter.grad = None
     for _ in range(args.rounds):
-        for name, context in ways.items():
-            results[name].seconds.append(time_step(partial(step, context), args.device))
+        for name, way in ways.items():
+            results[name].seconds.append(time_step(partial(step, way), args.device))
     return results
 
 
@@ -222,9 +309,9 @@ def time_step(step: Callable[[], object], device: str) -> float:
     return (perf_counter() - began) / 5
 
 
-def rows_of(name: str, results: dict[str, Result]) -> list[dict]:
+def rows_of(name: str, num_weights: int, results: dict[str, Result]) -> list[dict]:
     """Return what the table shows."""
-    plain = results["plain torch"]
+    plain, held = results["plain torch"], BYTES_A_WEIGHT * num_weights
     rows = []
     for way, result in results.items():
         ratio = [a / b for a, b in zip(plain.seconds, result.seconds, strict=True)]
@@ -236,11 +323,33 @@ def rows_of(name: str, results: dict[str, Result]) -> list[dict]:
                 "activation_saved": 1 - result.activation_bytes / plain.activation_bytes,
                 "peak_mib": result.peak_bytes / 2**20,
                 "peak_saved": 1 - result.peak_bytes / plain.peak_bytes,
+                "in_all_mib": (held + result.peak_bytes) / 2**20,
+                "in_all_saved": 1 - (held + result.peak_bytes) / (held + plain.peak_bytes),
                 "step_ms": median(result.seconds) * 1e3,
                 "speed": spread(ratio),
             }
         )
     return rows
+
+
+def table_of(records: list[dict]) -> str:
+    """Return the records as a table."""
+    header = (
+        "model", "", "activations MiB", "less", "peak MiB", "less", "in all MiB", "less", "step ms",
+        "speed",
+    )  # fmt: skip
+    return markdown_table(
+        header,
+        [
+            (
+                r["model"], r["way"], f"{r['activation_mib']:,.0f}", f"{r['activation_saved']:.1%}",
+                f"{r['peak_mib']:,.0f}", f"{r['peak_saved']:.1%}", f"{r['in_all_mib']:,.0f}",
+                f"{r['in_all_saved']:.1%}", f"{r['step_ms']:,.0f}",
+                f"{r['speed'][0]:.3f} ± {r['speed'][1]:.3f} x",
+            )
+            for r in records
+        ],
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -250,6 +359,7 @@ def main() -> None:
     parser.add_argument(
         "--models", nargs="+", default=["GPT (GELU)", "Llama (SwiGLU)", "ViT", "BERT"]
     )
+    parser.add_argument("--ways", nargs="+", help="beside plain torch; all by default")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="compiled baseline, and policies")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
@@ -259,19 +369,12 @@ def main() -> None:
     records = []
     for name in args.models:
         torch.manual_seed(0)
-        records += rows_of(name, measure(make(name, args.device, args.device == "cuda"), args))
-    header = ("model", "", "activations MiB", "less", "peak MiB", "less", "step ms", "speed")
-    table = markdown_table(
-        header,
-        [
-            (
-                r["model"], r["way"], f"{r['activation_mib']:,.0f}", f"{r['activation_saved']:.1%}",
-                f"{r['peak_mib']:,.0f}", f"{r['peak_saved']:.1%}", f"{r['step_ms']:,.0f}",
-                f"{r['speed'][0]:.3f} ± {r['speed'][1]:.3f} x",
-            )
-            for r in records
-        ],
-    )  # fmt: skip
+        subject = make(name, args.device, args.device == "cuda")
+        records += rows_of(name, subject.num_weights, measure(subject, args))
+        print(table_of(records), flush=True)  # a long run that is cut off leaves what is known
+        del subject
+        torch._dynamo.reset()
+    table = table_of(records)
     report(args, records, table, (__doc__ or "").split("\n\n")[1].replace("\n", " "))
 
 

@@ -4,6 +4,7 @@ What a step is belongs to `TrainStep`, what a batch means to `Task`, what is sho
 the loggers.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -284,6 +285,7 @@ class Trainer:
         """
         refuse_second(self._folder)
         if self.config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS asks for
             torch.use_deterministic_algorithms(True)
         assembly = self.assembly
         resumed = open_folder(self, self._resume, self._run_dir, self._output)

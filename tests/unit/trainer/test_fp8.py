@@ -43,6 +43,7 @@ def test_a_model_that_has_no_such_linear_is_refused():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")
 def test_a_run_in_fp8_learns(tmp_path):
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("needs a Hopper GPU")

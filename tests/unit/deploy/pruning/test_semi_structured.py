@@ -103,6 +103,7 @@ def test_on_a_processor_it_is_said_that_nothing_becomes_faster():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:The PyTorch API of SparseSemi")
 def test_a_gpu_computes_the_same_with_its_sparse_kernels():
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("needs a CUDA device of compute capability 8.0 or more")

@@ -93,8 +93,8 @@ def theirs(data: TextDataset, args: argparse.Namespace, sampling: str) -> float:
     settings = transformers.TrainingArguments(
         output_dir=str(args.output / "speed_theirs"), per_device_train_batch_size=BATCH_SIZE,
         num_train_epochs=EPOCHS, learning_rate=5e-5, bf16=HAS_BF16, report_to=[],
-        save_strategy="no", logging_strategy="no", train_sampling_strategy=sampling, disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
+        save_strategy="no", logging_strategy="no", train_sampling_strategy=sampling,
+        disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
     trainer = transformers.Trainer(
         model=model, args=settings, train_dataset=rows, callbacks=[TheirClock()],

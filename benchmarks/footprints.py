@@ -176,7 +176,8 @@ def main() -> None:
     worst = max(records, key=lambda record: abs(record["off"]))
     notes = f"Worst: {worst['model']} in {worst['precision']}, {worst['off']:+.1%}."
     if skipped:
-        notes += f" Left out, above {MOST_WEIGHTS / 1e6:.0f} M weights or not built: {', '.join(skipped)}."
+        most = f"{MOST_WEIGHTS / 1e6:.0f} M weights"
+        notes += f" Left out, above {most} or not built: {', '.join(skipped)}."
     report(args, records, markdown_table(header, rows), notes)
 
 

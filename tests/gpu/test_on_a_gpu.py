@@ -79,6 +79,8 @@ class Stop(Callback):
 @pytest.mark.parametrize("name", SMALL)
 def test_a_model_learns_in_bf16_as_it_does_on_a_cpu(name):
     engine, inputs = make_engine(name), make_inputs(name, batch_size=4)
+    if name == "encoder":
+        engine.eval()  # its dropout draws otherwise on each device
     want = engine(inputs)
     engine.cuda()
     with torch.autocast("cuda", dtype=torch.bfloat16):
@@ -148,7 +150,9 @@ def test_data_that_are_on_the_gpu_are_learnt_as_those_of_a_cpu(tmp_path):
     for number, given in enumerate((data, moved)):
         torch.manual_seed(0)
         engine = ModelEngine("resnet20", num_classes=2)
-        found.append(train(tmp_path / str(number), engine, given, precision="fp32"))
+        settings = {"precision": "fp32", "deterministic": True}
+        found.append(train(tmp_path / str(number), engine, given, **settings))
+    torch.use_deterministic_algorithms(False)
     np.testing.assert_allclose(losses(found[0]), losses(found[1]), rtol=1e-4)
     assert found[1].evaluate(moved) == pytest.approx(found[0].evaluate(data), rel=1e-3)
 
@@ -177,7 +181,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, optimizer):
 def test_a_checkpoint_that_was_copied_beside_training_holds_the_weights(tmp_path):
     trainer = train(tmp_path / "r", max_steps=6, checkpoint_every=6)
     stored = StoredTensors(sorted((tmp_path / "r/checkpoints/step_6").glob("model*.safetensors")))
-    for name, weight in trainer.model.module.state_dict().items():
+    weights_now = dict(trainer.model.module.named_parameters())  # tied ones once
+    assert set(stored) >= set(weights_now)
+    for name, weight in weights_now.items():
         assert torch.equal(stored[name], weight.cpu()), name
 
 
@@ -192,6 +198,7 @@ def test_what_saves_memory_changes_nothing(tmp_path, settings):
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
 def test_a_compiled_step_is_the_step(tmp_path):
     settings = {"precision": "fp32", "max_steps": 4}
     plain, compiled = (

@@ -1,6 +1,7 @@
 """What waits on the host comes back with the same bits, and is gone from the device meanwhile."""
 
 import gc
+import os
 import weakref
 
 import pytest
@@ -179,7 +180,10 @@ def test_a_link_hides_what_both_passes_have_time_for():
 def cuda():
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    return torch.device("cuda")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)  # else sums of gradients are in changing order
+    yield torch.device("cuda")
+    torch.use_deterministic_algorithms(False)
 
 
 def on_gpu(policy, num_layers=8):
@@ -206,7 +210,7 @@ def test_streams_bring_back_the_same_bits_and_the_peak_is_lower(name, cuda):
     grads, peak = on_gpu(MemoryPolicy(name))
     found, lower = on_gpu(offloading(name=name))
     assert_same(found, grads)
-    assert lower < 0.7 * peak
+    assert lower < (0.95 if name == "selective" else 0.7) * peak  # which keeps little as it is
 
 
 @pytest.mark.gpu

@@ -54,7 +54,7 @@ def test_a_run_in_fp8_learns(tmp_path):
     inputs = torch.randn(1024, 32)
     data = TensorDataset(inputs, inputs[:, :3].argmax(1))
     trainer = Trainer(
-        make_net(), data, batch_size=64, epochs=4, precision="fp8", run_dir=tmp_path / "r"
+        make_net(), data, batch_size=64, epochs=8, lr=3e-3, precision="fp8", run_dir=tmp_path / "r"
     )
     history = trainer.fit()
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]

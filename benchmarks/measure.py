@@ -20,7 +20,7 @@ import torch
 
 def machine() -> dict[str, object]:
     """Return chip, threads and versions that the numbers belong to."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # which a run on the CPU has not done
         chip = torch.cuda.get_device_name()
     else:
         capabilities = torch.cpu.get_capabilities()

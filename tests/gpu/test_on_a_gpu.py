@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 from deepseek.checkpoint import StoredTensors
 from deepseek.convert import convert
 from deepseek.datasets import DataLoader, TokenDataset
+from deepseek.deploy import export
 from deepseek.errors import PreemptedError
 from deepseek.models import GPT, ModelEngine, SlidingWindow
 from deepseek.models.attention import attention, causal_attention
@@ -240,6 +241,13 @@ def test_an_evaluation_is_that_of_a_cpu():
         for device in ("cuda", "cpu")
     )
     assert found["loss"] == pytest.approx(want["loss"], rel=1e-2)
+
+
+def test_a_model_on_the_gpu_is_exported_and_stays_there(tmp_path):
+    engine = ModelEngine("resnet20", num_classes=2).cuda()
+    exported = export(engine, tmp_path / "net.onnx", data=torch.rand(4, 3, 32, 32))
+    assert exported.path.is_file()
+    assert engine.device.type == "cuda"
 
 
 def test_text_is_written_and_a_volume_looked_at():

@@ -1,5 +1,6 @@
 """A model as a file that other programs run, checked on samples before it takes its name."""
 
+import copy
 import statistics
 import time
 from dataclasses import dataclass
@@ -104,6 +105,8 @@ def export(
     path = Path(path)
     chosen = find_format(path, format)
     engine = model if isinstance(model, ModelEngine) else ModelEngine.load(model)
+    if engine.device.type != "cpu":
+        engine = copy.deepcopy(engine).to("cpu")  # the given one stays where it is
     engine = merge_lora(with_spec(engine, data))
     is_int8 = precision.startswith("int8")
     if is_int8 and data is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 from torch.utils._pytree import tree_leaves
 
-from deepseek.memory.kernels import KERNELS, Kernels
+from deepseek.memory.kernels import KERNELS
 
 ACTIVATIONS = "activations"
 LOGITS = "logits"
@@ -46,7 +46,7 @@ class Allocations(TorchDispatchMode):
     """Counts the storages that are made inside, until they are gone.
 
     Args:
-        kernels: what they take for themselves while they run, by operator.
+        counts_kernels: add what kernels of a CPU take for themselves while they run.
 
     Attributes:
         alive_bytes: now.
@@ -55,9 +55,9 @@ class Allocations(TorchDispatchMode):
         pause: a context in which nothing is counted.
     """
 
-    def __init__(self, *, kernels: Kernels = KERNELS) -> None:
+    def __init__(self, *, counts_kernels: bool = True) -> None:
         super().__init__()
-        self._kernels = kernels
+        self._counts_kernels = counts_kernels
         self.alive_bytes = self.peak_bytes = 0
         self.logits_numel = 0
         self.pause = _Pause()
@@ -81,8 +81,8 @@ class Allocations(TorchDispatchMode):
                 is_logits = tensor.numel() == self.logits_numel > 0
                 self._note(tensor.untyped_storage(), LOGITS if is_logits else ACTIVATIONS)
         self._look_at_weights(func, tensors, made)
-        if func.overloadpacket in self._kernels:
-            self._pass_by(self._kernels[func.overloadpacket](tensors))
+        if self._counts_kernels and func.overloadpacket in KERNELS:
+            self._pass_by(KERNELS[func.overloadpacket](tensors))
         return result
 
     def hold(self, tensors: Iterable[Tensor], role: str) -> None:

@@ -1,23 +1,18 @@
-"""What kernels take for themselves while they run, beside what they are given and make.
+"""What kernels of a CPU take for themselves while they run, beside what they are given and make.
 
-On a CPU convolutions are taken to be oneDNN's (with one thread torch does small ones itself, and
-needs less). Most of it is tensors put in another order; for two kinds, buffers of the
+Convolutions are taken to be oneDNN's (with one thread torch does small ones itself, and needs
+less). Most of it is tensors put in another order; for two kinds, buffers of the
 gradient of weights. Read from the allocator's events of single convolutions (torch 2.14, 1 and 2
 threads, batches of 1 to 16, fp32 and bf16); `benchmarks/footprints.py` holds whole models against
 it. Matrix products, attention and norms take next to nothing.
-
-On a GPU the backward pass of attention sums the gradient of queries in float32 (cuDNN's and the
-memory-efficient kernel on an H200, torch 2.11); what cuDNN's convolutions take is not known.
 """
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-
-Kernels = Mapping[object, Callable[[Sequence[Tensor]], int]]
 
 PATCH_AREA = 256
 """Pixels of a kernel (16 x 16) from which on each thread sums gradients of weights by itself."""
@@ -27,8 +22,6 @@ TILE_CHANNELS = 16
 """Channels that buffers are filled up to where bf16 has matrix units (AMX)."""
 TILE_WIDTH = 32
 DEPTHWISE_COPIES = 256
-ATTENTION_ROWS = 64
-"""Queries that a block of attention's backward pass has on a GPU."""
 LANES = 64
 
 
@@ -82,22 +75,8 @@ def _weight_gradients(inputs: Tensor, weight: Tensor) -> int:
     return 0
 
 
-KERNELS: Kernels = {
+KERNELS: dict[object, Callable[[Sequence[Tensor]], int]] = {
     torch.ops.aten.convolution: _forward,
     torch.ops.aten.convolution_backward: _backward,
 }
-"""Operators of a CPU -> bytes, of their tensors in order."""
-
-
-def _attention_backward(tensors: Sequence[Tensor]) -> int:
-    batch, heads, length, width = tensors[1].shape  # queries
-    rows = -(-length // ATTENTION_ROWS) * ATTENTION_ROWS
-    return 4 * batch * heads * (rows * width + length)
-
-
-CUDA_KERNELS: Kernels = {
-    torch.ops.aten._scaled_dot_product_cudnn_attention_backward: _attention_backward,
-    torch.ops.aten._scaled_dot_product_efficient_attention_backward: _attention_backward,
-    torch.ops.aten._scaled_dot_product_flash_attention_backward: _attention_backward,
-}
-"""Operators of a GPU, likewise."""
+"""Operators -> bytes, of their tensors in order."""

@@ -17,7 +17,6 @@ from deepseek.memory.allocations import LOGITS, Allocations
 from deepseek.memory.chunked_loss import chunked_loss
 from deepseek.memory.head import Head, find_head
 from deepseek.memory.host_copies import HostCopies
-from deepseek.memory.kernels import CUDA_KERNELS, KERNELS
 from deepseek.memory.mirror import mirror
 from deepseek.memory.policy import MemoryPolicy
 
@@ -105,7 +104,7 @@ def simulate_step(
         for parameter in trained if frees_gradients else ():
             parameter.register_post_accumulate_grad_hook(_free_gradient)
         batch = inputs().to(device)
-        allocations = Allocations(kernels=KERNELS if is_on_cpu else CUDA_KERNELS)
+        allocations = Allocations(counts_kernels=is_on_cpu)
         memory = MemoryPolicy(policy, [twin], [twin.get_submodule(name) for name in blocks])
         memory.remade_places, memory.copied_places = remade_places, copied_places
         memory.recomputed = recomputed

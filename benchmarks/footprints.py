@@ -13,6 +13,7 @@ tensors is not in it.
 
 import argparse
 import inspect
+import sys
 from dataclasses import dataclass
 from functools import partial
 
@@ -154,7 +155,7 @@ def main() -> None:
         try:
             subject = make(name, args.batch_size)
         except ConfigError as error:  # some releases of timm cannot build all without numbers
-            print(f"{name}: {error}")
+            print(f"{name}: {error}", file=sys.stderr)
             subject = None
         if subject is None:
             skipped.append(name)

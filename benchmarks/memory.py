@@ -14,6 +14,7 @@ those of a round.
 
 import argparse
 import contextlib
+import sys
 import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -180,7 +181,7 @@ def contestants(subject: Subject, compiles: bool) -> dict[str, Way]:
     if compiles:  # the compiler remakes what is pointwise by itself
         ways = {name: own for name, own in ways.items() if "pointwise" not in name}
         ways["plain torch, not compiled"] = Way(nullcontext, subject.loss)
-    elif torch.cuda.is_available() and f"loss_chunks={CHUNKS}" in ways:
+    elif subject.inputs.is_cuda and f"loss_chunks={CHUNKS}" in ways:
         part = loss_in_parts(subject, compiles=False, compiles_loss=True)
         name = f"loss_chunks={CHUNKS}, its loss compiled"
         ways |= {name: Way(nullcontext, part)}
@@ -371,7 +372,7 @@ def main() -> None:
         torch.manual_seed(0)
         subject = make(name, args.device, args.device == "cuda")
         records += rows_of(name, subject.num_weights, measure(subject, args))
-        print(table_of(records), flush=True)  # a long run that is cut off leaves what is known
+        print(table_of(records), file=sys.stderr, flush=True)  # what is known, should it be cut off
         del subject
         torch._dynamo.reset()
     table = table_of(records)

@@ -366,6 +366,11 @@ def _notes(plan: Plan, rows, best: Row) -> tuple[str, ...]:
     left = [row.candidate.name for row in rows if "budget" in row.reason and row.status == SKIPPED]
     if left:
         notes.append(f"the budget was used up, not tried: {', '.join(left)}")
+    if torch.cuda.is_available() and RUNTIMES.get(best.candidate.runtime).device == "cpu":
+        notes.append(
+            "there is a GPU here, and what was chosen computes on the CPU: the model file with"
+            " device=cuda was not timed, and may be faster"
+        )
     if best.one is not None and not best.one.is_quiet:
         notes.append("other programs used the machine all the time: the times are rough")
     for name, path in plan.sources.items():

@@ -1,5 +1,6 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ import torch
 from deepseek.deploy import optimize
 from deepseek.deploy.artefact import load_engine
 from deepseek.deploy.optimization import candidate, search
-from deepseek.deploy.optimization.optimize import _read_known, parse_budget
+from deepseek.deploy.optimization.optimize import _notes, _read_known, parse_budget
 from deepseek.deploy.optimization.process import run_trial
 from deepseek.deploy.shares import parse_tolerance
 from deepseek.errors import ConfigError, DataError
@@ -74,6 +75,14 @@ def test_what_fails_is_a_row_and_the_model_is_the_worst_result(
     again = run()
     assert len(started) == count
     assert again.rows == found.rows
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_beside_a_gpu_a_choice_for_the_cpu_is_said_to_be_one(has_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    best = SimpleNamespace(candidate=candidate.BASE, one=None)
+    notes = _notes(SimpleNamespace(sources={}), [], best)
+    assert any("there is a GPU here" in note for note in notes) is has_gpu
 
 
 def check_the_model_is_kept(found, engine, digits):

@@ -174,14 +174,15 @@ def contestants(subject: Subject, compiles: bool) -> dict[str, Way]:
         ),
         "torch checkpoint": way(partial(checkpointed, blocks)),
     }
-    if subject.inputs.shape == subject.targets.shape:  # a loss for each token
+    has_tokens = subject.inputs.shape == subject.targets.shape  # and a loss for each
+    if has_tokens:
         ways[f"loss_chunks={CHUNKS}"] = way(nullcontext, in_parts=True)
         for name in ("pointwise", "selective"):
             ways[f"memory={name}, loss_chunks={CHUNKS}"] = way(policies[name], in_parts=True)
     if compiles:  # the compiler remakes what is pointwise by itself
         ways = {name: own for name, own in ways.items() if "pointwise" not in name}
         ways["plain torch, not compiled"] = Way(nullcontext, subject.loss)
-    elif subject.inputs.is_cuda and f"loss_chunks={CHUNKS}" in ways:
+    elif has_tokens and subject.inputs.is_cuda:
         part = loss_in_parts(subject, compiles=False, compiles_loss=True)
         name = f"loss_chunks={CHUNKS}, its loss compiled"
         ways |= {name: Way(nullcontext, part)}

@@ -17,10 +17,10 @@ REQUIRED = ("title", "benchmark", "command", "machine", "date", "notes", "table"
 HEAD = """\
 # Benchmarks
 
-All that was measured, rows that we lose included, with machine, versions and settings. The page
-is made of `benchmarks/results` by `python tools/benchmarks_page.py`; what is not there was not
-measured. On GPUs nothing has been recorded yet. What your own machine gives is measured by
-[`deepseek bench`](bench.md).
+What was recorded, rows that we lose included, with machine, versions and settings. The page is
+made of `benchmarks/results` by `python tools/benchmarks_page.py`; further figures stand on the
+pages of their subjects, with how they were measured. On GPUs a part has been measured: the machine
+stands with each table. What your own machine gives is measured by [`deepseek bench`](bench.md).
 
 A benchmark records itself, and the page is made again:
 

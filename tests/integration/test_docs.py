@@ -16,6 +16,7 @@ import shlex
 import shutil
 import signal
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 import timm
@@ -236,11 +237,14 @@ def test_tables_of_settings_are_complete_and_have_the_defaults(prefix, settings)
         NoduleDataConfig: nodules, MultiDataConfig: tasks, TableDataConfig: tables,
     }  # fmt: skip
     page = parts.get(settings, page)
-    rows = dict(re.findall(rf"^\| `{re.escape(prefix)}(\w+)` \| (.+?) \|", page, re.M))
+    found = re.findall(rf"^\| `{re.escape(prefix)}(\w+)` \| (.+?) \| (.+) \|$", page, re.M)
+    rows = {name: (shown, meaning) for name, shown, meaning in found}
     fields = settings.model_fields
     sections = {"data", "model", "trainer"} if settings is RunConfig else set()
     assert rows.keys() == fields.keys() - sections
-    for name, shown in rows.items():
+    for name, (shown, meaning) in rows.items():
+        words = {f"`{each}`" for each in choices(fields[name].annotation)}
+        assert [word for word in words if word not in shown + meaning] == [], name
         if fields[name].is_required():
             assert shown == "required"
         else:
@@ -252,6 +256,13 @@ def test_tables_of_settings_are_complete_and_have_the_defaults(prefix, settings)
             assert given == json.loads(
                 json.dumps(fields[name].get_default(call_default_factory=True))
             ), name
+
+
+def choices(annotation):
+    """Return the words that a setting takes."""
+    if get_origin(annotation) is Literal:
+        return [each for each in get_args(annotation) if isinstance(each, str)]
+    return [each for part in get_args(annotation) for each in choices(part)]
 
 
 def test_readmes_link_to_each_other():

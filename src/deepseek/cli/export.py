@@ -23,7 +23,7 @@ def export(
         typer.Option(help="pt2, aoti, onnx, openvino or executorch; else what OUT ends with."),
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="fp32, bf16, fp16, int8, as far as the format has it.")
+        str, typer.Option(help="fp32, bf16, fp16, int8, int8_bf16, as far as the format has it.")
     ] = "fp32",
     opset: Annotated[int | None, typer.Option(min=1, help="Of ONNX.")] = None,
     data: Annotated[

@@ -91,7 +91,7 @@ def export(
         model: an engine, or a model file.
         path: of the file.
         format: a name of `FORMATS`; by default what the end of `path` says.
-        precision: `fp32`, `bf16`, `fp16`, `int8`, as far as the format has it.
+        precision: `fp32`, `bf16`, `fp16`, `int8`, `int8_bf16`, as far as the format has it.
         opset: of ONNX; by default the exporter's.
         data: real samples to compare on, and for `int8` to calibrate on: a data set, a bound
             `DataLoader`, or a tensor (N, ...). Without, random ones. A model that was never trained

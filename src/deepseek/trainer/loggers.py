@@ -24,7 +24,7 @@ class Logger(ABC):
 
     @abstractmethod
     def log(self, record: dict) -> None:
-        """Write one record; `record["kind"]` is `train` or `epoch`."""
+        """Write one record; `record["kind"]` is `train`, `eval` or `epoch`."""
 
     @abstractmethod
     def close(self) -> None:

@@ -86,7 +86,7 @@ _ERRORS: dict[int | str, dict] = {
     for status, what in {
         400: "The body cannot be read.", 401: "No valid token.", 404: "No such model or version.",
         408: "The body came too slowly.", 409: "The version cannot be served.",
-        413: "The body is too large.", 415: "The body is of another type.",
+        413: "The body is too large, or has too many samples.", 415: "The body is of another type.",
         421: "Another host is meant.", 422: "The model cannot take it.",
         429: "Too many samples wait.", 503: "The model is not ready.",
         504: "The answer took too long.",

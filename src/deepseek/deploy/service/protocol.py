@@ -143,7 +143,7 @@ def _read(body: bytes, version: Version, limits: Limits) -> tuple[list, dict, tu
     """Return samples or texts, the id that the answer repeats, and the outputs that it has.
 
     Raises:
-        Refusal: 400 or 422, the body is not what the model takes.
+        Refusal: 400 or 422, the body is not what the model takes; 413, it holds too many samples.
     """
     content = parse_json(body)
     found, known = _read_tensor(content, version)

@@ -49,7 +49,8 @@ async def read_samples(
     """Return the samples of a request, and whether it was a single one.
 
     Raises:
-        Refusal: 400 or 422, the body is not what the model takes; 415, it is of another type.
+        Refusal: 400 or 422, the body is not what the model takes; 413, it holds too many samples;
+            415, it is of another type.
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind.startswith(PICTURE_TYPES):
@@ -191,7 +192,8 @@ async def encode_texts(texts: object, version: Version, limits: Limits) -> list[
     """Return texts as rows of tokens.
 
     Raises:
-        Refusal: 400, they are no texts; 422, the model takes none, or they are too many or long.
+        Refusal: 400, they are no texts; 413, they are too many; 422, there is none, one is too
+            long, or the model takes none.
     """
     if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
         raise Refusal(400, "texts is not a list of texts", fix='send {"texts": ["...", "..."]}')
@@ -213,9 +215,12 @@ async def encode_texts(texts: object, version: Version, limits: Limits) -> list[
 
 
 def _check_count(count: int, limits: Limits) -> None:
-    if not 1 <= count <= limits.max_samples:
+    most = limits.max_samples
+    if count < 1:
+        raise Refusal(422, "0 samples", fix=f"send 1 to {most}")
+    if count > most:
         raise Refusal(
-            422, f"{count} samples, the limit is {limits.max_samples}", fix="send fewer, at least 1"
+            413, f"{count:,} samples, the limit is {most}", fix=f"send {most} at most at a time"
         )
 
 
@@ -235,7 +240,7 @@ def to_samples(numbers: object, version: Version, limits: Limits) -> tuple[list[
     """Return nested numbers as samples, and whether they are a single one.
 
     Raises:
-        Refusal: 400 or 422, they are not what the model takes.
+        Refusal: 400 or 422, they are not what the model takes; 413, they are too many.
     """
     shape = version.sample_shape
     no_number = Refusal(
@@ -275,8 +280,8 @@ def to_rows(rows: object, version: Version, limits: Limits) -> list[np.ndarray]:
     """Return rows of a table, packed.
 
     Raises:
-        Refusal: 400, they are no rows; 422, they are too many, lack a column, or hold a value of
-            another kind.
+        Refusal: 400, they are no rows; 413, they are too many; 422, they lack a column, or hold a
+            value of another kind.
     """
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise Refusal(400, "rows is no list of objects", fix='send {"rows": [{column: value}]}')

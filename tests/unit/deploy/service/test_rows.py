@@ -66,6 +66,7 @@ def test_rows_that_cannot_be_read_are_refused_with_the_reason(ask, files):
         bodies = (
             {"rows": [{"user": "u1"}]}, {"rows": [{**ROWS[0], "price": [1]}]}, {"rows": "x"},
             {"rows": []}, {"inputs": [[1, 2]]}, {"rows": [{"\ud800": 1}]},
+            {"rows": ROWS[:1] * 9},
         )  # fmt: skip
         tensor = {"name": "rows", "shape": [1], "datatype": "BYTES", "data": ["\ud800"]}
         infer = json.dumps({"inputs": [tensor]})
@@ -76,10 +77,11 @@ def test_rows_that_cannot_be_read_are_refused_with_the_reason(ask, files):
         ]  # fmt: skip
 
     found = ask(work, files=files)
-    assert [each.status_code for each in found] == [422, 422, 400, 422, 400, 422, 400]
+    assert [each.status_code for each in found] == [422, 422, 400, 422, 400, 422, 413, 400]
     said = [each.json()["error"] for each in found]
     assert "is missing" in said[0]
     assert "is a list" in said[1]
     assert "rows is no list" in said[2]
     assert "there are ?" in said[5]  # half of a surrogate pair
-    assert "not JSON" in said[6]
+    assert "9 samples, the limit is 8" in said[6]
+    assert "not JSON" in said[7]

@@ -46,7 +46,7 @@ def test_texts_are_classified_as_the_model_does(ask, files):
     ("body", "status", "message"),
     [
         ({"text": "x" * (LIMITS.max_chars + 1)}, 422, "a text of 1,001 characters, the limit is"),
-        ({"texts": ["a"] * 9}, 422, "9 samples, the limit is 8"),
+        ({"texts": ["a"] * 9}, 413, "9 samples, the limit is 8"),
         ({"texts": []}, 422, "0 samples"),
         ({"texts": "a"}, 400, "texts is not a list"),
         ({"text": 7}, 400, "texts is not a list"),
@@ -102,7 +102,7 @@ def test_texts_of_a_tensor_are_never_an_array_as_wide_as_the_longest(ask, files)
             tracemalloc.stop()
 
     said, peak = ask(talk, files=files)
-    assert (said.status_code, "501 samples" in said.json()["error"]) == (422, True)
+    assert (said.status_code, "501 samples" in said.json()["error"]) == (413, True)
     assert peak < 50 << 20
 
 

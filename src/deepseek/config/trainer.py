@@ -91,6 +91,10 @@ class TrainerConfig(Settings):
     loss_chunks: AtLeastOne = Field(default=1, json_schema_extra=unit("parts"))
     """Parts that the tokens of a language model are cut into for logits and loss: only one part's
     logits exist at a time, and nothing is computed twice."""
+    compile_loss: Switch | Auto = "auto"
+    """Compile the loss of a part with `loss_chunks` and `graph=dynamic`, of full micro-batches.
+    `auto`: where one process computes on a CUDA device, unless numbers are to be the same to the
+    bit (`deterministic`) or lengths grow (`sequence_length_ramp`)."""
     batch_size_ramp: Ramp | None = Field(default=None, json_schema_extra=unit("samples"))
     """Begin with batches of START samples, larger by INCREMENT in equal parts of the first TOTAL
     samples, up to `batch_size`: `[START, INCREMENT, TOTAL]`. `null`: none."""
@@ -304,6 +308,7 @@ class TrainerSettings(TypedDict, total=False):
     memory: str | float
     predict_memory: bool
     loss_chunks: int
+    compile_loss: bool | Auto
     batch_size_ramp: tuple[int, int, int] | None
     sequence_length_ramp: tuple[int, int, int] | None
     grad_accum_steps: int | Auto

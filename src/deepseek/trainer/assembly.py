@@ -29,7 +29,7 @@ from deepseek.trainer.guard import BadStep, Guard
 from deepseek.trainer.joint_loss import JointLoss, check_joint
 from deepseek.trainer.labelled import counts_labels_alone
 from deepseek.trainer.layer_pace import LayerPace, choose_pace
-from deepseek.trainer.loss_parts import check_parts, head_here
+from deepseek.trainer.loss_parts import check_parts, compiles_loss, head_here
 from deepseek.trainer.memory_budget import choose_policy
 from deepseek.trainer.memory_format import prefers_channels_last, put_channels_last
 from deepseek.trainer.micro_batches import MicroBatches
@@ -225,6 +225,7 @@ def _build_step(
             loss_chunks=config.loss_chunks,
             head=head_here(parallel) if config.loss_chunks > 1 else None,
             labels_alone=counts_labels_alone(engine, task, world.plan, is_static),
+            compiles_loss=compiles_loss(config, world, precision),
         ),
         micro_batch_size=world.plan.micro_batch_size,
         clip_grad_norm=config.clip_grad_norm,

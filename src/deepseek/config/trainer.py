@@ -9,7 +9,11 @@ from pydantic_core import PydanticCustomError
 from deepseek.config.duration import Duration
 from deepseek.config.lora import LoraConfig
 from deepseek.config.memory import MemorySetting
-from deepseek.config.memory_rules import find_backward_problem, find_bf16_problem
+from deepseek.config.memory_rules import (
+    find_backward_problem,
+    find_bf16_problem,
+    find_norms_problem,
+)
 from deepseek.config.parallel import ParallelConfig
 from deepseek.config.schedule import ScheduleName
 from deepseek.config.settings import Auto, BetaPair, Number, Settings, Switch, Whole, unit
@@ -84,6 +88,9 @@ class TrainerConfig(Settings):
     nor what matrix products make for activation functions. `full`: only the inputs of each block.
     A number of bytes (`24GiB`) that a device may use at most, or a share of the activations
     (`0.6`), is kept to by the cheapest means."""
+    remake_norms: Switch | Auto = "auto"
+    """Whether `memory=pointwise` makes again what layer norms and RMS norms make. `auto`: not on a
+    CUDA device, where they take longer than activation functions for less memory."""
     predict_memory: Switch = True
     """Predict the peak of memory at the start, and say after a few steps how far it was off. Of a
     model that ranks divide a step is walked on paper, which takes a second for some four blocks;
@@ -279,7 +286,7 @@ class TrainerConfig(Settings):
 
     @model_validator(mode="after")
     def _save_what_can_be_saved(self) -> Self:
-        problem = find_bf16_problem(self) or find_backward_problem(self)
+        problem = find_bf16_problem(self) or find_backward_problem(self) or find_norms_problem(self)
         if problem is not None:
             raise PydanticCustomError("contradiction", problem.text, problem.context)
         return self
@@ -306,6 +313,7 @@ class TrainerSettings(TypedDict, total=False):
     expandable_segments: bool | Auto
     graph: Literal["dynamic", "static"]
     memory: str | float
+    remake_norms: bool | Auto
     predict_memory: bool
     loss_chunks: int
     compile_loss: bool | Auto

@@ -285,6 +285,7 @@ def _simulate(
                 lambda outputs: step.task.loss(outputs, {"targets": targets().to(device)}),
                 parts=parts,
                 policy=policy or memory.name,
+                keeps_norms=memory.keeps_norms,
                 remade_places=memory.remade_places if policy is None else None,
                 copied_places=copied,
                 blocks=_names(module, memory.blocks),

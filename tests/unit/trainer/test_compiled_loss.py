@@ -93,6 +93,16 @@ def test_a_compiled_loss_learns_the_same(settings, tmp_path):
     assert eager.assembly.step.graph.num_graphs == 0
 
 
+def test_a_resumed_run_goes_the_same_way(tmp_path):
+    # three steps an epoch, the third of 4 samples: the resumed run begins with that one
+    settings = {"compile_loss": True, "checkpoint_every": 2, "keep_checkpoints": 9}
+    whole = train(tmp_path / "run", **settings)
+    torch._dynamo.reset()
+    resumed = train(tmp_path / "run", resume=tmp_path / "run/checkpoints/step_2", **settings)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert resumed.assembly.step.graph.num_graphs == 2
+
+
 def test_what_cannot_be_compiled_runs_as_before_and_warns_once(tmp_path, monkeypatch):
     def fail(graph, *args):
         raise RuntimeError("no compiler is found\nhere")

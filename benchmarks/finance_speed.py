@@ -22,28 +22,40 @@ from deepseek.trainer import Callback, Trainer
 from finance_models import as_data, minilm, minilm_folder
 
 BATCH_SIZE, ROUNDS = 32, 3
-EPOCHS = 6 if torch.cuda.is_available() else 2
-"""On a GPU an epoch takes a second."""
-HAS_BF16 = torch.cuda.is_available() or torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
-def measured_steps(data: TextDataset) -> tuple[int, int]:
+def uses_gpu(args: argparse.Namespace) -> bool:
+    """Return whether steps are taken on a GPU: the one there is, unless a CPU is asked for."""
+    return args.device != "cpu" and torch.cuda.is_available()
+
+
+def has_bf16(args: argparse.Namespace) -> bool:
+    """Return whether the chip computes in bf16."""
+    return uses_gpu(args) or torch.cpu.get_capabilities().get("avx512_bf16", False)
+
+
+def count_epochs(args: argparse.Namespace) -> int:
+    """Return how many are taken: on a GPU one takes a second."""
+    return 6 if uses_gpu(args) else 2
+
+
+def measured_steps(data: TextDataset, args: argparse.Namespace) -> tuple[int, int]:
     """Return the steps after which time begins and ends."""
     steps = -(-len(data) // BATCH_SIZE)
-    return steps, EPOCHS * steps
+    return steps, count_epochs(args) * steps
 
 
 class Clock(Callback):
     """Notes when two steps are done, on the device too."""
 
-    def __init__(self, steps: tuple[int, int]) -> None:
-        self.steps = steps
+    def __init__(self, data: TextDataset, args: argparse.Namespace) -> None:
+        self.steps, self.waits = measured_steps(data, args), uses_gpu(args)
         self.times: list[float] = []
 
     def note(self, step: int) -> None:
         """Note the time after a step, if it is one of the two."""
         if step in self.steps:
-            if torch.cuda.is_available():
+            if self.waits:
                 torch.cuda.synchronize()
             self.times.append(time.perf_counter())
 
@@ -60,11 +72,12 @@ class Clock(Callback):
 
 def ours(data: TextDataset, args: argparse.Namespace, graph: Literal["dynamic", "static"]) -> float:
     """Return the seconds of the steps that are measured."""
-    clock = Clock(measured_steps(data))
+    clock = Clock(data, args)
     trainer = Trainer(
-        minilm(), data, batch_size=BATCH_SIZE, epochs=EPOCHS, lr=5e-5, device=args.device,
-        precision="bf16" if HAS_BF16 else "fp32", checkpoint_every=None, callbacks=[clock],
-        loggers=(), run_dir=args.output / f"speed_{time.time_ns()}", graph=graph,
+        minilm(), data, batch_size=BATCH_SIZE, epochs=count_epochs(args), lr=5e-5,
+        device=args.device, precision="bf16" if has_bf16(args) else "fp32", graph=graph,
+        checkpoint_every=None, callbacks=[clock], loggers=(),
+        run_dir=args.output / f"speed_{time.time_ns()}",
     )  # fmt: skip
     trainer.fit()
     return clock.seconds
@@ -88,7 +101,7 @@ def theirs(
     ]
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
 
-    clock = Clock(measured_steps(data))
+    clock = Clock(data, args)
 
     class TheirClock(transformers.TrainerCallback):
         def on_step_end(self, arguments, state, control, **kwargs):
@@ -96,9 +109,9 @@ def theirs(
 
     settings = transformers.TrainingArguments(
         output_dir=str(args.output / "speed_theirs"), per_device_train_batch_size=BATCH_SIZE,
-        num_train_epochs=EPOCHS, learning_rate=5e-5, bf16=HAS_BF16, report_to=[],
+        num_train_epochs=count_epochs(args), learning_rate=5e-5, bf16=has_bf16(args), report_to=[],
         save_strategy="no", logging_strategy="no", train_sampling_strategy=sampling,
-        disable_tqdm=True, use_cpu=not torch.cuda.is_available(), torch_compile=is_compiled,
+        disable_tqdm=True, use_cpu=not uses_gpu(args), torch_compile=is_compiled,
     )  # fmt: skip
     trainer = transformers.Trainer(
         model=model, args=settings, train_dataset=rows, callbacks=[TheirClock()],
@@ -112,8 +125,8 @@ def run(args: argparse.Namespace) -> list[dict]:
     """Return a row for each trainer."""
     sentences = read_phrasebank(args.data / "financial_phrasebank", "All")
     data = as_data(args, sentences, str(minilm_folder()), "speed")
-    begin, end = measured_steps(data)
-    num_tokens = int(data.lengths.sum()) * EPOCHS * (1 - begin / end)
+    begin, end = measured_steps(data, args)
+    num_tokens = int(data.lengths.sum()) * count_epochs(args) * (1 - begin / end)
     alike = "transformers, group_by_length"
     ways: dict[str, Callable[[], float]] = {
         "deepseek": lambda: ours(data, args, "dynamic"),

@@ -19,15 +19,15 @@ import torch
 
 
 def machine() -> dict[str, object]:
-    """Return chip, threads and versions that the numbers belong to."""
+    """Return chip, threads and versions that the numbers belong to; of a GPU, its host's too."""
+    capabilities = torch.cpu.get_capabilities()
+    cpu = capabilities.get("cpu_name") or _cpu_model() or platform.machine()
+    chips = {"chip": cpu}
     if torch.cuda.is_initialized():  # which a run on the CPU has not done
-        chip = torch.cuda.get_device_name()
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        chip = capabilities.get("cpu_name") or _cpu_model() or platform.machine()
+        chips = {"chip": torch.cuda.get_device_name(), "cpu": cpu}
     packages = ("torch", "lightning", "accelerate", "transformers", "timm")
     found: dict[str, object] = {
-        "chip": chip,
+        **chips,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
     }

@@ -187,6 +187,10 @@ def contestants(subject: Subject, compiles: bool) -> dict[str, Way]:
         name = f"loss_chunks={CHUNKS}, its loss compiled"
         ways |= {name: Way(nullcontext, part)}
         ways |= {f"memory=pointwise, {name}": Way(policies["pointwise"], part)}
+        as_run = MemoryPolicy("pointwise", [subject.model], blocks)
+        as_run.keeps_norms = True  # as a run does on a GPU
+        ways |= {"memory=pointwise, norms kept": way(as_run.saving)}
+        ways |= {f"memory=pointwise, norms kept, {name}": Way(as_run.saving, part)}
     return ways
 
 

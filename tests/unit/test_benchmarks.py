@@ -4,6 +4,7 @@ Only calls of functions and classes by their name are looked at, and only of our
 are left to `make check-benchmarks`.
 """
 
+import argparse
 import ast
 import importlib
 import inspect
@@ -142,3 +143,23 @@ def test_a_benchmark_says_what_it_takes(program):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "--" in done.stdout
+
+
+def test_a_gpu_is_named_with_the_cpu_beside_it(monkeypatch):
+    measure = importlib.import_module("measure")
+    alone = measure.machine()
+    monkeypatch.setattr(measure.torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(measure.torch.cuda, "get_device_name", lambda: "NVIDIA abacus")
+    found = measure.machine()
+    assert (found.pop("chip"), found.pop("cpu")) == ("NVIDIA abacus", alone.pop("chip"))
+    assert found == alone
+
+
+@pytest.mark.parametrize(("device", "is_gpu"), [("auto", True), ("cuda", True), ("cpu", False)])
+def test_speed_of_finance_is_of_the_device_that_was_asked_for(device, is_gpu, monkeypatch):
+    speed = imported("finance_speed")
+    monkeypatch.setattr(speed.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(speed.torch.cpu, "get_capabilities", dict)
+    args = argparse.Namespace(device=device)
+    assert speed.uses_gpu(args) == speed.has_bf16(args) == is_gpu
+    assert speed.Clock(range(64), args).steps == ((2, 12) if is_gpu else (1, 2))

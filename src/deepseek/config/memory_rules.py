@@ -88,3 +88,21 @@ def find_backward_problem(config: "TrainerConfig") -> Contradiction | None:
                 },
             )  # fmt: skip
     return None
+
+
+def find_norms_problem(config: "TrainerConfig") -> Contradiction | None:
+    """Return where `remake_norms` would be ignored."""
+    is_pointwise = config.memory == "pointwise" and config.graph == "dynamic"
+    if config.remake_norms == "auto" or is_pointwise:
+        return None
+    return Contradiction(
+        "remake_norms={remake} with memory={memory} and graph={graph}: it is a part of"
+        " memory=pointwise, operator by operator",
+        {
+            "remake": str(config.remake_norms).lower(),
+            "memory": str(config.memory),
+            "graph": config.graph,
+            "keys": ["remake_norms", "memory"],
+            "fix": "set remake_norms to auto, or memory to pointwise and graph to dynamic",
+        },
+    )

@@ -9,7 +9,11 @@ from pydantic_core import PydanticCustomError
 from deepseek.config.duration import Duration
 from deepseek.config.lora import LoraConfig
 from deepseek.config.memory import MemorySetting
-from deepseek.config.memory_rules import find_backward_problem, find_bf16_problem
+from deepseek.config.memory_rules import (
+    find_backward_problem,
+    find_bf16_problem,
+    find_norms_problem,
+)
 from deepseek.config.parallel import ParallelConfig
 from deepseek.config.schedule import ScheduleName
 from deepseek.config.settings import Auto, BetaPair, Number, Settings, Switch, Whole, unit
@@ -84,6 +88,9 @@ class TrainerConfig(Settings):
     nor what matrix products make for activation functions. `full`: only the inputs of each block.
     A number of bytes (`24GiB`) that a device may use at most, or a share of the activations
     (`0.6`), is kept to by the cheapest means."""
+    remake_norms: Switch | Auto = "auto"
+    """Whether `memory=pointwise` makes again what layer norms and RMS norms make. `auto`: not on a
+    CUDA device, where they take longer than activation functions for less memory."""
     predict_memory: Switch = True
     """Predict the peak of memory at the start, and say after a few steps how far it was off. Of a
     model that ranks divide a step is walked on paper, which takes a second for some four blocks;
@@ -91,6 +98,10 @@ class TrainerConfig(Settings):
     loss_chunks: AtLeastOne = Field(default=1, json_schema_extra=unit("parts"))
     """Parts that the tokens of a language model are cut into for logits and loss: only one part's
     logits exist at a time, and nothing is computed twice."""
+    compile_loss: Switch | Auto = "auto"
+    """Compile the loss of a part with `loss_chunks` and `graph=dynamic`, of full micro-batches.
+    `auto`: where one process computes on a CUDA device, unless numbers are to be the same to the
+    bit (`deterministic`) or lengths grow (`sequence_length_ramp`)."""
     batch_size_ramp: Ramp | None = Field(default=None, json_schema_extra=unit("samples"))
     """Begin with batches of START samples, larger by INCREMENT in equal parts of the first TOTAL
     samples, up to `batch_size`: `[START, INCREMENT, TOTAL]`. `null`: none."""
@@ -275,7 +286,7 @@ class TrainerConfig(Settings):
 
     @model_validator(mode="after")
     def _save_what_can_be_saved(self) -> Self:
-        problem = find_bf16_problem(self) or find_backward_problem(self)
+        problem = find_bf16_problem(self) or find_backward_problem(self) or find_norms_problem(self)
         if problem is not None:
             raise PydanticCustomError("contradiction", problem.text, problem.context)
         return self
@@ -302,8 +313,10 @@ class TrainerSettings(TypedDict, total=False):
     expandable_segments: bool | Auto
     graph: Literal["dynamic", "static"]
     memory: str | float
+    remake_norms: bool | Auto
     predict_memory: bool
     loss_chunks: int
+    compile_loss: bool | Auto
     batch_size_ramp: tuple[int, int, int] | None
     sequence_length_ramp: tuple[int, int, int] | None
     grad_accum_steps: int | Auto

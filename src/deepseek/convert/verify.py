@@ -15,6 +15,7 @@ from deepseek.convert.family import Family
 from deepseek.models import ModelEngine
 from deepseek.models.classifier import Classifier
 from deepseek.models.eval_mode import evaluating
+from deepseek.models.full_float32 import full_float32
 from deepseek.models.zoo import timm_input_shape
 
 TOLERANCE = 1e-5
@@ -71,7 +72,7 @@ def compare(
     args = engine.config
     original = _beside(engine, original)
     inputs = sample_inputs(engine, seed)
-    with torch.no_grad(), evaluating(original), evaluating(engine.module):
+    with torch.no_grad(), full_float32(), evaluating(original), evaluating(engine.module):
         device = next((p.device for p in original.parameters()), torch.device("cpu"))
         wanted = _Call(original, lambda module, x: family.run(module, x, args))
         instead = {**family.exact_buffers(original, args), **(theirs or {})}
@@ -86,7 +87,7 @@ def compare(
 
 
 def _beside(engine: ModelEngine, original: nn.Module) -> nn.Module:
-    """Return the original, or a copy of it, on the device of ours: a GPU convolves in TF32.
+    """Return the original, or a copy of it, on the device of ours, which rounds otherwise.
 
     One that is spread over several devices stays as it is.
     """
@@ -110,7 +111,7 @@ def compare_modules(
     shape = [size or 2 * _ANY_SIDE for size in timm_input_shape(ours, {})]
     pictures = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     ours = copy.deepcopy(ours).to(device)  # another device rounds otherwise
-    with torch.no_grad(), evaluating(ours), evaluating(theirs):
+    with torch.no_grad(), full_float32(), evaluating(ours), evaluating(theirs):
         found = _Call(ours, _run_plainly).widened(pictures, instead).cpu().float()
         want = _Call(theirs, _run_plainly).widened(pictures, instead).cpu().float()
     return measure(found, want)

@@ -25,6 +25,7 @@ from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.eval_mode import evaluating
 from deepseek.models.folding import NORMS, rest_of
+from deepseek.models.full_float32 import full_float32
 
 TOLERANCE = 1e-3
 """Largest difference of an output that folding may make, as a share of the largest output."""
@@ -133,7 +134,7 @@ def largest_difference(one: nn.Module, other: nn.Module, inputs: Tensor) -> floa
         ConfigError: they differ by more than rounding.
     """
     worst = 0.0
-    with torch.inference_mode():
+    with torch.inference_mode(), full_float32():
         for batch in (inputs, inputs[:1]):
             expected, found = first_tensor(one(batch)), first_tensor(other(batch))
             difference = float((expected - found).abs().max())

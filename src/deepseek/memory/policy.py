@@ -41,6 +41,7 @@ class MemoryPolicy:
         name: as it was resolved.
         blocks: what `full` recomputes.
         compiles: whether `saving` is around compiled graphs.
+        keeps_norms: whether `pointwise` keeps what layer norms make, which moves many bytes.
         observer: told of every tensor that is saved, but under `full`; or `None`.
         share: of what `pointwise` keeps that a compiled graph may keep; `None`: as the name says.
         recomputed: numbers of the blocks that are recomputed as one, whatever the name.
@@ -59,6 +60,7 @@ class MemoryPolicy:
         compiles: bool = False,
     ) -> None:
         self.name = name
+        self.keeps_norms = False
         self.observer: Observer | None = None
         self.share: float | None = None
         self.recomputed: frozenset[int] = frozenset()
@@ -96,7 +98,7 @@ class MemoryPolicy:
             self._epsilons = Epsilons(*self.modules)
         epsilons = self._epsilons
         blocks = self._recomputed
-        cheap = Cookbook(epsilons, frozenset() if self.name == "off" else CHEAP, blocks.is_inside)
+        cheap = Cookbook(epsilons, self._cheap_kinds(), blocks.is_inside)
         products = None
         if self.name == "selective":
             products = Cookbook(epsilons, ALL_KINDS, blocks.is_inside)
@@ -113,6 +115,13 @@ class MemoryPolicy:
         recomputed = self._recomputed.open() if self.name == "full" else nullcontext()
         with torch._functorch.config.patch(activation_memory_budget=share), recomputed:
             yield
+
+    def _cheap_kinds(self) -> frozenset[Kind]:
+        """Return what is made again wherever it can be."""
+        if self.name == "off":
+            return frozenset()
+        is_less = self.name == "pointwise" and self.keeps_norms
+        return CHEAP - {Kind.LAYER_NORM} if is_less else CHEAP
 
     def _remakes(self, place: int, tensor: Tensor) -> bool:
         if self.remade_places is not None:

@@ -42,12 +42,13 @@ class Kind(Enum):
     CAST = "cast"
     POINTWISE = "pointwise"
     NORM = "norm"
+    LAYER_NORM = "layer_norm"
     PRODUCT = "product"
 
 
 MAX_DEPTH = 16
 """Operations in a row that are done again for one tensor."""
-CHEAP = frozenset({Kind.CAST, Kind.POINTWISE, Kind.NORM})
+CHEAP = frozenset({Kind.CAST, Kind.POINTWISE, Kind.NORM, Kind.LAYER_NORM})
 
 # -- what nodes have saved -------------------------------------------------------------------
 
@@ -289,12 +290,12 @@ class Cookbook:
         if epsilon is None:
             return None
         if name == "NativeLayerNormBackward0":
-            return Kind.NORM, lambda: F.layer_norm(
+            return Kind.LAYER_NORM, lambda: F.layer_norm(
                 node._saved_input, node._saved_normalized_shape, node._saved_weight,
                 node._saved_bias, epsilon,
             )  # fmt: skip
         if name == "FusedRmsNormBackward0":
-            return Kind.NORM, lambda: F.rms_norm(
+            return Kind.LAYER_NORM, lambda: F.rms_norm(
                 node._saved_input, node._saved_normalized_shape, node._saved_weight, epsilon
             )
         bias = self._input(node, 2) if node.next_functions[2][0] is not None else (lambda: None)

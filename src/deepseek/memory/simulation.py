@@ -61,6 +61,7 @@ def simulate_step(
     *,
     parts: LossParts | None = None,
     policy: str = "off",
+    keeps_norms: bool = False,
     remade_places: frozenset[int] | None = None,
     copied_places: frozenset[int] | None = frozenset(),
     blocks: Sequence[str] = (),
@@ -79,6 +80,7 @@ def simulate_step(
         loss_of: scalar loss of what the model returns, of fake tensors, too.
         parts: in which head and loss are taken instead; `None`: at once.
         policy: name of the memory policy.
+        keeps_norms: whether `pointwise` keeps what layer norms make.
         remade_places: matrix products that are done again; see `MemoryPolicy`.
         copied_places: what waits on the host; `None`: all that is kept.
         blocks: names of what the policy takes for blocks; what looks like some by default.
@@ -107,7 +109,7 @@ def simulate_step(
         allocations = Allocations(counts_kernels=is_on_cpu)
         memory = MemoryPolicy(policy, [twin], [twin.get_submodule(name) for name in blocks])
         memory.remade_places, memory.copied_places = remade_places, copied_places
-        memory.recomputed = recomputed
+        memory.recomputed, memory.keeps_norms = recomputed, keeps_norms
         # on a CPU the host's memory is the device's
         memory.copies = HostCopies(nullcontext() if is_on_cpu else allocations.pause)
         head = None if parts is None else find_head(twin, parts.head)

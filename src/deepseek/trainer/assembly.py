@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
 
 from deepseek.config import TrainerConfig
 from deepseek.config.duration import parse_duration
@@ -30,8 +29,9 @@ from deepseek.trainer.guard import BadStep, Guard
 from deepseek.trainer.joint_loss import JointLoss, check_joint
 from deepseek.trainer.labelled import counts_labels_alone
 from deepseek.trainer.layer_pace import LayerPace, choose_pace
-from deepseek.trainer.loss_parts import check_parts, head_here
+from deepseek.trainer.loss_parts import check_parts, compiles_loss, head_here
 from deepseek.trainer.memory_budget import choose_policy
+from deepseek.trainer.memory_format import prefers_channels_last, put_channels_last
 from deepseek.trainer.micro_batches import MicroBatches
 from deepseek.trainer.multi_task import MultiTask
 from deepseek.trainer.optimizer import Optimizer, check_trainable
@@ -225,6 +225,7 @@ def _build_step(
             loss_chunks=config.loss_chunks,
             head=head_here(parallel) if config.loss_chunks > 1 else None,
             labels_alone=counts_labels_alone(engine, task, world.plan, is_static),
+            compiles_loss=compiles_loss(config, world, precision),
         ),
         micro_batch_size=world.plan.micro_batch_size,
         clip_grad_norm=config.clip_grad_norm,
@@ -319,9 +320,7 @@ def _place(engine: ModelEngine, config: TrainerConfig, precision: Precision, wor
     if precision.name == "fp8":
         convert_linears(engine.module)
     if channels_last:
-        for tensor in (*engine.parameters(), *engine.buffers()):
-            if tensor.ndim == 4:
-                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+        put_channels_last(engine)
     return channels_last
 
 
@@ -365,12 +364,6 @@ def sequence_ramp(config: TrainerConfig, spec: DataSpec) -> Ramp | None:
             fix="remove sequence_length_ramp",
         )
     return Ramp(*config.sequence_length_ramp, field.shape[0])
-
-
-def prefers_channels_last(module: nn.Module) -> bool:
-    """Return whether most of the weights are those of convolutions over images."""
-    conv = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Conv2d))
-    return 2 * conv > sum(p.numel() for p in module.parameters())
 
 
 def choose_batch_size(given: int | None, data) -> int:

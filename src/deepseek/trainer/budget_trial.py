@@ -113,14 +113,15 @@ def _warn_of_too_little(trial: "_Trial", setting: float) -> None:
 def _uncompiled(trainer: "Trainer") -> Iterator[bool]:
     """Let passes run operator by operator; yields whether a step of the run will not."""
     graph = trainer.assembly.step.graph
-    is_static, compiles = graph.is_static, graph.memory.compiles
-    graph.is_static = graph.memory.compiles = False
+    is_static, compiles, compiles_loss = graph.is_static, graph.memory.compiles, graph.compiles_loss
+    graph.is_static = graph.memory.compiles = graph.compiles_loss = False
     is_compiled = is_static or compiles
     try:
         with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
             yield is_compiled
     finally:
         graph.is_static, graph.memory.compiles = is_static, compiles
+        graph.compiles_loss = compiles_loss
 
 
 class _Trial:

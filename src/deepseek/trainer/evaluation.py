@@ -19,6 +19,7 @@ from deepseek.parallel.world import World
 from deepseek.trainer.evaluation_part import EvaluationPart
 from deepseek.trainer.evaluation_pass import Evaluation, evaluate
 from deepseek.trainer.extra_metrics import MeasuredTask
+from deepseek.trainer.memory_format import put_in_order
 from deepseek.trainer.precision import resolve_precision
 from deepseek.trainer.run_folder import RunFolder
 from deepseek.trainer.task import Batch, Task, resolve_task
@@ -94,7 +95,8 @@ def evaluate_samples(
         done.move(loader)
     first = 1 if done is None else done.num_batches + 1
     batches = _watched(loader, on_batch, first)
-    return evaluate(parallel, batches, task, chosen, False, keeps_samples, done=done)
+    channels_last = put_in_order(engine, where)
+    return evaluate(parallel, batches, task, chosen, channels_last, keeps_samples, done=done)
 
 
 def precision_of(engine: ModelEngine, precision: str) -> str:

@@ -18,10 +18,11 @@ from deepseek.memory.simulation import LossParts, Simulated, simulate_step
 from deepseek.models import Encoder
 from deepseek.parallel.plan import ELEMENTWISE
 from deepseek.trainer.console import MIB
-from deepseek.trainer.held_bytes import held_bytes
+from deepseek.trainer.held_bytes import bytes_beside, held_bytes
 from deepseek.trainer.memory_budget import NAMES
 from deepseek.trainer.optimizer import Optimizer
 from deepseek.trainer.throughput import (
+    available_memory_bytes,
     peak_memory_bytes,
     resident_bytes,
     total_memory_bytes,
@@ -38,8 +39,8 @@ CHECKED_AFTER_VARIED = 32
 TOLERANCE = 0.1
 """Beyond this, in either direction, a run warns."""
 LITTLE_BYTES = 64 << 20
-"""What a library that is loaded late makes of a process, and cuBLAS and cuDNN take of a GPU,
-whatever the model: no run warns of less."""
+"""What a library that is loaded late makes of a process, and cuDNN takes of a GPU, whatever the
+model: no run warns of less."""
 HOLES = 0.4
 """Of what a step makes, on a CPU: what its heap has between blocks that are in use, too small for
 the next one (glibc 2.36, as `mallinfo2` tells). Processes of transformers and ResNets took 0.24 to
@@ -57,7 +58,7 @@ class Footprint:
     """Bytes by category at the peak of a step.
 
     Attributes:
-        process: of the process before, on a CPU.
+        process: of the process before, on a CPU; on a GPU what torch holds beside the run.
         weights: and buffers.
         optimizer: its state.
         average: moving average of the weights.
@@ -118,7 +119,11 @@ def predict_footprint(trainer: "Trainer") -> Prediction:
         release_freed_memory()  # what reading the data has freed is not the process's
     resident = resident_bytes(device)
     found = _walked(trainer) if is_divided(trainer.plan) else _simulated(trainer)
-    if found.footprint is None or device.type != "cpu":
+    if found.footprint is None:
+        return found
+    if device.type == "cuda":
+        return Prediction(replace(found.footprint, process=bytes_beside(trainer)))
+    if device.type != "cpu":
         return found
     process = max(0, resident - sum(held_bytes(trainer).values()))
     share = HOLES_OF_VARIED if trainer.train_loader.varies_in_length else HOLES
@@ -280,6 +285,7 @@ def _simulate(
                 lambda outputs: step.task.loss(outputs, {"targets": targets().to(device)}),
                 parts=parts,
                 policy=policy or memory.name,
+                keeps_norms=memory.keeps_norms,
                 remade_places=memory.remade_places if policy is None else None,
                 copied_places=copied,
                 blocks=_names(module, memory.blocks),
@@ -338,8 +344,10 @@ def announce_footprint(trainer: "Trainer") -> None:
         predicted = predict_footprint(trainer)
     trainer.footprint = footprint = predicted.footprint
     world, say = trainer.world, trainer.recorder.console.line
-    found = world.exchange([0 if footprint is None else footprint.peak, predicted.why_not])
-    reasons = [why for _, why in found if why]
+    available = available_memory_bytes(trainer.device)
+    peak = 0 if footprint is None else footprint.peak
+    found = world.exchange([peak, predicted.why_not, available])
+    reasons = [why for _, why, _ in found if why]
     if footprint is None or reasons:
         trainer.footprint = None
         say(f"memory no peak is predicted: {reasons[0]}")
@@ -351,14 +359,18 @@ def announce_footprint(trainer: "Trainer") -> None:
             torch.cuda.reset_peak_memory_stats(trainer.device)
         trainer.checks_memory_at = _choose_step(trainer)
     total = total_memory_bytes(trainer.device)
-    most, rank = max((peak, rank) for rank, (peak, _) in enumerate(found))
+    most, rank = max((peak, rank) for rank, (peak, _, _) in enumerate(found))
     text = f"memory predicted peak {footprint.describe()} of {total / MIB:,.0f} MiB"
+    if available < total:
+        text += f" ({available / MIB:,.0f} left to this process)"
     if world.is_distributed:
         text += f" on rank 0; the most is {most / MIB:,.0f} MiB, on rank {rank}"
     say(text + (f"; {WITHOUT_COMPILING}" if is_compiled(trainer) else ""))
-    if most > total:
+    room = min((room for peak, _, room in found if peak > room), default=None)
+    if room is not None:
+        others = "" if room == total else " that others leave"
         trainer.warn(
-            f"the predicted peak is above the {total / MIB:,.0f} MiB of this device: set"
+            f"the predicted peak is above the {room / MIB:,.0f} MiB of this device{others}: set"
             " trainer.memory, a larger trainer.grad_accum_steps, or trainer.parallel=fsdp."
             f" {describe_savings(trainer)}"
         )

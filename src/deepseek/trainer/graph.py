@@ -44,14 +44,17 @@ class StepGraph:
         loss_chunks: parts that the tokens are cut into for logits and loss.
         head: that is left out then; `None` where another rank of a pipeline has it.
         labels_alone: leave the logits at tokens without a label out.
+        compiles_loss: compile the loss of a part, of full micro-batches, where the rest is not.
 
     Attributes:
+        compiles_loss: as long as it can be compiled.
         num_compiled, num_eager: micro-batches that went either way.
         num_graphs: compilations.
         compile_s: seconds that forward and backward took where they were compiled.
         sample_shape: of the inputs that are compiled, without the batch dim; `None`: any.
         on_other_shape: told, once per shape, of a micro-batch that is not compiled.
         on_compiled: told once of the loss of one that is, and of the micro-batch; or `None`.
+        on_loss_uncompiled: told once why the loss of a part cannot be compiled.
     """
 
     def __init__(
@@ -66,10 +69,12 @@ class StepGraph:
         loss_chunks: int = 1,
         head: Head | None = None,
         labels_alone: bool = False,
+        compiles_loss: bool = False,
     ) -> None:
         self._engine = engine
         self._loss_chunks, self._head = loss_chunks, head if loss_chunks > 1 else None
         self.labels_alone = labels_alone and loss_chunks == 1
+        self.compiles_loss = compiles_loss and self._head is not None
         self.memory = memory or MemoryPolicy("off")
         self._forward = forward or engine
         self._prepare, self._loss_of = task.prepare, loss or task.loss
@@ -78,13 +83,14 @@ class StepGraph:
         self.compile_s = 0.0
         self.on_other_shape: Callable[[tuple[int, ...]], None] = lambda shape: None
         self.on_compiled: Callable[[Tensor, Batch], None] | None = None
+        self.on_loss_uncompiled: Callable[[str], None] = lambda reason: None
         spec = engine.spec
         self.sample_shape = (
             spec.fields["inputs"].shape if spec and "inputs" in spec.fields else None
         )
         self._other_shapes: set[tuple[int, ...]] = set()
         self._compiled: dict[str, Callable[..., Tensor]] = {}
-        self._compiled_shapes: set[tuple[int, ...]] = set()
+        self._compiled_shapes: set[tuple[int | str, ...]] = set()
         self._is_new = False  # a graph whose backward is not compiled yet
 
     def forward(self, batch: Batch, micro_batch_size: int) -> Tensor:
@@ -98,7 +104,7 @@ class StepGraph:
             ConfigError: the model cannot be captured as one graph, or there is no compiler.
         """
         if not self.is_static:
-            loss = self._run(batch)
+            loss = self._run(batch, self._compiles_loss_of(batch, micro_batch_size))
             return self._tell(loss, batch) if self.memory.compiles else loss
         shape = shape_of_inputs(inputs_of(batch))
         if not self._is_full(shape, micro_batch_size):
@@ -122,9 +128,18 @@ class StepGraph:
         is_whole = self.sample_shape is None or shape[1:] == self.sample_shape
         return is_whole and shape[0] == micro_batch_size
 
-    def _run(self, batch: Batch) -> Tensor:
+    def _compiles_loss_of(self, batch: Batch, micro_batch_size: int) -> bool:
+        """Return whether the loss is compiled: by the shape alone, as a resumed run has it, too."""
+        if not self.compiles_loss or self.sample_shape is None:
+            return False
+        return self._is_full(shape_of_inputs(inputs_of(batch)), micro_batch_size)
+
+    def _run(self, batch: Batch, compiles_loss: bool = False) -> Tensor:
         with self.passing():
-            return self.loss_of_outputs(self._outputs(batch), batch)
+            outputs = self._outputs(batch)
+            if compiles_loss:
+                return self._loss_by_compiled_parts(outputs, batch)
+            return self.loss_of_outputs(outputs, batch)
 
     @contextmanager
     def passing(self) -> Iterator[None]:
@@ -179,6 +194,26 @@ class StepGraph:
 
     def _loss_of_part(self, hidden: Tensor, part: Batch) -> Tensor:
         return self._loss_of(self._head(hidden), part)  # pyright: ignore[reportOptionalCall]
+
+    def _loss_by_compiled_parts(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Return the loss, part by part; as without compiling from now on where that fails."""
+        shape, limit = (*hidden.shape, str(hidden.dtype)), nullcontext()
+        if shape not in self._compiled_shapes:
+            limit = torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS)
+        try:
+            with limit:
+                loss = self._loss_in_chunks(hidden, batch, self._captured(self._loss_of_part))
+            self._compiled_shapes.add(shape)
+            return loss
+        except Exception as error:  # what is wrong with the loss itself is raised again below
+            if is_out_of_memory(error):
+                raise
+            # torch's first line names the backend, the next what it has said
+            reason = " ".join(str(error).split("\n")[:2]) or type(error).__name__
+        loss = self.loss_of_outputs(hidden, batch)
+        self.compiles_loss = False
+        self.on_loss_uncompiled(reason)
+        return loss
 
     def _run_compiled(self, batch: Batch) -> Tensor:
         compute = partial(self._compute_captured, batch)

@@ -116,8 +116,10 @@ def lr_range_test(
     holders = [each for each in (step.guard, step.scaler, step.joint) if each is not None]
     states = copy.deepcopy([each.state_dict() for each in holders])
     random, place, ema = RandomState.read(), loader.state_dict(), step.ema
-    notices = step.on_halved, step.graph.on_other_shape
-    step.on_halved, step.graph.on_other_shape = _warn_halved, lambda shape: None  # there is no run
+    graph = step.graph
+    notices = step.on_halved, graph.on_other_shape, graph.on_loss_uncompiled
+    step.on_halved, graph.on_other_shape = _warn_halved, lambda shape: None  # there is no run
+    graph.on_loss_uncompiled = lambda reason: None
     step.ema = None
     trainer.model.train()
     try:
@@ -125,7 +127,7 @@ def lr_range_test(
             lrs, losses = _climb(trainer, min_lr, max_lr, num_steps)
     finally:
         step.boundary.close()
-        step.on_halved, step.graph.on_other_shape = notices
+        step.on_halved, graph.on_other_shape, graph.on_loss_uncompiled = notices
         step.ema = ema
         step.optimizer.zero_grad(set_to_none=True)
         trainer.model.module.load_state_dict(kept[0])

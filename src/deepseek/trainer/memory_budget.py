@@ -1,5 +1,7 @@
 """The memory policy that the settings name; of a budget, what it begins with."""
 
+import torch
+
 from deepseek.config import TrainerConfig
 from deepseek.errors import ConfigError
 from deepseek.memory.host_copies import HostCopies
@@ -27,6 +29,7 @@ def choose_policy(
         parallel.blocks(),
         compiles=is_static and parallel.world.is_distributed,
     )
+    policy.keeps_norms = setting in NAMES and not remakes_norms(config, parallel.world.device)
     _refuse_own_checkpointing(config, engine)
     if name == "full" and not policy.blocks:
         raise ConfigError(
@@ -37,6 +40,16 @@ def choose_policy(
         _check_copies(config, policy, is_static)
         policy.copies = HostCopies()
     return policy
+
+
+def remakes_norms(config: TrainerConfig, device: torch.device) -> bool:
+    """Return whether `pointwise` makes again what layer norms make.
+
+    They compute little and move much: what a CPU does in passing a GPU waits for.
+    """
+    if config.remake_norms != "auto":
+        return config.remake_norms
+    return device.type != "cuda"
 
 
 def _check_copies(config: TrainerConfig, policy: MemoryPolicy, is_static: bool) -> None:

@@ -1,9 +1,11 @@
 """What a run says of steps that went otherwise than asked for: smaller, or uncompiled."""
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from deepseek.trainer.footprint import describe_savings, predict_footprint
+from deepseek.trainer.graph import StepGraph
 
 if TYPE_CHECKING:
     from deepseek.trainer.trainer import Trainer
@@ -28,6 +30,20 @@ def note_halved(trainer: "Trainer", micro_batch_size: int) -> None:
         trainer.checks_memory_at = None  # the peak was that of a pass that was abandoned
     if savings := describe_savings(trainer):
         trainer.recorder.console.line(savings)
+
+
+def watch_graph(trainer: "Trainer", graph: StepGraph) -> None:
+    """Warn of what a run's graph does not compile."""
+    graph.on_other_shape = partial(note_other_shape, trainer)
+    graph.on_loss_uncompiled = partial(note_uncompiled_loss, trainer)
+
+
+def note_uncompiled_loss(trainer: "Trainer", reason: str) -> None:
+    """Warn of a loss that cannot be compiled."""
+    trainer.warn(
+        "the loss of a part cannot be compiled, and runs operator by operator"
+        f" (trainer.compile_loss=false leaves it so): {reason}"
+    )
 
 
 def note_other_shape(trainer: "Trainer", shape: tuple[int, ...]) -> None:

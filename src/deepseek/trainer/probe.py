@@ -79,8 +79,10 @@ def find_micro_batch_size(
 
 def _fits(step: TrainStep, batch: Batch, size: int) -> bool:
     part = {name: value[:size] for name, value in batch.items()}
-    is_static, micro_batch_size = step.graph.is_static, step.micro_batch_size
-    step.graph.is_static, step.micro_batch_size = False, size
+    graph, micro_batch_size = step.graph, step.micro_batch_size
+    is_static, compiles_loss = graph.is_static, graph.compiles_loss
+    graph.is_static = graph.compiles_loss = False
+    step.micro_batch_size = size
     try:
         step.accumulate_once(part)
     except (RuntimeError, MemoryError) as error:
@@ -88,7 +90,8 @@ def _fits(step: TrainStep, batch: Batch, size: int) -> bool:
             raise
         return False
     finally:
-        step.graph.is_static, step.micro_batch_size = is_static, micro_batch_size
+        graph.is_static, graph.compiles_loss = is_static, compiles_loss
+        step.micro_batch_size = micro_batch_size
         step.abandon()
         if step.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -441,9 +441,9 @@ class TrainStep:
         (_, num_items, num_samples), norm = measured.accumulated, measured.norm
         lr = self.schedule.lr(step) if lr is None else lr
         set_rates(self.optimizer, lr, step)
-        size = float(norm)
+        loss_sum, size = measured.numbers()
         bad = replayed or self.guard.judge(
-            float(measured.loss_sum) / max(1, num_items),
+            loss_sum / max(1, num_items),
             size,
             batch,
             gradient_may_overflow=self._may_overflow(),

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from deepseek.trainer.guard import BadStep
@@ -41,6 +42,18 @@ class Measured:
     wants_stop: bool
     ran_out: bool = False
     time_share: float = 0.0
+
+    def numbers(self) -> tuple[float, float]:
+        """Return `loss_sum` and `norm` on the host. Waits for the device, once."""
+        if self.loss_sum.device.type == "cpu" or self.loss_sum.device != self.norm.device:
+            return float(self.loss_sum), float(self.norm)
+        return read_together(self.loss_sum, self.norm)
+
+
+def read_together(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """Return two scalars of one device by one transfer, as `float` returns each."""
+    one, other = torch.stack([first, second]).tolist()
+    return one, other
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,14 @@ def resident_bytes(device: torch.device) -> int:
         return peak_memory_bytes(device)
 
 
+def available_memory_bytes(device: torch.device) -> int:
+    """Return how much of it this process may have: on CUDA what nobody else holds, now."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    return total_memory_bytes(device)
+
+
 def total_memory_bytes(device: torch.device) -> int:
     """Return how much memory there is."""
     if device.type == "cuda":

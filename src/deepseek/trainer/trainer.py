@@ -41,7 +41,7 @@ from deepseek.trainer.held_bytes import held_bytes
 from deepseek.trainer.history import History
 from deepseek.trainer.model_saving import save_model
 from deepseek.trainer.multi_task import resolve_run_task
-from deepseek.trainer.notices import note_halved, note_other_shape
+from deepseek.trainer.notices import note_halved, watch_graph
 from deepseek.trainer.opening import begin_records, open_folder, refuse_second
 from deepseek.trainer.optimizer import Optimizer
 from deepseek.trainer.planning import check_evaluation, configure, plan_run
@@ -237,7 +237,7 @@ class Trainer:
                 world,
             )  # fmt: skip
             self._assembly.step.on_halved = partial(note_halved, self)
-            self._assembly.step.graph.on_other_shape = partial(note_other_shape, self)
+            watch_graph(self, self._assembly.step.graph)
         return self._assembly
 
     def forget_world(self) -> None:

@@ -104,6 +104,6 @@ def _take_policy(trainer: "Trainer", walk: Walk) -> None:
     own.micro_batch_size = real.micro_batch_size
     memory, given = own.graph.memory, real.graph.memory
     memory.recomputed, memory.remade_places = given.recomputed, given.remade_places
-    memory.copied_places = given.copied_places
+    memory.copied_places, memory.keeps_norms = given.copied_places, given.keeps_norms
     if given.copies is not None:
         walk.copy_to_host(HostCopies())

@@ -151,6 +151,39 @@ def test_pointwise_keeps_what_the_formula_says():
     assert block["off"] - block["pointwise"] == (1 + 1 + 4) * unit
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ["gpt", "encoder"])
+def test_layer_norms_can_be_left_as_they_are(name, autocast):
+    def kept(policy, keeps_norms):
+        torch.manual_seed(0)
+        model = MODELS[name][0]().train()
+        memory = MemoryPolicy(policy, [model])
+        memory.keeps_norms, memory.observer = keeps_norms, (found := Kept())
+        torch.manual_seed(1)
+        with memory.saving(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model(MODELS[name][1]).float().square().mean()
+        loss.backward()
+        return {n: p.grad for n, p in model.named_parameters()}, found.nbytes
+
+    grads, least = kept("pointwise", False)
+    found, some = kept("pointwise", True)
+    assert_same(found, grads)
+    assert least < some < kept("off", True)[1]
+    assert kept("selective", True)[1] == kept("selective", False)[1]
+
+
+def test_norms_of_channels_are_made_again_all_the_same():
+    make, inputs = MODELS["resnet"]
+    sizes = []
+    for keeps_norms in (False, True):
+        policy = MemoryPolicy("pointwise", [model := make().train()])
+        policy.keeps_norms, policy.observer = keeps_norms, (found := Kept())
+        with policy.saving():
+            model(inputs).square().mean().backward()
+        sizes.append(found.nbytes)
+    assert sizes[0] == sizes[1]
+
+
 def test_nothing_is_left_after_the_backward_pass():
     model = SwiGLU()
     x = MODELS["swiglu"][1]

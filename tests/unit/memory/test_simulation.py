@@ -67,6 +67,17 @@ def test_the_peak_is_that_of_a_real_step(name, policy, autocast):
     assert predicted == pytest.approx(fixed + allocated(name, policy, autocast), rel=0.05)
 
 
+def test_norms_that_are_kept_are_counted():
+    def peak(policy, keeps_norms):
+        return simulate_step(
+            MODELS["gpt"](), lambda: make_inputs("gpt"), loss_of, policy=policy,
+            keeps_norms=keeps_norms,
+        ).activation_bytes  # fmt: skip
+
+    assert peak("pointwise", False) < peak("pointwise", True) < peak("off", True)
+    assert peak("selective", True) == peak("selective", False)
+
+
 @pytest.mark.parametrize("name", ["gpt", "resnet"])
 def test_the_peak_of_a_mixture_is_that_of_a_real_step(name):
     simulated = simulate_step(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from deepseek.config import TrainerConfig
 from deepseek.datasets import DataLoader, TokenDataset
 from deepseek.errors import ConfigError
 from deepseek.memory.host_link import HostLink
@@ -23,6 +24,7 @@ from deepseek.trainer.footprint import (
     check_footprint,
     describe_savings,
 )
+from deepseek.trainer.memory_budget import remakes_norms
 from deepseek.trainer.step import TrainStep
 
 SIZES = {"num_layers": 2, "dim": 64, "heads": 4}
@@ -423,3 +425,26 @@ def test_a_budget_is_resolved_where_an_epoch_has_just_ended(tmp_path):
     )  # fmt: skip
     trainer.fit()
     assert trainer.step == 6
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "remakes"),
+    [("auto", "cpu", True), ("auto", "cuda", False), (True, "cuda", True), (False, "cpu", False)],
+)
+def test_layer_norms_are_left_alone_on_a_gpu(given, device, remakes):
+    config = TrainerConfig(memory="pointwise", remake_norms=given)
+    assert remakes_norms(config, torch.device(device)) is remakes
+
+
+@pytest.mark.parametrize("memory", ["off", "selective", 0.5])
+def test_a_word_on_norms_that_says_nothing_is_refused(memory):
+    with pytest.raises(ValueError, match=f"remake_norms=false with memory={memory} and graph="):
+        TrainerConfig(memory=memory, remake_norms=False)
+
+
+def test_norms_that_are_kept_change_no_bit_and_are_predicted(tmp_path):
+    remade, kept = (
+        train(tmp_path / str(remake), "pointwise", remake_norms=remake) for remake in (True, False)
+    )
+    assert torch.equal(weights(kept), weights(remade))
+    assert kept.footprint.activations > remade.footprint.activations

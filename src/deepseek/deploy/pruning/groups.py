@@ -20,6 +20,7 @@ from deepseek.deploy.pruning.units import Cut, Group, cut_tensors, silence
 from deepseek.models import ModelEngine
 from deepseek.models.classifier import BlockModel
 from deepseek.models.cut import find_tensor, replace_tensors
+from deepseek.models.full_float32 import full_float32
 
 TOLERANCE = 1e-3
 """Largest difference between a model that is cut and one whose units are silenced, as a share of
@@ -78,7 +79,7 @@ def _why_not(module: nn.Module, groups: Sequence[Group], inputs: Tensor) -> str 
         silence(silenced, group, halves[group.name])
     try:
         replace_tensors(smaller, cut_tensors(module, groups, halves))
-        with torch.no_grad():
+        with torch.no_grad(), full_float32():
             want, found = first_tensor(silenced(inputs)), first_tensor(smaller(inputs))
     except (RuntimeError, ValueError, IndexError) as error:
         return f"the model does not run without them: {str(error).splitlines()[0]}"

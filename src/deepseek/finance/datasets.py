@@ -16,6 +16,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepseek.datasets.text_numbers import read_number
 from deepseek.errors import ConfigError, DataError
 from deepseek.finance.spreadsheet import read_spreadsheet
 
@@ -139,7 +140,7 @@ def read_fiqa(*paths: str | Path) -> Sentences:
         try:
             entries = json.loads(_read(Path(path), "utf-8"))
             for entry in entries.values():
-                found = [float(info["sentiment_score"]) for info in entry["info"]]
+                found = [read_number(info["sentiment_score"]) for info in entry["info"]]
                 texts.append(entry["sentence"])
                 scores.append(sum(found) / len(found))
         except (ValueError, LookupError, TypeError, AttributeError, ZeroDivisionError) as error:

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from deepseek.errors import ConfigError
-from deepseek.trainer import Trainer
+from deepseek.trainer import Callback, Trainer
+from deepseek.trainer.out_of_memory import is_out_of_memory
 from deepseek.trainer.run_folder import RunFolder
 from deepseek.trainer.task import ClassificationTask
 
@@ -83,23 +84,33 @@ def test_the_probe_finds_the_largest_micro_batch_and_leaves_no_trace(tmp_path, l
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+class Limit(Callback):
+    """Limits the address space once the threads are there whose stacks and heaps it holds, too."""
+
+    def __init__(self, spare_bytes):
+        self.spare_bytes = spare_bytes
+
+    def on_step_end(self, trainer, result):
+        if trainer.step == 1:
+            now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (now + self.spare_bytes, resource.RLIM_INFINITY))
+
+
 def train_within(run, spare_bytes):
-    """Train wide layers with a limit on the address space of this process."""
+    """Train wide layers, from the second step on with a limit on what this process may hold."""
     net = nn.Sequential(*[nn.Linear(512, 512) for _ in range(6)], nn.Linear(512, 3))
     data = TensorDataset(torch.randn(65536, 512), torch.randint(0, 3, (65536,)))
     trainer = Trainer(
-        net, data, batch_size=65536, max_steps=2, run_dir=run, checkpoint_every=None, **QUIET
-    )
-    _ = trainer.assembly
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + spare_bytes, resource.RLIM_INFINITY))
+        net, data, batch_size=65536, max_steps=2, run_dir=run, checkpoint_every=None,
+        callbacks=[Limit(spare_bytes)], **QUIET,
+    )  # fmt: skip
     trainer.fit()
 
 
 def test_a_real_lack_of_memory_halves_the_micro_batch(tmp_path):
     run = tmp_path / "run"
     process = multiprocessing.get_context("forkserver").Process(
-        target=train_within, args=(run, 800 << 20)
+        target=train_within, args=(run, 832 << 20)
     )
     process.start()
     process.join()
@@ -132,3 +143,11 @@ def test_an_evaluation_takes_the_micro_batches_that_training_was_halved_to(
     assert trainer.assembly.step.micro_batch_size < 6
     for ours, theirs in zip(*found, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [(RuntimeError("std::bad_alloc"), True), (MemoryError(), True), (RuntimeError("shape"), False)],
+)
+def test_what_cpp_says_of_a_lack_of_memory_is_one(error, is_one):
+    assert is_out_of_memory(error) is is_one

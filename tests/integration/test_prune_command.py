@@ -37,7 +37,9 @@ def test_it_is_trained_on_with_the_original_as_a_teacher(model, capsys):
     command = ["prune", "model.bin", "small.bin", "--parameters", "0.6", "--criterion", "taylor",
                "--data", "digits", "--epochs", "1", "--distill", "--json"]  # fmt: skip
     assert run(command) == 0
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert "epoch" in shown.err
     assert found["after"]["num_parameters"] <= 0.6 * found["before"]["num_parameters"]
     assert found["metrics"]["accuracy"] > 0.1
     assert found["metrics_before"].keys() == found["metrics"].keys()

@@ -1,13 +1,12 @@
 """`deepseek finance`: a vocabulary that grows, and models that learn the language of a domain."""
 
 import json
-import sys
-from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deepseek.cli.json_figures import only_json
 from deepseek.cli.model_options import AsJson
 from deepseek.cli.progress import measurements
 
@@ -104,9 +103,7 @@ def adapt(
     from deepseek.models import ModelEngine
 
     given: dict[str, Any] = {"masking": masking}
-    # what training says would stand before the JSON
-    quiet = redirect_stdout(sys.stderr) if as_json else nullcontext()
-    with quiet, measurements("perplexity") as on_measured:
+    with only_json(as_json), measurements("perplexity") as on_measured:
         done = adapt_model(
             ModelEngine.load(model), corpus, general=general, replay=replay, epochs=epochs,
             max_steps=max_steps, lr=lr, batch_size=batch_size, sequence_length=sequence_length,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deepseek.cli.json_figures import json_figures, only_json
 from deepseek.cli.model_options import AsJson, ModelFile, Settings
 from deepseek.cli.model_output import check_model_output
 
@@ -81,13 +82,14 @@ def prune(
     if epochs:
         recipe = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
         teacher = engine if distill else None
-        _train_on(pruned, teacher, train, held_back, transform, recipe, target)
+        with only_json(as_json):
+            _train_on(pruned, teacher, train, held_back, transform, recipe, target)
     else:
         pruned.model.save(target)
     after = _measure(ModelEngine.load(target), held_back, batch_size)
     if as_json:
         costs = {"before": asdict(pruned.before), "after": asdict(pruned.after)}
-        measured = {"metrics_before": before, "metrics": after}
+        measured = {"metrics_before": json_figures(before), "metrics": json_figures(after)}
         print(json.dumps({"model": str(target), **costs, **measured}))
         return
     for name, value in after.items():

@@ -21,11 +21,13 @@ from deepseek.datasets import TextDataset
 from deepseek.errors import ConfigError
 from deepseek.parallel.world import processes
 from deepseek.trainer.cross_validation import (
+    FOLDS_FILE,
     METRICS_FILE,
     Foldable,
     choose_folds,
     cross_validate,
     describe_folds,
+    is_writer,
     place_of,
 )
 from deepseek.trainer.opening import LAUNCHED
@@ -90,8 +92,9 @@ def train_folds(
         partial(_trainer_of_fold, config), data, folds, folder, only=only or None, val_share=share,
         seed=config.seed,
     )  # fmt: skip
-    print(describe_folds(result, data if isinstance(data, TextDataset) else None))
-    print(folder / "folds.json")
+    if is_writer():
+        print(describe_folds(result, data if isinstance(data, TextDataset) else None))
+        print(folder / FOLDS_FILE)
 
 
 def _train_patients(
@@ -119,14 +122,15 @@ def _train_patients(
         partial(_trainer_of_fold, config), whole, num_folds, folder, only=only or None,
         val_share=share, seed=config.seed,
     )  # fmt: skip
-    print(describe_patient_folds(metrics, num_folds, share))
-    print(folder / "folds.json")
+    if is_writer():
+        print(describe_patient_folds(metrics, num_folds, share))
+        print(folder / FOLDS_FILE)
 
 
 def _trainer_of_fold(config: RunConfig, train: Any, held_back: Any, place: Path) -> Trainer:
     """Return the trainer of a fold, which goes on where an interrupted one has saved."""
     run = RunFolder(place)
-    if not run.has_saved:
+    if not run.has_saved and is_writer():
         run.begin_anew()
     return trainer_of(config, train, held_back, place, place if run.has_saved else None)
 

@@ -19,6 +19,7 @@ import xxhash
 
 from deepseek.datasets.feature_values import token_of
 from deepseek.datasets.table_reading import TableOptions
+from deepseek.datasets.text_file import check_pairs
 from deepseek.errors import ConfigError, DataError
 
 Columns = dict[str, pa.Array]
@@ -29,6 +30,8 @@ ROWS_AT_ONCE = 65536
 _NO_HEADER = "; of a file without a header give column_names, or layout=criteo"
 _BLOCK_BYTES = 1 << 23
 _READ_BYTES = 1 << 24
+_MIXED = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError)
+"""Numbers and texts in one column, or whole numbers of more than 64 bits: all become texts."""
 _SUFFIXES = {
     ".csv": ",", ".data": ",", ".test": ",", ".tsv": "\t", ".txt": "\t", ".dat": "\t",
     ".inter": "\t", ".item": "\t", ".user": "\t",
@@ -247,6 +250,7 @@ def _to_table(data: pa.Table | Mapping) -> pa.Table:
         raise DataError(f"columns differ in length: {lengths}", fix="give each as many values")
     columns = {}
     for name, values in data.items():
+        check_pairs(str(name), "a table in memory: the name of a column")
         try:
             columns[str(name)] = pa.table({str(name): values}).column(0)
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -254,8 +258,15 @@ def _to_table(data: pa.Table | Mapping) -> pa.Table:
                 f"a column mixes kinds of values: {name!r}: {error}",
                 fix="give each column one kind",
             ) from error
+        except OverflowError as error:
+            raise DataError(
+                f"a table in memory: the column {name!r} holds a whole number of more than 64 bits",
+                fix="give it as text, or mend it",
+            ) from error
         except UnicodeEncodeError:
-            raise _no_text("a table in memory", str(name)) from None
+            for row, value in enumerate(values):
+                _check_text(value, f"a table in memory, row {row}: the column {name!r}")
+            raise
     return pa.table(columns)
 
 
@@ -264,21 +275,25 @@ def _jsonl_columns(file: Path) -> tuple[str, ...]:
     found: dict[str, None] = {}
     with open(file, "rb") as opened:
         for number, line in enumerate(opened, 1):
-            found.update(dict.fromkeys(_json_object(line, f"{file}, line {number}")))
+            place = f"{file}, line {number}"
+            row = _json_object(line, place)
+            for name in row.keys() - found.keys():
+                check_pairs(name, f"{place}: the name of a column")
+            found.update(dict.fromkeys(row))
             if number == 1000:
                 break
     return tuple(found)
 
 
 def _read_jsonl(file: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    rows: list[dict] = []
+    rows: dict[int, dict] = {}  # by number of the line
     with open(file, "rb") as opened:
         for number, line in enumerate(opened, 1):
             if line.strip():
-                rows.append(_json_object(line, f"{file}, line {number}"))
+                rows[number] = _json_object(line, f"{file}, line {number}")
             if len(rows) == ROWS_AT_ONCE:
                 yield _to_batch(rows, columns, file)
-                rows = []
+                rows.clear()
     if rows:
         yield _to_batch(rows, columns, file)
 
@@ -298,25 +313,24 @@ def _json_object(line: bytes, place: str) -> dict:
     return row
 
 
-def _to_batch(rows: Sequence[dict], columns: Sequence[str], file: Path) -> pa.RecordBatch:
+def _to_batch(rows: Mapping[int, dict], columns: Sequence[str], file: Path) -> pa.RecordBatch:
     arrays = []
     for name in columns:
-        values = [row.get(name) for row in rows]
+        values = [row.get(name) for row in rows.values()]
         try:
             try:
                 arrays.append(pa.array(values))
-            except (pa.ArrowInvalid, pa.ArrowTypeError):  # numbers and texts in one column
+            except _MIXED:
                 arrays.append(pa.array([_as_text(value) for value in values]))
         except UnicodeEncodeError:
-            raise _no_text(file, name) from None
+            for number, value in zip(rows, values, strict=True):
+                _check_text(value, f"{file}, line {number}: the column {name!r}")
+            raise
     return pa.RecordBatch.from_arrays(arrays, names=list(columns))
 
 
-def _no_text(place: object, column: str) -> DataError:
-    return DataError(
-        f"{place}: the column {column!r} holds half of a surrogate pair, which UTF-8 cannot",
-        fix="mend the text where it was cut",
-    )
+def _check_text(value: object, whose: str) -> None:
+    check_pairs(json.dumps(value, ensure_ascii=False, default=str), whose)
 
 
 def _as_text(value: object) -> str | None:

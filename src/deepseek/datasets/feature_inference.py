@@ -18,6 +18,7 @@ from deepseek.config.features import (
 from deepseek.datasets.column_source import CRITEO_COLUMNS, ROWS_AT_ONCE, Columns, ColumnSource
 from deepseek.datasets.feature_encoder import missing_feature_column
 from deepseek.datasets.feature_values import decoded, distinct, numbers_of, token_of
+from deepseek.datasets.text_numbers import read_number
 from deepseek.errors import ConfigError, DataError
 
 Labels = str | Sequence[str] | Mapping[str, LabelFeature | Mapping]
@@ -221,7 +222,7 @@ def _names_rows(column: pa.Array) -> bool:
 
 def _is_number(token: str) -> bool:
     try:
-        float(token)
+        read_number(token)
     except ValueError:
         return False
-    return "_" not in token and token.lower().lstrip("+-") not in ("nan", "inf", "infinity")
+    return token.lower().lstrip("+-") not in ("nan", "inf", "infinity")

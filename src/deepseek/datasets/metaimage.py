@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deepseek.datasets.text_numbers import read_number
 from deepseek.datasets.volume import Volume, make_affine
 from deepseek.datasets.volume_file import check_holds, check_size
 from deepseek.errors import DataError
@@ -180,7 +181,7 @@ def _numbers(
     if text is None and default is not None:
         return default
     try:
-        found = tuple(float(word) for word in (text or "").split())
+        found = tuple(map(read_number, (text or "").split()))
     except ValueError:
         found = ()
     if len(found) != count or (whole and not all(number.is_integer() for number in found)):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from deepseek.datasets.text_numbers import read_whole_number
 from deepseek.errors import DataError
 from deepseek.registry import nearest
 
@@ -126,7 +127,7 @@ def _are_renamed(own: Sequence[str], class_names: Sequence[str]) -> bool:
 
 def _as_number(label: str | int) -> int | None:
     try:
-        return None if "_" in str(label) else int(label)  # to Python 1_0 is 10
+        return read_whole_number(label)
     except ValueError:
         return None
 

@@ -27,6 +27,7 @@ import xxhash
 from deepseek.datasets.cache_folder import cache_folder
 from deepseek.datasets.kept_folder import SlowReport, make_beside, taking_place
 from deepseek.datasets.source import name_labels, number_labels
+from deepseek.datasets.text_numbers import read_number
 from deepseek.datasets.text_options import TextOptions
 from deepseek.datasets.text_source import Record, TextSource
 from deepseek.datasets.tokenizer import Tokenizer
@@ -206,8 +207,8 @@ def _read_numbers(labels: list, path: str) -> np.ndarray:
         if label is None or label == "":
             continue
         try:
-            found[row] = float(label)
-        except (TypeError, ValueError) as error:
+            found[row] = read_number(label)
+        except ValueError as error:
             raise DataError(
                 f"{path}, text {row + 1}: the label {str(label)[:40]!r} is not a number",
                 fix="choose another label_column, or the task sequence_classification",

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepseek.datasets.text_numbers import read_whole_number
 from deepseek.datasets.volume_file import format_of, stem_of
 from deepseek.errors import DataError
 from deepseek.registry import did_you_mean
@@ -173,7 +174,7 @@ def _names_of(root: Path) -> tuple[str, ...] | None:
     try:
         labels = json.loads(described.read_text(encoding="utf-8"))["labels"]
         by_number = {
-            int(key) if str(key).isdecimal() else int(value): str(value)
+            int(key) if str(key).isdecimal() else read_whole_number(value): str(value)
             if str(key).isdecimal()
             else str(key)
             for key, value in labels.items()

@@ -4,8 +4,8 @@ Inside a container the PCI bus shown is the host's, so a card on it need not be 
 """
 
 import re
-from itertools import takewhile
 
+from deepseek import visible_cards
 from deepseek.doctor.job import number
 from deepseek.doctor.machine import Machine
 from deepseek.doctor.nvidia_smi import ask_nvidia_smi
@@ -58,14 +58,5 @@ def count_cards(machine: Machine) -> int:
 
 def count_visible(machine: Machine) -> int:
     """Return how many of the cards given to us a process sees, by CUDA_VISIBLE_DEVICES."""
-    cards = len(device_files(machine))
     given = machine.env.get("CUDA_VISIBLE_DEVICES")
-    if given is None:
-        return cards
-
-    def names_card(word: str) -> bool:
-        return word.startswith(("GPU-", "MIG-")) or (word.isdecimal() and int(word) < cards)
-
-    # an entry that names no card hides all behind it; a card that is named twice hides every one
-    shown = list(takewhile(names_card, (word.strip() for word in given.split(","))))
-    return min(cards, len(shown)) if len(set(shown)) == len(shown) else 0
+    return visible_cards.count_visible(given, len(device_files(machine)))

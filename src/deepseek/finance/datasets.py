@@ -16,6 +16,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepseek.datasets.text_file import check_pairs
+from deepseek.datasets.text_numbers import read_number
 from deepseek.errors import ConfigError, DataError
 from deepseek.finance.spreadsheet import read_spreadsheet
 
@@ -139,9 +141,12 @@ def read_fiqa(*paths: str | Path) -> Sentences:
         try:
             entries = json.loads(_read(Path(path), "utf-8"))
             for entry in entries.values():
-                found = [float(info["sentiment_score"]) for info in entry["info"]]
+                found = [read_number(info["sentiment_score"]) for info in entry["info"]]
+                check_pairs(entry["sentence"], f"{path}: a sentence")
                 texts.append(entry["sentence"])
                 scores.append(sum(found) / len(found))
+        except DataError:
+            raise
         except (ValueError, LookupError, TypeError, AttributeError, ZeroDivisionError) as error:
             raise DataError(
                 f"{path} is no file of FiQA's task 1: {error}",

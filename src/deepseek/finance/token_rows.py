@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deepseek.datasets.text_numbers import read_number
 from deepseek.datasets.tokenizer import Tokenizer
 from deepseek.errors import DataError
 
@@ -114,7 +115,9 @@ def read_vectors(path: str | os.PathLike, words: set[str]) -> dict[str, np.ndarr
                 # some words of GloVe's largest file have blanks, such as ". . ."
                 word = " ".join(fields[:-size])
                 if word in words:
-                    found[word] = np.array(fields[-size:], np.float32)
+                    found[word] = np.array(
+                        [read_number(each) for each in fields[-size:]], np.float32
+                    )
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise

@@ -2,8 +2,9 @@
 
 import math
 import os
-from itertools import takewhile
 from pathlib import Path
+
+from deepseek.visible_cards import count_visible
 
 THREADS = "OMP_NUM_THREADS"
 LAUNCH_DIR = "DEEPSEEK_LAUNCH_DIR"
@@ -25,11 +26,9 @@ def count_cores(quota: Path = CPU_QUOTA) -> int:
 
 def count_gpus(devices: Path = Path("/dev")) -> int:
     """Return the number of NVIDIA GPUs that a process would see, without asking the driver."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:  # CUDA sees none of those behind an entry that names no card
-        entries = (entry.strip() for entry in visible.split(","))
-        return len(list(takewhile(lambda entry: entry not in ("", "-1"), entries)))
-    return len([path for path in devices.glob("nvidia*") if path.name[len("nvidia") :].isdecimal()])
+    files = [path for path in devices.glob("nvidia*") if path.name[len("nvidia") :].isdecimal()]
+    # WSL has no such files: there the variable alone says how many
+    return count_visible(os.environ.get("CUDA_VISIBLE_DEVICES"), len(files) or None)
 
 
 def thread_default(nproc: int) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deepseek.datasets.text_numbers import read_number
 from deepseek.datasets.volume_source import check_index_size
 from deepseek.errors import DataError
 from deepseek.medical.froc import Findings, Marks
@@ -115,8 +116,8 @@ def _rows_of(rows: csv.DictReader, path: Path, last: str) -> Iterator[tuple[str,
             )
     for line, row in enumerate(rows, start=2):
         try:
-            numbers = [float(row[column]) for column in (*_PLACE, last)]
-        except (TypeError, ValueError):
+            numbers = [read_number(row[column]) for column in (*_PLACE, last)]
+        except ValueError:
             numbers = [math.nan]
         if not all(map(math.isfinite, numbers)):
             raise DataError(

@@ -133,10 +133,11 @@ def build_from_file(
 
 def _agree(module: nn.Module, spec: DataSpec) -> None:
     """Tell a module what it knows from the data, and not from its weights or arguments."""
-    if isinstance(module, PretrainedLogits):
-        module.bind(spec)
-    elif isinstance(module, MultiHead) and spec.tasks.keys() == module.heads.keys():
+    if isinstance(module, MultiHead) and spec.tasks.keys() == module.heads.keys():
         module.order_heads(spec.tasks)
+    trunk = module.trunk if isinstance(module, MultiHead) else module
+    if isinstance(trunk, PretrainedLogits):
+        trunk.bind(spec)
 
 
 def _build_known(

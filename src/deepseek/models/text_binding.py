@@ -10,15 +10,18 @@ from deepseek.models.classifier import Classifier
 from deepseek.models.encoder import Encoder
 from deepseek.models.gpt import GPT
 from deepseek.models.multi_head import MultiHead
+from deepseek.models.pretrained import PretrainedLogits
 
 
 def bind_text(module: nn.Module, spec: DataSpec) -> None:
-    """Let a model of ours agree with the text it is to learn from.
+    """Let a model of ours, or a trunk of transformers, agree with the text it is to learn from.
 
     Raises:
         ConfigError: it cannot.
     """
     trunk = module.trunk if isinstance(module, MultiHead) else module
+    if isinstance(trunk, PretrainedLogits):
+        trunk.bind(spec)
     check_tokens(trunk, spec)
     if spec.document_token is not None:
         keep_documents_apart(trunk, spec.document_token)

@@ -24,7 +24,7 @@ from deepseek.parallel.world import processes
 from deepseek.planner import Cluster, SearchSpace, TransformerShape, choose_settings
 from deepseek.planner.adapters import with_adapters
 from deepseek.planner.hardware import match_gpu
-from deepseek.planner.model_source import shape_of_own
+from deepseek.planner.model_source import shape_of_own, with_rows
 from deepseek.planner.parallel_plan import Offload, Recompute
 from deepseek.planner.run_settings import MEMORY
 from deepseek.trainer.planning import plan_run
@@ -92,14 +92,13 @@ def shape_of(
     name = name_of(module) if isinstance(module, Classifier) else None
     if name is None or "inputs" not in spec.fields:
         return None
-    args = dict(engine.config)
     tokens = spec.fields["inputs"].shape
-    if len(tokens) == 1:
-        args["context_length"] = tokens[0]
     try:
-        shape = shape_of_own(name, args, spec.num_classes if name == "gpt" else 0).shape
+        shape = shape_of_own(name, engine.config, spec.num_classes if name == "gpt" else 0).shape
     except ConfigError:
         return None
+    if len(tokens) == 1:
+        shape = with_rows(shape, tokens[0])
     return shape if lora is None else with_adapters(shape, name, lora)
 
 

@@ -4,7 +4,7 @@ Protocol. Folds hold as many samples of each class. Of what is not in the test f
 back; it says which step's model is taken, and the test fold is looked at once, with that model.
 Without such a share the last weights are taken. The figures are the mean over folds and their
 standard deviation (divided by folds - 1). Texts that are almost the same and lie in different folds
-are counted, and kept in one fold on request.
+are counted, and kept in one fold on request. On several ranks the first one writes.
 
 Shapes: N samples, C classes.
 """
@@ -26,6 +26,7 @@ from deepseek.datasets import ImageDataset, TextDataset
 from deepseek.datasets.folds import stratified_folds
 from deepseek.datasets.near_duplicates import Pair, find_near_duplicates, group_pairs
 from deepseek.errors import ConfigError
+from deepseek.parallel.world import processes
 from deepseek.trainer.averaging import weights_of
 from deepseek.trainer.trainer import Trainer
 from deepseek.whole_file import replacing
@@ -196,9 +197,14 @@ def keep_protocol(folder: Path, **protocol: Any) -> None:
                 f"{folder} holds results with {name}={known[name]}, not {value}",
                 fix="choose another run_dir, or the settings and data of before",
             )
-    if not known:
+    if not known and is_writer():
         with replacing(file) as draft:
             draft.write_text(json.dumps(protocol) + "\n")
+
+
+def is_writer() -> bool:
+    """Return whether this process writes what is of all folds: on several ranks the first does."""
+    return processes()[0] == 0
 
 
 def place_of(folder: Path, fold: int) -> Path:
@@ -207,7 +213,7 @@ def place_of(folder: Path, fold: int) -> Path:
 
 
 def run_folds(
-    wanted: Sequence[int], folder: Path, run: Callable[[int, Path], None]
+    wanted: Sequence[int], folder: Path, run: Callable[[int, Path], dict[str, float]]
 ) -> dict[int, dict[str, float]]:
     """Return the metrics of each fold, after those that are not finished were run.
 
@@ -219,9 +225,8 @@ def run_folds(
     metrics = {}
     for fold in wanted:
         known = place_of(folder, fold) / METRICS_FILE
-        if not known.is_file():
-            run(fold, known.parent)
-        metrics[fold] = json.loads(known.read_text())
+        is_known = known.is_file()
+        metrics[fold] = json.loads(known.read_text()) if is_known else run(fold, known.parent)
     return metrics
 
 
@@ -262,16 +267,23 @@ def cross_validate(
         seed=seed, partition=folds.partition,
     )  # fmt: skip
 
-    def run(fold: int, place: Path) -> None:
-        _run(make_trainer, data, folds.fold_of == fold, place, val_share, seed)
+    def run(fold: int, place: Path) -> dict[str, float]:
+        return _run(make_trainer, data, folds.fold_of == fold, place, val_share, seed)
 
     result = CrossValidation(run_folds(wanted, folder, run), folds, val_share, folder)
-    samples = [load_file(place_of(folder, fold) / SAMPLES_FILE) for fold in wanted]
-    joined = {name: torch.cat([each[name] for each in samples]) for name in samples[0]}
-    save_file(joined, folder / "predictions.safetensors")
-    with replacing(folder / FOLDS_FILE) as draft:
-        draft.write_text(json.dumps(result.to_json() | {"seed": seed}, indent=1) + "\n")
+    if is_writer():
+        samples = [load_file(place_of(folder, fold) / SAMPLES_FILE) for fold in wanted]
+        joined = {name: torch.cat([each[name] for each in samples]) for name in samples[0]}
+        with replacing(folder / "predictions.safetensors") as draft:
+            save_file(joined, draft)
+        write_folds(folder, result.to_json() | {"seed": seed})
     return result
+
+
+def write_folds(folder: Path, found: dict) -> None:
+    """Write `folds.json`: protocol and figures."""
+    with replacing(folder / FOLDS_FILE) as draft:
+        draft.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _run(
@@ -281,17 +293,22 @@ def _run(
     place: Path,
     val_share: float,
     seed: int,
-) -> None:
-    """Train and test one fold, and write its `fold.json` last."""
+) -> dict[str, float]:
+    """Train and test one fold, and return its metrics."""
     train, held_back = data.take(~is_test), None
     if val_share:
         train, held_back = train.split(val_share, seed)
     trainer = make_trainer(train, held_back, place)
-    fit_and_test(trainer, data.take(is_test).evaluation_view(), np.flatnonzero(is_test), place)
+    test = data.take(is_test).evaluation_view()
+    return fit_and_test(trainer, test, np.flatnonzero(is_test), place)
 
 
-def fit_and_test(trainer: Trainer, test_data: Any, places: np.ndarray, place: Path) -> None:
-    """Train and test one fold, and write its `fold.json` last.
+def fit_and_test(
+    trainer: Trainer, test_data: Any, places: np.ndarray, place: Path
+) -> dict[str, float]:
+    """Train and test one fold, write its `fold.json` last, and return its metrics.
+
+    On several ranks the first one writes while the others wait.
 
     Args:
         trainer: of the fold.
@@ -304,9 +321,15 @@ def fit_and_test(trainer: Trainer, test_data: Any, places: np.ndarray, place: Pa
     with weights_of(parallel, trainer.folder.model):
         tested = trainer._evaluation(test_data, keeps_samples=True, parallel=parallel)
     found = {**tested.samples, "index": torch.from_numpy(places)[tested.samples["index"]]}
-    save_file({name: value.contiguous() for name, value in found.items()}, place / SAMPLES_FILE)
+    trainer.world.lead(lambda: _write_fold(place, tested.metrics, found))
+    return tested.metrics
+
+
+def _write_fold(place: Path, metrics: dict[str, float], samples: dict[str, torch.Tensor]) -> None:
+    with replacing(place / SAMPLES_FILE) as draft:
+        save_file({name: value.contiguous() for name, value in samples.items()}, draft)
     with replacing(place / METRICS_FILE) as draft:
-        draft.write_text(json.dumps(tested.metrics) + "\n")
+        draft.write_text(json.dumps(metrics) + "\n")
 
 
 def describe_folds(result: CrossValidation, texts: TextDataset | None = None) -> str:

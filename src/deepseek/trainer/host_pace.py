@@ -96,7 +96,8 @@ def trial_batch(trainer: "Trainer", num_samples: int) -> Iterator[Batch]:
         num_samples: that the batch is cut to; not for a pipeline, which takes whole ones only.
     """
     step, loader = trainer.assembly.step, trainer.train_loader
-    place = loader.state_dict()
+    place, graph = loader.state_dict(), step.graph
+    counts = graph.num_compiled, graph.num_eager  # of the run's own micro-batches
     step.boundary.open(is_step=False)
     batch = next(iter(loader), None) or next(iter(loader))  # an epoch may have just ended
     loader.load_state_dict(place)
@@ -107,6 +108,7 @@ def trial_batch(trainer: "Trainer", num_samples: int) -> Iterator[Batch]:
     finally:
         step.abandon()
         step.boundary.close()
+        graph.num_compiled, graph.num_eager = counts
 
 
 def _wait(device: torch.device) -> None:

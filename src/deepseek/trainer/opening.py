@@ -6,6 +6,7 @@ Rank 0 makes and finds; every rank loads its part.
 import itertools
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 LAUNCHED = ".launched"
 """Folder of marks: files that lead the processes of a restart to the runs of those before."""
+COURSE = "course"
+"""Of the mark that names the checkpoint that a launch has gone back to."""
 _numbers = itertools.count()
 """Of the runs of this process that have no folder of their own: a script that is started again
 begins the same ones in turn."""
@@ -85,7 +88,7 @@ def _choose(
     if resume:
         folder = RunFolder.find(trainer.name, run_dir, resume, output).path
         asked = _checkpoint_of(resume)
-        if asked is not None and _was_here(_launch_mark(folder, asked)):
+        if asked is not None and _has_gone_back(RunFolder(folder), asked):
             return str(folder), True
         return str(folder), resume if isinstance(resume, bool) else str(resume)
     mark = _launch_mark(output, str(number)) if run_dir is None else _launch_mark(run_dir, "begun")
@@ -96,13 +99,42 @@ def _choose(
         if run_dir is not None and not _is_finished(RunFolder(run_dir)):
             RunFolder(run_dir).begin_anew()
     folder = RunFolder.create(trainer.name, run_dir, output).path
-    _leave(mark, folder)
+    _leave(mark, str(folder.resolve()))
     return str(folder), None
 
 
+def _has_gone_back(run: RunFolder, asked: str) -> bool:
+    """Return whether this launch has gone back to a checkpoint before, and only goes on.
+
+    A launch that somebody starts again by hand has the name of the first one, as a job of a cluster
+    that is queued again has.
+
+    Raises:
+        ConfigError: it has, and the run is finished: nothing would be trained.
+    """
+    mark = _launch_mark(run.path, COURSE)
+    if mark is None or not _was_here(mark) or mark.read_text(encoding="utf-8") != asked:
+        return False
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] != "0":
+        return True
+    before = f"the launch {os.environ['TORCHELASTIC_RUN_ID']} has gone back to {asked} before"
+    if _is_finished(run):
+        raise ConfigError(
+            f"{before}, and the run in {run.path} is finished",
+            fix=f"choose another --rdzv-id to go back again, or --resume={run.path} to go on",
+            see="docs/launch.md",
+        )
+    warnings.warn(
+        f"{before}: it goes on from what is saved since; with another --rdzv-id it would go back",
+        stacklevel=2,
+    )
+    return True
+
+
 def _is_finished(run: RunFolder) -> bool:
-    """Return whether a run came to its end, which one without checkpoints can, too."""
-    return any(event.get("kind") == "finish" for event in run.read_events())
+    """Return whether a run is at its end, which one without checkpoints can be, too."""
+    kinds = [event.get("kind") for event in run.read_events()]
+    return next((kind for kind in reversed(kinds) if kind in ("resume", "finish")), "") == "finish"
 
 
 def _checkpoint_of(resume: bool | str | Path) -> str | None:
@@ -133,10 +165,10 @@ def _was_here(mark: Path | None) -> bool:
     return mark.exists()
 
 
-def _leave(mark: Path | None, folder: Path) -> None:
+def _leave(mark: Path | None, text: str) -> None:
     if mark is not None:
         mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text(str(folder.resolve()), encoding="utf-8")
+        mark.write_text(text, encoding="utf-8")
 
 
 def _go_on(trainer: "Trainer", resume: bool | str) -> str:
@@ -163,8 +195,7 @@ def _change_course(trainer: "Trainer", step: int) -> int:
     A restart of this launch goes on from what is saved from now on.
     """
     later = trainer.saving.store.set_aside_after(step)
-    folder = trainer.folder.path
-    _leave(_launch_mark(folder, f"step_{step}"), folder)
+    _leave(_launch_mark(trainer.folder.path, COURSE), f"step_{step}")
     return len(later)
 
 

@@ -8,7 +8,10 @@ from deepseek.errors import ConfigError
 
 # torch's CPU allocator raises a plain RuntimeError; so do cuBLAS and cuDNN, which have memory of
 # their own
-_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
+_WORDS = (
+    "can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED",
+    "std::bad_alloc",
+)  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException) -> bool:

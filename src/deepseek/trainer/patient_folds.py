@@ -4,7 +4,6 @@ The figures are the mean over folds and their standard deviation (divided by fol
 share that is held back to choose the model, the last weights of each fold count.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,17 +11,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from deepseek.trainer.cross_validation import (
-    FOLDS_FILE,
     figures_of,
     fit_and_test,
     folds_to_run,
     how_chosen,
+    is_writer,
     keep_protocol,
     run_folds,
     table_of,
+    write_folds,
 )
 from deepseek.trainer.trainer import Trainer
-from deepseek.whole_file import replacing
 
 
 class PatientData(Protocol):
@@ -70,16 +69,16 @@ def cross_validate_patients(
     }  # fmt: skip
     keep_protocol(folder, **protocol)
 
-    def run(fold: int, place: Path) -> None:
+    def run(fold: int, place: Path) -> dict[str, float]:
         (train, test), held_back = data.split_fold(fold, num_folds), None
         if val_share:
             train, held_back = train.split(val_share, seed)
-        fit_and_test(make_trainer(train, held_back, place), test, np.arange(len(test)), place)
+        trainer = make_trainer(train, held_back, place)
+        return fit_and_test(trainer, test, np.arange(len(test)), place)
 
     metrics = run_folds(wanted, folder, run)
-    found = {**protocol, "run": sorted(metrics)}
-    with replacing(folder / FOLDS_FILE) as draft:
-        draft.write_text(json.dumps(found | figures_of(metrics), indent=1) + "\n")
+    if is_writer():
+        write_folds(folder, {**protocol, "run": sorted(metrics)} | figures_of(metrics))
     return metrics
 
 

@@ -459,13 +459,31 @@ def test_numbers_among_texts_of_json_are_the_categories_of_a_row(tmp_path):
 
 def test_half_of_a_surrogate_pair_is_named(tmp_path):
     rows = [{"kind": "a", "click": 0}, {"kind": "\ud83d", "click": 1}]
-    with pytest.raises(DataError, match="a table in memory: the column 'kind' holds half of a"):
+    with pytest.raises(DataError, match="in memory, row 1: the column 'kind' holds half of a"):
         source({name: [row[name] for row in rows] for name in rows[0]})
     for first in ("a", 1):  # one kind, and two
         rows[0]["kind"] = first
         (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        with pytest.raises(DataError, match=r"a\.jsonl: the column 'kind' holds half of a"):
+        with pytest.raises(DataError, match=r"a\.jsonl, line 2: the column 'kind' holds half"):
             list(ColumnSource(tmp_path / "a.jsonl").chunks())
+    rows[1] = {"kind": "b", "click": 1, "\ud83d": 2.5}
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: the name of a column holds half of a"):
+        ColumnSource(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match="in memory: the name of a column holds half of a"):
+        source({"\ud83d": [1]})
+
+
+def test_whole_numbers_of_more_than_64_bits_are_categories_of_json(tmp_path):
+    place = tmp_path / "a.jsonl"
+    place.write_text(f'{{"user": {10**38}, "click": 0}}\n\n{{"user": 7, "click": 1}}\n')
+    (chunk,) = ColumnSource(place).chunks()
+    assert chunk["user"].to_pylist() == [str(10**38), "7"]
+    place.write_text('{"user": 1}\n{"user": ' + "9" * 5000 + "}\n")
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: this is not JSON: .*4300 digits"):
+        ColumnSource(place)
+    with pytest.raises(DataError, match="'user' holds a whole number of more than 64 bits"):
+        source({"user": [10**38]})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")

@@ -108,9 +108,10 @@ def test_numbers_may_be_missing_and_must_be_numbers(tmp_path):
     for each in (data, again):  # the second from the cache
         assert float(each[0]["targets"]) == 1.5
         assert math.isnan(float(each[1]["targets"]))
-    path.write_text('{"text": "a b", "label": "much"}\n')
-    with pytest.raises(DataError, match="the label 'much' is not a number"):
-        TextDataset(path, "sequence_regression", tokenizer=data.tokenizer, cache="off")
+    for wrong in ("much", "1_0"):
+        path.write_text(f'{{"text": "a b", "label": "{wrong}"}}\n')
+        with pytest.raises(DataError, match=f"the label '{wrong}' is not a number"):
+            TextDataset(path, "sequence_regression", tokenizer=data.tokenizer, cache="off")
 
 
 def test_an_encoder_learns_numbers_of_pairs_and_says_them(table, tmp_path):

@@ -73,6 +73,11 @@ def test_a_sentence_of_fiqa_has_the_mean_score_of_its_aspects(tmp_path):
     path.write_text('{"3": {"sentence": "x", "info": []}}')
     with pytest.raises(DataError, match="no file of FiQA"):
         read_fiqa(path)
+    for sentence, score, why in (("\ud83d", "1", "half of a surrogate"), ("x", "1_0", "1_0")):
+        found = {"sentence": sentence, "info": [{"sentiment_score": score}]}
+        path.write_text(json.dumps({"3": found}))
+        with pytest.raises(DataError, match=rf"f\.json.*{why}"):
+            read_fiqa(path)
 
 
 def test_fomc_is_read_from_a_spreadsheet_with_own_and_shared_texts(tmp_path):

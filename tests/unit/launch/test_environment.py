@@ -53,6 +53,14 @@ def test_gpus_are_those_that_cuda_sees(visible, count, tmp_path, monkeypatch):
     assert count_gpus(tmp_path) == count
 
 
+@pytest.mark.parametrize(("visible", "count"), [("0,1,2", 2), ("1,1", 0), ("2,0", 0), ("GPU-a", 1)])
+def test_gpus_that_are_not_there_are_not_counted(visible, count, tmp_path, monkeypatch):
+    for name in ("nvidia0", "nvidia1"):
+        (tmp_path / name).touch()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert count_gpus(tmp_path) == count
+
+
 def test_flight_recorder_writes_into_the_launch_folder(tmp_path):
     defaults = recorder_defaults(tmp_path)
     assert defaults["TORCH_FR_DUMP_TEMP_FILE"].startswith(str(tmp_path))

@@ -12,6 +12,7 @@ WRONG_LISTS = [
     ("", "has no column 'seriesuid', but nothing"),
     ("seriesuid,x,y,z\n", "has no column 'coordX', but seriesuid, x, y, z"),
     (HEADER + "a,1,2,3,6\na,1,2,x,6\n", "line 3: coordinates or diameter_mm are not numbers"),
+    (HEADER + "a,1,2,3,1_0\n", "line 2: coordinates or diameter_mm are not numbers"),
     (HEADER + "a,1,2,3\n", "line 2: coordinates or diameter_mm are not numbers"),
     (HEADER + "a,1,nan,3,4\n", "line 2: coordinates or diameter_mm are not numbers"),
 ]

@@ -8,8 +8,9 @@ from torch.utils.data import TensorDataset
 
 from deepseek.convert import deepseek_to_pytorch
 from deepseek.datasets import DataSpec, TokenDataset
+from deepseek.datasets.spec import FieldSpec
 from deepseek.errors import ConfigError
-from deepseek.models import ModelEngine
+from deepseek.models import ModelEngine, MultiHead
 from deepseek.trainer import Trainer
 
 transformers = pytest.importorskip("transformers", reason="needs the extra text: transformers")
@@ -109,6 +110,22 @@ def test_a_loaded_classifier_sees_no_padding(tmp_path):
     assert not torch.allclose(ModelEngine.wrap(bert()).eval()(tokens), engine(tokens))
     with pytest.raises(ConfigError, match="filled up with token 0, the model has pad_token_id=5"):
         ModelEngine.load(tmp_path / "model.bin", bert(pad_token_id=5))
+
+
+def test_a_trunk_of_several_tasks_sees_no_padding(tmp_path):
+    tokens = labelled().tensors[0][:1]
+    short = tokens[:, : int((tokens != PAD).sum())]
+    task = DataSpec("sequence_regression", {"targets": FieldSpec((), "float32")})
+    inputs = {"inputs": FieldSpec((12,), "int64")}
+    spec = DataSpec("multi", inputs, pad_token=PAD, tasks={"a": task, "b": task})
+    engine = ModelEngine.wrap(MultiHead.around(bert(num_labels=6), dim=6), spec).eval()
+    torch.testing.assert_close(engine(tokens)["a"], engine(short)["a"])
+    engine.save(tmp_path / "model.bin")
+    empty = MultiHead.around(bert(num_labels=6), dim=6)
+    loaded = ModelEngine.load(tmp_path / "model.bin", empty).eval()
+    torch.testing.assert_close(loaded(tokens)["a"], engine(short)["a"])
+    with pytest.raises(ConfigError, match="filled up with token 0, the model has pad_token_id=5"):
+        ModelEngine.wrap(MultiHead.around(bert(pad_token_id=5), dim=2), spec)
 
 
 def test_padding_of_the_data_is_the_model_s():

@@ -115,6 +115,7 @@ def test_the_sizes_of_a_model_are_those_that_will_be_trained():
     assert (shape.num_layers, shape.dim, shape.heads) == (3, 96, 6)
     assert shape.context_length == 32  # of the data, not the most that the model takes
     assert shape.vocab_size == 64  # 50 padded
+    assert shape.num_positions == 64  # all of them are weights
     assert shape.trained_share == 1
     adapted = shape_of(ModelEngine.wrap(GPT(64, 3, 96, 6)), spec, LoraConfig(rank=1))
     assert adapted is not None

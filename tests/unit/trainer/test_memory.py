@@ -25,6 +25,7 @@ from deepseek.trainer.footprint import (
     describe_savings,
 )
 from deepseek.trainer.memory_budget import remakes_norms
+from deepseek.trainer.host_pace import trial_batch
 from deepseek.trainer.step import TrainStep
 
 SIZES = {"num_layers": 2, "dim": 64, "heads": 4}
@@ -222,6 +223,16 @@ def test_a_static_graph_learns_the_same_under_a_policy(memory, tmp_path):
     torch.testing.assert_close(weights(runs[0]), weights(runs[1]), rtol=0, atol=2e-4)
 
 
+def test_passes_of_a_trial_are_not_counted_as_those_of_the_run(tmp_path):
+    model = GPT(context_length=64, num_classes=50, **SIZES)
+    trainer = Trainer(model, tokens(), batch_size=8, device="cpu", run_dir=tmp_path, num_workers=0)
+    graph = trainer.assembly.step.graph
+    with trial_batch(trainer, 2) as batch:
+        assert len(batch["inputs"]) == 2
+        graph.num_compiled, graph.num_eager = 1, 2
+    assert (graph.num_compiled, graph.num_eager) == (0, 0)
+
+
 @pytest.mark.long
 def test_a_static_graph_gets_the_share_of_a_budget_and_is_predicted(tmp_path, capsys):
     model = GPT(context_length=64, num_classes=50, num_layers=2, dim=64, heads=4)
@@ -229,7 +240,7 @@ def test_a_static_graph_gets_the_share_of_a_budget_and_is_predicted(tmp_path, ca
     trainer = train(tmp_path, 0.6, model, graph="static", **settings)
     policy = trainer.assembly.step.graph.memory
     assert 0.5 < policy.share < 1.0  # of what `pointwise` keeps
-    assert trainer.assembly.step.graph.num_compiled > 0
+    assert trainer.assembly.step.graph.num_compiled == 3
     said = said_of_budget(trainer)
     assert f"a compiled graph may keep {policy.share:.0%} of what pointwise keeps" in said
     out = capsys.readouterr().out

@@ -127,6 +127,31 @@ def test_another_launch_goes_back_to_the_named_checkpoint(start):
     assert steps == [2, 2]
 
 
+def test_a_launch_of_the_same_name_says_that_it_does_not_go_back_again(start, monkeypatch):
+    def by_hand(step=2, **settings):
+        start("job.2")
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+        resume = f"x/checkpoints/step_{step}"
+        trainer = make_run(resume=resume, checkpoint_every=1, keep_checkpoints=9, **settings)
+        trainer.fit()
+        return [e["step"] for e in trainer.folder.read_events() if e["kind"] == "resume"]
+
+    make_run(run_dir="x", checkpoint_every=1, keep_checkpoints=9).fit()
+    with pytest.raises(PreemptedError):
+        by_hand(callbacks=[StopAt(4)])
+    with pytest.warns(
+        UserWarning, match=r"launch job\.2 has gone back to step_2 before: it goes on"
+    ):
+        assert by_hand() == [2, 4]
+    with pytest.raises(
+        ConfigError, match=r"job\.2 has gone back to step_2 .* is finished"
+    ) as caught:
+        by_hand()
+    assert "choose another --rdzv-id" in str(caught.value)
+    assert by_hand(step=3) == [2, 4, 3]
+    assert by_hand() == [2, 4, 3, 2]  # to another one than before
+
+
 def test_a_restart_before_the_first_checkpoint_begins_anew_in_its_run_dir(start):
     with pytest.raises(RuntimeError, match="killed"):
         make_run(run_dir="x", callbacks=[Fail()]).fit()

@@ -24,8 +24,8 @@ from deepseek.trainer.footprint import (
     check_footprint,
     describe_savings,
 )
-from deepseek.trainer.memory_budget import remakes_norms
 from deepseek.trainer.host_pace import trial_batch
+from deepseek.trainer.memory_budget import remakes_norms
 from deepseek.trainer.step import TrainStep
 
 SIZES = {"num_layers": 2, "dim": 64, "heads": 4}

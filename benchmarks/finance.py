@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--agreement", nargs="+", default=["All"], help="50, 66, 75, All")
     parser.add_argument("--num-folds", type=int, default=5)
-    parser.add_argument("--folds", type=int, nargs="+", help="those to run; all by default")
+    parser.add_argument(
+        "--folds", type=int, nargs="+", help="those to run; all by default, of scratch the first"
+    )
     parser.add_argument("--held-back", type=float, default=0.1, help="0: the last weights count")
     parser.add_argument("--budget-min", type=float, default=15, help="of a pretraining, minutes")
     parser.add_argument(

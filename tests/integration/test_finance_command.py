@@ -76,3 +76,23 @@ def test_a_run_of_another_corpus_is_not_resumed(capsys):
     assert run([*command, "other.txt", "--resume"]) == 2
     assert "which are not these 38" in capsys.readouterr().err
     assert run([*command, "news.txt", "--resume"]) == 0
+
+
+@pytest.mark.usefixtures("model")
+def test_two_adaptations_in_one_directory_have_runs_of_their_own(capsys):
+    def adapt(*options):
+        command = ["finance", "adapt", "model.bin", "adapted", "--corpus", "news.txt"]
+        return run([*command, "--sequence-length", "32", "--max-steps", "1", *options])
+
+    on_the_cpu = ["--device", "cpu", "--precision", "bf16"]
+    assert adapt("--name", "news", *on_the_cpu) == 0
+    settings = json.loads(Path("runs/news-1/config.yaml").read_text())["trainer"]
+    assert (settings["device"], settings["precision"]) == ("cpu", "bf16")
+    assert adapt("--run-dir", "placed", "--head-steps", "0") == 0
+    assert Path("placed/model.bin").exists()
+    assert adapt("--name", "news", "--resume") == 0  # not the newest, which is in its own folder
+    assert adapt("--run-dir", "placed", "--resume") == 0
+    assert sorted(each.name for each in Path("runs").iterdir() if each.is_dir()) == ["news-1"]
+    assert adapt("--run-dir", "placed") == 2
+    assert "run_dir='placed' holds a run already" in capsys.readouterr().err
+    assert adapt("--precision", "half") == 2

@@ -1,4 +1,4 @@
-"""`deepseek train --folds`, `explain` and `calibrate`, and the examples of finance."""
+"""`deepseek train --folds`, `explain` and `calibrate`."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from deepseek.cli.main import run
-from deepseek.config import load_config
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "finance").glob("*.yaml"))
 CONFIG = """
 name: news
 data:
@@ -33,11 +31,6 @@ def news(tmp_path, monkeypatch):
     rows = [f"{'rose' if n % 2 else 'fell'} number {n // 2},{n % 2}" for n in range(60)]
     Path("news.csv").write_text("\n".join(["text,label", *rows]))
     Path("news.yaml").write_text(CONFIG)
-
-
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_are_configurations(path):
-    assert load_config(path).data.format == "text"
 
 
 def test_from_folds_to_calibrated_probabilities(news, capsys):

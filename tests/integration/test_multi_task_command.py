@@ -1,15 +1,15 @@
-"""`deepseek train`, `evaluate` and `predict` on several tasks, and the examples."""
+"""`deepseek train`, `evaluate`, `predict`, `explain` and `calibrate` on several tasks."""
 
 import csv
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from deepseek.cli.main import run
-from deepseek.config import MultiDataConfig, load_config
+from deepseek.models import ModelEngine
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "multitask").glob("*.yaml"))
 CONFIG = """\
 name: joint
 data:
@@ -36,11 +36,6 @@ def in_tmp_path(tmp_path, monkeypatch):
     rows = [f"a {'good' if n % 2 else 'bad'} film,plot,{n % 2 - 0.5}" for n in range(32)]
     Path("stars.csv").write_text("\n".join(["text,of,stars", *rows]))
     Path("a.yaml").write_text(CONFIG)
-
-
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_are_configurations(path):
-    assert isinstance(load_config(path).data, MultiDataConfig)
 
 
 def test_two_tasks_from_a_file_to_predictions(capsys):
@@ -71,6 +66,27 @@ def test_two_tasks_from_a_file_to_predictions(capsys):
     assert len(rows) == 64
     assert rows[1]["tone_label"] == "pos"
     assert float(rows[1]["stars_value"]) > 0
+
+
+def test_one_of_two_tasks_is_explained_and_calibrated(capsys):
+    assert run(["train", "a.yaml", "trainer.epochs=1"]) == 0
+    model, tone = "runs/joint-1/model.bin", ["--data", "tone.csv", "task=tone"]
+    capsys.readouterr()
+    assert run(["explain", model, *tone, "--steps", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"accuracy", "macro_f1"} <= found["metrics"].keys()
+    page = Path(found["page"]).read_text()
+    assert "integrated gradients" in page
+    assert all(name in page for name in ("pos", "neg", "Confusion matrix"))
+    assert run(["calibrate", model, "c.bin", *tone, "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)["value"]
+    before, after = (ModelEngine.load(path).module.heads for path in (model, "c.bin"))
+    assert torch.allclose(after["tone"].linear.weight * value, before["tone"].linear.weight)
+    assert torch.equal(after["stars"].linear.weight, before["stars"].linear.weight)
+    stars = ["--data", "stars.csv", "task=stars", "label_column=stars", "pair_column=of"]
+    for command in (["explain", model], ["calibrate", model, "d.bin"]):
+        assert run([*command, *stars]) == 2
+        assert "none whose samples are of a class each" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

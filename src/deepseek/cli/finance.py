@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deepseek.cli.json_figures import only_json
-from deepseek.cli.model_options import AsJson
+from deepseek.cli.model_options import AsJson, Device, RunDir, RunPrecision
 from deepseek.cli.progress import measurements
 
 if TYPE_CHECKING:
@@ -91,7 +91,13 @@ def adapt(
     held_out: Annotated[float, typer.Option(help="Share of the texts to measure with.")] = 0.05,
     seed: Annotated[int, typer.Option(min=0, help="Of masks, order and what is held out.")] = 0,
     time_budget: Annotated[str | None, typer.Option(help="Time at most: 90s, 20m, 1h30m.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run.")] = False,
+    name: Annotated[str, typer.Option(help="Of the run; of one that goes on, too.")] = "adapt",
+    run_dir: RunDir = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --run-dir, or the newest run of the name.")
+    ] = False,
+    device: Device = "auto",
+    precision: RunPrecision = "auto",
     text_column: Column = "text",
     encoding: Encoding = "utf-8",
     as_json: AsJson = False,
@@ -102,14 +108,15 @@ def adapt(
     from deepseek.finance import adapt as adapt_model
     from deepseek.models import ModelEngine
 
-    given: dict[str, Any] = {"masking": masking}
+    given: dict[str, Any] = {"masking": masking, "precision": precision}
     with only_json(as_json), measurements("perplexity") as on_measured:
         done = adapt_model(
             ModelEngine.load(model), corpus, general=general, replay=replay, epochs=epochs,
             max_steps=max_steps, lr=lr, batch_size=batch_size, sequence_length=sequence_length,
             mask_share=mask_share, head_steps=head_steps, held_out=held_out, seed=seed,
             text_column=text_column, encoding=encoding, on_measured=on_measured,
-            time_budget=time_budget, resume=resume, **given,
+            time_budget=time_budget, name=name, run_dir=run_dir, resume=resume, device=device,
+            **given,
         )  # fmt: skip
     done.save(output)
     _print(done, output, as_json=as_json)

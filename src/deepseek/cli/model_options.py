@@ -28,6 +28,8 @@ Precision = Annotated[
         help="Of model files: fp32, bf16, fp16; auto: what the chip has, fp32 once quantised."
     ),
 ]
+RunPrecision = Annotated[str, typer.Option(help="fp32, bf16, fp16, fp8; auto: by the chip.")]
+RunDir = Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME-N by default.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Of a batch on the CPU.")]
 Trust = Annotated[
     str | None, typer.Option(metavar="SHA256", help="Of a file that can run code, and may.")

@@ -9,6 +9,8 @@ from uuid import uuid4
 
 import typer
 
+from deepseek.cli.model_options import RunDir
+
 DEFAULT_CONFIG = "model_config.yaml"
 
 
@@ -27,9 +29,7 @@ def train(
             help="Go on with the newest run, or with --resume=RUN: name, folder, checkpoint.",
         ),
     ] = None,
-    run_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the run; runs/NAME-N by default.")
-    ] = None,
+    run_dir: RunDir = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Take one step on paper: memory, collectives, checks."),

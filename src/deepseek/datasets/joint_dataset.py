@@ -73,6 +73,11 @@ class JointDataset(torch.utils.data.Dataset):
         return len(self._source)
 
     @property
+    def data(self) -> torch.utils.data.Dataset:
+        """The data set that gives the inputs."""
+        return self._data
+
+    @property
     def lengths(self) -> Lengths:
         """Length of each sample, where batches are to be made by length."""
         return self._source.lengths

@@ -161,7 +161,9 @@ class DataLoader:
     def exchange(self, dataset: torch.utils.data.Dataset) -> None:
         """Take another form of the same data, such as of another tokenizer; progress stays.
 
-        Call it between epochs: the order of samples depends on their number and lengths.
+        The order depends on the number and the lengths of the samples: in the midst of an epoch
+        what is left of it is drawn from all of the new form, and batches prepared ahead are made
+        anew.
         """
         self.close()
         epoch, position = self.epoch, self.position
@@ -275,10 +277,7 @@ class DataLoader:
         Raises:
             DataError: if a sample cannot be read, too many had to be skipped, or a worker died.
         """
-        self._bound_keys()
-        if self._workers is None:
-            self._workers = self._make_workers()
-        for fetched in self._workers:
+        for fetched in self._fetch():
             if fetched.error is not None:
                 self.close()
                 raise fetched.error
@@ -289,6 +288,18 @@ class DataLoader:
                 yield fetched.batch
         self._progress.epoch += 1
         self._progress.position = 0
+
+    def _fetch(self) -> Iterator[Fetched]:
+        """Yield what is left of the epoch; after an `exchange` what is left of the new data."""
+        workers = None
+        while workers is None or workers is not self._workers:
+            if self._workers is None:
+                self._workers = self._make_workers()
+            workers = self._workers
+            for fetched in workers:
+                yield fetched
+                if workers is not self._workers:
+                    break
 
     def close(self) -> None:
         """End the worker processes; the next iteration starts new ones."""

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepseek.datasets import TextDataset
+from deepseek.datasets import JointDataset, TextDataset
 from deepseek.datasets.evaluation_view import evaluation_dataset
+from deepseek.deploy.one_task import choose_task, finds_classes, samples_of_task
 from deepseek.deploy.report.mistakes import Explained, write_mistakes
 from deepseek.deploy.temperature import measure_temperature
 from deepseek.errors import ConfigError
@@ -26,6 +27,7 @@ def analyse_errors(
     data,
     path: str | Path,
     *,
+    task: str | None = None,
     title: str = "Error analysis",
     num_shown: int = 20,
     steps: int = 32,
@@ -41,6 +43,7 @@ def analyse_errors(
         engine: finds a class for each sample.
         data: labelled samples that were not trained on.
         path: of the `.html` file.
+        task: of a model of several tasks; `None`: the one that the data have labels of.
         title: of the page.
         num_shown: mistakes on it.
         steps: of integrated gradients; 0: words are not coloured.
@@ -54,8 +57,9 @@ def analyse_errors(
         raise ConfigError(f"num_shown={num_shown}, steps={steps}", fix="give 0 or more")
     dataset = evaluation_dataset(data)
     found = evaluate_samples(engine, dataset, batch_size, device=device)
-    samples = found.samples
-    if "probs" not in samples or samples["probs"].ndim != 2:
+    task = choose_task(engine, found.samples, task)
+    samples = samples_of_task(found.samples, task)
+    if not finds_classes(samples):
         raise ConfigError(
             "only the errors of a model that finds a class for each sample can be shown",
             fix="give a classifier",
@@ -69,21 +73,32 @@ def analyse_errors(
         at for label in range(probs.shape[1]) for at in right[targets[right] == label][:2].tolist()
     ]
     mistakes, others = (
-        [_explain(engine, dataset, samples, at, steps) for at in chosen]
+        [_explain(engine, dataset, samples, at, steps, task) for at in chosen]
         for chosen in (wrong.tolist(), typical)
     )
     notes = []
     if len(targets) >= MIN_CALIBRATED:
         temperature = measure_temperature(probs, targets)
         notes.append(temperature.describe()[0].upper() + temperature.describe()[1:] + ".")
-    names = engine.spec.class_names if engine.spec else ()
+    spec = engine.spec if task is None or engine.spec is None else engine.spec.tasks[task]
+    names = spec.class_names if spec else ()
     write_mistakes(Path(path), title, probs, targets, names, mistakes, others, notes)
-    return found.metrics
+    if task is None:
+        return found.metrics
+    own = [name for name in found.metrics if name.startswith(f"{task}_")]
+    return {name.removeprefix(f"{task}_"): found.metrics[name] for name in own}
 
 
 def _explain(
-    engine: ModelEngine, dataset, samples: dict[str, Tensor], at: int, steps: int
+    engine: ModelEngine,
+    dataset,
+    samples: dict[str, Tensor],
+    at: int,
+    steps: int,
+    task: str | None,
 ) -> Explained:
+    if isinstance(dataset, JointDataset):
+        dataset = dataset.data
     index, probs = int(samples["index"][at]), samples["probs"][at]
     target, predicted = int(samples["targets"][at]), int(probs.argmax())
     answer = (target, predicted, float(probs.max()))
@@ -102,7 +117,7 @@ def _explain(
         direction -= (1 - direction) / max(1, len(probs) - 1)
     else:
         direction[target] = -1.0
-    weights = attribute_tokens(engine, tokens, direction, steps=steps).tolist()
+    weights = attribute_tokens(engine, tokens, direction, steps=steps, task=task).tolist()
     return Explained(index, *_to_words(tokens.tolist(), weights, dataset), *answer)
 
 

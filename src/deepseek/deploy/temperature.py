@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from deepseek.deploy.one_task import choose_task, finds_classes, samples_of_task
 from deepseek.deploy.report.calibration import calibrate as bin_confidence
 from deepseek.errors import ConfigError
-from deepseek.models import ModelEngine
+from deepseek.models import ModelEngine, MultiHead
 from deepseek.trainer.evaluation import evaluate_samples
 
 LOW, HIGH = 1e-2, 1e2
@@ -97,22 +98,31 @@ def measure_temperature(probs: np.ndarray, targets: np.ndarray) -> Temperature:
 
 
 def calibrate_model(
-    engine: ModelEngine, data, *, batch_size: int = 64, device: str = "auto"
+    engine: ModelEngine,
+    data,
+    *,
+    task: str | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
 ) -> tuple[ModelEngine, Temperature]:
     """Return a copy of a classifier whose probabilities are calibrated, and what was found.
 
     Args:
         engine: with a linear head.
         data: labelled samples that were not trained on.
+        task: of a model of several tasks; `None`: the one that the data have labels of.
         batch_size: samples at a time.
         device: where they are computed.
 
     Raises:
         ConfigError: the model has no linear head, or the data no class for each sample.
     """
-    head = _head_of(engine)
-    found = evaluate_samples(engine, data, batch_size, device=device).samples
-    if "probs" not in found or found["probs"].ndim != 2:
+    if not isinstance(engine.module, MultiHead):
+        _head_of(engine, None)  # before anything is computed
+    samples = evaluate_samples(engine, data, batch_size, device=device).samples
+    task = choose_task(engine, samples, task)
+    head, found = _head_of(engine, task), samples_of_task(samples, task)
+    if not finds_classes(found):
         raise ConfigError(
             "only a model that finds a class for each sample can be calibrated",
             fix="give a classifier",
@@ -131,8 +141,10 @@ def scale_probs(probs: np.ndarray, temperature: float) -> np.ndarray:
     return _softmax(np.log(np.clip(probs.astype(np.float64), 1e-30, None)) / temperature)
 
 
-def _head_of(engine: ModelEngine) -> str:
+def _head_of(engine: ModelEngine, task: str | None) -> str:
     names = [name for name in engine.hints.head if name]
+    if task is not None and isinstance(engine.module, MultiHead):
+        names = [f"heads.{task}.linear"]
     head = names[-1] if names else ""
     part = engine.module.get_submodule(head) if head else None
     tied = isinstance(part, nn.Linear) and any(

@@ -1,9 +1,9 @@
-"""Terms that appear while a model is trained become tokens at the end of an epoch.
+"""Terms that appear while a model is trained become tokens, at the end of epochs or after steps.
 
 A run keeps one shape: new tokens take places of the vocabulary that stand for nothing yet (BERT's
 `[unusedN]`, or those that `grow_vocabulary(..., reserve=N)` laid in). So every checkpoint holds the
 same tensors, and the run resumes exactly: what is counted, and the tokenizer, are in the callback's
-state. The rows are written between two epochs, before the checkpoint of that boundary: this is the
+state. The rows are written between two steps, before the checkpoint of that boundary: this is the
 one callback that writes into a model.
 """
 
@@ -21,22 +21,26 @@ from deepseek.models.vocabulary_rows import fill_rows, vocabulary_rows
 from deepseek.trainer.callbacks import Callback
 
 if TYPE_CHECKING:
+    from deepseek.trainer.step_values import StepResult
     from deepseek.trainer.trainer import Trainer
 
 
 class GrowingVocabulary(Callback):
-    """Makes tokens of terms that a stream of texts brings, at the end of epochs.
+    """Makes tokens of terms that a stream of texts brings, at the end of epochs or after steps.
 
     The rows begin with the mean of the tokens that stood for the term, the optimizer's state of
     them with zeros. Training and validation data are tokenised anew; losses before and after are
     of other tokens, and cannot be compared.
 
     Args:
-        stream: epoch (from 0) -> the texts that came in during it. For exact resume a function of
-            the epoch; a live feed may give what it has.
+        stream: number of an epoch, or of `every_steps` steps, from 0 -> the texts that came in
+            during it. For exact resume a function of the number; a live feed may give what it has.
         max_terms: new tokens at a boundary, at most.
         min_count: how often a term was seen since the run began, at least.
         every_epochs: boundaries are so many epochs apart.
+        every_steps: boundaries are so many optimizer steps apart instead, as a run of one long
+            epoch needs. What is left of the epoch is then drawn from all of its texts as they are
+            tokenised now: in that epoch a text may come again, and another not.
         compounds: as for `grow_vocabulary`.
 
     Attributes:
@@ -54,12 +58,19 @@ class GrowingVocabulary(Callback):
         max_terms: int = 100,
         min_count: int = 5,
         every_epochs: int = 1,
+        every_steps: int | None = None,
         compounds: bool = True,
     ) -> None:
-        for name, value in (("max_terms", max_terms), ("every_epochs", every_epochs)):
-            if value < 1:
+        numbers = {"max_terms": max_terms, "every_epochs": every_epochs, "every_steps": every_steps}
+        for name, value in numbers.items():
+            if value is not None and value < 1:
                 raise ConfigError(f"{name}={value} is not >= 1", fix="give a positive number")
-        self._stream, self._every = stream, every_epochs
+        if every_steps is not None and every_epochs != 1:
+            raise ConfigError(
+                f"every_epochs={every_epochs} beside every_steps={every_steps}",
+                fix="leave one of them out",
+            )
+        self._stream, self._every, self._every_steps = stream, every_epochs, every_steps
         self._max_terms, self._min_count = max_terms, min_count
         self._compounds = compounds
         self._counts: dict[str, int] = {}
@@ -90,14 +101,24 @@ class GrowingVocabulary(Callback):
         if self._content is not None:
             _take(trainer, Tokenizer(self._content, old.source))
 
+    def on_step_end(self, trainer: "Trainer", result: "StepResult") -> None:
+        """Where so many steps are over, count what came in, and let the vocabulary grow."""
+        if self._every_steps is not None and trainer.step % self._every_steps == 0:
+            self._take_in(trainer, trainer.step // self._every_steps - 1, grows=True)
+
     def on_epoch_end(self, trainer: "Trainer", record: dict) -> None:
         """Count what came in; where a boundary is due, let the vocabulary grow."""
+        if self._every_steps is None:
+            self._num_epochs += 1
+            grows = self._num_epochs % self._every == 0
+            self._take_in(trainer, trainer.train_loader.epoch, grows=grows)
+
+    def _take_in(self, trainer: "Trainer", number: int, *, grows: bool) -> None:
         old = _text_data(trainer.train_loader).tokenizer
         counter = TermCounter(old, self._counts, compounds=self._compounds)
-        counter.update(self._stream(trainer.train_loader.epoch))
-        self._num_epochs += 1
+        counter.update(self._stream(number))
         is_last = trainer.assembly.length.is_over(trainer.step)  # nobody would learn the rows
-        if self._num_epochs % self._every == 0 and not is_last:
+        if grows and not is_last:
             self._grow(trainer, old, counter)
         self._counts = counter.most_common()
 

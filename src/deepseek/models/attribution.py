@@ -30,6 +30,7 @@ def attribute_tokens(
     direction: Float[Tensor, "K"],
     *,
     steps: int = 32,
+    task: str | None = None,
 ) -> Float[Tensor, "T"]:
     """Return what each token adds to a combination of the logits, float32, on the CPU.
 
@@ -39,6 +40,7 @@ def attribute_tokens(
         direction: weight of each logit in what is explained, such as 1 for one class and -1 for
             another.
         steps: S; more of them leave less of an error.
+        task: whose logits, of a model of several tasks.
 
     Raises:
         ConfigError: the model has no table of tokens that its hints name, or rounds what it
@@ -69,9 +71,10 @@ def attribute_tokens(
             points = (baseline + part[:, None, None] * difference).requires_grad_(True)
             hook = table.register_forward_hook(lambda module, args, output, x=points: x.to(dtype))
             try:
-                logits = engine(tokens.expand(len(part), -1))
+                outputs = engine(tokens.expand(len(part), -1))
             finally:
                 hook.remove()
+            logits = outputs if task is None else outputs[task]
             explained = (logits.float() * direction.to(logits.device)).sum()
             total += torch.autograd.grad(explained, points)[0].sum(0)
     return (total / steps * difference).sum(-1).cpu()

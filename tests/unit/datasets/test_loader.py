@@ -9,6 +9,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from deepseek.datasets import DataLoader, ImageDataset, JointDataset, TextDataset
 from deepseek.datasets.loader import choose_num_workers
+from deepseek.datasets.sampler import epoch_order
 from deepseek.errors import CheckpointError, ConfigError, DataError
 
 AUGMENT = "random_crop_8_pad_1+hflip"
@@ -51,6 +52,21 @@ def test_workers_change_nothing(num_workers):
     alone, helped = loader(), loader(num_workers=num_workers)
     for _ in range(2):
         assert same(list(alone), list(helped))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_data_exchanged_in_the_midst_of_an_epoch_are_those_of_its_rest(num_workers):
+    before = TensorDataset(torch.arange(20.0), torch.zeros(20))
+    after = TensorDataset(100 + torch.arange(16.0), torch.zeros(16))
+    data = DataLoader(before, batch_size=4, num_workers=num_workers, seed=5)
+    batches = iter(data)
+    first = [next(batches), next(batches)]
+    assert all((batch["inputs"] < 20).all() for batch in first)
+    data.exchange(after)
+    rest = torch.cat([batch["inputs"] for batch in batches])
+    assert rest.tolist() == (100 + epoch_order(16, 5, 0, shuffle=True)[8:]).tolist()
+    assert data.state_dict() == {"epoch": 1, "position": 0}
+    assert len(list(data)) == 4
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -6,6 +6,7 @@ import torch
 
 from deepseek.datasets import ImageDataset, JointDataset
 from deepseek.deploy import export, load_engine, optimize, prune, quantize
+from deepseek.deploy.error_analysis import analyse_errors
 from deepseek.deploy.optimization.material import count_rows, gather, label_names, read_rows
 from deepseek.deploy.optimization.quality import compare, metric_of, sum_by_group, task_of
 from deepseek.deploy.samples import spec_of
@@ -13,9 +14,11 @@ from deepseek.deploy.service.protection import Limits
 from deepseek.deploy.service.question import answer, parts_of
 from deepseek.deploy.service.served_model import ServedModel
 from deepseek.deploy.service.shelf import Pace, Version
+from deepseek.deploy.temperature import calibrate_model
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine, MultiHead
 from deepseek.models.joint_outputs import divide, join_outputs
+from deepseek.trainer.evaluation import evaluate_model
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +186,27 @@ def test_tasks_of_one_text_are_exported_for_any_length_up_to_the_longest(tmp_pat
         tokens = torch.randint(1, 40, (2, length))
         found, expected = opened(tokens), join_outputs(engine(tokens))
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_task_of_classes_is_calibrated_and_explained(engine, data, tmp_path):
+    calibrated, found = calibrate_model(engine, data, device="cpu")
+    before, after = engine.module.heads, calibrated.module.heads
+    torch.testing.assert_close(
+        after["kind"].linear.weight * found.value, before["kind"].linear.weight
+    )
+    assert torch.equal(after["ink"].linear.weight, before["ink"].linear.weight)
+    page = tmp_path / "m.html"
+    metrics = analyse_errors(engine, data, page, task="kind", num_shown=2, device="cpu")
+    assert metrics["accuracy"] == pytest.approx(
+        evaluate_model(engine, data, device="cpu")["kind_accuracy"]
+    )
+    assert "digits" in page.read_text()
+    with pytest.raises(ConfigError, match="task='tone' of a model of kind, ink"):
+        calibrate_model(engine, data, task="tone", device="cpu")
+    with pytest.raises(ConfigError, match="only a model that finds a class for each sample"):
+        calibrate_model(engine, data, task="ink", device="cpu")
+    both = JointDataset(data.data, {"more": data.data.targets}, own="kind")
+    other = ModelEngine.wrap(MultiHead("resnet", {"num_layers": 8, "channels": 1}))
+    other.bind(both.spec)
+    with pytest.raises(ConfigError, match="have labels of kind and more"):
+        calibrate_model(other, both, device="cpu")

@@ -88,9 +88,32 @@ def test_terms_of_a_stream_enter_at_the_next_boundary_and_optimizer_and_file_fol
     ))  # fmt: skip
 
 
-@pytest.mark.parametrize("share", [0.3, 0.9])
-def test_a_run_that_was_stopped_grows_on_bit_by_bit(share, tmp_path):
-    whole = build(tmp_path / "whole", [growing()])
+def test_a_run_of_one_epoch_grows_after_steps_and_what_is_left_holds_the_new_tokens(tmp_path):
+    class Seen(Callback):
+        def __init__(self):
+            self.known = []
+
+        def on_step_end(self, trainer, result):
+            texts = trainer.train_loader.dataset
+            self.known.append(texts.tokenizer.vocabulary.count("$nvda"))
+
+    callback, seen = growing(every_steps=2), Seen()
+    trainer = build(tmp_path / "run", [callback, seen], epochs=1)
+    trainer.fit()
+    assert trainer.step >= 5
+    assert [step for step, _ in callback.terms] == [2, 4]
+    assert seen.known[:3] == [0, 1, 1]
+    for loader in (trainer.train_loader, trainer.val_loader):
+        assert {"$nvda", "tsla"} <= set(loader.dataset.tokenizer.vocabulary)
+    assert "$nvda" in ModelEngine.load(trainer.folder.model).spec.class_names
+
+
+@pytest.mark.parametrize(
+    ("epochs", "options", "share"),
+    [(4, {}, 0.3), (4, {}, 0.9), (1, {"every_steps": 2}, 0.3), (1, {"every_steps": 2}, 0.9)],
+)
+def test_a_run_that_was_stopped_grows_on_bit_by_bit(epochs, options, share, tmp_path):
+    whole = build(tmp_path / "whole", [growing(**options)], epochs=epochs)
     whole.fit()
     stops_at = round(share * whole.step)
 
@@ -100,11 +123,11 @@ def test_a_run_that_was_stopped_grows_on_bit_by_bit(share, tmp_path):
                 trainer.save()
                 raise DivergedError("stopped", fix="")
 
-    halves = growing()
+    halves = growing(**options)
     with pytest.raises(DivergedError):
-        build(tmp_path / "cut", [halves, Stop()]).fit()
-    again = growing()
-    resumed = build(tmp_path / "cut", [again], resume=True)
+        build(tmp_path / "cut", [halves, Stop()], epochs=epochs).fit()
+    again = growing(**options)
+    resumed = build(tmp_path / "cut", [again], epochs=epochs, resume=True)
     resumed.fit()
     assert resumed.step == whole.step
     assert torch.equal(rows_of(resumed), rows_of(whole))
@@ -117,6 +140,10 @@ def test_runs_that_cannot_grow_are_refused_at_the_beginning(tmp_path):
         build(tmp_path / "a", [growing()], optimizer="adamw8bit").fit()
     with pytest.raises(ConfigError, match="max_terms=0 is not >= 1"):
         GrowingVocabulary(lambda epoch: [], max_terms=0)
+    with pytest.raises(ConfigError, match="every_steps=0 is not >= 1"):
+        GrowingVocabulary(lambda epoch: [], every_steps=0)
+    with pytest.raises(ConfigError, match="every_epochs=2 beside every_steps=50"):
+        GrowingVocabulary(lambda epoch: [], every_epochs=2, every_steps=50)
     for name, part in (("train_loader", 0), ("val_loader", 1)):
         trainer = build(tmp_path / name, [growing()])
         loader = getattr(trainer, name)

@@ -51,7 +51,7 @@ CPU_CORE_FLOPS = {True: 120e9, False: 60e9}
 SIDES = {
     "d": {"upper", "lower", "superior", "inferior"},
     "h": {"anterior", "posterior"},
-    "w": {"left", "right"},
+    "w": {"left", "right", "l", "r", "lt", "rt"},
 }
 """Words in the name of a class that a mirror would make wrong, for each axis."""
 
@@ -438,5 +438,9 @@ def _augmentation(
 
 
 def _words(name: str) -> list[str]:
-    """Return the words of a name, small, as in `left_lung`, `Left-Lung` and `LeftLung`."""
+    """Return the words of a name, small, as in `left_lung`, `Left-Lung`, `LeftLung`, `lung_L`.
+
+    L1 to L5 are vertebrae, no side.
+    """
+    name = re.sub(r"(?<![A-Za-z])[Ll](?=[1-5](?!\d))", "", name)
     return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]

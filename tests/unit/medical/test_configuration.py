@@ -149,12 +149,20 @@ def test_thick_slices_keep_the_tenth_percentile_and_are_hardly_turned():
         "kidneyRIGHT",
         "LEFTKidney",
         "vein.left2",
+        "lung_L",
+        "kidney_R",
+        "L_Lung",
+        "LLung",
+        "lt_lung",
+        "rt kidney",
+        "hip-r",
+        "r",
     ],
 )
 def test_classes_named_by_a_side_are_not_mirrored_along_it(name):
     names = ("background", name, "anterior wall")
     assert "flip_d" in configure(make(*HIPPOCAMPUS, names=names), means=LAPTOP).steps
-    names = ("background", "cleft", "Bright_nodule")
+    names = ("background", "cleft", "Bright_nodule", "vertebra_L5", "Rib", "altered", "MRI")
     assert "flip_dhw" in configure(make(*HIPPOCAMPUS, names=names), means=LAPTOP).steps
 
 

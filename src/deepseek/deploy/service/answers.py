@@ -3,7 +3,7 @@
 Nothing is checked with these: an answer is written as it is.
 """
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 
 class Guess(BaseModel):
@@ -49,8 +49,9 @@ class Prediction(Said):
 class Finding(BaseModel):
     """In millimetres of the patient (LPS); what a detector tells besides, such as `malignancy`."""
 
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, float] = Field(init=False)
+    model_config = ConfigDict(
+        extra="allow", json_schema_extra={"additionalProperties": {"type": "number"}}
+    )
 
     x: float
     y: float

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from deepseek.cli.main import run
+from deepseek.config import load_config
 
 NODULES = """\
 name: nodules
@@ -87,3 +88,23 @@ def test_folds_of_cubes_divide_patients_and_the_last_weights_count(cubes, capsys
 def test_nodules_without_validation_cannot_stop_early(cubes, capsys):
     assert run(["train", "n.yaml", "data.fold=null", "trainer.early_stopping=3"]) == 2
     assert "data.fold=null" in capsys.readouterr().err
+
+
+def test_init_chooses_for_the_cubes_and_the_memory(cubes, capsys):
+    assert run(["init", "nodules", "--data", "cubes.npz"]) == 2
+    assert (
+        "80% of cubes of 16 voxels are less than the smallest patch, 16" in capsys.readouterr().err
+    )
+    with np.load("cubes.npz") as known:
+        wide = {name: np.pad(known[name], ((0, 0), *[(4, 4)] * 3)) for name in ("image", "mask")}
+        np.savez("cubes.npz", **wide, name=known["name"])
+    assert run(["init", "nodules", "--data", "cubes.npz", "--memory", "4GiB"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("10 cubes of 24 voxels\n")
+    assert "2 crops" in shown
+    config = load_config("model_config.yaml")
+    assert config.data.transform.startswith("patch_16x16x16+flip+")
+    assert config.model.args["features"][1] == 2 * config.model.args["features"][0]
+    short = ["trainer.time_budget=null", "trainer.epochs=1", "data.crops_per_cube=1"]
+    small = ["model.args.features=[4, 4, 4]", "data.num_workers=0"]
+    assert run(["train", "model_config.yaml", *short, *small]) == 0

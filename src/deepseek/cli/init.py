@@ -10,24 +10,26 @@ import typer
 from deepseek.cli.table_settings import TableSettings, check_no_settings
 
 TEMPLATES = ("digits", "images", "text", "sentences")
-VOLUMES, TABLE = "volumes", "table"
+VOLUMES, NODULES, TABLE = "volumes", "nodules", "table"
 
 
 def init(
     template: Annotated[
-        str, typer.Argument(help="digits, images, text, sentences, table or volumes.")
+        str, typer.Argument(help="digits, images, text, sentences, table, volumes or nodules.")
     ],
     settings: TableSettings = None,
     data: Annotated[
         Path | None,
         typer.Option(
             help="Your data: a folder with one folder per class, a file of text, a table, or a"
-            " folder with images/ and labels/."
+            " folder with images/ and labels/; cubes of nodules, or scans with annotations.csv."
         ),
     ] = None,
     memory: Annotated[
         str | None,
-        typer.Option(help="Of volumes: memory to keep to, 8GiB; by default what there is."),
+        typer.Option(
+            help="Of volumes and nodules: memory to keep to, 8GiB; by default what there is."
+        ),
     ] = None,
     label: Annotated[
         list[str] | None, typer.Option(help="Of a table: a column to learn; may be repeated.")
@@ -74,10 +76,10 @@ def filled_template(
     from deepseek.errors import ConfigError
     from deepseek.registry import did_you_mean
 
-    known = (*TEMPLATES, TABLE, VOLUMES)
+    known = (*TEMPLATES, TABLE, VOLUMES, NODULES)
     if template not in known:
         raise ConfigError(f"unknown template {template!r}", fix=did_you_mean(template, known))
-    if memory is not None and template != VOLUMES:
+    if memory is not None and template not in (VOLUMES, NODULES):
         raise ConfigError(
             f"--memory={memory} would be ignored: the template {template} does not depend on it",
             fix="leave it away",
@@ -87,7 +89,7 @@ def filled_template(
         check_no_settings(of_tables, f"the template {template}")
     text = (files("deepseek.config") / "templates" / f"{template}.yaml").read_text("utf-8")
     needs_data = "DATA_PATH" in text
-    what = "folder" if template in ("images", VOLUMES) else "file"
+    what = "folder" if template in ("images", VOLUMES, NODULES) else "file"
     if needs_data and data is None:
         raise ConfigError(
             f"the template {template} needs --data, the {what} of your data",
@@ -98,7 +100,7 @@ def filled_template(
             f"the template {template} brings its own data; --data={data} would be ignored",
             fix="deepseek init images --data FOLDER, or leave --data away",
         )
-    takes_file = what == "file" or template == VOLUMES
+    takes_file = what == "file" or template in (VOLUMES, NODULES)
     if data is not None and not (data.is_dir() or (takes_file and data.is_file())):
         raise ConfigError(f"--data={data} is not a {what}", fix=f"give the {what} of your data")
     if template == VOLUMES and data is not None:
@@ -106,6 +108,11 @@ def filled_template(
 
         text, chosen = fill_volumes(text, data, memory)
         print(f"{chosen.fingerprint.describe()}\n\n{chosen.describe()}\n")
+    if template == NODULES and data is not None:
+        from deepseek.cli.init_nodules import fill_nodules
+
+        text, chosen = fill_nodules(text, data, memory)
+        print(f"{chosen.found}\n\n{chosen.describe()}\n")
     if template == TABLE and data is not None:
         from deepseek.cli.init_tables import fill_table
 

@@ -35,7 +35,8 @@ Trust = Annotated[
     str | None, typer.Option(metavar="SHA256", help="Of a file that can run code, and may.")
 ]
 Region = Annotated[
-    str | None, typer.Option(help="Of a chest CT, body or lungs: nothing is looked for beside.")
+    str | None,
+    typer.Option(help="Of a chest CT, body or lungs: what does not touch it is left out."),
 ]
 Flips = Annotated[
     str | None,

@@ -75,7 +75,11 @@ def predict(
     ] = None,
     scores: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Of NoduleScorer.save: malignancy and more of findings."),
+        typer.Option(
+            metavar="FILE",
+            help="Of NoduleScorer.save: malignancy and more of findings, unless the detector tells"
+            " it itself.",
+        ),
     ] = None,
     report: Annotated[
         Path | None,

@@ -66,10 +66,11 @@ class SlowReport:
         doing: such as "reading data.csv".
         done: such as "read data.csv".
         unit: of what is counted.
+        total: how many there will be; `None`: not known.
     """
 
-    def __init__(self, doing: str, done: str, unit: str) -> None:
-        self._doing, self._done, self._unit = doing, done, unit
+    def __init__(self, doing: str, done: str, unit: str, total: int | None = None) -> None:
+        self._doing, self._done, self._unit, self._total = doing, done, unit, total
         self._began = self._told = perf_counter()
 
     def note(self, count: int) -> None:
@@ -78,7 +79,10 @@ class SlowReport:
         if now - self._told >= REPORT_EVERY_S:
             self._told = now
             rate = count / (now - self._began)
-            sys.stderr.write(f"{self._doing}: {count:,} {self._unit}, {rate:,.0f}/s\n")
+            how_far = f"{count:,} {self._unit}, {rate:,.0f}/s"
+            if self._total is not None:
+                how_far = f"{count:,} of {self._total:,} {self._unit}"
+            sys.stderr.write(f"{self._doing}: {how_far}\n")
 
     def end(self, count: int) -> None:
         """Say how long it took, if anything was said before."""

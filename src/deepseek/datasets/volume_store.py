@@ -7,6 +7,7 @@ part of the transform. What is kept shows what the originals show: it belongs to
 import json
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from deepseek.datasets.kept_folder import SlowReport
 from deepseek.datasets.metaimage import voxel_file
 from deepseek.datasets.parallel_encoding import count_cores
 from deepseek.datasets.volume import Volume
@@ -27,6 +29,9 @@ from deepseek.datasets.volume_transforms import VolumeTransform
 from deepseek.errors import DataError
 
 FORMAT_VERSION = 2
+ABOUT = "volume.json"
+"""File of a prepared volume that is there only if all of it is."""
+GIB = 2**30
 MAX_THREADS = 8
 MAX_LABEL = 4095
 FOREGROUND_VOXELS = 2000
@@ -93,8 +98,45 @@ def prepare_volumes(
             )
             folder = None
     prepare = partial(_prepare, transform=transform, folder=folder, max_voxels=max_voxels)
+    report = SlowReport("preparing volumes", "prepared", "volumes", total=len(pairs))
+    if folder is not None:
+        missing = [pair for pair in pairs if not _is_kept(folder / _key(pair, transform))]
+        if len(missing) > 1:
+            _tell_room(prepare(missing[0]), missing, folder)
+    found = []
     with ThreadPoolExecutor(min(MAX_THREADS, count_cores())) as pool:
-        return list(pool.map(prepare, pairs))
+        for each in pool.map(prepare, pairs):
+            found.append(each)
+            report.note(len(found))
+    report.end(len(found))
+    return found
+
+
+def _tell_room(first: PreparedVolume, missing: Sequence[VolumePair], folder: Path) -> None:
+    """Say what volumes will take on disk, and warn where there is less.
+
+    Args:
+        first: of those that are missing, prepared.
+        missing: it, and those that are still to be made.
+        folder: where they are kept.
+    """
+    if first.folder is None:  # kept in memory
+        return
+    sizes = [sum(size for _, size, _ in facts_of_files(pair.image)) for pair in missing]
+    kept = sum(file.stat().st_size for file in first.folder.iterdir())
+    # a volume is kept as float32, its labels as uint16, whatever its file holds and however packed
+    needed = kept * sum(sizes[1:]) / max(sizes[0], 1)
+    free = shutil.disk_usage(folder).free
+    amount = f"about {(kept + needed) / GIB:,.3g} GiB"
+    if needed > free:
+        warnings.warn(
+            f"{len(missing)} prepared volumes take {amount} in {folder}, where {free / GIB:,.3g}"
+            " GiB are free: the disk may fill up; set data.cache (cache) to a folder on another"
+            " disk, or to off: in memory",
+            stacklevel=3,
+        )
+    elif needed > GIB:
+        sys.stderr.write(f"{len(missing)} prepared volumes take {amount} in {folder}\n")
 
 
 def _prepare(
@@ -104,13 +146,16 @@ def _prepare(
         arrays = _make(pair, transform, max_voxels)
         return PreparedVolume(arrays, arrays["voxels"].shape)
     place = folder / _key(pair, transform)
-    about = place / "volume.json"
-    if not os.access(about, os.R_OK):
+    if not _is_kept(place):
         arrays = _make(pair, transform, max_voxels)
         if os.path.lexists(place) and not os.access(place, os.R_OK):  # of another user
             return PreparedVolume(arrays, arrays["voxels"].shape)
         _write(arrays, place)
-    return PreparedVolume({}, tuple(json.loads(about.read_text())["shape"]), place)
+    return PreparedVolume({}, tuple(json.loads((place / ABOUT).read_text())["shape"]), place)
+
+
+def _is_kept(place: Path) -> bool:
+    return os.access(place / ABOUT, os.R_OK)
 
 
 def _key(pair: VolumePair, transform: VolumeTransform) -> str:
@@ -141,11 +186,11 @@ def _write(arrays: dict[str, np.ndarray], place: Path) -> None:
         for name in _ARRAYS:
             np.save(temporary / f"{name}.npy", arrays[name], allow_pickle=False)
         about = {"shape": list(arrays["voxels"].shape)}
-        (temporary / "volume.json").write_text(json.dumps(about))
+        (temporary / ABOUT).write_text(json.dumps(about))
         try:
             os.rename(temporary, place)
         except OSError:  # another process was first, with the same content
-            if not (place / "volume.json").is_file():
+            if not (place / ABOUT).is_file():
                 raise
     except OSError as error:
         raise DataError(

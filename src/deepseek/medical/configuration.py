@@ -51,7 +51,7 @@ CPU_CORE_FLOPS = {True: 120e9, False: 60e9}
 SIDES = {
     "d": {"upper", "lower", "superior", "inferior"},
     "h": {"anterior", "posterior"},
-    "w": {"left", "right"},
+    "w": {"left", "right", "l", "r", "lt", "rt"},
 }
 """Words in the name of a class that a mirror would make wrong, for each axis."""
 
@@ -202,7 +202,7 @@ def configure(
     reasons["cost"] = f"estimated; of {means.memory_bytes / MIB:,.0f} MiB on {means.device}"
     return VolumeSettings(
         found, spacing, chosen.topology, chosen.features, search.blocks, chosen.batch_size, steps,
-        search.memory(chosen.estimate, chosen.batch_size),
+        training_bytes(means, chosen.estimate, chosen.batch_size),
         chosen.estimate.step_flops(chosen.batch_size), reasons,
     )  # fmt: skip
 
@@ -302,21 +302,8 @@ class _Search:
             )
         return _Candidate(topology, widths, estimate, batch_size)
 
-    def memory(self, estimate: StepEstimate, batch_size: int) -> float:
-        """Return the bytes that training takes."""
-        half = 0.5 if self.means.has_bf16 else 1.0
-        kept = estimate.activation_bytes * half * KERNEL_SHARE * batch_size
-        process = PROCESS_BYTES.get(self.means.device, PROCESS_BYTES["cuda"])
-        return process + STATE_BYTES * estimate.num_parameters + kept
-
     def _excess(self, tried: _Candidate, needs_speed: bool) -> float:
-        """Return how many times what is allowed a batch takes: memory or, on a CPU, time."""
-        taken = self.memory(tried.estimate, tried.batch_size)
-        excess = taken / (USABLE_SHARE * self.means.memory_bytes)
-        if self.means.step_flops is not None and needs_speed:
-            work = tried.estimate.step_flops(tried.batch_size)
-            excess = max(excess, work / self.means.step_flops)
-        return excess
+        return excess(self.means, tried.estimate, tried.batch_size, needs_speed=needs_speed)
 
     def _enlarge(self, fitting: _Candidate) -> _Candidate:
         voxels = float(np.prod(self.shape)) * self.found.num_volumes
@@ -354,6 +341,25 @@ class _Search:
             if features is not None
             else f"halved while {2 * 4} voxels are left and voxels stay within twice the shortest"
         )
+
+
+def training_bytes(means: Means, estimate: StepEstimate, batch_size: int) -> float:
+    """Return the bytes that training takes, estimated."""
+    half = 0.5 if means.has_bf16 else 1.0
+    kept = estimate.activation_bytes * half * KERNEL_SHARE * batch_size
+    process = PROCESS_BYTES.get(means.device, PROCESS_BYTES["cuda"])
+    return process + STATE_BYTES * estimate.num_parameters + kept
+
+
+def excess(
+    means: Means, estimate: StepEstimate, batch_size: int, *, needs_speed: bool = True
+) -> float:
+    """Return how many times what is allowed a batch takes: memory or, on a CPU, time."""
+    taken = training_bytes(means, estimate, batch_size)
+    found = taken / (USABLE_SHARE * means.memory_bytes)
+    if means.step_flops is not None and needs_speed:
+        found = max(found, estimate.step_flops(batch_size) / means.step_flops)
+    return found
 
 
 def _check(
@@ -438,5 +444,9 @@ def _augmentation(
 
 
 def _words(name: str) -> list[str]:
-    """Return the words of a name, small, as in `left_lung`, `Left-Lung` and `LeftLung`."""
+    """Return the words of a name, small, as in `left_lung`, `Left-Lung`, `LeftLung`, `lung_L`.
+
+    L1 to L5 are vertebrae, no side.
+    """
+    name = re.sub(r"(?<![A-Za-z])[Ll](?=[1-5](?!\d))", "", name)
     return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]

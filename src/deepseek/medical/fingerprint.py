@@ -16,7 +16,7 @@ from deepseek.datasets.volume_file import DEFAULT_MAX_VOXELS, read_volume
 from deepseek.datasets.volume_source import VolumePair, find_volumes, name_classes
 from deepseek.datasets.volume_store import laid_on, read_labels
 from deepseek.datasets.volume_transforms import DEFAULT_ORIENTATION
-from deepseek.errors import ConfigError
+from deepseek.errors import ConfigError, DataError
 
 DEFAULT_MAX_VOLUMES = 100
 VOXELS_PER_VOLUME = 10_000
@@ -92,7 +92,7 @@ def take_fingerprint(
         max_voxels: of a volume; a file that declares more is refused unread.
 
     Raises:
-        DataError: a volume or its labels cannot be used.
+        DataError: a volume or its labels cannot be used, or there is no class in any.
         ConfigError: `max_volumes` is below 1.
     """
     if max_volumes < 1:
@@ -103,6 +103,11 @@ def take_fingerprint(
     looks = [_look(source.pairs[number], number, max_voxels) for number in chosen.tolist()]
     sizes = [look.class_ml for look in looks]
     labels = {label for each in sizes for label in each}
+    if not labels and count == len(looks):
+        raise DataError(
+            f"{path}: no voxel has another label than 0: there is nothing to find",
+            fix="give labels with a class in them",
+        )
     names = name_classes(
         class_names, source.class_names, labels, str(path), are_all=len(looks) == count
     )

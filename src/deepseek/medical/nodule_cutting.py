@@ -77,12 +77,7 @@ def cut_cubes(
     """
     _check_settings(settings)
     root = Path(folder).expanduser()
-    scans = find_scans([root])
-    if not any(scan.findings is not None or scan.labels is not None for scan in scans):
-        raise DataError(
-            f"{root} has neither {ANNOTATIONS[0]} nor labels: nobody says where nodules are",
-            fix="put annotations.csv of LUNA16 beside the scans",
-        )
+    scans = known_scans(root)
     candidates = next((root / name for name in CANDIDATES if (root / name).is_file()), None)
     kept = cache_folder(cache, "nodules")
     place = None if kept is None else kept / _key(root, scans, candidates, settings)
@@ -99,6 +94,21 @@ def cut_cubes(
         arrays = _cut_all(root, scans, candidates, settings, max_voxels)
         np.savez(temporary / FILE_NAME, **arrays)  # type: ignore[arg-type]
     return read_nodule_cubes(place / FILE_NAME, max_voxels)
+
+
+def known_scans(root: Path) -> list[Scan]:
+    """Return the scans in a folder, of some of which it is known where nodules are.
+
+    Raises:
+        DataError: there are none, or nobody says where.
+    """
+    scans = find_scans([root])
+    if not any(map(_is_known, scans)):
+        raise DataError(
+            f"{root} has neither {ANNOTATIONS[0]} nor labels: nobody says where nodules are",
+            fix="put annotations.csv of LUNA16 beside the scans",
+        )
+    return scans
 
 
 def _in_memory(arrays: dict[str, np.ndarray]) -> NoduleCubes:

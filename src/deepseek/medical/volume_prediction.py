@@ -89,19 +89,20 @@ def predict_scans(
         on_result: given what was found in each scan that could be read, with its voxels.
 
     Raises:
-        ConfigError: a file to be written is there already, or `abnormal` names no class.
+        ConfigError: a file to be written is there already, `abnormal` names no class, or the
+            scorer has a score that the detector tells itself.
         DataError: a scan cannot be read, and that is not allowed.
     """
     scans, folder = list(scans), None if output is None else Path(output)
     names = predictor.spec.class_names
     check_abnormal(abnormal or (), names)
+    told = predictor.told_names if isinstance(predictor, VolumeDetector) else ()
+    more = _more_columns(told, scorer)
     table = None
     if folder is not None:
         _check_new(folder, scans)
         folder.mkdir(parents=True, exist_ok=True)
         columns = COLUMNS if isinstance(predictor, VolumeDetector) else PART_COLUMNS
-        told = predictor.told_names if isinstance(predictor, VolumeDetector) else ()
-        more = dict.fromkeys([*told, *(scorer.names if scorer else ())])
         table = FindingsFile(folder / FILE_NAME, [*columns, *more])
     for scan in scans:
         try:
@@ -170,6 +171,19 @@ def _row(
     voxel_mm3 = abs(np.linalg.det(volume.affine[:3, :3]))
     litres = volume.voxels[0].size * voxel_mm3 / 1e6
     return {**_finding_row(scan, found, labels), "litres": float(litres)}
+
+
+def _more_columns(told: Sequence[str], scorer: NoduleScorer | None) -> list[str]:
+    """Return the scores of a detector and of a scorer, which must not have one name."""
+    added = [] if scorer is None else list(scorer.names)
+    twice = [name for name in added if name in told]
+    if twice:
+        raise ConfigError(
+            f"the detector tells {', '.join(twice)} itself, and the scores have it too: which is"
+            " meant?",
+            fix="leave the scores (--scores) out, or fit a NoduleScorer on other names",
+        )
+    return [*told, *added]
 
 
 def _check_new(output: Path, scans: list[Scan]) -> None:

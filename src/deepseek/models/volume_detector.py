@@ -102,10 +102,7 @@ class VolumeDetector(VolumePredictor[Centers]):
     @property
     def told_names(self) -> tuple[str, ...]:
         """What the model tells of each centre beside size and score."""
-        begin = "score."
-        return tuple(
-            name.removeprefix(begin) for name in self.spec.fields if name.startswith(begin)
-        )
+        return told_names(self.spec)
 
     def find_rows(
         self,
@@ -207,6 +204,12 @@ class VolumeDetector(VolumePredictor[Centers]):
             for ends in zip(low.tolist(), high.tolist(), strict=True)
         ]
         return torch.tensor(found, dtype=torch.bool)
+
+
+def told_names(spec: DataSpec) -> tuple[str, ...]:
+    """Return what a detector tells of each centre beside size and score."""
+    begin = "score."
+    return tuple(name.removeprefix(begin) for name in spec.fields if name.startswith(begin))
 
 
 def finds_centers(spec: DataSpec | None) -> bool:

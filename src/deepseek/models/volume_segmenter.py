@@ -20,6 +20,7 @@ from deepseek.errors import ConfigError
 from deepseek.models.engine import ModelEngine
 from deepseek.models.eval_mode import evaluating
 from deepseek.models.volume_predictor import OnWindows, VolumePredictor, WindowOptions
+from deepseek.registry import import_extra
 
 OnProbs = Callable[[np.ndarray, np.ndarray], None]
 """Given probabilities (K, d, H, W) and labels (d, H, W) of some slices of a prepared volume."""
@@ -28,7 +29,8 @@ OnProbs = Callable[[np.ndarray, np.ndarray], None]
 class VolumeSegmenter(VolumePredictor[Volume]):
     """Finds the class of every voxel, uint8 or uint16 (1, D, H, W), in its place.
 
-    Where no window is computed it is class 0.
+    Where no window is computed it is class 0. A connected part of a class that has nothing in the
+    region of the options, where they have one, is class 0 too; one that touches it stays whole.
 
     Args:
         engine: that was trained on a `VolumeDataset`, on its device.
@@ -90,7 +92,8 @@ class VolumeSegmenter(VolumePredictor[Volume]):
 
         Args:
             voxels: what `prepare_volume` returns.
-            mask: bool (D, H, W), where there is something to look for.
+            mask: bool (D, H, W), where there is something to look for; parts beside it are left
+                out.
             on_windows: told how many windows are done, and of how many.
             beside: known labels (D, H, W), and what is given probabilities and them.
         """
@@ -111,7 +114,8 @@ class VolumeSegmenter(VolumePredictor[Volume]):
                 torch.from_numpy(voxels)[None].to(device), there, finish=finish,
                 fill=math.nan, on_windows=on_windows,
             )  # fmt: skip
-        return labels[0].cpu().numpy()
+        found = labels[0].cpu().numpy()
+        return found if mask is None else _touching(found, mask)
 
 
 def _handed_on(
@@ -132,6 +136,28 @@ def _handed_on(
         first = end
 
     return take
+
+
+def _touching(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return labels (D, H, W) without the connected parts of a class that have none of a mask.
+
+    Windows reach beyond it: what lies wholly outside would be reported where a window happens to
+    be, and elsewhere not.
+
+    Raises:
+        MissingExtraError: scipy is missing.
+    """
+    ndimage = import_extra("scipy.ndimage", "medical")
+    kept = labels.copy()
+    for number, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is None:
+            continue
+        parts, count = ndimage.label(labels[box] == number, np.ones((3, 3, 3)))
+        is_kept = np.zeros(count + 1, bool)
+        is_kept[parts[mask[box]]] = True
+        is_kept[0] = True  # what is not of this class
+        kept[box][~is_kept[parts]] = 0
+    return kept
 
 
 def takes_volumes(spec: DataSpec | None) -> bool:

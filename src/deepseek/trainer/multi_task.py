@@ -23,7 +23,7 @@ from deepseek.errors import ConfigError
 from deepseek.models.table_model import TableModel
 from deepseek.trainer.class_weights import weigh_classes
 from deepseek.trainer.metrics import Metric
-from deepseek.trainer.segmentation import choose_loss
+from deepseek.trainer.segmentation import check_masks, choose_loss
 from deepseek.trainer.task import Batch, Task, resolve_task
 from deepseek.trainer.weighting import Weighting, make_weighting
 
@@ -249,12 +249,14 @@ def resolve_run_task(
 
     Raises:
         ConfigError: `weighting`, `class_weights` or `loss` would be ignored, or is given twice.
+        DataError: masks hold the background alone.
     """
     if task == "auto" and isinstance(module, TableModel):
         task = module.own_task or task
     resolved = resolve_task(task, spec, config.label_smoothing)
     resolved = weigh_classes(resolved, spec, config.class_weights)
     resolved = choose_loss(resolved, config.loss)
+    check_masks(resolved, spec)
     if config.weighting == "auto":
         return resolved
     if not isinstance(resolved, MultiTask):

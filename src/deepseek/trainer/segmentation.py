@@ -6,6 +6,7 @@ those of each loss are in `segmentation_losses`.
 Shapes: B batch, K classes, V pixels or voxels, of any dims.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from deepseek.datasets import DataSpec
-from deepseek.errors import ConfigError
+from deepseek.errors import ConfigError, DataError
 from deepseek.trainer.metrics import Mean, Metric
 from deepseek.trainer.segmentation_losses import make_segmentation_loss, tversky_overlaps
 from deepseek.trainer.task import IGNORE_INDEX, Batch, Task
@@ -129,6 +130,36 @@ def choose_loss(task: Task, wanted: str | Mapping[str, Any] | None) -> Task:
     return SegmentationTask(
         task.num_classes, task.label_smoothing, background=bool(task.first_class), loss=wanted
     )
+
+
+def check_masks(task: Task, spec: DataSpec) -> None:
+    """Refuse training data whose masks hold the background alone; a class of none is a warning.
+
+    Raises:
+        DataError: there is nothing to find.
+    """
+    counts = spec.class_counts
+    if not isinstance(task, SegmentationTask) or not any(counts):
+        return
+    first = task.first_class
+    missing = [
+        name
+        for name, count in zip(spec.class_names[first:], counts[first:], strict=True)
+        if not count
+    ]
+    if len(missing) == len(counts) - first:
+        raise DataError(
+            f"the masks of the training data hold {sum(counts):,} voxels of"
+            f" {spec.class_names[0]!r} and none of {', '.join(missing[:8])}: there is nothing to"
+            " learn",
+            fix="give masks with a class in them; were they copied, or resampled, to zeros?",
+        )
+    if missing:
+        warnings.warn(
+            f"no voxel of the training data is of {', '.join(missing[:8])}: a model learns never to"
+            " find it",
+            stacklevel=2,
+        )
 
 
 def segmentation(spec: DataSpec, label_smoothing: float) -> Task:

@@ -1,11 +1,12 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from deepseek.datasets import DataLoader, VolumeDataset
+from deepseek.datasets import DataLoader, VolumeDataset, kept_folder
 from deepseek.errors import ConfigError, DataError
 
 from .volumes import draw, write_metaimage, write_nifti, write_pairs
@@ -238,6 +239,19 @@ def test_the_mode_of_a_folder_that_was_there_stays(folder, tmp_path):
     kept = list(shared.iterdir())
     assert len(kept) == 4
     assert all(each.stat().st_mode & 0o077 == 0 for each in kept)
+
+
+def test_what_is_prepared_is_counted_and_a_disk_that_is_too_small_is_said(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(kept_folder, "REPORT_EVERY_S", 0.0)
+    VolumeDataset(folder, TEXT, cache=tmp_path / "roomy")
+    assert "preparing volumes: 4 of 4 volumes" in capsys.readouterr().err
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.warns(UserWarning, match=r"4 prepared volumes take about .*; set data.cache"):
+        VolumeDataset(folder, TEXT, cache=tmp_path / "full")
+    VolumeDataset(folder, TEXT, cache=tmp_path / "full")  # nothing is left to be made
 
 
 def test_a_cache_that_cannot_be_written_is_memory(folder, tmp_path):

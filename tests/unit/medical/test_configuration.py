@@ -41,6 +41,12 @@ def test_a_fingerprint_is_of_what_the_volumes_hold(tmp_path):
     assert len(take_fingerprint(tmp_path, max_volumes=2).shapes) == 2
 
 
+def test_a_fingerprint_refuses_masks_without_a_class_though_classes_are_named(tmp_path):
+    write_pairs(tmp_path, count=2, num_classes=1)
+    with pytest.raises(DataError, match="no voxel has another label than 0"):
+        take_fingerprint(tmp_path, class_names=["background", "nodule"])
+
+
 def test_a_fingerprint_refuses_labels_of_another_shape(tmp_path):
     write_pairs(tmp_path)
     path = tmp_path / "labels" / "01.npz"
@@ -149,12 +155,20 @@ def test_thick_slices_keep_the_tenth_percentile_and_are_hardly_turned():
         "kidneyRIGHT",
         "LEFTKidney",
         "vein.left2",
+        "lung_L",
+        "kidney_R",
+        "L_Lung",
+        "LLung",
+        "lt_lung",
+        "rt kidney",
+        "hip-r",
+        "r",
     ],
 )
 def test_classes_named_by_a_side_are_not_mirrored_along_it(name):
     names = ("background", name, "anterior wall")
     assert "flip_d" in configure(make(*HIPPOCAMPUS, names=names), means=LAPTOP).steps
-    names = ("background", "cleft", "Bright_nodule")
+    names = ("background", "cleft", "Bright_nodule", "vertebra_L5", "Rib", "altered", "MRI")
     assert "flip_dhw" in configure(make(*HIPPOCAMPUS, names=names), means=LAPTOP).steps
 
 

@@ -1,7 +1,11 @@
-"""From DICOM series to pages, without a patient: phantoms, tiny models, every file on the way."""
+"""From DICOM series to pages, without a patient: phantoms, tiny models, every file on the way.
+
+Nodules have the shapes that radiologists drew; `nodule_outlines/README.md` says whose they are.
+"""
 
 import csv
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ import pytest
 from deepseek.datasets import read_volume
 from deepseek.medical import ScanReport, find_scans, predict_scans
 from deepseek.medical.dicom_segmentation import read_dicom_segmentation
+from deepseek.medical.nodule_shapes import read_nodule_shapes
 from deepseek.medical.phantom_files import write_phantom
 from deepseek.medical.phantoms import make_phantom
 from deepseek.medical.regions import find_region
@@ -19,11 +24,19 @@ from ..models.test_volume_segmenter import make_engine
 
 pytest.importorskip("highdicom")
 
+OUTLINES = Path(__file__).with_name("nodule_outlines") / "outlines.sqlite.gz"
+SPACING_MM = (4.0, 2.5, 2.5)
+
 
 @pytest.mark.filterwarnings("ignore:more than 100 centres")  # it has hardly learnt
 def test_series_become_findings_masks_segmentations_and_pages(tmp_path):
+    shapes = read_nodule_shapes(OUTLINES)
+    assert len(shapes) == 4
     for number in range(2):
-        phantom = make_phantom((32, 56, 56), (9.0, 6.4, 6.4), num_nodules=1, seed=number)
+        phantom = make_phantom((32, 64, 64), SPACING_MM, num_nodules=1, shapes=shapes, seed=number)
+        (shape,) = phantom.shapes
+        assert shape.outlines
+        assert phantom.labels.sum() == shape.draw(SPACING_MM).sum()
         write_phantom(phantom, tmp_path / "scans", f"scan-{number}", "dicom")
     (tmp_path / "scans" / "images" / "scan-0" / "0003.dcm").unlink()  # a slice is lost
     scans = find_scans([tmp_path / "scans"])
@@ -57,6 +70,6 @@ def test_series_become_findings_masks_segmentations_and_pages(tmp_path):
     assert len(lines) == len(found) > 0
     places = np.array([[float(line[axis]) for axis in "xyz"] for line in lines])
     # what is found lies in the scan
-    low, high = np.sort(read_volume(series).to_mm(np.array([[0, 0, 0], [31, 55, 55]])), axis=0)
+    low, high = np.sort(read_volume(series).to_mm(np.array([[0, 0, 0], [31, 63, 63]])), axis=0)
     assert ((places >= low - 5) & (places <= high + 5)).all()
     assert "FROC: sensitivity and false marks" in pages["findings"]

@@ -12,6 +12,7 @@ from deepseek.medical import NoduleCubes, NoduleScorer, find_scans, predict_scan
 from deepseek.medical.scan_findings import parts_of_labels
 from deepseek.models import VolumeSegmenter
 
+from ..models.test_volume_detector import telling
 from ..models.test_volume_segmenter import make_engine
 
 pytest.importorskip("scipy")
@@ -101,6 +102,13 @@ def test_parts_and_their_scores_are_lines_of_a_file(scorer, tmp_path):
         for name in ("x", "diameter_mm", "volume_ml", "malignancy", "texture"):
             assert float(line[name]) == pytest.approx(part[name], abs=0.01)
     assert sum(part["volume_ml"] for part in row["parts"]) == pytest.approx(row["ml"]["bright"])
+
+
+def test_a_score_that_the_detector_tells_itself_is_refused(scorer, tmp_path):
+    rows = predict_scans(telling(), [], tmp_path / "out", scorer=scorer)
+    with pytest.raises(ConfigError, match="the detector tells malignancy itself"):
+        list(rows)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_file_of_scores_is_refused(scorer, tmp_path):

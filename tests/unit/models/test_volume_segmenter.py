@@ -93,6 +93,23 @@ def test_a_region_limits_where_is_looked():
     assert told[0] == 10 * 2
 
 
+def test_parts_beside_the_region_are_left_out_and_those_that_touch_it_stay_whole():
+    volume = scan((20, 24, 24))
+    volume.voxels[0, 2:5, 14:18, 2:7] = 1  # beside the region, within a window that is computed
+    volume.voxels[0, 12:15, 3:9, 4:20] = 1  # begins in the region
+
+    def corner(scanned):
+        mask = np.zeros(scanned.voxels.shape, np.uint8)
+        mask[..., :10, :8] = 1
+        return Volume(mask, scanned.affine)
+
+    options = WindowOptions(region=corner)
+    found = VolumeSegmenter(make_engine(window=(24, 24, 24)), options)(volume)
+    expected = volume.voxels > 0.5
+    expected[0, 2:5, 14:18, 2:7] = False
+    np.testing.assert_array_equal(found.voxels, expected)
+
+
 def test_millilitres_are_counted_in_the_size_of_voxels():
     labels = Volume(np.ones((1, 10, 10, 10), np.uint8), make_affine((2, 1, 0.5)))
     labels.voxels[0, 0] = 0

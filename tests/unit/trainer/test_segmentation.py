@@ -1,5 +1,7 @@
 """Overlaps are those of hand-computed cases, and a batch in parts is a batch."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch.utils.data import TensorDataset
 
 from deepseek.datasets import VolumeDataset
 from deepseek.datasets.spec import DataSpec, FieldSpec
-from deepseek.errors import ConfigError
+from deepseek.errors import ConfigError, DataError
 from deepseek.models import ModelEngine, SlidingWindow, UNet3D
 from deepseek.parallel.apply import ParallelModel
 from deepseek.parallel.world import World
@@ -118,6 +120,28 @@ def test_it_follows_from_the_data():
 def test_a_single_class_is_refused():
     with pytest.raises(ConfigError, match="num_classes=1 of a segmentation is below 2"):
         SegmentationTask(1)
+
+
+def test_masks_without_a_class_are_refused_and_a_class_of_none_is_said(tmp_path):
+    names = ["background", "cyst", "tumour"]
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    voxels = np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32)
+    labels = np.zeros((8, 8, 8), np.uint8)
+
+    def make_trainer():
+        for number in range(2):
+            np.savez(tmp_path / "images" / f"{number}.npz", voxels=voxels)
+            np.savez(tmp_path / "labels" / f"{number}.npz", voxels=labels)
+        data = VolumeDataset(tmp_path, "patch_8x8x8", class_names=names, cache="off")
+        return Trainer(UNet3D(num_classes=3, features=(2, 4)), data, val_data=None)
+
+    said = "hold 1,024 voxels of 'background' and none of cyst, tumour: there is nothing to learn"
+    with pytest.raises(DataError, match=said):
+        make_trainer()
+    labels[2:4] = 1
+    with pytest.warns(UserWarning, match=re.escape("no voxel of the training data is of tumour:")):
+        make_trainer()
 
 
 def test_whole_volumes_are_evaluated_window_by_window(tmp_path):

@@ -3,7 +3,7 @@
 Nothing is checked with these: an answer is written as it is.
 """
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 
 class Guess(BaseModel):
@@ -47,7 +47,11 @@ class Prediction(Said):
 
 
 class Finding(BaseModel):
-    """In millimetres of the patient (LPS)."""
+    """In millimetres of the patient (LPS); what a detector tells besides, such as `malignancy`."""
+
+    model_config = ConfigDict(
+        extra="allow", json_schema_extra={"additionalProperties": {"type": "number"}}
+    )
 
     x: float
     y: float

@@ -21,7 +21,7 @@ from deepseek.deploy.service.question import (
 )
 from deepseek.deploy.service.refusal import Refusal
 from deepseek.deploy.service.shelf import Shelf, Version
-from deepseek.deploy.service.volumes import SHAPE_OF_CENTERS
+from deepseek.deploy.service.volumes import shape_of_centers
 from deepseek.models.joint_outputs import is_of_tokens
 from deepseek.version import __version__
 
@@ -190,7 +190,8 @@ def _describe(version: Version, shelf: Shelf) -> dict:
         for (name, own), width in zip(version.outputs.items(), version.widths, strict=True)
     ]
     if version.takes_volumes:
-        sizes = SHAPE_OF_CENTERS if version.finds_centers else version.sample_shape[1:]
+        is_detector = version.finds_centers
+        sizes = shape_of_centers(version.spec) if is_detector else version.sample_shape[1:]
         name, kind = _output_of_volumes(version)
         outputs = [{"name": name, "datatype": kind, "shape": [-1, *sizes]}]
     return {

@@ -107,7 +107,7 @@ async def look_at_volume(
         scan = await version.decoder.open_scan(body)
     rows = await version.queue.submit([scan.voxels], limits.timeout_s)
     if version.finds_centers:
-        return findings_in(rows[0], scan)
+        return findings_in(rows[0], scan, version.spec)
     return await version.decoder.make_mask(rows[0], scan)
 
 

@@ -16,7 +16,7 @@ from deepseek.datasets.packed_features import PackedFeatures
 from deepseek.datasets.spec import FieldSpec
 from deepseek.datasets.volume_transforms import parse_volume_transform
 from deepseek.deploy.artefact import description_of, load_engine, read_description
-from deepseek.deploy.service.volumes import fill_rows
+from deepseek.deploy.service.volumes import fill_rows, shape_of_centers
 from deepseek.errors import ConfigError
 from deepseek.models import ModelEngine
 from deepseek.models.device import resolve_device
@@ -233,7 +233,7 @@ class ServedModel:
         Those of several tasks stand side by side, in the order of the spec; where one has classes
         of tokens, (B, T, K), and what is said of a sample is repeated for each token. Of volumes,
         prepared, the class of each voxel: uint8 or uint16 (B, D, H, W); of a detector its centres,
-        `SHAPE_OF_CENTERS` each. A channel more than the model takes is a mask of where there is
+        `shape_of_centers` each. A channel more than the model takes is a mask of where there is
         something to look for. Of packed rows of a table the score of each label (B, T).
         """
         kind = self._engine.device.type
@@ -260,10 +260,9 @@ class ServedModel:
         voxels = np.ascontiguousarray(volume[:channels])
         if self.segmenter is not None:
             return self.segmenter.find_labels(voxels, mask)
-        detector = self.detector
-        return fill_rows(
-            detector.find_rows(voxels, self._spacing_mm, mask)[:, :5] if detector else []
-        )
+        shape, detector = shape_of_centers(self.facts.spec), self.detector
+        rows = detector.find_rows(voxels, self._spacing_mm, mask) if detector else np.empty(shape)
+        return fill_rows(rows, shape)
 
     def _fill(self, batch: np.ndarray) -> np.ndarray:
         """Return the batch with rows and tokens added, in a shape that the program takes."""

@@ -56,7 +56,7 @@ class ServiceSettings:
         trust: SHA-256 of files that can run code, and may.
         pace: how they compute.
         limits: of a request.
-        region: of volumes, `body` or `lungs`: nothing is looked for beside.
+        region: of volumes, `body` or `lungs`: what does not touch it is left out.
         overlap: of windows of volumes.
         flips: axes of volumes that outputs are means over, 0 for D.
     """

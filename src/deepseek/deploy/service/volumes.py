@@ -10,7 +10,6 @@ import io
 import lzma
 import zipfile
 import zlib
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,6 +21,7 @@ from deepseek.datasets.nifti import decode_nifti, encode_nifti
 from deepseek.datasets.volume import Volume
 from deepseek.datasets.volume_file import VOLUME_FORMATS, read_volume
 from deepseek.errors import DataError, MissingExtraError
+from deepseek.models.volume_detector import MAX_CENTERS, told_names
 from deepseek.models.volume_predictor import REGIONS, place_region, prepare_volume
 from deepseek.models.volume_segmenter import measure_ml, restore_labels
 from deepseek.registry import import_extra
@@ -34,8 +34,6 @@ MAX_SLICES = 4096
 """Files of a zip at the most."""
 SLICE_HEADER_BYTES = 2**18
 """Of each file of a zip, beside its voxels of four bytes at the most."""
-SHAPE_OF_CENTERS = (100, 5)
-"""Of what a detector answers: d, h, w, diameter and score, this below 0 where there is no more."""
 _PACKAGES = ("nibabel", "pydicom.filereader", "pydicom.pixels", "scipy.ndimage")
 _METAIMAGE = (b"ObjectType", b"NDims")
 _BROKEN_ZIP = (
@@ -177,23 +175,33 @@ def _is_slice(name: str) -> bool:
     return not name.endswith("/") and not is_hidden and parts[-1:] != ("DICOMDIR",)
 
 
-def findings_in(rows: np.ndarray, scan: PreparedScan) -> list[dict[str, float]]:
+def shape_of_centers(spec: DataSpec) -> tuple[int, int]:
+    """Return the shape of what a detector answers.
+
+    A row is d, h, w, diameter and score, this below 0 where there is no more, and what the model
+    tells besides.
+    """
+    return MAX_CENTERS, 5 + len(told_names(spec))
+
+
+def findings_in(rows: np.ndarray, scan: PreparedScan, spec: DataSpec) -> list[dict[str, float]]:
     """Return the findings of a detector, in millimetres of the patient, the highest score first.
 
     Args:
-        rows: `SHAPE_OF_CENTERS`, what the model found.
+        rows: `shape_of_centers`, what the model found.
         scan: what it was given.
+        spec: of the model.
     """
     there = rows[rows[:, 4] >= 0].astype(np.float64)
     points = Volume(scan.voxels, scan.affine).to_mm(there[:, :3])
-    names = ("x", "y", "z", "diameter_mm", "score")
+    names = ("x", "y", "z", "diameter_mm", "score", *told_names(spec))
     lines = np.concatenate([points, there[:, 3:]], 1).tolist()
     return [dict(zip(names, line, strict=True)) for line in lines]
 
 
-def fill_rows(found: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
-    """Return rows (P, 5) of a detector as float32 of `SHAPE_OF_CENTERS`."""
-    filled = np.full(SHAPE_OF_CENTERS, -1, np.float32)
+def fill_rows(found: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return rows of a detector as float32 of `shape_of_centers`."""
+    filled = np.full(shape, -1, np.float32)
     filled[: len(found)] = found
     return filled
 

@@ -140,18 +140,25 @@ def test_what_is_no_volume_is_refused(ask, files, body, kind, status, said):
     assert said in answer.json()["error"]
 
 
-@pytest.fixture(scope="module")
-def detector(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("detector")
+def save_detector(path, told=()):
     torch.manual_seed(0)
     fields = {"inputs": FieldSpec((1, *WINDOW), "float32"), "targets": FieldSpec((1, 4), "float32")}
+    fields |= {f"score.{name}": FieldSpec((), "float32") for name in told}
     spec = DataSpec("detection", fields, ("nodule",), (1,), "spacing_6x6x6+window_-1000_400")
-    module = CenterDetector3D(num_classes=1, features=(4, 4), blocks=1, skipped_levels=0)
+    module = CenterDetector3D(
+        num_classes=1, features=(4, 4), blocks=1, skipped_levels=0, num_scores=len(told)
+    )
     with torch.no_grad():  # a new head finds next to nothing
         module.head.weight += 0.5 * torch.randn_like(module.head.weight)
         module.head.bias += 3.0
-    ModelEngine.wrap(module, spec).save(folder / "m.bin")
-    return {("finder", "1"): folder / "m.bin"}
+    ModelEngine.wrap(module, spec).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    path = tmp_path_factory.mktemp("detector") / "m.bin"
+    return {("finder", "1"): save_detector(path)}
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +216,33 @@ def test_a_detector_answers_the_findings_of_a_series(ask, detector, chest, memor
     assert mask.status_code == 422
     assert described.json()["outputs"][0]["shape"] == [-1, 100, 5]
     assert not list(memory.iterdir())
+
+
+def test_scores_that_a_detector_tells_are_answered_by_their_name(ask, chest, memory, tmp_path):
+    content, volume = chest
+    path = save_detector(tmp_path / "m.bin", told=("malignancy", "texture"))
+    engine = ModelEngine.load(path)
+    expected = VolumeDetector(engine, WindowOptions(region=find_region("lungs")))(volume)
+
+    def build(name, version, path):
+        roomy = replace(LIMITS, max_voxels=10**6, body_s=60.0, timeout_s=60.0)
+        return Version(name, version, [InThread(path)], Pace(), roomy, region="lungs")
+
+    async def talk(client):
+        return [
+            await client.post("/predict", content=content, headers=ZIP),
+            await client.get("/v2/models/teller"),
+            await client.get("/openapi.json"),
+        ]
+
+    found, described, interface = ask(talk, files={("teller", "1"): path}, build=build)
+    rows = found.json()["findings"]
+    assert len(rows) == len(expected.scores) > 0
+    for name in ("malignancy", "texture"):
+        assert [row[name] for row in rows] == pytest.approx(expected.told[name].tolist(), abs=1e-3)
+    assert described.json()["outputs"][0]["shape"] == [-1, 100, 7]
+    finding = interface.json()["components"]["schemas"]["Finding"]
+    assert finding["additionalProperties"] == {"type": "number"}
 
 
 def mha(volume, data="LOCAL"):

@@ -128,7 +128,7 @@ class VolumeDetector(VolumePredictor[Centers]):
         there = None if mask is None else self._fold_mask(mask)
         with evaluating(self._engine):
             maps = self._sliding_window(
-                self._fold(torch.from_numpy(voxels)[None]), there, fill=NOTHING,
+                self._fold(self._tensor(voxels)), there, fill=NOTHING,
                 on_windows=on_windows,
             )[0]  # fmt: skip
         peaks = find_peaks(
@@ -163,7 +163,7 @@ class VolumeDetector(VolumePredictor[Centers]):
         """Return the voxels of a place of the map, along D, H, W."""
         shape = self.spec.fields["inputs"].shape
         with evaluating(self._engine), torch.no_grad():
-            maps = self._engine(torch.zeros(1, *shape, device=self._engine.device))
+            maps = self._engine.outputs_of(torch.zeros(1, *shape))
         sizes = maps.shape[2:]
         if maps.ndim != 5 or any(n % k for n, k in zip(shape[1:], sizes, strict=True)):
             raise ConfigError(

@@ -108,6 +108,13 @@ class VolumePredictor(ABC, Generic[Found]):
     ) -> Found:
         """Return what is found in a volume, of what was prepared of it, where the mask says."""
 
+    def _tensor(self, voxels: np.ndarray) -> Tensor:
+        """Return voxels as a batch of one, in the number format of the weights."""
+        batch, kind = torch.from_numpy(voxels)[None], self._engine.device.type
+        if torch.is_autocast_enabled(kind):  # which rounds them itself
+            return batch
+        return batch.to(self._engine.compute_dtype(kind))
+
     def _windows_of(
         self, forward: Callable[[Tensor], Tensor], window: Sequence[int], flips: Sequence[int]
     ) -> SlidingWindow:

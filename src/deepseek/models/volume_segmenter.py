@@ -108,7 +108,7 @@ class VolumeSegmenter(VolumePredictor[Volume]):
         there = None if mask is None else torch.from_numpy(np.ascontiguousarray(mask))[None]
         with evaluating(self._engine):
             labels = self.sliding_window(
-                torch.from_numpy(voxels)[None].to(device), there, finish=finish,
+                self._tensor(voxels).to(device), there, finish=finish,
                 fill=math.nan, on_windows=on_windows,
             )  # fmt: skip
         return labels[0].cpu().numpy()

@@ -275,6 +275,16 @@ def test_the_loader_knows_volumes(folder):
     assert next(iter(loader))["inputs"].shape == (2, 1, 8, 8, 8)
 
 
+def test_what_whole_volumes_would_leave_out_is_refused(folder):
+    for text, count, said in (
+        ("zscore+flip+noise_0.1", 1, "flip, noise would be ignored"),
+        ("zscore", 4, "patches_per_volume=4 would be ignored"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            VolumeDataset(folder, text, patches_per_volume=count, cache="off")
+    assert len(VolumeDataset(folder, "zscore", cache="off")) == 4
+
+
 def test_arguments_out_of_their_range_are_named_together(folder):
     with pytest.raises(ConfigError, match=r"foreground_share=2 .*; patches_per_volume=0"):
         VolumeDataset(folder, foreground_share=2, patches_per_volume=0)

@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,8 @@ from deepseek.datasets.volume_transforms import VolumeTransform
 from deepseek.errors import DataError
 
 FORMAT_VERSION = 2
+ABOUT = "volume.json"
+"""File of a prepared volume that is there only if all of it is."""
 MAX_THREADS = 8
 MAX_LABEL = 4095
 FOREGROUND_VOXELS = 2000
@@ -104,13 +107,28 @@ def _prepare(
         arrays = _make(pair, transform, max_voxels)
         return PreparedVolume(arrays, arrays["voxels"].shape)
     place = folder / _key(pair, transform)
-    about = place / "volume.json"
-    if not os.access(about, os.R_OK):
+    if not _is_kept(place):
+        if os.access(place, os.R_OK):  # a cleaner of old files has left a part of it
+            _discard(place)
         arrays = _make(pair, transform, max_voxels)
         if os.path.lexists(place) and not os.access(place, os.R_OK):  # of another user
             return PreparedVolume(arrays, arrays["voxels"].shape)
         _write(arrays, place)
-    return PreparedVolume({}, tuple(json.loads(about.read_text())["shape"]), place)
+    return PreparedVolume({}, tuple(json.loads((place / ABOUT).read_text())["shape"]), place)
+
+
+def _is_kept(place: Path) -> bool:
+    files = [place / ABOUT, *(place / f"{name}.npy" for name in _ARRAYS)]
+    return all(os.access(file, os.R_OK) for file in files)
+
+
+def _discard(place: Path) -> None:
+    # what cannot be moved stays, and writing says why
+    with (
+        suppress(OSError),
+        tempfile.TemporaryDirectory(prefix=".making-", dir=place.parent) as away,
+    ):
+        place.rename(Path(away) / place.name)
 
 
 def _key(pair: VolumePair, transform: VolumeTransform) -> str:
@@ -141,11 +159,11 @@ def _write(arrays: dict[str, np.ndarray], place: Path) -> None:
         for name in _ARRAYS:
             np.save(temporary / f"{name}.npy", arrays[name], allow_pickle=False)
         about = {"shape": list(arrays["voxels"].shape)}
-        (temporary / "volume.json").write_text(json.dumps(about))
+        (temporary / ABOUT).write_text(json.dumps(about))
         try:
             os.rename(temporary, place)
         except OSError:  # another process was first, with the same content
-            if not (place / "volume.json").is_file():
+            if not _is_kept(place):
                 raise
     except OSError as error:
         raise DataError(

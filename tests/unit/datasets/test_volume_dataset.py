@@ -269,6 +269,16 @@ def test_an_index_file_and_dataset_json_are_read(folder, tmp_path):
         assert VolumeDataset(copy, TEXT, cache="off").class_names == ("background", "a", "b")
 
 
+@pytest.mark.parametrize("name", ["voxels.npy", "affine.npy", "volume.json"])
+def test_a_volume_of_which_a_file_was_deleted_is_made_anew(folder, tmp_path, name):
+    expected = VolumeDataset(folder, TEXT, cache=tmp_path)[0]["inputs"]
+    for path in tmp_path.rglob(name):
+        path.unlink()
+    assert torch.equal(VolumeDataset(folder, TEXT, cache=tmp_path)[0]["inputs"], expected)
+    assert len(list(tmp_path.rglob(name))) == 4
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 def test_the_loader_knows_volumes(folder):
     loader = DataLoader(input_format="volume", batch_size=2, transform=TEXT)
     loader.load(folder, cache="off")

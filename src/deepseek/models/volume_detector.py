@@ -23,7 +23,12 @@ from deepseek.models.engine import ModelEngine
 from deepseek.models.eval_mode import evaluating
 from deepseek.models.peaks import Peaks, find_peaks
 from deepseek.models.sliding_window import mirrored
-from deepseek.models.volume_predictor import OnWindows, VolumePredictor, WindowOptions
+from deepseek.models.volume_predictor import (
+    OnWindows,
+    VolumePredictor,
+    WindowOptions,
+    check_numbers,
+)
 
 DEFAULT_MIN_SCORE = 0.1
 MAX_CENTERS = 100
@@ -131,6 +136,7 @@ class VolumeDetector(VolumePredictor[Centers]):
                 self._fold(self._tensor(voxels)), there, fill=NOTHING,
                 on_windows=on_windows,
             )[0]  # fmt: skip
+        check_numbers(maps)
         peaks = find_peaks(
             maps[0], maps[-1], self._stride, spacing_mm, max_peaks=_MAX_PEAKS,
             min_score=max(self.min_score, 1e-6),

@@ -19,7 +19,12 @@ from deepseek.datasets.volume_transforms import parse_volume_transform
 from deepseek.errors import ConfigError
 from deepseek.models.engine import ModelEngine
 from deepseek.models.eval_mode import evaluating
-from deepseek.models.volume_predictor import OnWindows, VolumePredictor, WindowOptions
+from deepseek.models.volume_predictor import (
+    OnWindows,
+    VolumePredictor,
+    WindowOptions,
+    check_numbers,
+)
 
 OnProbs = Callable[[np.ndarray, np.ndarray], None]
 """Given probabilities (K, d, H, W) and labels (d, H, W) of some slices of a prepared volume."""
@@ -100,16 +105,17 @@ class VolumeSegmenter(VolumePredictor[Volume]):
         handed = None if beside is None else _handed_on(self.sliding_window.window, *beside)
 
         def finish(logits: Tensor) -> Tensor:
+            check_numbers(logits)
             if handed is not None:
                 handed(logits)
-            # where no window is computed all are NaN, of which the first is taken
+            # where no window is computed all are infinite, of which the first is taken
             return logits.argmax(0).to(dtype)
 
         there = None if mask is None else torch.from_numpy(np.ascontiguousarray(mask))[None]
         with evaluating(self._engine):
             labels = self.sliding_window(
                 self._tensor(voxels).to(device), there, finish=finish,
-                fill=math.nan, on_windows=on_windows,
+                fill=math.inf, on_windows=on_windows,
             )  # fmt: skip
         return labels[0].cpu().numpy()
 

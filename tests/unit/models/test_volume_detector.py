@@ -212,3 +212,11 @@ def test_weights_in_bf16_compute_without_autocast(tmp_path):
     found = VolumeDetector(loaded, min_score=0.1)(spotted(CENTERS))
     assert len(found.scores) > 0
     assert found.scores[0] == pytest.approx(expected.scores[0], abs=0.05)
+
+
+def test_outputs_that_are_no_numbers_are_not_nothing():
+    module = CenterDetector3D(num_classes=1, features=(4, 4, 4))
+    with torch.no_grad():
+        module.head.bias[0] = torch.nan
+    with pytest.raises(DataError, match="not numbers"):
+        make_detector(module=module)(spotted(CENTERS))

@@ -147,3 +147,11 @@ def test_weights_in_bf16_compute_without_autocast(tmp_path):
     found = VolumeSegmenter(loaded)(scan()).voxels
     assert 0 < expected.mean() < 1
     assert (found == expected).mean() > 0.9
+
+
+def test_outputs_that_are_no_numbers_are_not_the_background():
+    engine = ModelEngine.wrap(UNet3D(features=(4, 8), blocks=1, num_classes=2), make_engine().spec)
+    with torch.no_grad():
+        engine.module.head.bias[1] = torch.nan
+    with pytest.raises(DataError, match="not numbers"):
+        VolumeSegmenter(engine)(scan())

@@ -26,6 +26,7 @@ from deepseek.datasets.spec import FieldSpec
 from deepseek.datasets.volume import Volume, make_affine
 from deepseek.deploy.service import decoding
 from deepseek.deploy.service.refusal import Refusal
+from deepseek.deploy.service.served_model import ServedModel
 from deepseek.deploy.service.shelf import Pace, Version
 from deepseek.deploy.service.volumes import open_scan
 from deepseek.errors import DataError
@@ -440,3 +441,11 @@ def test_a_volume_may_take_as_long_as_its_request(files, detector):
         ((name, number), path), *_ = models.items()
         version = Version(name, number, [InThread(path)], Pace(), LIMITS)
         assert version.decoder._timeout_s == LIMITS.timeout_s
+
+
+def test_a_model_whose_outputs_are_no_numbers_is_not_served(files):
+    engine = ModelEngine.load(files["scans", "1"])
+    with torch.no_grad():
+        engine.module.head.bias[1] = torch.nan
+    with pytest.raises(DataError, match="not numbers"):
+        ServedModel(engine)

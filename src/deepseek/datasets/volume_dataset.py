@@ -78,6 +78,7 @@ class VolumeDataset(torch.utils.data.Dataset):
     ) -> None:
         _check_arguments(foreground_share, patches_per_volume, max_voxels)
         self._transform: VolumeTransform = parse_volume_transform(transform)
+        _check_ignored(self._transform, patches_per_volume)
         self.foreground_share = foreground_share
         self.patches_per_volume = patches_per_volume
         self.seed = seed
@@ -330,3 +331,19 @@ def _check_arguments(foreground_share: float, patches_per_volume: int, max_voxel
         problems.append(f"max_voxels={max_voxels!r} is not >= 1")
     if problems:
         raise ConfigError("; ".join(problems), fix="correct the arguments of VolumeDataset")
+
+
+def _check_ignored(transform: VolumeTransform, patches_per_volume: int) -> None:
+    if transform.patch is not None:
+        return
+    ignored = [name for name, amount in transform.amounts.items() if amount > 0]
+    if transform.flip_axes:
+        ignored.insert(0, "flip")
+    if patches_per_volume > 1:
+        ignored.append(f"patches_per_volume={patches_per_volume}")
+    if ignored:
+        raise ConfigError(
+            f"transform={transform.text!r} has no patch, and whole volumes are not changed:"
+            f" {', '.join(ignored)} would be ignored",
+            fix="add patch_DxHxW, which may be as large as the volumes, or leave them out",
+        )

@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -147,6 +148,8 @@ def _prepare(
         return PreparedVolume(arrays, arrays["voxels"].shape)
     place = folder / _key(pair, transform)
     if not _is_kept(place):
+        if os.access(place, os.R_OK):  # a cleaner of old files has left a part of it
+            _discard(place)
         arrays = _make(pair, transform, max_voxels)
         if os.path.lexists(place) and not os.access(place, os.R_OK):  # of another user
             return PreparedVolume(arrays, arrays["voxels"].shape)
@@ -155,7 +158,17 @@ def _prepare(
 
 
 def _is_kept(place: Path) -> bool:
-    return os.access(place / ABOUT, os.R_OK)
+    files = [place / ABOUT, *(place / f"{name}.npy" for name in _ARRAYS)]
+    return all(os.access(file, os.R_OK) for file in files)
+
+
+def _discard(place: Path) -> None:
+    # what cannot be moved stays, and writing says why
+    with (
+        suppress(OSError),
+        tempfile.TemporaryDirectory(prefix=".making-", dir=place.parent) as away,
+    ):
+        place.rename(Path(away) / place.name)
 
 
 def _key(pair: VolumePair, transform: VolumeTransform) -> str:
@@ -190,7 +203,7 @@ def _write(arrays: dict[str, np.ndarray], place: Path) -> None:
         try:
             os.rename(temporary, place)
         except OSError:  # another process was first, with the same content
-            if not (place / ABOUT).is_file():
+            if not _is_kept(place):
                 raise
     except OSError as error:
         raise DataError(

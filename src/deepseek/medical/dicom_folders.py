@@ -9,18 +9,19 @@ from deepseek.errors import DataError
 from deepseek.medical.dicom_header import is_image, open_dicom, quietly
 
 MAX_DEPTH = 8
-NO_VOLUMES = frozenset(
-    ("CR", "DX", "MG", "PX", "IO", "RF", "XA", "US", "ES", "SEG", "PR", "KO", "SR")
-)
-"""Modalities of pictures, and of what is said of images."""
+NO_VOLUMES = frozenset((
+    "CR", "DX", "MG", "PX", "IO", "RF", "XA", "US", "ES", "SEG", "PR", "KO", "SR",
+    "RTDOSE", "RTIMAGE",
+))  # fmt: skip
+"""Modalities of pictures, and of what is said of images or planned on them."""
 _SHOWN = 5
 
 
 def find_series(folder: Path) -> list[Path]:
     """Return the folders in or below a folder that hold slices of DICOM series, in their order.
 
-    Folders of X-ray pictures, segmentations and reports are passed over; one in which a file
-    cannot be read is not: reading it says why.
+    Folders of X-ray pictures, segmentations, reports and doses are passed over; one in which a
+    file cannot be read is not: reading it says why.
 
     Raises:
         DataError: a folder may not be read.

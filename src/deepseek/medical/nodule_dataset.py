@@ -431,6 +431,11 @@ def _check_arguments(
         or "orient" in transform
     ):
         problems.append(f"transform={transform!r} prepares volumes, and cubes are prepared")
+    if targets == "centers" and (1 + parsed.amounts["scale"]) ** 3 >= 2:
+        problems.append(
+            f"transform={transform!r} shrinks a nodule to less than half of its voxels, which count"
+            " as no nodule: scale must be below 0.26 for centers"
+        )
     if targets not in ("centers", "masks"):
         problems.append(f"targets={targets!r} is neither 'centers' nor 'masks'")
     if not 0 <= negative_share <= 1:

@@ -332,7 +332,7 @@ class ModelEngine(nn.Module):
         if not isinstance(inputs, Tensor) or inputs.dtype != torch.uint8 or self._prepares_inside:
             return inputs
         if self.spec is not None and self.spec.normalization is not None:
-            return self.spec.normalization.apply(inputs, self._compute_dtype(inputs.device.type))
+            return self.spec.normalization.apply(inputs, self.compute_dtype(inputs.device.type))
         if self._is_foreign:
             return inputs  # who knows what it does with them
         if self.spec is None:
@@ -340,9 +340,10 @@ class ModelEngine(nn.Module):
                 "uint8 images need a normalisation, and the model has no data spec",
                 fix="give float images, or bind the spec of a data set: engine.bind(data.spec)",
             )
-        return inputs.to(self._compute_dtype(inputs.device.type)).div_(255)
+        return inputs.to(self.compute_dtype(inputs.device.type)).div_(255)
 
-    def _compute_dtype(self, device_type: str) -> torch.dtype:
+    def compute_dtype(self, device_type: str) -> torch.dtype:
+        """Return the number format of inputs: that of autocast, or of the weights."""
         if torch.is_autocast_enabled(device_type):
             return torch.get_autocast_dtype(device_type)
         # layers of 16 bits among others of 32 round their inputs themselves
@@ -396,7 +397,7 @@ class ModelEngine(nn.Module):
         """Return the outputs of a batch (B, ...) from anywhere, where the module is."""
         on_device = batch.to(self.device)
         if on_device.is_floating_point():
-            on_device = on_device.to(self._compute_dtype(on_device.device.type))
+            on_device = on_device.to(self.compute_dtype(on_device.device.type))
         return self(on_device)
 
     def generate(

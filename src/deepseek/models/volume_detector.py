@@ -23,7 +23,12 @@ from deepseek.models.engine import ModelEngine
 from deepseek.models.eval_mode import evaluating
 from deepseek.models.peaks import Peaks, find_peaks
 from deepseek.models.sliding_window import mirrored
-from deepseek.models.volume_predictor import OnWindows, VolumePredictor, WindowOptions
+from deepseek.models.volume_predictor import (
+    OnWindows,
+    VolumePredictor,
+    WindowOptions,
+    check_numbers,
+)
 
 DEFAULT_MIN_SCORE = 0.1
 MAX_CENTERS = 100
@@ -125,9 +130,10 @@ class VolumeDetector(VolumePredictor[Centers]):
         there = None if mask is None else self._fold_mask(mask)
         with evaluating(self._engine):
             maps = self._sliding_window(
-                self._fold(torch.from_numpy(voxels)[None]), there, fill=NOTHING,
+                self._fold(self._tensor(voxels)), there, fill=NOTHING,
                 on_windows=on_windows,
             )[0]  # fmt: skip
+        check_numbers(maps)
         peaks = find_peaks(
             maps[0], maps[-1], self._stride, spacing_mm, max_peaks=_MAX_PEAKS,
             min_score=max(self.min_score, 1e-6),
@@ -160,7 +166,7 @@ class VolumeDetector(VolumePredictor[Centers]):
         """Return the voxels of a place of the map, along D, H, W."""
         shape = self.spec.fields["inputs"].shape
         with evaluating(self._engine), torch.no_grad():
-            maps = self._engine(torch.zeros(1, *shape, device=self._engine.device))
+            maps = self._engine.outputs_of(torch.zeros(1, *shape))
         sizes = maps.shape[2:]
         if maps.ndim != 5 or any(n % k for n, k in zip(shape[1:], sizes, strict=True)):
             raise ConfigError(

@@ -108,6 +108,13 @@ class VolumePredictor(ABC, Generic[Found]):
     ) -> Found:
         """Return what is found in a volume, of what was prepared of it, where the mask says."""
 
+    def _tensor(self, voxels: np.ndarray) -> Tensor:
+        """Return voxels as a batch of one, in the number format of the weights."""
+        batch, kind = torch.from_numpy(voxels)[None], self._engine.device.type
+        if torch.is_autocast_enabled(kind):  # which rounds them itself
+            return batch
+        return batch.to(self._engine.compute_dtype(kind))
+
     def _windows_of(
         self, forward: Callable[[Tensor], Tensor], window: Sequence[int], flips: Sequence[int]
     ) -> SlidingWindow:
@@ -142,3 +149,17 @@ def place_region(
     transform = parse_volume_transform(spec.transform or "")
     placed = transform.place(region(volume), is_labels=True, max_voxels=max_voxels, where=where)
     return placed.voxels > 0
+
+
+def check_numbers(outputs: Tensor) -> None:
+    """Refuse outputs that are NaN: they would read as the first class, or as nothing.
+
+    Raises:
+        DataError: some are.
+    """
+    if outputs.isnan().any():
+        raise DataError(
+            "the outputs of the model are not numbers (NaN): its weights are not, or fp16 cannot"
+            " hold what it computes",
+            fix="compute in bf16 or fp32; if that does not help, train the model again",
+        )

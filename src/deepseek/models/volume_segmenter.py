@@ -19,7 +19,12 @@ from deepseek.datasets.volume_transforms import parse_volume_transform
 from deepseek.errors import ConfigError
 from deepseek.models.engine import ModelEngine
 from deepseek.models.eval_mode import evaluating
-from deepseek.models.volume_predictor import OnWindows, VolumePredictor, WindowOptions
+from deepseek.models.volume_predictor import (
+    OnWindows,
+    VolumePredictor,
+    WindowOptions,
+    check_numbers,
+)
 from deepseek.registry import import_extra
 
 OnProbs = Callable[[np.ndarray, np.ndarray], None]
@@ -103,16 +108,17 @@ class VolumeSegmenter(VolumePredictor[Volume]):
         handed = None if beside is None else _handed_on(self.sliding_window.window, *beside)
 
         def finish(logits: Tensor) -> Tensor:
+            check_numbers(logits)
             if handed is not None:
                 handed(logits)
-            # where no window is computed all are NaN, of which the first is taken
+            # where no window is computed all are infinite, of which the first is taken
             return logits.argmax(0).to(dtype)
 
         there = None if mask is None else torch.from_numpy(np.ascontiguousarray(mask))[None]
         with evaluating(self._engine):
             labels = self.sliding_window(
-                torch.from_numpy(voxels)[None].to(device), there, finish=finish,
-                fill=math.nan, on_windows=on_windows,
+                self._tensor(voxels).to(device), there, finish=finish,
+                fill=math.inf, on_windows=on_windows,
             )  # fmt: skip
         found = labels[0].cpu().numpy()
         return found if mask is None else _touching(found, mask)

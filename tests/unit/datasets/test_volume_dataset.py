@@ -283,10 +283,30 @@ def test_an_index_file_and_dataset_json_are_read(folder, tmp_path):
         assert VolumeDataset(copy, TEXT, cache="off").class_names == ("background", "a", "b")
 
 
+@pytest.mark.parametrize("name", ["voxels.npy", "affine.npy", "volume.json"])
+def test_a_volume_of_which_a_file_was_deleted_is_made_anew(folder, tmp_path, name):
+    expected = VolumeDataset(folder, TEXT, cache=tmp_path)[0]["inputs"]
+    for path in tmp_path.rglob(name):
+        path.unlink()
+    assert torch.equal(VolumeDataset(folder, TEXT, cache=tmp_path)[0]["inputs"], expected)
+    assert len(list(tmp_path.rglob(name))) == 4
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 def test_the_loader_knows_volumes(folder):
     loader = DataLoader(input_format="volume", batch_size=2, transform=TEXT)
     loader.load(folder, cache="off")
     assert next(iter(loader))["inputs"].shape == (2, 1, 8, 8, 8)
+
+
+def test_what_whole_volumes_would_leave_out_is_refused(folder):
+    for text, count, said in (
+        ("zscore+flip+noise_0.1", 1, "flip, noise would be ignored"),
+        ("zscore", 4, "patches_per_volume=4 would be ignored"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            VolumeDataset(folder, text, patches_per_volume=count, cache="off")
+    assert len(VolumeDataset(folder, "zscore", cache="off")) == 4
 
 
 def test_arguments_out_of_their_range_are_named_together(folder):

@@ -237,3 +237,13 @@ def test_a_series_is_found_below_its_patient(tmp_path):
     (tmp_path / "patient" / "circle").symlink_to(tmp_path / "patient")
     volume = read_volume(tmp_path / "patient")
     np.testing.assert_array_equal(volume.voxels[0], phantom())
+
+
+@pytest.mark.parametrize("modality", ["RTDOSE", "RTIMAGE"])
+def test_what_was_planned_on_a_series_is_passed_over(tmp_path, modality):
+    def planned(number, header):
+        header.Modality, header.NumberOfFrames = modality, 4
+
+    series = write_series(tmp_path / "study" / "CT")
+    write_series(tmp_path / "study" / "PLAN", phantom((1, 24, 20)), planned)
+    assert find_series(tmp_path) == [series]

@@ -208,6 +208,7 @@ def test_files_that_are_missing_damaged_or_too_large_are_refused(file, tmp_path)
     [
         ({"transform": "flip"}, "has no patch"),
         ({"transform": "zscore+patch_8x8x8"}, "cubes are prepared"),
+        ({"transform": "patch_8x8x8+scale_0.3"}, "scale must be below 0.26 for centers"),
         ({"transform": "patch_32x8x8"}, r"patch_32x8x8 of cubes of \(27, 27, 27\)"),
         ({"targets": "boxes"}, "targets='boxes'"),
         ({"negative_share": 2.0}, "negative_share=2.0"),
@@ -243,3 +244,9 @@ def test_scores_stand_beside_centres_where_they_are_known(file):
         make(file, scores=["lobulation"])
     with pytest.raises(ConfigError, match="would be ignored with targets='masks'"):
         make(file, scores=["malignancy"], targets="masks")
+
+
+def test_masks_may_be_scaled_by_more_than_centres(file):
+    assert make(file, "patch_16x16x16+scale_0.5", targets="masks", negative_share=0.0)[0][
+        "targets"
+    ].any()

@@ -16,6 +16,7 @@ from deepseek.errors import ConfigError, DataError
 from deepseek.medical.scan_findings import finding_rows
 from deepseek.models import CenterDetector3D, ModelEngine, VolumeDetector, WindowOptions
 from deepseek.models.volume_detector import detector_spec
+from deepseek.trainer.precision import cast_weights
 
 from .test_volume_segmenter import make_engine
 
@@ -195,3 +196,27 @@ def test_other_models_scans_and_arguments_are_refused():
         make_detector(window=(7, 8, 8))
     with pytest.raises(DataError, match="the scan has 2 channels"):
         make_detector()(Volume(np.zeros((2, 4, 8, 8)), np.eye(4)), where="the scan")
+
+
+def test_weights_in_bf16_compute_without_autocast(tmp_path):
+    torch.manual_seed(0)
+    module = CenterDetector3D(num_classes=1, features=(4, 4, 4))
+    with torch.no_grad():  # a new head finds next to nothing
+        module.head.bias += 3
+    engine = make_detector(module=module)._engine
+    expected = VolumeDetector(engine, min_score=0.1)(spotted(CENTERS))
+    cast_weights(engine.module, shards=False)
+    engine.save(tmp_path / "model.bin")
+    loaded = ModelEngine.load(tmp_path / "model.bin")
+    assert loaded.module.head.weight.dtype == torch.bfloat16
+    found = VolumeDetector(loaded, min_score=0.1)(spotted(CENTERS))
+    assert len(found.scores) > 0
+    assert found.scores[0] == pytest.approx(expected.scores[0], abs=0.05)
+
+
+def test_outputs_that_are_no_numbers_are_not_nothing():
+    module = CenterDetector3D(num_classes=1, features=(4, 4, 4))
+    with torch.no_grad():
+        module.head.bias[0] = torch.nan
+    with pytest.raises(DataError, match="not numbers"):
+        make_detector(module=module)(spotted(CENTERS))

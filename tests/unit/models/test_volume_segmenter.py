@@ -11,9 +11,10 @@ from deepseek.datasets.spec import FieldSpec
 from deepseek.datasets.volume import Volume, make_affine
 from deepseek.datasets.volume_transforms import parse_volume_transform
 from deepseek.errors import ConfigError, DataError
-from deepseek.models import ModelEngine, VolumeSegmenter, WindowOptions
+from deepseek.models import ModelEngine, UNet3D, VolumeSegmenter, WindowOptions
 from deepseek.models.volume_predictor import prepare_volume
 from deepseek.models.volume_segmenter import measure_ml, takes_volumes
+from deepseek.trainer.precision import cast_weights
 
 
 class Bright(nn.Module):
@@ -150,3 +151,24 @@ def test_probabilities_are_handed_on_beside_the_labels_of_their_voxels(shape, ha
     assert has_region or counted.sum() == volume.voxels.size
     assert (labels == 1).sum() == (found.voxels == 1).sum() or has_region
     np.testing.assert_array_equal(probs[1][counted] > 0.5, labels[counted] == 1)
+
+
+def test_weights_in_bf16_compute_without_autocast(tmp_path):
+    torch.manual_seed(0)
+    engine = ModelEngine.wrap(UNet3D(features=(4, 8), blocks=1, num_classes=2), make_engine().spec)
+    expected = VolumeSegmenter(engine)(scan()).voxels
+    cast_weights(engine.module, shards=False)
+    engine.save(tmp_path / "model.bin")
+    loaded = ModelEngine.load(tmp_path / "model.bin")
+    assert loaded.module.head.weight.dtype == torch.bfloat16
+    found = VolumeSegmenter(loaded)(scan()).voxels
+    assert 0 < expected.mean() < 1
+    assert (found == expected).mean() > 0.9
+
+
+def test_outputs_that_are_no_numbers_are_not_the_background():
+    engine = ModelEngine.wrap(UNet3D(features=(4, 8), blocks=1, num_classes=2), make_engine().spec)
+    with torch.no_grad():
+        engine.module.head.bias[1] = torch.nan
+    with pytest.raises(DataError, match="not numbers"):
+        VolumeSegmenter(engine)(scan())

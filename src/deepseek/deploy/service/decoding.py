@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -127,7 +128,7 @@ class Decoder:
             )
         finally:
             if folder:
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
 
     async def make_mask(self, labels: np.ndarray, scan: PreparedScan) -> Mask:
         """Return the mask of the labels (D, H, W) of a prepared volume, on the voxels of the scan.
@@ -243,6 +244,15 @@ def _memory_folder(num_bytes: int) -> str | None:
     if not os.access(MEMORY_FOLDER, os.W_OK):
         return None
     return MEMORY_FOLDER if shutil.disk_usage(MEMORY_FOLDER).free >= num_bytes else None
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder that a process may still unpack into: under another name it gets no more."""
+    gone = f"{folder}-gone"
+    with suppress(OSError):
+        os.rename(folder, gone)
+    for each in (gone, folder):
+        shutil.rmtree(each, ignore_errors=True)
 
 
 def _open_scan(

@@ -95,8 +95,9 @@ class Version:
         if self.takes_texts or takes_pictures or self.takes_volumes:
             self.decoder = Decoder(
                 self.spec, num_processes=pace.num_decoders, max_pixels=limits.max_pixels,
-                max_voxels=limits.max_voxels, timeout_s=limits.body_s,
-                region=region,
+                max_voxels=limits.max_voxels, region=region,
+                # a volume may take as long as its request; pictures and texts never do
+                timeout_s=limits.timeout_s if self.takes_volumes else limits.body_s,
             )  # fmt: skip
 
     @property

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from deepseek.datasets.spec import FieldSpec
 from deepseek.datasets.volume import Volume, make_affine
 from deepseek.deploy.service import decoding
 from deepseek.deploy.service.refusal import Refusal
+from deepseek.deploy.service.served_model import ServedModel
 from deepseek.deploy.service.shelf import Pace, Version
 from deepseek.deploy.service.volumes import open_scan
 from deepseek.errors import DataError
@@ -434,3 +436,50 @@ def test_less_is_asked_for_only_where_the_size_is_the_reason(act, said, fix):
     finally:
         decoder.close()
     assert fix in refused.value.fix
+
+
+def test_nothing_of_a_zip_stays_where_its_request_is_given_up_while_it_is_unpacked(
+    memory, monkeypatch
+):
+    spec = DataSpec("segmentation", {}, ("none", "a"), (1, 1))
+    decoder = decoding.Decoder(spec, num_processes=1, max_pixels=9, max_voxels=9, timeout_s=20)
+    unpacking, content = [], zipped({"a.dcm": b"slice", "b.dcm": b"slice"})
+
+    async def wait(what, status, fix, act, content, max_voxels, folder, region):
+        unpacking.append(Path(folder))
+        (Path(folder) / "00000.dcm").write_bytes(b"slice")
+        await asyncio.sleep(60)
+
+    remove = os.rmdir
+
+    def remove_late(path, **options):  # the process writes on while the folder is removed
+        with suppress(OSError):
+            (unpacking[0] / "00001.dcm").write_bytes(b"slice")
+        remove(path, **options)
+
+    monkeypatch.setattr(decoder, "_run", wait)
+    monkeypatch.setattr(os, "rmdir", remove_late)
+
+    async def give_up():
+        async with asyncio.timeout(0.1):
+            await decoder.open_scan(content)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(give_up())
+    assert len(unpacking) == 1
+    assert not list(memory.iterdir())
+
+
+def test_a_volume_may_take_as_long_as_its_request(files, detector):
+    for models in (files, detector):
+        ((name, number), path), *_ = models.items()
+        version = Version(name, number, [InThread(path)], Pace(), LIMITS)
+        assert version.decoder._timeout_s == LIMITS.timeout_s
+
+
+def test_a_model_whose_outputs_are_no_numbers_is_not_served(files):
+    engine = ModelEngine.load(files["scans", "1"])
+    with torch.no_grad():
+        engine.module.head.bias[1] = torch.nan
+    with pytest.raises(DataError, match="not numbers"):
+        ServedModel(engine)

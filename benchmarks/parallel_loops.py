@@ -5,6 +5,7 @@ for matrices only), a constant learning rate and clipping to norm 1. Commands co
 (steps of the next turn), answers go to stdout as lines of JSON; everything else goes to a log.
 """
 
+import argparse
 import dataclasses
 import json
 import os
@@ -401,9 +402,13 @@ LOOPS: dict[str, dict[str, Loop]] = {
 
 
 def main() -> None:
-    """Train as `NAME SETUP LOG` says."""
-    name, fields, log = sys.argv[1:]
-    setup = Setup(**json.loads(fields))
+    """Train as `parallel.py` says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", help="of the contestant")
+    parser.add_argument("setup", type=json.loads, help="as JSON")
+    parser.add_argument("log", help="file for everything else that is said")
+    args = parser.parse_args()
+    name, setup, log = args.name, Setup(**args.setup), args.log
     answers = os.fdopen(os.dup(1), "w")
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)

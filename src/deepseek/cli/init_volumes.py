@@ -5,10 +5,12 @@ Imported by the command when it runs, never at start-up: it brings torch.
 
 import json
 import re
+from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
 
 from deepseek.medical.configuration import Means, VolumeSettings, configure
+from deepseek.medical.detector_configuration import NoduleSettings
 
 STEPS_PER_EPOCH = 50
 VAL_SHARE = 0.2
@@ -35,10 +37,14 @@ def fill_volumes(text: str, data: Path, memory: str | None) -> tuple[str, Volume
         "TRANSFORM": chosen.transform,
         "PATCHES_PER_VOLUME": str(ceil(STEPS_PER_EPOCH * chosen.batch_size / trained)),
         "MODEL_ARGS": json.dumps(chosen.model_args),
-        "BATCH_SIZE": str(chosen.batch_size),
-        "COST": f"{chosen.describe_cost()}, {chosen.reasons['cost']}",
     }
-    for name in ("spacing", "intensity", "patch", "augmentation", "model", "batch"):
-        words[f"{name.upper()}_REASON"] = chosen.reasons[name]
+    return filled_in(text, words, chosen), chosen
+
+
+def filled_in(text: str, words: Mapping[str, str], chosen: VolumeSettings | NoduleSettings) -> str:
+    """Return a template with words of its own, and with batch, cost and reasons of a choice."""
+    reasons = {f"{name.upper()}_REASON": why for name, why in chosen.reasons.items()}
+    cost = f"{chosen.describe_cost()}, {chosen.reasons['cost']}"
+    words = {**words, "BATCH_SIZE": str(chosen.batch_size), "COST": cost, **reasons}
     # in one pass: a word may be in the name of a class, COST in COSTAL_CARTILAGE
-    return re.sub("|".join(words), lambda match: words[match[0]], text), chosen
+    return re.sub("|".join(words), lambda match: words[match[0]], text)

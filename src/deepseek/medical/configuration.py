@@ -162,7 +162,12 @@ class VolumeSettings:
 
     def describe_cost(self) -> str:
         """Return memory and work of a step."""
-        return f"{self.memory_bytes / MIB:,.0f} MiB, {self.step_flops / 1e9:,.0f} GFLOP a step"
+        return cost_in_words(self.memory_bytes, self.step_flops)
+
+
+def cost_in_words(memory_bytes: float, step_flops: float) -> str:
+    """Return memory and work of a step."""
+    return f"{memory_bytes / MIB:,.0f} MiB, {step_flops / 1e9:,.0f} GFLOP a step"
 
 
 def configure(

@@ -19,6 +19,7 @@ from deepseek.medical.configuration import (
     MAX_FEATURES,
     MIB,
     Means,
+    cost_in_words,
     excess,
     training_bytes,
 )
@@ -81,7 +82,7 @@ class NoduleSettings:
 
     def describe_cost(self) -> str:
         """Return memory and work of a step."""
-        return f"{self.memory_bytes / MIB:,.0f} MiB, {self.step_flops / 1e9:,.0f} GFLOP a step"
+        return cost_in_words(self.memory_bytes, self.step_flops)
 
 
 def configure_detector(data: str | os.PathLike, *, means: Means | None = None) -> NoduleSettings:

@@ -188,6 +188,16 @@ def memory(tmp_path, monkeypatch):
     return tmp_path
 
 
+def in_lungs(model):
+    """What builds a version that looks at lungs alone, with room and time for a chest."""
+
+    def build(name, version, path):
+        roomy = replace(LIMITS, max_voxels=10**6, body_s=60.0, timeout_s=60.0)
+        return Version(name, version, [model(path)], Pace(), roomy, region="lungs")
+
+    return build
+
+
 def test_a_detector_answers_the_findings_of_a_series(ask, detector, chest, memory):
     content, volume = chest
     engine, region = ModelEngine.load(detector["finder", "1"]), find_region("lungs")
@@ -197,10 +207,6 @@ def test_a_detector_answers_the_findings_of_a_series(ask, detector, chest, memor
         def __init__(self, path):
             super().__init__(path, overlap=0.5, flips=(2,))
 
-    def build(name, version, path):
-        roomy = replace(LIMITS, max_voxels=10**6, body_s=60.0, timeout_s=60.0)
-        return Version(name, version, [Flipped(path)], Pace(), roomy, region="lungs")
-
     async def talk(client):
         return [
             await client.post("/predict", content=content, headers=ZIP),
@@ -208,7 +214,7 @@ def test_a_detector_answers_the_findings_of_a_series(ask, detector, chest, memor
             await client.get("/v2/models/finder"),
         ]
 
-    found, mask, described = ask(talk, files=detector, build=build)
+    found, mask, described = ask(talk, files=detector, build=in_lungs(Flipped))
     assert len(expected.scores) > 0
     assert found.status_code == 200, found.text
     rows = found.json()["findings"]
@@ -226,10 +232,6 @@ def test_scores_that_a_detector_tells_are_answered_by_their_name(ask, chest, mem
     engine = ModelEngine.load(path)
     expected = VolumeDetector(engine, WindowOptions(region=find_region("lungs")))(volume)
 
-    def build(name, version, path):
-        roomy = replace(LIMITS, max_voxels=10**6, body_s=60.0, timeout_s=60.0)
-        return Version(name, version, [InThread(path)], Pace(), roomy, region="lungs")
-
     async def talk(client):
         return [
             await client.post("/predict", content=content, headers=ZIP),
@@ -237,7 +239,7 @@ def test_scores_that_a_detector_tells_are_answered_by_their_name(ask, chest, mem
             await client.get("/openapi.json"),
         ]
 
-    found, described, interface = ask(talk, files={("teller", "1"): path}, build=build)
+    found, described, interface = ask(talk, files={("teller", "1"): path}, build=in_lungs(InThread))
     rows = found.json()["findings"]
     assert len(rows) == len(expected.scores) > 0
     for name in ("malignancy", "texture"):
